@@ -1,0 +1,158 @@
+"""The `pytorch` backend as a Python-based backend, for TorchScript models.
+
+Serves models whose config says `backend: "pytorch"` or `platform: "pytorch_libtorch"`, with the
+naming rules and the parameters of NVIDIA's backend of that name, which takes over wherever it is
+installed. It needs torch in Triton's environment: `deploy/triton/setup.sh --with-torch`.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from batching import Arrays, Failed, Refused, Signature, boolean, execute, parameters
+
+try:
+    import torch
+except ModuleNotFoundError:
+    raise pb_utils.TritonModelException(
+        "Triton's environment has no torch: run deploy/triton/setup.sh --with-torch"
+    ) from None
+
+
+class TritonPythonModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        config = json.loads(args["model_config"])
+        self.signature = Signature.of(config)
+        self.device = device(args)
+        self.options = parameters(config)
+        # One thread: each model instance is a process here, and a machine runs dozens.
+        torch.set_num_threads(int(self.options.get("INTRA_OP_THREAD_COUNT", "1")))
+        torch.set_num_interop_threads(int(self.options.get("INTER_OP_THREAD_COUNT", "1")))
+        torch.backends.cudnn.enabled = not self.option("DISABLE_CUDNN", False)
+        path = Path(args["model_repository"], args["model_version"])
+        path /= config.get("default_model_filename") or "model.pt"
+        try:
+            self.model = torch.jit.load(path, map_location=self.device)
+            self.model.eval()
+        except Exception as error:
+            raise pb_utils.TritonModelException(f"torch: {error}") from None
+        try:
+            self.order = argument_order(self.model, list(self.signature.inputs))
+            self.positions = numbered(list(self.signature.outputs))
+        except ValueError as error:
+            raise pb_utils.TritonModelException(
+                f"unable to load model {args['model_name']!r}: {error}"
+            ) from None
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return execute(requests, self.signature, self.run)
+
+    def run(self, arrays: Arrays, names: list[str]) -> Arrays:
+        values = {name: self.to_torch(name, array) for name, array in arrays.items()}
+        try:
+            with (
+                torch.inference_mode(self.option("INFERENCE_MODE", True)),
+                torch.no_grad(),
+                torch.jit.optimized_execution(
+                    not self.option("DISABLE_OPTIMIZED_EXECUTION", False)
+                ),
+            ):
+                if self.order is None:
+                    produced = self.model(values)
+                else:
+                    produced = self.model(*(values[name] for name in self.order if name in values))
+        except RuntimeError as error:
+            raise Failed(f"torch: {last_lines(error)}") from None
+        if not isinstance(produced, (tuple, list)) or is_strings(produced):
+            produced = [produced]
+        return {name: self.to_numpy(name, produced) for name in names}
+
+    def to_torch(self, name: str, array: np.ndarray) -> Any:
+        if array.dtype != np.object_:
+            # Triton lends the array for the call only, and read-only; a model may write.
+            return torch.from_numpy(array.copy()).to(self.device)
+        if array.ndim != 1:
+            raise Refused(f"input {name!r}: TorchScript takes strings with one axis only")
+        try:
+            return [item.decode() for item in array]
+        except UnicodeDecodeError as error:
+            raise Refused(f"input {name!r} has an element that isn't UTF-8: {error}") from None
+
+    def to_numpy(self, name: str, produced: Any) -> np.ndarray:
+        position = self.positions[name]
+        if position >= len(produced):
+            raise Refused(f"output {name!r} is number {position} of a model with {len(produced)}")
+        value = produced[position]
+        if is_strings(value):
+            return np.array([text.encode() for text in value], dtype=np.object_)
+        if not isinstance(value, torch.Tensor):
+            raise Refused(f"output {name!r} is a {type(value).__name__}, not a tensor")
+        array = value.detach().cpu().numpy()
+        expected = pb_utils.triton_string_to_numpy(self.signature.outputs[name]["data_type"])
+        if array.dtype != expected:
+            raise Refused(
+                f"configuration expects {self.signature.outputs[name]['data_type']} "
+                f"for output {name!r}, the model has {value.dtype}"
+            )
+        return array
+
+    def option(self, name: str, default: bool) -> bool:
+        return boolean(self.options[name]) if name in self.options else default
+
+
+def device(args: dict[str, str]) -> Any:
+    if args["model_instance_kind"] != "GPU":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise pb_utils.TritonModelException(
+            "the model asks for a GPU instance, and this torch has no CUDA"
+        )
+    return torch.device("cuda", int(args["model_instance_device_id"]))
+
+
+def argument_order(model: Any, names: list[str]) -> list[str] | None:
+    """The inputs in the order of forward's arguments; None when it takes one dictionary.
+
+    Names are forward's own, else `<name>__<position>`, else they count as given in order.
+    """
+    arguments = [a for a in model.forward.schema.arguments if a.type.kind() != "ClassType"]
+    if len(arguments) == 1 and arguments[0].type.kind() == "DictType":
+        return None
+    for argument in arguments:
+        if argument.type.kind() not in {"TensorType", "ListType", "OptionalType"}:
+            raise ValueError(f"forward takes {argument.name!r}, a {argument.type}: not a tensor")
+    required = sum(not argument.has_default_value() for argument in arguments)
+    if not required <= len(names) <= len(arguments):
+        raise ValueError(
+            f"configuration expects {len(names)} inputs, the model has {len(arguments)}"
+        )
+    forward = [argument.name for argument in arguments]
+    if set(names) <= set(forward):
+        positions = {name: forward.index(name) for name in names}
+    else:
+        positions = numbered(names)
+    ordered = sorted(names, key=positions.__getitem__)
+    if [positions[name] for name in ordered] != list(range(len(names))):
+        raise ValueError(f"inputs leave out an argument of forward: {', '.join(forward)}")
+    return ordered
+
+
+def numbered(names: list[str]) -> dict[str, int]:
+    """Positions from names like `OUTPUT__0`, or in order when one isn't like that."""
+    matches = [re.fullmatch(r".*?__(\d+)", name) for name in names]
+    if all(matches):
+        return {name: int(match[1]) for name, match in zip(names, matches, strict=True) if match}
+    return {name: position for position, name in enumerate(names)}
+
+
+def is_strings(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
+
+
+def last_lines(error: RuntimeError) -> str:
+    """The message proper of a TorchScript error, without the source it quotes before."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return "\n".join(lines[-3:])

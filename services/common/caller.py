@@ -1,0 +1,82 @@
+"""Who calls: the one place that says so.
+
+Until there are credentials a caller on loopback is trusted with every role, identity headers are
+believed only from proxies that the settings name, and everybody else is anonymous. A service that
+is bound beyond loopback refuses administrative calls from anonymous callers.
+"""
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote
+
+from services.common.errors import AdminRequired
+
+ADMIN: Final = "admin"
+USER: Final = "user"
+
+SUBJECT_HEADER: Final = "x-shoal-subject"
+TENANT_HEADER: Final = "x-shoal-tenant"
+ROLES_HEADER: Final = "x-shoal-roles"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """`roles` of `ADMIN` (may change what exists and where it lives) and `USER` (may infer)."""
+
+    subject: str
+    tenant: str
+    roles: frozenset[str]
+
+    def require_admin(self, method: str) -> None:
+        """Raises AdminRequired unless the caller has the role."""
+        if ADMIN not in self.roles:
+            raise AdminRequired(method=method, subject=self.subject)
+
+
+LOCAL: Final = Caller("local", "default", frozenset({ADMIN, USER}))
+
+
+class CallerPolicy:
+    """Turns a gRPC peer and its metadata into a Caller.
+
+    `trusted_proxies`: addresses or networks (`10.1.2.3`, `10.0.0.0/8`) whose identity headers are
+    believed. A trusted proxy that sends no subject is an anonymous caller, also on loopback:
+    otherwise everybody behind it would be `local`.
+    """
+
+    def __init__(self, trusted_proxies: Iterable[str] = ()) -> None:
+        self._proxies = tuple(ipaddress.ip_network(proxy) for proxy in trusted_proxies)
+
+    def caller(self, peer: str, metadata: Sequence[tuple[str, str | bytes]]) -> Caller:
+        """`peer` as gRPC spells it: `ipv4:127.0.0.1:4711`, `ipv6:%5B::1%5D:4711`, `unix:…`."""
+        address = peer_address(peer)
+        if address is not None and any(address in network for network in self._proxies):
+            return _from_headers(peer, metadata)
+        if peer.startswith("unix:") or (address is not None and address.is_loopback):
+            return LOCAL
+        return Caller(f"anonymous at {peer}", "default", frozenset({USER}))
+
+
+def peer_address(peer: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The IP address in a gRPC peer string, or None where there is none (a Unix socket)."""
+    kind, _, rest = unquote(peer).partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return None
+    host = rest.rpartition(":")[0].strip("[]").partition("%")[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    mapped = getattr(address, "ipv4_mapped", None)
+    return mapped or address
+
+
+def _from_headers(peer: str, metadata: Sequence[tuple[str, str | bytes]]) -> Caller:
+    headers = {key: value for key, value in metadata if isinstance(value, str)}
+    subject = headers.get(SUBJECT_HEADER)
+    if not subject:
+        return Caller(f"anonymous behind {peer}", "default", frozenset({USER}))
+    roles = frozenset(headers.get(ROLES_HEADER, USER).replace(" ", "").split(","))
+    return Caller(subject, headers.get(TENANT_HEADER, "default"), roles)

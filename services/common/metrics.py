@@ -1,0 +1,68 @@
+"""Prometheus metrics, and the port that they are read from."""
+
+import threading
+from socket import socket
+from socketserver import ThreadingMixIn
+from typing import Final
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from prometheus_client import Histogram, make_wsgi_app
+
+from services.common.ports import listen
+
+# Seconds. From an answer out of memory up to a load that a caller waits for.
+_RPC_BUCKETS: Final = (
+    *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),
+)
+
+RPC_SECONDS: Final = Histogram(
+    "shoal_rpc_seconds",
+    "Time a Shoal service took for a call, by full method name and gRPC status code.",
+    ["method", "code"],
+    buckets=_RPC_BUCKETS,
+)
+
+
+class MetricsServer:
+    """`port`: the one that was bound, which matters for port 0."""
+
+    def __init__(self, listener: socket) -> None:
+        self._server = _Server(listener)
+        self.port: int = self._server.server_port
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="metrics", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving and free the port."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+def serve(host: str, port: int) -> MetricsServer:
+    """Answer `GET /metrics` from a thread of its own. Raises ports.PortTaken."""
+    return MetricsServer(listen(host, port))
+
+
+class _Request(WSGIRequestHandler):
+    timeout = 10  # seconds a silent client may hold its thread
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """A line for every scrape would bury the rest."""
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+    def __init__(self, listener: socket) -> None:
+        host, port = listener.getsockname()[:2]
+        super().__init__((host, port), _Request, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        # Set by server_bind otherwise, which would look the host's name up first.
+        self.server_name, self.server_port = host, port
+        self.setup_environ()
+        self.set_app(make_wsgi_app())

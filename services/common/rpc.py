@@ -1,0 +1,212 @@
+"""A gRPC server as every Shoal service runs it.
+
+Reflection, grpc.health.v1, one interceptor that knows the caller, keeps administrative calls from
+strangers, traces, counts, and turns a ShoalError into its status.
+"""
+
+import inspect
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
+from typing import Any, Final, cast
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from opentelemetry import trace
+
+from services.common import metrics, telemetry
+from services.common.caller import LOCAL, Caller, CallerPolicy
+from services.common.errors import ShoalError
+from services.common.ports import PortTaken as PortTaken
+from services.common.status import abort, grpc_code
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+current_caller: ContextVar[Caller] = ContextVar("current_caller", default=LOCAL)
+
+MAX_CONTROL_MESSAGE: Final = 64 * 1024 * 1024  # bytes; a snapshot of 100,000 models fits
+
+# Control-plane streams idle for long; without pings a dead peer is noticed only by TCP.
+KEEPALIVE: Final = (
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+_log = structlog.get_logger(__name__)
+_tracer = trace.get_tracer("shoal.rpc")
+
+
+class RpcServer:
+    """`open_methods`: full method names (`/package.Service/Method`) that need no admin role."""
+
+    def __init__(
+        self,
+        callers: CallerPolicy,
+        *,
+        open_methods: frozenset[str],
+        options: Sequence[tuple[str, Any]] = (),
+    ) -> None:
+        self.grpc = grpc.aio.server(
+            interceptors=(_Edge(callers, open_methods),),
+            options=(
+                # Two servers that share a port answer for each other without noticing.
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", MAX_CONTROL_MESSAGE),
+                ("grpc.max_send_message_length", MAX_CONTROL_MESSAGE),
+                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+                *KEEPALIVE,
+                *options,
+            ),
+        )
+        self._health = health.aio.HealthServicer()
+        self._names: list[str] = []
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
+
+    def announce(self, *service_names: str) -> None:
+        """Name the services that reflection and health tell of; their handlers are added apart."""
+        self._names.extend(service_names)
+
+    async def start(self, host: str, port: int) -> int:
+        """Bind and serve. Returns the port, which matters for port 0. Raises PortTaken."""
+        reflection.enable_server_reflection(
+            [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME], self.grpc
+        )
+        await self.set_ready(False)
+        try:
+            bound = self.grpc.add_insecure_port(f"{host}:{port}")
+        except RuntimeError as error:
+            raise PortTaken(
+                f"{host}:{port} is taken by another program: stop it, or choose another port"
+            ) from error
+        await self.grpc.start()
+        return int(bound)
+
+    async def set_ready(self, ready: bool) -> None:
+        serving = health_pb2.HealthCheckResponse
+        state = serving.SERVING if ready else serving.NOT_SERVING
+        for name in ("", *self._names):
+            await self._health.set(name, state)
+
+    async def stop(self, grace: float) -> None:
+        """Refuse new calls at once; let running ones go on for `grace` seconds."""
+        await self._health.enter_graceful_shutdown()
+        await self.grpc.stop(grace)
+
+
+class _Edge(grpc.aio.ServerInterceptor):
+    """Wraps the handlers of `shoal.*` services; the others pass as they are."""
+
+    def __init__(self, callers: CallerPolicy, open_methods: frozenset[str]) -> None:
+        self._callers = callers
+        self._open = open_methods
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
+        ],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        handler: Any = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith("/shoal."):
+            return cast("grpc.RpcMethodHandler[Any, Any] | None", handler)
+        if handler.response_streaming:
+            return self._streaming(handler, method)
+        return self._unary(handler, method)
+
+    def _unary(self, handler: Any, method: str) -> grpc.RpcMethodHandler[Any, Any]:
+        behaviour = handler.stream_unary if handler.request_streaming else handler.unary_unary
+
+        async def answer(request: Any, context: Context) -> Any:
+            async with _Call(self, method, context):
+                return await behaviour(request, context)
+
+        make = (
+            grpc.stream_unary_rpc_method_handler
+            if handler.request_streaming
+            else grpc.unary_unary_rpc_method_handler
+        )
+        return make(answer, handler.request_deserializer, handler.response_serializer)
+
+    def _streaming(self, handler: Any, method: str) -> grpc.RpcMethodHandler[Any, Any]:
+        behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
+
+        async def answer(request: Any, context: Context) -> None:
+            async with _Call(self, method, context):
+                responses = behaviour(request, context)
+                if inspect.isawaitable(responses):  # it writes to the context itself
+                    await responses
+                    return
+                async for response in responses:
+                    await context.write(response)
+
+        make = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.request_streaming
+            else grpc.unary_stream_rpc_method_handler
+        )
+        return make(answer, handler.request_deserializer, handler.response_serializer)
+
+    def admit(self, method: str, context: Context) -> Caller:
+        caller = self._callers.caller(context.peer(), tuple(context.invocation_metadata() or ()))
+        if method not in self._open:
+            caller.require_admin(method)
+        return caller
+
+
+class _Call:
+    """One call's caller, span, count and error mapping, around its handler."""
+
+    def __init__(self, edge: _Edge, method: str, context: Context) -> None:
+        self._edge = edge
+        self._method = method
+        self._context = context
+        self._began = time.monotonic()
+
+    async def __aenter__(self) -> None:
+        parent = telemetry.parent_context(self._context.invocation_metadata() or ())
+        # Watches live for hours: a span of theirs would say nothing and never end.
+        traced = "/Watch" not in self._method and telemetry.sampled(parent)
+        self._span = (
+            _tracer.start_span(self._method.lstrip("/"), context=parent, kind=trace.SpanKind.SERVER)
+            if traced
+            else trace.INVALID_SPAN
+        )
+        self._scope = trace.use_span(
+            self._span, record_exception=False, set_status_on_exception=False
+        )
+        self._scope.__enter__()
+        try:
+            current_caller.set(self._edge.admit(self._method, self._context))
+        except ShoalError as error:
+            await self._finish(error)
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace_: object) -> None:
+        await self._finish(error)
+
+    async def _finish(self, error: BaseException | None) -> None:
+        code = "OK"
+        try:
+            if isinstance(error, ShoalError):
+                code = grpc_code(error).name
+                self._span.set_attribute("shoal.error.reason", error.reason)
+                self._span.set_status(trace.StatusCode.ERROR, error.message)
+                await abort(self._context, error)
+            elif isinstance(error, Exception) and not isinstance(error, grpc.aio.AbortError):
+                code = "INTERNAL"
+                _log.exception("call failed", method=self._method, exc_info=error)
+                self._span.set_status(trace.StatusCode.ERROR, repr(error))
+                await self._context.abort(
+                    grpc.StatusCode.INTERNAL,
+                    f"{self._method} failed inside the service: its log has the details",
+                )
+            elif error is not None:
+                code = "CANCELLED"
+        finally:
+            metrics.RPC_SECONDS.labels(self._method, code).observe(time.monotonic() - self._began)
+            self._scope.__exit__(None, None, None)
+            self._span.end()

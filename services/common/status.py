@@ -1,0 +1,81 @@
+"""ShoalError → google.rpc.Status, as a gRPC server sends it and as a client reads it."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final, NoReturn
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from services.common.errors import ShoalError
+
+DOMAIN: Final = "shoal"
+DETAILS_KEY: Final = "grpc-status-details-bin"
+
+_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def grpc_code(error: ShoalError) -> grpc.StatusCode:
+    return _CODES[error.code.value]
+
+
+def details(error: ShoalError) -> bytes:
+    """The serialized google.rpc.Status: one ErrorInfo, and RetryInfo where a retry may help."""
+    status = status_pb2.Status(code=error.code.value, message=error.message)
+    info = error_details_pb2.ErrorInfo(domain=DOMAIN, reason=error.reason, metadata=error.metadata)
+    _pack(status, info)
+    if error.retry_after is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(round(error.retry_after * 1e9))
+        _pack(status, error_details_pb2.RetryInfo(retry_delay=delay))
+    return bytes(status.SerializeToString())
+
+
+async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: ShoalError) -> NoReturn:
+    """End the call with the error's status. Never returns: raises grpc's AbortError."""
+    await context.abort(
+        grpc_code(error), error.message, trailing_metadata=((DETAILS_KEY, details(error)),)
+    )
+    raise AssertionError("abort returned")
+
+
+def error_info(
+    trailing: Sequence[tuple[str, str | bytes]] | None,
+) -> error_details_pb2.ErrorInfo | None:
+    """The ErrorInfo that came with a failed call's trailing metadata, if one did."""
+    for key, value in trailing or ():
+        if key != DETAILS_KEY:
+            continue
+        raw = value if isinstance(value, bytes) else value.encode()
+        for detail in status_pb2.Status.FromString(raw).details:
+            info = error_details_pb2.ErrorInfo()
+            if detail.Unpack(info):
+                return info
+    return None
+
+
+def service_config(*, attempts: int = 4) -> str:
+    """A channel's service config that repeats calls the server never saw (UNAVAILABLE)."""
+    return json.dumps(
+        {
+            "methodConfig": [
+                {
+                    "name": [{}],
+                    "retryPolicy": {
+                        "maxAttempts": attempts,
+                        "initialBackoff": "0.1s",
+                        "maxBackoff": "1s",
+                        "backoffMultiplier": 2,
+                        "retryableStatusCodes": ["UNAVAILABLE"],
+                    },
+                }
+            ]
+        }
+    )
+
+
+def _pack(status: status_pb2.Status, message: Any) -> None:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    status.details.append(packed)

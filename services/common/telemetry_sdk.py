@@ -1,0 +1,194 @@
+"""The OpenTelemetry SDK, set up from the OTEL_* variables; imported only where tracing is on."""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.sdk.trace.sampling import (
+    ALWAYS_OFF,
+    ALWAYS_ON,
+    Decision,
+    ParentBased,
+    Sampler,
+    SamplingResult,
+    TraceIdRatioBased,
+)
+from opentelemetry.trace import Link, SpanKind, TraceState
+from opentelemetry.util.types import Attributes
+
+from services.common import variables
+from services.common.telemetry import ENDPOINTS, REFUSED, drawn
+from services.common.variables import BadVariable
+
+FLUSH_S: Final = 3.0  # what a stopping service may wait for a receiver that doesn't answer
+
+_SAMPLERS: Final[dict[str, Callable[[float], Sampler]]] = {
+    "always_on": lambda _: ALWAYS_ON,
+    "always_off": lambda _: ALWAYS_OFF,
+    "traceidratio": TraceIdRatioBased,
+    "parentbased_always_on": lambda _: ParentBased(ALWAYS_ON),
+    "parentbased_always_off": lambda _: ParentBased(ALWAYS_OFF),
+    "parentbased_traceidratio": lambda ratio: ParentBased(TraceIdRatioBased(ratio)),
+}
+
+
+class Pipeline:
+    """Sampler, batches and exporters, in effect from its making on. Raises BadVariable."""
+
+    def __init__(self, service: str) -> None:
+        self._sampler = _sampler()
+        self._exporters = _exporters()
+        self._provider = TracerProvider(
+            sampler=_AsAnswered(self._sampler),
+            resource=_resource(service),
+            id_generator=_AsDrawn(),
+            shutdown_on_exit=False,
+        )
+        for exporter in self._exporters:
+            self._provider.add_span_processor(_batches(exporter))
+        trace.set_tracer_provider(self._provider)
+        self.closed = False
+
+    def keeps(self, parent: Context | None, trace_id: int) -> bool:
+        """The sampler's decision for a span of that trace, below `parent` where there is one."""
+        decision = self._sampler.should_sample(parent, trace_id, "").decision
+        return decision is Decision.RECORD_AND_SAMPLE
+
+    def close(self) -> bool:
+        """Flush for FLUSH_S seconds at most. False if spans may be left."""
+        if self.closed:
+            return True
+        self.closed = True
+        # Each repetition would be told of, and the caller says it once.
+        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+        logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
+        # The SDK itself would wait for half a minute.
+        flush = threading.Thread(target=self._provider.shutdown, daemon=True)
+        flush.start()
+        flush.join(FLUSH_S)
+        if not flush.is_alive():
+            return True
+        for exporter in self._exporters:
+            with contextlib.suppress(Exception):
+                exporter.shutdown()
+        return False
+
+
+class _AsAnswered(Sampler):
+    """The configured sampler, but for a root span whose request was refused already."""
+
+    def __init__(self, configured: Sampler) -> None:
+        self._configured = configured
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        if drawn.get() == REFUSED:
+            parent = trace.get_current_span(parent_context).get_span_context()
+            if not parent.is_valid:
+                return SamplingResult(Decision.DROP)
+        return self._configured.should_sample(
+            parent_context, trace_id, name, kind, attributes, links, trace_state
+        )
+
+    def get_description(self) -> str:
+        return self._configured.get_description()
+
+
+class _AsDrawn(RandomIdGenerator):
+    """Gives a root span the trace id that `sampled` drew for it, once."""
+
+    def generate_trace_id(self) -> int:
+        trace_id = drawn.get()
+        if not trace_id:
+            return super().generate_trace_id()
+        drawn.set(None)
+        return trace_id
+
+
+def _sampler() -> Sampler:
+    name = variables.choice("OTEL_TRACES_SAMPLER", tuple(_SAMPLERS), "parentbased_always_on")
+    ratio = 1.0
+    if name.endswith("ratio"):
+        ratio = variables.ratio("OTEL_TRACES_SAMPLER_ARG", 1.0)
+    return _SAMPLERS[name](ratio)
+
+
+def _exporters() -> list[SpanExporter]:
+    names = (variables.text("OTEL_TRACES_EXPORTER") or "otlp").lower().split(",")
+    try:
+        return [_exporter(name.strip()) for name in names]
+    except BadVariable:
+        raise
+    except Exception as error:  # of many kinds: a bad timeout, an unknown compression, no such file
+        raise BadVariable(f"one of OTEL_EXPORTER_OTLP_* cannot be used: {error}") from error
+
+
+def _exporter(name: str) -> SpanExporter:
+    if name == "console":
+        return ConsoleSpanExporter()
+    if name != "otlp":
+        raise BadVariable(
+            f"OTEL_TRACES_EXPORTER={name!r} is unknown: use otlp, console, or none by itself"
+        )
+    _check_endpoints()
+    protocols = ("grpc", "http/protobuf")
+    common = variables.choice("OTEL_EXPORTER_OTLP_PROTOCOL", protocols, "grpc")
+    protocol = variables.choice("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", protocols, common)
+    if protocol == "grpc":
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (
+            OTLPSpanExporter as GrpcExporter,
+        )
+
+        return GrpcExporter()
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import (
+        OTLPSpanExporter as HttpExporter,
+    )
+
+    return HttpExporter()
+
+
+def _check_endpoints() -> None:
+    for name in ENDPOINTS:
+        url = variables.text(name)
+        # Without the scheme the SDK takes TLS for granted, and only says that nothing arrives.
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise BadVariable(f"{name}={url!r} is no URL: start it with http:// or https://")
+
+
+def _resource(service: str) -> Resource:
+    named = SERVICE_NAME in OTELResourceDetector().detect().attributes
+    return Resource.create({} if named else {SERVICE_NAME: f"shoal-{service}"})
+
+
+def _batches(exporter: SpanExporter) -> BatchSpanProcessor:
+    # Read here, because the SDK takes its own default for a number it can't read.
+    queue = variables.count("OTEL_BSP_MAX_QUEUE_SIZE", 2048)
+    batch = variables.count("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", min(512, queue))
+    if batch > queue:
+        raise BadVariable(
+            f"OTEL_BSP_MAX_EXPORT_BATCH_SIZE={batch} is more than "
+            f"OTEL_BSP_MAX_QUEUE_SIZE={queue}, and a batch is taken from the queue"
+        )
+    return BatchSpanProcessor(
+        exporter,
+        max_queue_size=queue,
+        max_export_batch_size=batch,
+        schedule_delay_millis=variables.count("OTEL_BSP_SCHEDULE_DELAY", 5000),
+        export_timeout_millis=variables.count("OTEL_BSP_EXPORT_TIMEOUT", 30000),
+    )

@@ -1,0 +1,100 @@
+"""The Registry's catalogue as the Controller holds it, and what residency needs of it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from services.controller.core.entities import Unit, UnitSpec
+from services.controller.core.memory import Memory
+from shoal.names import parse_model_name, parse_version_name
+from shoal.registry.v1 import types_pb2 as registry
+
+ANSWERABLE = frozenset({registry.VERSION_STATE_APPROVED, registry.VERSION_STATE_PENDING})
+
+
+@dataclass
+class Learnt:
+    """A footprint from the Registry; it counts only for the config it was learned with."""
+
+    config_digest: str
+    memory: Memory
+    load_seconds: float | None
+
+
+@dataclass
+class Catalog:
+    """`entries` by model name; `learnt` by unit, also of units that are not registered now."""
+
+    entries: dict[str, registry.CatalogEntry] = field(default_factory=dict)
+    learnt: dict[Unit, Learnt] = field(default_factory=dict)
+
+    def replace(
+        self, entries: Iterable[registry.CatalogEntry], removed: Iterable[str], *, all_: bool
+    ) -> frozenset[str]:
+        """Take in a change, or with `all_` a whole catalogue. Returns the models concerned."""
+        fresh = {model_of(entry): entry for entry in entries}
+        gone = {name for name in map(parse_model_name, removed) if name is not None}
+        if all_:
+            gone |= self.entries.keys() - fresh.keys()
+        changed = {model for model, entry in fresh.items() if self.entries.get(model) != entry}
+        for model in gone:
+            self.entries.pop(model, None)
+        self.entries.update(fresh)
+        return frozenset(changed | gone)
+
+    def learn(self, footprint: registry.Footprint) -> None:
+        name = parse_version_name(footprint.version)
+        if name is not None:
+            seconds = footprint.load_duration.ToTimedelta().total_seconds()
+            self.learnt[Unit(*name)] = Learnt(
+                footprint.config_digest, dict(footprint.memory), seconds or None
+            )
+
+    def version(self, unit: Unit) -> registry.ModelVersion | None:
+        entry = self.entries.get(unit.model)
+        for version in entry.versions if entry is not None else ():
+            if unit_of(version) == unit:
+                return version
+        return None
+
+    def specs(self, models: Iterable[str]) -> tuple[UnitSpec, ...]:
+        """What the engine may load of these models."""
+        return tuple(
+            self._spec(version)
+            for model in sorted(models)
+            if model in self.entries
+            for version in self.entries[model].versions
+            if version.state in ANSWERABLE
+        )
+
+    def _spec(self, version: registry.ModelVersion) -> UnitSpec:
+        unit = unit_of(version)
+        learnt = self.learnt.get(unit)
+        if learnt is not None and learnt.config_digest != version.config_digest:
+            learnt = None
+        return UnitSpec(
+            unit=unit,
+            config_digest=version.config_digest,
+            artifact_bytes=version.artifact_bytes,
+            declared=dict(version.declared_memory),
+            learned=learnt.memory if learnt is not None else {},
+            load_seconds=learnt.load_seconds if learnt is not None else None,
+            requires=tuple(
+                Unit(*name)
+                for name in map(parse_version_name, version.requires)
+                if name is not None
+            ),
+            ensemble=version.ensemble,
+            pinned=version.pinned,
+        )
+
+
+def model_of(entry: registry.CatalogEntry) -> str:
+    model = parse_model_name(entry.model.name)
+    assert model is not None, f"the Registry sent a bad name: {entry.model.name!r}"
+    return model
+
+
+def unit_of(version: registry.ModelVersion) -> Unit:
+    name = parse_version_name(version.name)
+    assert name is not None, f"the Registry sent a bad name: {version.name!r}"
+    return Unit(*name)

@@ -1,0 +1,274 @@
+"""What happens to the engine (events) and what it wants done (instructions).
+
+Whoever carries an instruction out feeds its outcome back as a later event. Nothing here does
+anything.
+"""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from services.common.errors import ShoalError
+from services.controller.core.entities import ReplicaKey, Server, Unit, UnitSpec
+from services.controller.core.memory import Memory
+
+# --- events ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogChanged:
+    """`specs` replaces what was known of each of `models`; a unit that is not in it is gone."""
+
+    models: frozenset[str]
+    specs: tuple[UnitSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFound:
+    """A server answers; `resident` is its index: the units that are READY there."""
+
+    server: Server
+    resident: frozenset[Unit]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLost:
+    """A server does not answer (`usable`), or its answers are wrong (not `usable`)."""
+
+    server: str
+    reason: str
+    usable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class IndexSeen:
+    """A healthy server's index; the reading began at `began`, in the engine's time."""
+
+    server: str
+    resident: frozenset[Unit]
+    began: float
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentWanted:
+    """Somebody waits for a unit until `deadline` (seconds of the same clock as `now`). `router`
+    names the Router process that gets a use lease; None takes none."""
+
+    waiter: int
+    unit: Unit
+    deadline: float
+    router: str | None = None
+    trace_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WaiterGone:
+    waiter: int
+
+
+@dataclass(frozen=True, slots=True)
+class EvictionWanted:
+    """Somebody wants every replica of `units` gone."""
+
+    waiter: int
+    units: tuple[Unit, ...]
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    key: ReplicaKey
+    attempt: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailedOnServer:
+    key: ReplicaKey
+    attempt: int
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unloaded:
+    key: ReplicaKey
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Bytes by resource of each unit on a server, and of the server over its baseline."""
+
+    server: str
+    units: Mapping[Unit, Memory]
+    total: Memory
+
+
+@dataclass(frozen=True, slots=True)
+class RouterJoined:
+    """A Router subscribed; `in_use` are the replicas that it has requests in flight on."""
+
+    router: str
+    in_use: frozenset[ReplicaKey]
+
+
+@dataclass(frozen=True, slots=True)
+class RouterAcked:
+    router: str
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class RouterDrained:
+    router: str
+    key: ReplicaKey
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class RouterStarted:
+    router: str
+    use_lease: str
+
+
+@dataclass(frozen=True, slots=True)
+class RouterUsed:
+    """A Router's heartbeat: for each replica in use its age in seconds and requests in flight."""
+
+    router: str
+    usage: Mapping[ReplicaKey, tuple[float, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = (
+    CatalogChanged
+    | ServerFound
+    | ServerLost
+    | IndexSeen
+    | ResidentWanted
+    | WaiterGone
+    | EvictionWanted
+    | Loaded
+    | LoadFailedOnServer
+    | Unloaded
+    | Measured
+    | RouterJoined
+    | RouterAcked
+    | RouterDrained
+    | RouterStarted
+    | RouterUsed
+    | Tick
+)
+
+# --- instructions ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Have `versions` of the unit's model wanted on its server, of which the unit's is new."""
+
+    key: ReplicaKey
+    attempt: int
+    versions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """Have only `versions` of the unit's model wanted on its server, without the unit's own."""
+
+    key: ReplicaKey
+    attempt: int
+    versions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stretch of a waiter's wait, for its trace: seconds of the engine's clock."""
+
+    name: str
+    began: float
+    ended: float
+    attributes: Mapping[str, str | int | float]
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The unit is READY there since `revision`, and stays until `use_lease` started or ran out."""
+
+    waiter: int
+    key: ReplicaKey
+    revision: int
+    use_lease: str
+    phases: tuple[Phase, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    waiter: int
+    error: ShoalError
+    phases: tuple[Phase, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    waiter: int
+    keys: tuple[ReplicaKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """The placements of `models`, or `servers`, are different from `revision` on."""
+
+    revision: int
+    models: frozenset[str]
+    servers: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """A unit's size or load time is better known; the Registry keeps it."""
+
+    unit: Unit
+    config_digest: str
+    memory: Memory
+    load_seconds: float | None
+
+
+class Kind(enum.Enum):
+    """Kinds of journal entries; the names are those of shoal.controller.v1.EventKind."""
+
+    QUEUED = enum.auto()
+    LOADING = enum.auto()
+    READY = enum.auto()
+    LOAD_FAILED = enum.auto()
+    EVICTING = enum.auto()
+    UNLOADING = enum.auto()
+    UNLOADED = enum.auto()
+    REFUSED = enum.auto()
+    PINNED = enum.auto()
+    UNPINNED = enum.auto()
+    UNEXPECTED = enum.auto()
+    SERVER_HEALTHY = enum.auto()
+    SERVER_LOST = enum.auto()
+    SERVER_UNUSABLE = enum.auto()
+    ROUTER_JOINED = enum.auto()
+    ROUTER_LOST = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Something for the journal: what, where, and why with its numbers."""
+
+    kind: Kind
+    reason: str
+    server: str = ""
+    unit: Unit | None = None
+    for_unit: Unit | None = None
+    trace_id: str = ""
+
+
+Instruction = Load | Unload | Granted | Refused | Evicted | Publish | Learned | Record

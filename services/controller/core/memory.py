@@ -1,0 +1,49 @@
+"""Memory as a vector: resource ("ram", "gpu:0") to bytes. What is not named is zero."""
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+Memory = Mapping[str, int]
+
+NOTHING: Final[Memory] = {}
+GIB: Final = 1 << 30
+
+
+def plus(*vectors: Memory) -> Memory:
+    return total(vectors)
+
+
+def total(vectors: Iterable[Memory]) -> Memory:
+    result: dict[str, int] = {}
+    for vector in vectors:
+        for resource, amount in vector.items():
+            result[resource] = result.get(resource, 0) + amount
+    return result
+
+
+def highest(a: Memory, b: Memory) -> Memory:
+    """The larger of both, resource by resource."""
+    return {resource: max(a.get(resource, 0), b.get(resource, 0)) for resource in {*a, *b}}
+
+
+def scaled(vector: Memory, factor: float) -> Memory:
+    return {resource: round(amount * factor) for resource, amount in vector.items()}
+
+
+def excess(used: Memory, budget: Memory) -> Memory:
+    """What `used` takes beyond `budget`; a resource that the budget does not name is unlimited."""
+    over = {name: used.get(name, 0) - limit for name, limit in budget.items()}
+    return {name: amount for name, amount in over.items() if amount > 0}
+
+
+def fits(used: Memory, budget: Memory) -> bool:
+    return all(used.get(resource, 0) <= limit for resource, limit in budget.items())
+
+
+def text(vector: Memory) -> str:
+    """For people: `ram 1.50 GiB, gpu:0 300 MiB`."""
+    return ", ".join(f"{name} {_size(vector[name])}" for name in sorted(vector)) or "nothing"
+
+
+def _size(amount: int) -> str:
+    return f"{amount / GIB:.2f} GiB" if amount >= GIB else f"{amount / (1 << 20):.0f} MiB"

@@ -1,0 +1,68 @@
+"""How much memory each resident unit takes on this host, read from the processes themselves.
+
+Triton runs a process of its own for every instance of a Python (or Python-based) model:
+`triton_python_backend_stub <repository>/<model>/<version>/<file> …`, a child of tritonserver. Its
+proportional set size counts what it shares with others once in all.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Final
+
+import psutil
+
+from services.controller.core.entities import Unit
+from services.controller.core.memory import Memory
+from shoal.names import parse_version
+
+STUB: Final = "triton_python_backend_stub"
+RAM: Final = "ram"
+
+
+@dataclass(frozen=True, slots=True)
+class Footprints:
+    """Bytes by unit and resource. `others`: the server process itself."""
+
+    units: Mapping[Unit, Memory]
+    others: Memory
+
+
+def find_server(id_: str) -> psutil.Process | None:
+    """The tritonserver on this host that was started with `--id=<id_>`."""
+    for process in psutil.process_iter(["name", "cmdline"]):
+        command = process.info["cmdline"] or ()
+        if process.info["name"] == "tritonserver" and f"--id={id_}" in command:
+            return process
+    return None
+
+
+def measure(server: psutil.Process) -> Footprints | None:
+    """What each unit on `server` takes now; None when the server is gone. Costs about a
+    millisecond a process, so it belongs in a thread."""
+    units: dict[Unit, int] = {}
+    try:
+        others = _proportional(server)
+        for child in server.children():
+            try:
+                unit = stub_unit(child.cmdline())
+                if unit is not None:
+                    units[unit] = units.get(unit, 0) + _proportional(child)
+            except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
+                continue
+    except psutil.Error:
+        return None
+    return Footprints({unit: {RAM: size} for unit, size in units.items()}, {RAM: others})
+
+
+def stub_unit(command: list[str]) -> Unit | None:
+    """The unit that a stub's command line names: `[stub, …/<model>/<version>/<file>, …]`."""
+    if len(command) < 2 or PurePosixPath(command[0]).name != STUB:
+        return None
+    parts = PurePosixPath(command[1]).parts
+    version = parse_version(parts[-2]) if len(parts) >= 3 else None
+    return None if version is None else Unit(parts[-3], version)
+
+
+def _proportional(process: psutil.Process) -> int:
+    return int(process.memory_full_info().pss)

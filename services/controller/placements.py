@@ -1,0 +1,131 @@
+"""The placement table as Routers are told of it: snapshots, then what changed."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Final
+
+from services.controller.catalog import ANSWERABLE, Catalog, unit_of
+from services.controller.core.entities import Health, Unit
+from services.controller.core.fleet import Fleet
+from shoal.controller.v1 import placement_pb2 as wire
+from shoal.controller.v1 import types_pb2
+from shoal.names import parse_alias_name, parse_model_name, parse_version_name
+from shoal.registry.v1 import types_pb2 as registry
+
+SERVER_STATES: Final = {
+    Health.UNKNOWN: types_pb2.SERVER_STATE_UNKNOWN,
+    Health.HEALTHY: types_pb2.SERVER_STATE_HEALTHY,
+    Health.UNREACHABLE: types_pb2.SERVER_STATE_UNREACHABLE,
+    Health.UNUSABLE: types_pb2.SERVER_STATE_UNUSABLE,
+}
+
+
+class Subscriber:
+    """One Router's stream: what it has not been told yet. Changes that come faster than the Router
+    reads are told once, as they are then."""
+
+    def __init__(self) -> None:
+        self.snapshot = True
+        self.models: set[str] = set()
+        self.servers: set[str] = set()
+        self.changed = asyncio.Event()
+        self.changed.set()
+
+    def mark(self, models: Iterable[str], servers: Iterable[str]) -> None:
+        self.models.update(models)
+        self.servers.update(servers)
+        self.changed.set()
+
+    def restart(self) -> None:
+        """Tell everything anew."""
+        self.snapshot = True
+        self.changed.set()
+
+
+class Placements:
+    """`epoch`: of this Controller process; revisions count within it."""
+
+    def __init__(self, fleet: Fleet, catalog: Catalog, epoch: int) -> None:
+        self._fleet = fleet
+        self._catalog = catalog
+        self.epoch = epoch
+        self._subscribers: set[Subscriber] = set()
+
+    def subscribe(self) -> Subscriber:
+        subscriber = Subscriber()
+        self._subscribers.add(subscriber)
+        return subscriber
+
+    def unsubscribe(self, subscriber: Subscriber) -> None:
+        self._subscribers.discard(subscriber)
+
+    def mark(self, models: Iterable[str], servers: Iterable[str]) -> None:
+        for subscriber in self._subscribers:
+            subscriber.mark(models, servers)
+
+    def revision(self) -> wire.Revision:
+        return wire.Revision(epoch=self.epoch, number=self._fleet.revision)
+
+    def next_message(self, subscriber: Subscriber) -> wire.WatchPlacementsResponse:
+        """What the subscriber lacks, as of now; a checkpoint when it lacks nothing."""
+        message = wire.WatchPlacementsResponse(revision=self.revision())
+        if subscriber.snapshot:
+            message.snapshot.servers.extend(self._endpoint(s) for s in self._fleet.servers)
+            message.snapshot.models.extend(self._route(model) for model in self._catalog.entries)
+        elif subscriber.models or subscriber.servers:
+            delta = message.delta
+            delta.servers.extend(self._endpoint(server) for server in sorted(subscriber.servers))
+            for model in sorted(subscriber.models):
+                if model in self._catalog.entries:
+                    delta.models.append(self._route(model))
+                else:
+                    delta.removed_models.append(model)
+        else:
+            message.checkpoint.SetInParent()
+        subscriber.snapshot = False
+        subscriber.models.clear()
+        subscriber.servers.clear()
+        subscriber.changed.clear()
+        return message
+
+    def _endpoint(self, id_: str) -> wire.ServerEndpoint:
+        server = self._fleet.servers[id_]
+        return wire.ServerEndpoint(
+            server=server.id, address=server.address, state=SERVER_STATES[server.health]
+        )
+
+    def _route(self, model: str) -> wire.ModelRoute:
+        entry = self._catalog.entries[model]
+        return wire.ModelRoute(
+            model=model,
+            default_version=entry.model.default_version,
+            aliases=entry.model.aliases,
+            versions=[
+                self._version(unit_of(version), version.config_digest)
+                for version in entry.versions
+                if version.state in ANSWERABLE
+            ],
+            arms=[self._arm(arm) for arm in entry.model.traffic_policy.arms],
+            retry_policy=entry.model.retry_policy,
+        )
+
+    def _version(self, unit: Unit, digest: str) -> wire.VersionRoute:
+        return wire.VersionRoute(
+            version=unit.version,
+            config_digest=digest,
+            servers=[replica.key.server for replica in self._fleet.ready(unit)],
+            reason=self._fleet.status(unit),
+        )
+
+    def _arm(self, arm: registry.Arm) -> wire.ArmRoute:
+        version = parse_version_name(arm.target)
+        if version is not None:
+            return wire.ArmRoute(model=version.model, version=version.version, weight=arm.weight)
+        alias = parse_alias_name(arm.target)
+        if alias is not None:
+            model, name = alias
+            aliases = (
+                self._catalog.entries[model].model.aliases if model in self._catalog.entries else {}
+            )
+            return wire.ArmRoute(model=model, version=aliases.get(name, 0), weight=arm.weight)
+        return wire.ArmRoute(model=parse_model_name(arm.target) or "", weight=arm.weight)

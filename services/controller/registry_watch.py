@@ -1,0 +1,159 @@
+"""The Controller's side of the Registry: the catalogue, the lease, and what was learned."""
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import grpc
+import structlog
+from google.protobuf.duration_pb2 import Duration
+
+from services.common.rpc import KEEPALIVE, MAX_CONTROL_MESSAGE
+from services.controller.catalog import Catalog
+from services.controller.core.events import Learned
+from shoal.names import version_name
+from shoal.registry.v1 import registry_service_pb2 as wire
+from shoal.registry.v1 import types_pb2
+
+CALL_SECONDS: Final = 5.0
+RETRY_SECONDS: Final = 0.5
+PAGE: Final = 1000
+
+_log = structlog.get_logger(__name__)
+
+
+class LeaseLost(Exception):
+    """Another Controller acts now."""
+
+
+def channel(address: str) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(
+        address,
+        options=(
+            ("grpc.max_receive_message_length", MAX_CONTROL_MESSAGE),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+            *KEEPALIVE,
+        ),
+    )
+
+
+class RegistryWatch:
+    """`connected`: whether the Registry is heard from; the catalogue is kept while it is not."""
+
+    def __init__(self, stub: Any, catalog: Catalog) -> None:
+        self._stub = stub
+        self._catalog = catalog
+        self._revision = 0
+        self.connected = False
+        self.synchronized = asyncio.Event()
+
+    async def load_footprints(self) -> None:
+        """Read everything learned so far. Raises AioRpcError."""
+        token = ""
+        while True:
+            request = wire.ListFootprintsRequest(page_size=PAGE, page_token=token)
+            page = await self._stub.ListFootprints(request, timeout=CALL_SECONDS)
+            for footprint in page.footprints:
+                self._catalog.learn(footprint)
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def run(self, changed: Callable[[frozenset[str]], None]) -> None:
+        """Keep the catalogue as the Registry has it, for ever; tell which models changed."""
+        while True:
+            try:
+                request = wire.WatchCatalogRequest(start_revision=self._revision)
+                async for response in self._stub.WatchCatalog(request):
+                    self.connected = True
+                    self._apply(response, changed)
+            except grpc.aio.AioRpcError as error:
+                if self.connected:
+                    _log.warning("registry lost, the catalogue is kept", cause=error.details())
+            self.connected = False
+            await asyncio.sleep(RETRY_SECONDS)
+
+    def _apply(
+        self, response: wire.WatchCatalogResponse, changed: Callable[[frozenset[str]], None]
+    ) -> None:
+        kind = response.WhichOneof("event")
+        if kind == "snapshot":
+            changed(self._catalog.replace(response.snapshot.entries, (), all_=True))
+        elif kind == "delta":
+            delta = response.delta
+            changed(self._catalog.replace(delta.entries, delta.removed_models, all_=False))
+        self._revision = response.revision
+        self.synchronized.set()
+
+
+class Lease:
+    """The right to act, and the epoch that it came with."""
+
+    def __init__(self, stub: Any, holder: str, incarnation: str, ttl: float) -> None:
+        self._stub = stub
+        self._ttl = ttl
+        self._request = wire.HoldControllerLeaseRequest(holder=holder, incarnation=incarnation)
+        ttl_message = Duration()
+        ttl_message.FromMilliseconds(round(ttl * 1000))
+        self._request.ttl.CopyFrom(ttl_message)
+
+    async def acquire(self) -> int:
+        """The epoch, once the Registry answers and nobody else holds the lease."""
+        while True:
+            try:
+                reply = await self._stub.HoldControllerLease(self._request, timeout=CALL_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                _log.info("waiting for the controller lease", cause=error.details())
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                return int(reply.epoch)
+
+    async def keep(self) -> None:
+        """Renew for ever. Raises LeaseLost when another holder has it.
+
+        While the Registry is away nobody else can be given the lease by it, so this one goes on.
+        """
+        while True:
+            await asyncio.sleep(self._ttl / 3)
+            try:
+                await self._stub.HoldControllerLease(self._request, timeout=CALL_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.ABORTED:
+                    raise LeaseLost(error.details()) from error
+
+
+async def report(stub: Any, queue: "asyncio.Queue[Learned]") -> None:
+    """Bring what was learned to the Registry, for ever; while it is away, later."""
+    while True:
+        batch = [await queue.get()]
+        while not queue.empty():
+            batch.append(queue.get_nowait())
+        newest = {learned.unit: learned for learned in batch}
+        request = wire.ReportFootprintsRequest(footprints=map(_footprint, newest.values()))
+        await _until_done(functools.partial(stub.ReportFootprints, request, timeout=CALL_SECONDS))
+
+
+async def _until_done(call: Callable[[], Awaitable[object]]) -> None:
+    while True:
+        try:
+            await call()
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                _log.warning("footprints refused by the registry", cause=error.details())
+                return
+            await asyncio.sleep(RETRY_SECONDS)
+        else:
+            return
+
+
+def _footprint(learned: Learned) -> types_pb2.Footprint:
+    footprint = types_pb2.Footprint(
+        version=version_name(*learned.unit),
+        config_digest=learned.config_digest,
+        memory=learned.memory,
+    )
+    if learned.load_seconds is not None:
+        footprint.load_duration.FromMilliseconds(round(learned.load_seconds * 1000))
+    return footprint

@@ -1,0 +1,57 @@
+"""A JSON file that says what runs where, for programs: written anew, whole, with every change."""
+
+import json
+import os
+from collections import deque
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from services.embedded.part import Event, State
+from services.embedded.parts import Plan
+
+_EVENTS: Final = 500  # the newest are kept
+
+
+class Announcement:
+    """`path` None: nothing is written."""
+
+    def __init__(self, path: Path | None, plan: Plan) -> None:
+        self._path = path
+        self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS)
+        self._parts: dict[str, dict[str, Any]] = {
+            part.name: {"state": State.WAITING, "pid": None, "starts": 0} for part in plan.parts
+        }
+        self._fixed = {
+            "pid": os.getpid(),
+            "data": str(plan.data),
+            "memory_budget": plan.budget,
+            "max_models": plan.settings.max_models,
+            "endpoints": asdict(plan.endpoints),
+        }
+        self.state("starting")
+
+    def state(self, state: str) -> None:
+        """Of the stack: starting, ready (all parts were), stopping, stopped."""
+        self._state = state
+        self._write()
+
+    def event(self, event: Event) -> None:
+        part = self._parts[event.part]
+        part.update(state=event.state, pid=event.pid)
+        part["starts"] += event.state is State.STARTING
+        self._events.append(asdict(event))
+        self._write()
+
+    def _write(self) -> None:
+        if self._path is None:
+            return
+        content = {
+            "state": self._state,
+            **self._fixed,
+            "parts": self._parts,
+            "events": list(self._events),
+        }
+        draft = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        draft.write_text(json.dumps(content, indent=1))
+        draft.replace(self._path)

@@ -1,0 +1,64 @@
+"""The backend directory that a Triton from the wheel is given.
+
+The wheel keeps `libtriton_python.so` and its stubs, one for each version of Python, in different
+folders, while the server looks for the stub beside the library, and for our Python-based backends
+beside the `python` folder.
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+STUB = "triton_python_backend_stub"
+_WHEEL = Path("pytriton", "tritonserver")
+
+
+def assemble(site_packages: Path, source: Path, target: Path) -> Path:
+    """Fills `target` with what `--backend-directory` needs, and returns it.
+
+    `site_packages` is that of Triton's environment (`…/lib/python3.11/site-packages`); `source`
+    holds one folder with a `model.py` per Python-based backend. What is right already isn't
+    touched, and every entry appears whole, so several processes may assemble one folder.
+    """
+    wheel = site_packages / _WHEEL
+    stub = wheel / "python_backend_stubs" / _python_version(site_packages) / STUB
+    if not stub.is_file():
+        raise FileNotFoundError(f"the Triton wheel has no stub for this Python: {stub}")
+    python = target / "python"
+    _copy(wheel / "backends" / "python" / "libtriton_python.so", python)
+    _copy(wheel / "backends" / "python" / "triton_python_backend_utils.py", python)
+    _copy(stub, python)
+    for name in python_based(source):
+        _copy(source / name / "model.py", target / name)
+    return target
+
+
+def python_based(source: Path) -> tuple[str, ...]:
+    """Names of the Python-based backends in `source`, sorted."""
+    return tuple(sorted(path.parent.name for path in source.glob("*/model.py")))
+
+
+def _python_version(site_packages: Path) -> str:
+    match = re.fullmatch(r"python(3\.\d+)", site_packages.parent.name)
+    if match is None:
+        raise ValueError(f"not a virtual environment's site-packages: {site_packages}")
+    return match[1]
+
+
+def _copy(source: Path, folder: Path) -> None:
+    """Copies a file, mode and time included, unless a copy as new and as long is there.
+
+    Copies and not links: Triton changes the stub's mode when it can't run it, and Python writes
+    its cache beside a `model.py`.
+    """
+    target = folder / source.name
+    wanted = source.stat()
+    if target.is_file():
+        found = target.stat()
+        if (found.st_size, found.st_mtime_ns) == (wanted.st_size, wanted.st_mtime_ns):
+            return
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f".{source.name}.{os.getpid()}"
+    shutil.copy2(source, part)
+    part.replace(target)

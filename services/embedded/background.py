@@ -1,0 +1,177 @@
+"""A `shoal up` in a process of its own, for programs: tests, benches, the demo."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, NamedTuple
+
+_ROOT: Final = Path(__file__).resolve().parents[2]
+_LAUNCHER: Final = str(Path(__file__).with_name("launcher.py"))
+_POLL: Final = 0.02  # seconds
+_STOP_WITHIN: Final = 60.0  # seconds; longer than the sum of what `shoal up` gives its parts
+
+FREE_PORTS: Final = tuple(
+    f"--{name}-port=0"
+    for name in (
+        "router-grpc",
+        "router-http",
+        "registry",
+        "registry-metrics",
+        "controller",
+        "controller-metrics",
+        "otlp-grpc",
+        "otlp-http",
+    )
+)
+
+
+class Announced(NamedTuple):
+    """What `shoal up --announce` says; see announcement.py."""
+
+    state: str
+    endpoints: Mapping[str, Any]
+    parts: Mapping[str, Mapping[str, Any]]
+    events: list[Mapping[str, Any]]
+    data: Path
+    memory_budget: int
+
+    @property
+    def tritons(self) -> dict[str, str]:
+        """Server id to `host:port`."""
+        return dict(self.endpoints["tritons"])
+
+    def pid(self, part: str) -> int | None:
+        number = self.parts[part]["pid"]
+        return None if number is None else int(number)
+
+    def starts(self, part: str) -> int:
+        return int(self.parts[part]["starts"])
+
+    def all_ready(self) -> bool:
+        return self.state == "ready" and all(
+            part["state"] == "ready" for part in self.parts.values()
+        )
+
+
+class BackgroundStack:
+    """Starts on entry, on free ports unless `arguments` say otherwise; stops on exit.
+
+    `start_within`: seconds until it must be ready. It dies with this process. Its output is kept
+    in `output` while it runs.
+    """
+
+    def __init__(
+        self,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        start_within: float = 90.0,
+    ) -> None:
+        self._arguments = arguments
+        self._environment = {**os.environ, **(environment or {})}
+        self._start_within = start_within
+
+    def __enter__(self) -> "BackgroundStack":
+        self._folder = tempfile.TemporaryDirectory(prefix="shoal-up-")
+        self._announcement = Path(self._folder.name, "stack.json")
+        self.output = Path(self._folder.name, "output")
+        paths = [str(_ROOT), *filter(None, [self._environment.get("PYTHONPATH")])]
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-I", "-S", _LAUNCHER, str(os.getpid())),
+                    *(sys.executable, "-P", "-m", "services.embedded"),
+                    *(f"--announce={self._announcement}", *FREE_PORTS, *self._arguments),
+                ],
+                env={**self._environment, "PYTHONPATH": os.pathsep.join(paths)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        try:
+            self.wait_for(Announced.all_ready, self._start_within)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def stop(self, within: float = _STOP_WITHIN) -> int:
+        """SIGTERM; returns the exit status. After `within` seconds it is killed."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(within)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait(within)
+        finally:
+            self._folder.cleanup()
+
+    def announced(self) -> Announced:
+        """The newest state."""
+        content = json.loads(self._announcement.read_text())
+        return Announced(
+            content["state"],
+            content["endpoints"],
+            content["parts"],
+            content["events"],
+            Path(content["data"]),
+            content["memory_budget"],
+        )
+
+    def wait_for(self, holds: Callable[[Announced], bool], within: float) -> Announced:
+        """Polls until `holds`. Raises TimeoutError after `within` seconds, RuntimeError when the
+        stack has ended, both with its output."""
+        deadline = time.monotonic() + within
+        while True:
+            if self._announcement.exists() and holds(found := self.announced()):
+                return found
+            if (status := self.process.poll()) is not None:
+                raise RuntimeError(f"shoal up ended with {status}:\n{self._said()}")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"shoal up was not there in {within} s:\n{self._said()}")
+            time.sleep(_POLL)
+
+    @property
+    def router_grpc(self) -> str:
+        return self._address("router_grpc")
+
+    @property
+    def router_http(self) -> str:
+        return self._address("router_http")
+
+    @property
+    def registry(self) -> str:
+        return self._address("registry")
+
+    @property
+    def controller(self) -> str:
+        return self._address("controller")
+
+    @property
+    def collector_http(self) -> str:
+        return self._address("collector_http")
+
+    @property
+    def tritons(self) -> dict[str, str]:
+        return self.announced().tritons
+
+    def _address(self, name: str) -> str:
+        return str(self.announced().endpoints[name])
+
+    def _said(self) -> str:
+        return self.output.read_text(errors="replace")[-8000:]

@@ -1,0 +1,136 @@
+"""What a person sees of a stack: a live table while it starts on a terminal, else plain lines."""
+
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from services.embedded.part import Event, State
+from services.embedded.parts import Plan
+from services.embedded.runs import Swept
+from services.embedded.sizes import format_size
+
+
+class Terminal(Console):
+    """A console that goes on in silence when nobody reads it any more: the stack must be stopped
+    properly all the same."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
+class Display:
+    def __init__(self, console: Console, parts: Sequence[str]) -> None:
+        self._console = console
+        self._rows = dict.fromkeys(parts, (State.WAITING, ""))
+        self._dead: set[str] = set()
+        self._up = False
+        self._live: Live | None = None
+        if console.is_terminal:
+            self._live = Live(self._table(), console=console, transient=True, refresh_per_second=8)
+            self._live.start()
+
+    def line(self, text: str, style: str = "") -> None:
+        try:
+            self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        except OSError:  # the terminal is gone
+            self._console.quiet = True
+
+    def event(self, event: Event) -> None:
+        if event.state is State.DIED:
+            self._dead.add(event.part)
+        self._rows[event.part] = (event.state, event.text)
+        if self._live is not None:
+            self._live.update(self._table())
+        elif not self._up or event.state is not State.STARTING:
+            self._plain(event)
+
+    def up(self, plan: Plan, seconds: float) -> None:
+        self.close()
+        self._up = True
+        self.line("")
+        for text in summary(plan, seconds):
+            self.line(text)
+        self.line("")
+
+    def close(self) -> None:
+        """The end of the live table, if there is one."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _plain(self, event: Event) -> None:
+        moment = time.strftime("%H:%M:%S ", time.localtime(event.time)) if self._up else ""
+        again = "again " if event.state is State.READY and event.part in self._dead else ""
+        self.line(f"{moment}{event.part:<12}{again}{event.text}", _STYLES.get(event.state, ""))
+
+    def _table(self) -> Table:
+        table = Table.grid(padding=(0, 2))
+        for name, (state, text) in self._rows.items():
+            busy = state in (State.WAITING, State.STARTING, State.STOPPING)
+            mark = Spinner("dots") if busy else Text("●" if state is State.READY else "✗")
+            table.add_row(mark, name, Text(text), style=_STYLES.get(state, ""))
+        return table
+
+
+_STYLES = {
+    State.READY: "green",
+    State.DIED: "bold red",
+    State.STOPPING: "dim",
+    State.STOPPED: "dim",
+}
+
+
+def summary(plan: Plan, seconds: float) -> list[str]:
+    """What is where, and how to call it."""
+    at = plan.endpoints
+    cap = plan.settings.max_models
+    models = f"{format_size(plan.budget)} for models" + (
+        f", at most {cap} at a time" if cap else ""
+    )
+    servers = [f"  {name:<12}{address}   {models}" for name, address in at.tritons.items()]
+    collector = [f"  Traces      OTLP http://{at.collector_http} and gRPC {at.collector_grpc}"]
+    return [
+        f"Shoal is ready after {seconds:.1f} s. Ctrl-C stops everything.",
+        "",
+        f"  Router      gRPC {at.router_grpc}   HTTP http://{at.router_http} (health, metrics)",
+        f"  Registry    {at.registry}",
+        f"  Controller  {at.controller}",
+        *servers,
+        *(collector if at.collector_http else []),
+        f"  Logs        {plan.data / 'logs'}",
+        "",
+        *_how_to_call(plan),
+    ]
+
+
+def _how_to_call(plan: Plan) -> list[str]:
+    at = plan.endpoints
+    client = f"tritonclient.grpc.InferenceServerClient({at.router_grpc!r})"
+    moved = {
+        "SHOAL_ROUTER_GRPC_PORT": (at.router_grpc, 8001),
+        "SHOAL_ROUTER_HTTP_PORT": (at.router_http, 8000),
+        "SHOAL_REGISTRY_PORT": (at.registry, 9101),
+        "SHOAL_CONTROLLER_PORT": (at.controller, 9102),
+    }
+    variables = "".join(
+        f"{name}={address.rpartition(':')[2]} "
+        for name, (address, usual) in moved.items()
+        if not address.endswith(f":{usual}")
+    )
+    return [
+        f"  {client}   in Python, as with any Triton",
+        f"  {variables}shoal models",
+        f"  {variables}shoal status",
+    ]
+
+
+def swept(found: Swept) -> str:
+    return (
+        f"Removed what a killed `shoal up` ({found.name}) had left: {found.processes} processes, "
+        f"{found.regions} shared memory regions."
+    )

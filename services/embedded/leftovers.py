@@ -1,0 +1,126 @@
+"""What ended processes leave on the machine, and how it is known to be theirs.
+
+Every process of a stack carries the stack's run and its part in its environment, and hands both
+on to the processes that it starts. The name of every shared memory region of a Triton begins with
+the run. Triton's Python backend also makes empty folders, with names of its own choosing, in /tmp.
+"""
+
+import contextlib
+import ctypes
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+RUN: Final = "SHOAL_RUN"
+PART: Final = "SHOAL_PART"
+
+_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108  the system's own, only listed
+_FIXED_TMP: Final = Path("/tmp")  # noqa: S108  the Python backend honours no TMPDIR
+_BACKEND_FOLDER: Final = "python_env_??????"
+_GONE_WITHIN: Final = 5.0  # seconds after SIGKILL
+_TRITON: Final = "tritonserver"
+_PR_SET_CHILD_SUBREAPER: Final = 36
+
+
+def marks(run: str, part: str) -> dict[str, str]:
+    """The variables by which a part's processes are found again."""
+    return {RUN: run, PART: part}
+
+
+def processes(run: str, part: str | None = None) -> list[psutil.Process]:
+    """Live processes of a run, or of one of its parts."""
+    return [
+        process
+        for process, environment in _environments()
+        if environment.get(RUN) == run and part in (None, environment.get(PART))
+    ]
+
+
+def end(found: list[psutil.Process]) -> list[psutil.Process]:
+    """SIGKILL; returns those that are still there after a few seconds."""
+    for process in found:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    deadline = time.monotonic() + _GONE_WITHIN
+    while (left := [process for process in found if is_alive(process)]) and (
+        time.monotonic() < deadline
+    ):
+        _reap(left)
+        time.sleep(0.01)
+    return left
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """A zombie is not: all it had is returned, and only its parent can make it go."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def remove_shared_memory(prefix: str) -> list[str]:
+    """Removes the regions whose names begin with `prefix`; returns those names."""
+    names = [path.name for path in _SHARED_MEMORY.glob(f"{prefix}*")]
+    for name in names:
+        (_SHARED_MEMORY / name).unlink(missing_ok=True)
+    return names
+
+
+def remove_backend_folders(since: float) -> list[Path]:
+    """Removes the empty folders that Tritons, dead now, made in /tmp after `since` (epoch s).
+
+    The names do not tell whose they are. A folder is left alone while any Triton lives that was
+    there when it was made.
+    """
+    births = [process.create_time() for process, _ in _environments() if _is_triton(process)]
+    removed = []
+    for folder in _FIXED_TMP.glob(_BACKEND_FOLDER):
+        with contextlib.suppress(OSError):  # not empty, not ours, or gone meanwhile
+            status = folder.lstat()
+            made = status.st_ctime
+            if status.st_uid == os.getuid() and made >= since and min(births, default=made) >= made:
+                folder.rmdir()
+                removed.append(folder)
+    return removed
+
+
+def adopt_orphans() -> None:
+    """From now on, what dying children leave running becomes this process's, which collects it.
+
+    The first process of a container often collects nothing, and each dead model process would stay
+    in the table for ever.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def reap_session(leader: int) -> None:
+    """Collects the ended children that a dead process left to this one (see `adopt_orphans`)."""
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError, ChildProcessError):
+            if child.status() == psutil.STATUS_ZOMBIE and os.getsid(child.pid) == leader:
+                os.waitpid(child.pid, os.WNOHANG)
+
+
+def _reap(found: list[psutil.Process]) -> None:
+    for process in found:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(process.pid, os.WNOHANG)
+
+
+def _is_triton(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.name() == _TRITON and is_alive(process)
+    return False
+
+
+def _environments() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
+    """Of all processes that this user may look into, but this one."""
+    for process in psutil.process_iter():
+        if process.pid == os.getpid():
+            continue
+        with contextlib.suppress(psutil.Error, OSError):
+            yield process, process.environ()

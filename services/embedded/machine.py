@@ -1,0 +1,90 @@
+"""What this machine has: memory to share out, and whether Triton from the wheel can run on it."""
+
+import os
+import platform
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from services.embedded.errors import TritonUnavailable
+
+_HERE: Final = Path(__file__).resolve().parent
+_CHECKOUT: Final = _HERE.parents[1]
+
+GLIBC: Final = (2, 35)  # the wheel is manylinux_2_35
+_NO_LIMIT: Final = 1 << 60  # bytes; cgroup v1 writes "no limit" as a number near 2**63
+
+
+def triton_files() -> Path:
+    """The folder with Triton's backends and set-up: the checkout's, or the installed copy."""
+    packed = _HERE / "_triton"
+    return packed if packed.is_dir() else _CHECKOUT / "deploy" / "triton"
+
+
+def example_models() -> Path | None:
+    """`model_repository/`, when this is a checkout."""
+    folder = _CHECKOUT / "model_repository"
+    return folder if folder.is_dir() else None
+
+
+def triton_python(venv: Path | None) -> Path:
+    """The interpreter of Triton's environment. Raises TritonUnavailable, which says what to do."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        raise TritonUnavailable(
+            "Triton's wheel is for Linux on x86-64, and this is "
+            f"{platform.system()} on {platform.machine()}: run the stack on such a machine or in "
+            "a container (the client and the other commands work here)."
+        )
+    if (found := _glibc()) < GLIBC:
+        raise TritonUnavailable(
+            f"Triton's wheel needs glibc {_dotted(GLIBC)} or newer (manylinux_2_35: Ubuntu 22.04, "
+            f"Debian 12, RHEL 10), and this machine has {_dotted(found) or 'another C library'}: "
+            "use a newer system or container image."
+        )
+    folder = venv or Path(os.environ.get("TRITON_VENV") or _CHECKOUT / ".venv-triton").absolute()
+    python = folder / "bin" / "python"
+    if not python.exists():
+        raise TritonUnavailable(
+            f"Triton's environment is missing: there is no {python}. Run `make setup` in a "
+            f"checkout, or `TRITON_VENV={folder} bash {triton_files() / 'setup.sh'}`."
+        )
+    return python
+
+
+def default_budget(servers: int) -> int:
+    """Bytes for each of `servers`: half of what is available, shared out evenly."""
+    return max(available_memory() // 2 // servers, 1)
+
+
+def available_memory() -> int:
+    """Bytes that can be taken without swapping, within the container's limit if there is one."""
+    return min(psutil.virtual_memory().available, _left_in_cgroup())
+
+
+def _left_in_cgroup() -> int:
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        values = [_number(Path("/sys/fs/cgroup", name)) for name in (limit, used)]
+        if None not in values and values[0] < _NO_LIMIT:  # type: ignore[operator]
+            return max(values[0] - values[1], 0)  # type: ignore[operator]
+    return _NO_LIMIT
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _glibc() -> tuple[int, ...]:
+    """() where the C library is another one."""
+    name, version = platform.libc_ver()
+    return tuple(map(int, version.split("."))) if name == "glibc" else ()
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))

@@ -1,0 +1,302 @@
+"""Which processes a stack consists of: commands, environments, ports, order of stopping."""
+
+import json
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from services.embedded import leftovers, machine, readiness, tracing
+from services.embedded.backends import assemble
+from services.embedded.errors import BadSettings, TritonUnavailable
+from services.embedded.part import Part
+from services.embedded.ports import LOOPBACK, Claims
+from services.embedded.runs import Run
+from services.embedded.settings import StackSettings
+from services.embedded.tritonserver import TritonSpec, command, environment
+
+COLLECTOR: Final = "collector"
+REGISTRY: Final = "registry"
+CONTROLLER: Final = "controller"
+ROUTER: Final = "router"
+_SERVICES: Final = (COLLECTOR, REGISTRY, CONTROLLER, ROUTER)
+
+SELFCHECK_MODEL: Final = "shoal-selfcheck"
+_ROOT: Final = Path(__file__).resolve().parents[2]  # where `services` is imported from
+
+# Seconds between SIGTERM and SIGKILL; the Router first answers what it has begun.
+_STOP_WITHIN: Final = {ROUTER: 15.0, CONTROLLER: 6.0, REGISTRY: 6.0, COLLECTOR: 4.0}
+_TRITON_EXIT: Final = 5  # seconds that Triton itself gives to requests in flight
+_TRITON_STOP_WITHIN: Final = 12.0
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """`host:port` of each part; `tritons` by server id. None: there is no embedded collector."""
+
+    router_grpc: str
+    router_http: str
+    registry: str
+    registry_metrics: str
+    controller: str
+    controller_metrics: str
+    collector_grpc: str | None
+    collector_http: str | None
+    tritons: Mapping[str, str]
+    triton_metrics: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is decided before anything is started."""
+
+    settings: StackSettings
+    data: Path
+    budget: int  # bytes of each server
+    endpoints: Endpoints
+    tracing: tracing.Tracing
+    waves: tuple[tuple[Part, ...], ...]
+
+    @property
+    def parts(self) -> list[Part]:
+        return [part for wave in self.waves for part in wave]
+
+
+def plan(
+    settings: StackSettings, run: Run, data: Path, claims: Claims, base: Mapping[str, str]
+) -> Plan:
+    """`base`: the environment to start from. Raises CannotStart; claims ports and makes folders."""
+    python = machine.triton_python(settings.triton_venv)
+    endpoints = _endpoints(settings, claims, collector=tracing.wants_collector(settings, base))
+    traces = tracing.plan(settings, base, endpoints.collector_http)
+    budget = settings.memory_budget or machine.default_budget(settings.servers)
+    for folder in ("registry", "staging", "router", "logs"):
+        (data / folder).mkdir(parents=True, exist_ok=True)
+    secret = secrets.token_urlsafe(32)
+    common = _Common(run, data, base, traces)
+    tritons = _tritons(common, settings, endpoints, python, secret)
+    waves = (
+        (_router(common, endpoints),),
+        (_controller(common, settings, endpoints, budget, secret),),
+        (_registry(common, settings, endpoints),),
+        tritons,
+        (_collector(common, endpoints),) if endpoints.collector_http else (),
+    )
+    return Plan(settings, data, budget, endpoints, traces, waves)
+
+
+def _endpoints(settings: StackSettings, claims: Claims, *, collector: bool) -> Endpoints:
+    keys = [key for key in StackSettings.model_fields if key.endswith("_port")]
+    if not collector:
+        keys = [key for key in keys if not key.startswith("otlp")]
+    # The fixed ones first: a picked one might be one of them.
+    keys.sort(key=lambda key: getattr(settings, key) == 0)
+    at = {key: f"{LOOPBACK}:{claims.take(getattr(settings, key), key)}" for key in keys}
+    servers = [f"triton-{number}" for number in range(settings.servers)]
+    return Endpoints(
+        router_grpc=at["router_grpc_port"],
+        router_http=at["router_http_port"],
+        registry=at["registry_port"],
+        registry_metrics=at["registry_metrics_port"],
+        controller=at["controller_port"],
+        controller_metrics=at["controller_metrics_port"],
+        collector_grpc=at.get("otlp_grpc_port"),
+        collector_http=at.get("otlp_http_port"),
+        tritons={server: f"{LOOPBACK}:{claims.take(0)}" for server in servers},
+        triton_metrics={server: f"{LOOPBACK}:{claims.take(0)}" for server in servers},
+    )
+
+
+@dataclass(frozen=True)
+class _Common:
+    run: Run
+    data: Path
+    base: Mapping[str, str]
+    traces: tracing.Tracing
+
+    def log(self, name: str) -> Path:
+        return self.data / "logs" / f"{name}.log"
+
+    def marked(self, name: str, variables: Mapping[str, str]) -> dict[str, str]:
+        """With the part's marks, and a folder for temporary files that goes with the run."""
+        folder = self.run.folder / "tmp" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return {**variables, **leftovers.marks(self.run.name, name), "TMPDIR": str(folder)}
+
+    def service(
+        self, name: str, settings: Mapping[str, object]
+    ) -> tuple[tuple[str, ...], dict[str, str]]:
+        """Command and environment. A service sees the settings of its own alone."""
+        module = f"services.embedded.{name}" if name == COLLECTOR else f"services.{name}"
+        others = tuple(f"SHOAL_{other.upper()}_" for other in _SERVICES if other != name)
+        kept = {key: value for key, value in self.base.items() if not key.startswith(others)}
+        paths = [str(_ROOT), *filter(None, [self.base.get("PYTHONPATH")])]
+        own = {
+            key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in settings.items()
+        }
+        variables = {**kept, "PYTHONPATH": os.pathsep.join(paths), **own}
+        # -P: a folder `services` where the user stands is not ours.
+        return (sys.executable, "-P", "-m", module), self.marked(name, variables)
+
+
+def _collector(common: _Common, endpoints: Endpoints) -> Part:
+    assert endpoints.collector_grpc
+    assert endpoints.collector_http
+    port = _port(endpoints.collector_http)
+    words, variables = common.service(
+        COLLECTOR,
+        {
+            "SHOAL_OTLP_HOST": LOOPBACK,
+            "SHOAL_OTLP_GRPC_PORT": _port(endpoints.collector_grpc),
+            "SHOAL_OTLP_HTTP_PORT": port,
+            "OTEL_SDK_DISABLED": "true",  # it would send to itself
+        },
+    )
+    ready = partial(readiness.http_ok, LOOPBACK, port, "/healthz")
+    return _service_part(common, COLLECTOR, words, variables, ready)
+
+
+def _registry(common: _Common, settings: StackSettings, endpoints: Endpoints) -> Part:
+    words, variables = common.service(
+        REGISTRY,
+        {
+            **common.traces.variables,
+            "SHOAL_REGISTRY_PORT": _port(endpoints.registry),
+            "SHOAL_REGISTRY_METRICS_PORT": _port(endpoints.registry_metrics),
+            "SHOAL_REGISTRY_DATA_DIR": str(common.data / "registry"),
+            "SHOAL_REGISTRY_STAGING_DIR": str(common.data / "staging"),
+            "SHOAL_REGISTRY_REPOSITORIES": [str(folder) for folder in settings.repository],
+        },
+    )
+    ready = partial(readiness.grpc_serving, endpoints.registry)
+    return _service_part(common, REGISTRY, words, variables, ready)
+
+
+def _controller(
+    common: _Common, settings: StackSettings, endpoints: Endpoints, budget: int, secret: str
+) -> Part:
+    servers = [
+        {
+            "id": server,
+            "address": address,
+            "memory_budget": {"ram": budget},
+            "max_models": settings.max_models,
+            "host": "local",
+        }
+        for server, address in endpoints.tritons.items()
+    ]
+    words, variables = common.service(
+        CONTROLLER,
+        {
+            **common.traces.variables,
+            "SHOAL_CONTROLLER_PORT": _port(endpoints.controller),
+            "SHOAL_CONTROLLER_METRICS_PORT": _port(endpoints.controller_metrics),
+            "SHOAL_CONTROLLER_REGISTRY": endpoints.registry,
+            "SHOAL_CONTROLLER_HOLDER": "embedded",
+            "SHOAL_CONTROLLER_SERVERS": servers,
+            "SHOAL_CONTROLLER_TRITON_ADMIN_KEY": secret,
+            "SHOAL_CONTROLLER_SELFCHECK_MODEL": SELFCHECK_MODEL,
+            "SHOAL_CONTROLLER_STAGING_DIR": str(common.data / "staging"),
+        },
+    )
+    ready = partial(readiness.grpc_serving, endpoints.controller)
+    return _service_part(common, CONTROLLER, words, variables, ready)
+
+
+def _router(common: _Common, endpoints: Endpoints) -> Part:
+    words, variables = common.service(
+        ROUTER,
+        {
+            **common.traces.variables,
+            "SHOAL_ROUTER_GRPC_PORT": _port(endpoints.router_grpc),
+            "SHOAL_ROUTER_HTTP_PORT": _port(endpoints.router_http),
+            "SHOAL_ROUTER_CONTROLLER": endpoints.controller,
+            "SHOAL_ROUTER_STATE_DIR": str(common.data / "router"),
+        },
+    )
+    ready = partial(readiness.grpc_serving, endpoints.router_grpc)
+    return _service_part(common, ROUTER, words, variables, ready)
+
+
+def _service_part(
+    common: _Common,
+    name: str,
+    words: tuple[str, ...],
+    variables: Mapping[str, str],
+    ready: Callable[[], Awaitable[None]],
+) -> Part:
+    return Part(
+        name=name,
+        command=words,
+        environment=variables,
+        log=common.log(name),
+        ready=ready,
+        stop_within=_STOP_WITHIN[name],
+        leftovers=partial(_clear, common.run, name, None),
+    )
+
+
+def _tritons(
+    common: _Common, settings: StackSettings, endpoints: Endpoints, python: Path, secret: str
+) -> tuple[Part, ...]:
+    files = machine.triton_files()
+    # Copied, because Triton's models write their caches beside themselves.
+    selfcheck = common.data / "selfcheck"
+    shutil.copytree(files / "selfcheck", selfcheck, dirs_exist_ok=True)
+    try:
+        specs = [
+            TritonSpec(
+                id=server,
+                grpc_port=_port(address),
+                metrics_port=_port(endpoints.triton_metrics[server]),
+                repositories=(common.data / "staging", selfcheck),
+                backend_directory=common.data / "backends",
+                python=python,
+                shm_prefix=f"{common.run.name}-{server}-",
+                admin_secret=secret,
+                exit_timeout_s=_TRITON_EXIT,
+                trace_url=common.traces.triton_url,
+            )
+            for server, address in endpoints.tritons.items()
+        ]
+    except ValueError as error:
+        raise BadSettings(
+            f"{error}: choose a --data folder whose whole path has only letters, digits and any "
+            "of _ . / + @ % = , -"
+        ) from error
+    try:
+        assemble(specs[0].site_packages, files / "backends", specs[0].backend_directory)
+    except FileNotFoundError as error:
+        raise TritonUnavailable(f"{error}: run `make setup` again") from error
+    return tuple(_triton(common, spec, endpoints.tritons[spec.id]) for spec in specs)
+
+
+def _triton(common: _Common, spec: TritonSpec, address: str) -> Part:
+    return Part(
+        name=spec.id,
+        command=tuple(command(spec)),
+        environment=common.marked(spec.id, environment(spec, common.base)),
+        log=common.log(spec.id),
+        ready=partial(readiness.triton_live, address),
+        stop_within=_TRITON_STOP_WITHIN,
+        leftovers=partial(_clear, common.run, spec.id, spec.shm_prefix),
+    )
+
+
+def _clear(run: Run, part: str, shm_prefix: str | None, pid: int) -> None:
+    """What the ended process `pid` of a part left behind."""
+    leftovers.end(leftovers.processes(run.name, part))
+    leftovers.reap_session(pid)
+    if shm_prefix is not None:
+        leftovers.remove_shared_memory(shm_prefix)
+        leftovers.remove_backend_folders(run.started)
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2])

@@ -1,0 +1,68 @@
+"""Waiting until a process answers. Each function returns when it does, and gives up never."""
+
+import asyncio
+import contextlib
+from typing import Final
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+_POLL: Final = 0.1  # seconds between two questions
+_ANSWER: Final = 2.0  # seconds for one answer
+
+# A server that is just starting refuses connections; gRPC's own first back-off is a second.
+_EAGER: Final = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 200),
+)
+# inference.ServerLiveResponse{live: true}
+_LIVE: Final = b"\x08\x01"
+
+
+async def grpc_serving(address: str) -> None:
+    """Until grpc.health.v1 says SERVING for the whole server."""
+    async with grpc.aio.insecure_channel(address, options=_EAGER) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        while True:
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                answer = await health.Check(
+                    health_pb2.HealthCheckRequest(), timeout=_ANSWER, wait_for_ready=True
+                )
+                if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                    return
+            await asyncio.sleep(_POLL)
+
+
+async def triton_live(address: str) -> None:
+    """Until Triton's ServerLive says so."""
+    async with grpc.aio.insecure_channel(address, options=_EAGER) as channel:
+        server_live: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            "/inference.GRPCInferenceService/ServerLive"
+        )
+        while True:
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                if await server_live(b"", timeout=_ANSWER, wait_for_ready=True) == _LIVE:
+                    return
+            await asyncio.sleep(_POLL)
+
+
+async def http_ok(host: str, port: int, path: str) -> None:
+    """Until GET `path` is answered with 200."""
+    while True:
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(_ANSWER):
+                if await _status(host, port, path) == b"200":
+                    return
+        await asyncio.sleep(_POLL)
+
+
+async def _status(host: str, port: int, path: str) -> bytes:
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        writer.write(f"GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
+        line = await reader.readline()
+    finally:
+        writer.close()
+    words = line.split()
+    return words[1] if len(words) > 1 else b""

@@ -1,0 +1,120 @@
+"""One run of a stack: its name, its folder, its locks, and the removal of dead runs.
+
+A run's name begins all that it makes outside its folder. Its folder holds `owner`, which the
+supervisor keeps locked as long as it lives: whoever gets that lock knows that the run is dead.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import IO, Final, NamedTuple
+
+from services.embedded import leftovers
+from services.embedded.errors import BadSettings, DataInUse
+
+_PREFIX: Final = "shoal-"
+_OWNER: Final = "owner"
+
+
+class Run:
+    """Created with a folder of its own in the temporary folder; `close` removes it."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self.name = self.folder.name
+        self.started = time.time()
+        # Locked before it has its name, so that nobody ever sees it without its lock.
+        draft = self.folder / f".{_OWNER}"
+        self._owner = draft.open("w")
+        fcntl.flock(self._owner, fcntl.LOCK_EX)
+        json.dump({"pid": os.getpid(), "started": self.started}, self._owner)
+        self._owner.flush()
+        draft.rename(self.folder / _OWNER)
+
+    def close(self) -> None:
+        _remove(self.name, self.folder, self.started)
+        self._owner.close()
+
+
+class Swept(NamedTuple):
+    """What a dead run had left behind."""
+
+    name: str
+    processes: int
+    regions: int
+
+
+def sweep() -> list[Swept]:
+    """Removes what dead runs of this user left. Runs whose owner lives are not touched."""
+    found = []
+    for owner in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_OWNER}"):
+        with contextlib.suppress(OSError), owner.open("r+") as file:
+            if _is_ours(owner.parent) and _lock(file):
+                found.append(_remove(owner.parent.name, owner.parent, _started(file)))
+    return found
+
+
+def lock_data(folder: Path) -> IO[str]:
+    """Takes the data folder for this process until the file is closed.
+
+    Raises DataInUse, or BadSettings where the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("a+")
+    except OSError as error:
+        raise BadSettings(f"--data: {folder} cannot be used: {error.strerror}") from error
+    if not _lock(file):
+        file.seek(0)
+        pid = file.read().strip()
+        file.close()
+        raise DataInUse(
+            f"--data: {folder} is in use by another `shoal up` (process {pid or 'unknown'}): stop "
+            "that one, or choose another folder."
+        )
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def _remove(name: str, folder: Path, started: float) -> Swept:
+    processes = leftovers.processes(name)
+    leftovers.end(processes)
+    regions = leftovers.remove_shared_memory(f"{name}-")
+    leftovers.remove_backend_folders(started)
+    for entry in folder.iterdir():
+        if entry.name == _OWNER:
+            continue  # last: without it, nobody would know what the rest is
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+    (folder / _OWNER).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+    return Swept(name, len(processes), len(regions))
+
+
+def _started(file: IO[str]) -> float:
+    try:
+        return float(json.load(file)["started"])
+    except (ValueError, KeyError, TypeError):
+        return time.time()
+
+
+def _is_ours(folder: Path) -> bool:
+    return folder.stat().st_uid == os.getuid() and not folder.is_symlink()
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,142 @@
+"""What a stack is told: flags, over environment variables, over a file, over defaults."""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, NamedTuple
+
+from pydantic import (
+    AfterValidator,
+    AnyHttpUrl,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    UrlConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from services.embedded.errors import BadSettings
+from services.embedded.sizes import parse_size
+
+ENV_PREFIX: Final = "SHOAL_"
+
+Size = Annotated[int, BeforeValidator(lambda value: parse_size(str(value))), Field(gt=0)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+CollectorUrl = Annotated[AnyHttpUrl, UrlConstraints(host_required=True)]
+
+
+class StackSettings(BaseModel):
+    """Every key is a flag (`--memory-budget`), a variable (`SHOAL_MEMORY_BUDGET`) and a key of the
+    file (`memory-budget`). Port 0 picks a free one; all ports are on loopback."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    repository: tuple[Folder, ...] = ()
+    servers: int = Field(default=1, ge=1, le=64)
+    memory_budget: Size | None = None  # bytes of each server; None: by the machine's memory
+    max_models: int = Field(default=0, ge=0)  # (model, version) units of each server; 0: no cap
+    data: Folder | None = None  # None: a temporary folder, deleted when the stack stops
+    otlp: CollectorUrl | None = None  # None: the embedded collector
+    no_otlp: bool = False
+    trace_ratio: float = Field(default=0.01, ge=0, le=1)
+    router_grpc_port: Port = 8001
+    router_http_port: Port = 8000
+    registry_port: Port = 9101
+    registry_metrics_port: Port = 9111
+    controller_port: Port = 9102
+    controller_metrics_port: Port = 9112
+    otlp_grpc_port: Port = 4317
+    otlp_http_port: Port = 4318
+    triton_venv: Folder | None = None  # None: where deploy/triton/setup.sh puts it
+    announce: Folder | None = None  # a JSON file kept true to the stack's state
+
+    @model_validator(mode="after")
+    def _one_collector(self) -> "StackSettings":
+        if self.otlp is not None and self.no_otlp:
+            raise ValueError("otlp names a collector and no_otlp wants none: give one of them")
+        return self
+
+
+class Given(NamedTuple):
+    value: Any
+    where: str  # as a person would name it: "--servers", "SHOAL_SERVERS", "shoal.toml: servers"
+
+
+def load(
+    flags: Mapping[str, Any], environment: Mapping[str, str], config: Path | None
+) -> StackSettings:
+    """`flags`: keys with underscores, only those that were given. Raises BadSettings."""
+    given = {key: Given(value, flag(key)) for key, value in flags.items()}
+    merged = {**_from_file(config), **_from_environment(environment), **given}
+    try:
+        settings = StackSettings.model_validate({key: one.value for key, one in merged.items()})
+    except ValidationError as error:
+        raise BadSettings("\n".join(_complaints(error, merged))) from error
+    for folder in settings.repository:
+        if not folder.is_dir():
+            raise BadSettings(f"{merged['repository'].where}: {folder} is not a folder")
+    return settings
+
+
+def flag(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
+
+
+def variable(key: str) -> str:
+    return f"{ENV_PREFIX}{key.upper()}"
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Given]:
+    found = {
+        key: Given(environment[variable(key)], variable(key))
+        for key in StackSettings.model_fields
+        if environment.get(variable(key))
+    }
+    if folders := found.get("repository"):
+        found["repository"] = folders._replace(value=folders.value.split(os.pathsep))
+    return found
+
+
+def _from_file(path: Path | None) -> dict[str, Given]:
+    if path is None:
+        return {}
+    try:
+        content = tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise BadSettings(f"--config: {path} cannot be read: {error}") from error
+    keys = {key: key.replace("-", "_") for key in content}
+    if unknown := [key for key in keys if keys[key] not in StackSettings.model_fields]:
+        raise BadSettings("\n".join(_unknown(path, key) for key in unknown))
+    return {
+        keys[key]: Given(_beside(path, keys[key], value), f"{path}: {key}")
+        for key, value in content.items()
+    }
+
+
+def _beside(path: Path, key: str, value: Any) -> Any:
+    """Folders in a file are relative to the file, not to where the command is run."""
+    if key == "repository":
+        folders = [value] if isinstance(value, str) else value
+        return [path.parent / Path(folder).expanduser() for folder in folders]
+    if key in ("data", "triton_venv", "announce") and isinstance(value, str):
+        return path.parent / Path(value).expanduser()
+    return value
+
+
+def _unknown(path: Path, key: str) -> str:
+    known = [name.replace("_", "-") for name in StackSettings.model_fields]
+    near = difflib.get_close_matches(key.replace("_", "-"), known, n=1, cutoff=0)
+    return f"{path}: there is no key {key!r}; the nearest is {near[0]!r}"
+
+
+def _complaints(error: ValidationError, given: Mapping[str, Given]) -> Iterator[str]:
+    for one in error.errors():
+        key = str(one["loc"][0]) if one["loc"] else ""
+        text = one["msg"].removeprefix("Value error, ")
+        value = "" if repr(one["input"]) in text else f", not {one['input']!r}"
+        yield f"{given[key].where}: {text}{value}" if key in given else text

@@ -1,0 +1,127 @@
+"""The life of a stack in the foreground, from the sweep of dead runs to the last folder removed."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+
+from services.embedded import leftovers, logfiles, runs
+from services.embedded.announcement import Announcement
+from services.embedded.display import Display, Terminal, swept
+from services.embedded.errors import CannotStart
+from services.embedded.part import Event
+from services.embedded.parts import Plan, plan
+from services.embedded.ports import Claims
+from services.embedded.runs import Run
+from services.embedded.settings import StackSettings
+from services.embedded.supervisor import Supervisor
+
+EXIT_KILLED: Final = 130  # a second signal cut the stop short
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interrupts:
+    """The first signal asks for a stop, the next one for an end at once."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self.at_once = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._on_signal)
+
+    def _on_signal(self) -> None:
+        (self.at_once if self.stop.is_set() else self.stop).set()
+
+
+def run(settings: StackSettings) -> int:
+    """Serve until SIGINT, SIGTERM or SIGHUP. Returns the exit status; errors are printed."""
+    try:
+        return asyncio.run(_run(settings, Terminal()))
+    except CannotStart as error:
+        Terminal(stderr=True).print(
+            f"shoal up: {error}", markup=False, highlight=False, soft_wrap=True
+        )
+        return error.exit_status
+
+
+async def _run(settings: StackSettings, console: Console) -> int:
+    interrupts = Interrupts()
+    for found in runs.sweep():
+        console.print(swept(found), markup=False, highlight=False, soft_wrap=True)
+    with _run_folder() as run, _data_folder(settings, run) as data:
+        claims = Claims()
+        with contextlib.closing(claims):
+            planned = plan(settings, run, data, claims, os.environ)
+        await asyncio.sleep(0)  # a signal that came meanwhile
+        if not interrupts.stop.is_set():
+            await _serve(planned, interrupts, console)
+    return EXIT_KILLED if interrupts.at_once.is_set() else 0
+
+
+async def _serve(planned: Plan, interrupts: Interrupts, console: Console) -> None:
+    began = time.monotonic()
+    display = Display(console, [part.name for part in planned.parts])
+    announcement = Announcement(planned.settings.announce, planned)
+
+    def report(event: Event) -> None:
+        announcement.event(event)
+        display.event(event)
+
+    def when_up() -> None:
+        announcement.state("ready")
+        display.up(planned, time.monotonic() - began)
+
+    for part in planned.parts:
+        logfiles.begin(part.log)
+    leftovers.adopt_orphans()
+    beside = [
+        asyncio.create_task(logfiles.bound([part.log for part in planned.parts])),
+        asyncio.create_task(_tell_of_stop(interrupts, announcement, display)),
+    ]
+    try:
+        supervisor = Supervisor(planned.waves, report)
+        await supervisor.run(interrupts.stop, interrupts.at_once, when_up)
+    finally:
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
+        display.close()
+        announcement.state("stopped")
+
+
+async def _tell_of_stop(
+    interrupts: Interrupts, announcement: Announcement, display: Display
+) -> None:
+    await interrupts.stop.wait()
+    display.close()
+    announcement.state("stopping")
+    display.line("Stopping. Ctrl-C again kills at once.")
+    await interrupts.at_once.wait()
+    display.line("Killing everything.")
+
+
+@contextlib.contextmanager
+def _run_folder() -> Iterator[Run]:
+    run = Run()
+    try:
+        yield run
+    finally:
+        run.close()
+
+
+@contextlib.contextmanager
+def _data_folder(settings: StackSettings, run: Run) -> Iterator[Path]:
+    """The user's, which stays, or one that goes with the run."""
+    folder = settings.data or run.folder / "data"
+    lock = runs.lock_data(folder)
+    try:
+        yield folder
+    finally:
+        lock.close()

@@ -1,0 +1,186 @@
+"""The command line and the environment of one Triton server; nothing is started here."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+LOOPBACK = "127.0.0.1"
+
+# Everything that changes a server or shows another tenant's data. Model configurations are among
+# them because Triton would show the one Shoal supplied, with Shoal's version policy in it; a
+# client's ModelConfig is answered from the Registry, which also knows models that aren't loaded.
+RESTRICTED = (
+    "model-repository",
+    "model-config",
+    "shared-memory",
+    "statistics",
+    "trace",
+    "logging",
+)
+ADMIN_KEY = "admin-key"
+ADMIN_METADATA = f"triton-grpc-protocol-{ADMIN_KEY}"
+
+# Each stub maps a region of its own. One MiB is the least Triton takes, and a region grows by
+# itself in steps when tensors need more.
+SHM_DEFAULT_BYTES = 1 << 20
+SHM_GROWTH_BYTES = 1 << 20
+
+# Spans leave Triton this often; its own default of 5 s makes a trace look torn for as long.
+SPAN_DELAY_MS = 500
+
+# Stubs are started through `bash -c` with every path unquoted.
+_SHELL_SAFE = re.compile(r"[A-Za-z0-9_./+@%=,-]+")
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_SECRET = re.compile(r"[A-Za-z0-9_-]{16,}")
+
+
+@dataclass(frozen=True)
+class TritonSpec:
+    """What one Triton server is to be; ports are on loopback, paths absolute.
+
+    `python` is the interpreter of Triton's own environment, whose packages the models import.
+    `shm_prefix` starts the name, in /dev/shm, of every region that the server makes for its
+    models, so that what a crash leaves behind can be told from the regions of other servers.
+    `admin_secret` is asked for in gRPC metadata by the
+    `RESTRICTED` protocols; models run as the server's own user and can read it in its command
+    line, which is the only place Triton takes it from.
+    """
+
+    id: str
+    grpc_port: int
+    metrics_port: int
+    repositories: tuple[Path, ...]
+    backend_directory: Path
+    python: Path
+    shm_prefix: str
+    admin_secret: str = field(repr=False)
+    http_port: int | None = None
+    load_threads: int = 4
+    exit_timeout_s: int = 30
+    trace_url: str | None = None
+    log_verbose: int = 0
+    extra_args: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for path in (*self.repositories, self.backend_directory):
+            if not path.is_absolute() or not _SHELL_SAFE.fullmatch(str(path)):
+                raise ValueError(f"Triton can't start models below this path: {str(path)!r}")
+        for word in (self.id, self.shm_prefix):
+            if not _WORD.fullmatch(word):
+                raise ValueError(f"not a plain word: {word!r}")
+        if not _SECRET.fullmatch(self.admin_secret):
+            raise ValueError("the admin secret needs 16 or more of A-Z, a-z, 0-9, _ and -")
+
+    @property
+    def site_packages(self) -> Path:
+        """The site-packages of Triton's environment."""
+        lib = self.python.parent.parent / "lib"
+        found = sorted(lib.glob("python3.*/site-packages/pytriton"))
+        if not found:
+            raise FileNotFoundError(f"no Triton wheel below {lib}: run deploy/triton/setup.sh")
+        return found[-1].parent
+
+
+def command(spec: TritonSpec) -> list[str]:
+    """The full argument vector; its first element is the binary's path."""
+    binary = spec.site_packages / "pytriton" / "tritonserver" / "bin" / "tritonserver"
+    return [
+        str(binary),
+        f"--id={spec.id}",
+        *(f"--model-repository={path}" for path in spec.repositories),
+        "--model-control-mode=explicit",
+        f"--model-load-thread-count={spec.load_threads}",
+        "--disable-auto-complete-config",
+        "--strict-readiness=false",
+        f"--exit-timeout-secs={spec.exit_timeout_s}",
+        f"--backend-directory={spec.backend_directory}",
+        *_shared_memory(spec),
+        *_endpoints(spec),
+        *_tracing(spec),
+        f"--log-verbose={spec.log_verbose}",
+        *spec.extra_args,
+    ]
+
+
+def environment(spec: TritonSpec, base: Mapping[str, str]) -> dict[str, str]:
+    """The environment of the process, made from `base`, commonly `os.environ`.
+
+    Stubs inherit it, and models are other people's code: what configures Shoal isn't passed on,
+    nor what would make another Python of Triton's.
+    """
+    kept = {
+        name: value
+        for name, value in base.items()
+        if not name.startswith(("SHOAL_", "PYTHON")) and name != "VIRTUAL_ENV"
+    }
+    site_packages = spec.site_packages
+    # One thread per model process, unless told otherwise: a server holds dozens of them.
+    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    libraries = [str(site_packages / "nvidia_pytriton.libs"), str(_python_libraries(spec.python))]
+    return {
+        **threads,
+        **kept,
+        "LD_LIBRARY_PATH": ":".join([*libraries, *_nonempty(base.get("LD_LIBRARY_PATH"))]),
+        "PYTHONPATH": str(site_packages),
+        "PATH": ":".join([str(spec.python.parent), *_nonempty(base.get("PATH"))]),
+    }
+
+
+def _shared_memory(spec: TritonSpec) -> list[str]:
+    # Python-based backends take these too, not settings under their own names.
+    settings = (
+        f"shm-region-prefix-name={spec.shm_prefix}",
+        f"shm-default-byte-size={SHM_DEFAULT_BYTES}",
+        f"shm-growth-byte-size={SHM_GROWTH_BYTES}",
+    )
+    return [f"--backend-config=python,{setting}" for setting in settings]
+
+
+def _endpoints(spec: TritonSpec) -> list[str]:
+    restricted = f"{','.join(RESTRICTED)}:{ADMIN_KEY}={spec.admin_secret}"
+    http = ["--allow-http=false"]
+    if spec.http_port is not None:
+        http = [
+            f"--http-address={LOOPBACK}",
+            f"--http-port={spec.http_port}",
+            f"--http-restricted-api={restricted}",
+        ]
+    return [
+        f"--grpc-address={LOOPBACK}",
+        f"--grpc-port={spec.grpc_port}",
+        f"--grpc-restricted-protocol={restricted}",
+        *http,
+        f"--metrics-address={LOOPBACK}",
+        f"--metrics-port={spec.metrics_port}",
+        "--allow-gpu-metrics=false",
+    ]
+
+
+def _tracing(spec: TritonSpec) -> list[str]:
+    if spec.trace_url is None:
+        return []
+    settings = (
+        "mode=opentelemetry",
+        "level=TIMESTAMPS",
+        # No sampling of Triton's own: only a request that brings a traceparent is traced.
+        "rate=0",
+        f"opentelemetry,url={spec.trace_url}",
+        "opentelemetry,resource=service.name=triton",
+        f"opentelemetry,resource=service.instance.id={spec.id}",
+        f"opentelemetry,bsp_schedule_delay={SPAN_DELAY_MS}",
+    )
+    return [f"--trace-config={setting}" for setting in settings]
+
+
+def _python_libraries(python: Path) -> Path:
+    """The folder with libpython, by the interpreter that the environment was made from."""
+    for line in python.parent.parent.joinpath("pyvenv.cfg").read_text().splitlines():
+        name, _, value = line.partition("=")
+        if name.strip() == "home":
+            return Path(value.strip()).parent / "lib"
+    raise ValueError(f"not the interpreter of a virtual environment: {python}")
+
+
+def _nonempty(value: str | None) -> list[str]:
+    return [value] if value else []

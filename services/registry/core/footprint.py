@@ -1,0 +1,33 @@
+"""Memory learned by watching a version run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from shoal.names import ModelVersionName
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes by resource, at the highest; time of the last load in microseconds."""
+
+    version: ModelVersionName
+    config_digest: str
+    memory: Mapping[str, int] = field(default_factory=dict)
+    load_us: int = 0
+
+
+def merged(known: Footprint | None, reported: Footprint) -> Footprint:
+    """A high-water mark never falls, and counts only for the config it was seen with.
+
+    A Controller that took over a resident version has not seen its peak, so its smaller figure
+    must not replace the known one.
+    """
+    if known is None or known.config_digest != reported.config_digest:
+        return reported
+    memory = {
+        resource: max(known.memory.get(resource, 0), reported.memory.get(resource, 0))
+        for resource in sorted({*known.memory, *reported.memory})
+    }
+    return Footprint(
+        reported.version, reported.config_digest, memory, reported.load_us or known.load_us
+    )

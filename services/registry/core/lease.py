@@ -1,0 +1,43 @@
+"""Who acts as Controller.
+
+The end of a lease is kept as wall-clock time, because it must outlive this process and a monotonic
+clock does not. Clocks can be set: one set back lengthens a lease to its ttl at most, counted from
+the question; one set forward ends it early, and then two Controllers may act until the first one
+learns of the newer epoch, which Routers follow already.
+"""
+
+from dataclasses import dataclass
+
+from services.common.errors import LeaseHeld
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Times in microseconds, `expires_us` since 1970. Before the first one the epoch is 0."""
+
+    epoch: int = 0
+    holder: str = ""
+    incarnation: str = ""
+    ttl_us: int = 0
+    expires_us: int = 0
+
+    def remaining_us(self, now_us: int) -> int:
+        return max(0, min(self.expires_us - now_us, self.ttl_us))
+
+
+def held(lease: Lease, holder: str, incarnation: str, ttl_us: int, now_us: int) -> Lease:
+    """The lease after `holder` asked for it. Raises LeaseHeld, with the time to wait."""
+    remaining_us = lease.remaining_us(now_us)
+    if remaining_us and holder != lease.holder:
+        seconds = remaining_us / 1e6
+        raise LeaseHeld(
+            holder=lease.holder, remaining_seconds=f"{seconds:.1f}", retry_after=seconds
+        )
+    same = remaining_us > 0 and incarnation == lease.incarnation
+    return Lease(
+        epoch=lease.epoch if same else lease.epoch + 1,
+        holder=holder,
+        incarnation=incarnation,
+        ttl_us=ttl_us,
+        expires_us=now_us + ttl_us,
+    )

@@ -1,0 +1,80 @@
+"""Which traffic policies are allowed."""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from services.common.errors import IllegalState, InvalidField
+from services.registry.core.catalog import Arm, Entry, Target, VersionState
+from shoal import names
+
+MAX_WEIGHT: Final = 10_000
+MAX_ARMS: Final = 100
+
+
+def parse_target(text: str) -> Target | None:
+    """The resource name of a version, an alias or a model; None for anything else."""
+    if version := names.parse_version_name(text):
+        return Target(version.model, version=version.version)
+    if alias := names.parse_alias_name(text):
+        return Target(alias[0], alias=alias[1])
+    if model := names.parse_model_name(text):
+        return Target(model)
+    return None
+
+
+def check_arms(arms: Sequence[tuple[str, int]]) -> tuple[Arm, ...]:
+    """(target, weight) of each arm, as they were sent. Raises InvalidField."""
+    if not 1 <= len(arms) <= MAX_ARMS:
+        raise InvalidField(
+            field="traffic_policy.arms", problem=f"give 1 to {MAX_ARMS}, not {len(arms)}"
+        )
+    checked = tuple(_check_arm(index, *arm) for index, arm in enumerate(arms))
+    if not any(arm.weight for arm in checked):
+        raise InvalidField(
+            field="traffic_policy.arms", problem="every weight is 0, so nothing would answer"
+        )
+    if len({arm.target for arm in checked}) < len(checked):
+        raise InvalidField(
+            field="traffic_policy.arms", problem="two arms have the same target: add their weights"
+        )
+    return checked
+
+
+def _check_arm(index: int, text: str, weight: int) -> Arm:
+    field = f"traffic_policy.arms[{index}]"
+    target = parse_target(text)
+    if target is None:
+        raise InvalidField(
+            field=f"{field}.target",
+            problem=f"{text[:256]!r} is not models/MODEL, models/MODEL/versions/VERSION or "
+            "models/MODEL/aliases/ALIAS",
+        )
+    if not 0 <= weight <= MAX_WEIGHT:
+        raise InvalidField(
+            field=f"{field}.weight", problem=f"{weight} is not between 0 and {MAX_WEIGHT}"
+        )
+    return Arm(target, weight)
+
+
+def check_targets(arms: Sequence[Arm], entry_of: Callable[[str], Entry]) -> None:
+    """Every arm must be able to answer now, whatever its weight: weights are changed in a hurry.
+
+    `entry_of` raises ModelNotFound. Raises that, VersionNotFound, NoApprovedVersion, and
+    IllegalState for a version that is not approved: a policy answers requests that name none.
+    """
+    for arm in arms:
+        target = arm.target
+        entry = entry_of(target.model)
+        number = (
+            target.version
+            or (entry.alias(target.alias) if target.alias else 0)
+            or entry.approved_default()
+        )
+        version = entry.version(number)
+        if version.state is not VersionState.APPROVED:
+            raise IllegalState(
+                name=version.name,
+                state=version.state.value,
+                move="given traffic",
+                hint="approve it first, or take the arm out",
+            )

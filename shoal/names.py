@@ -1,0 +1,100 @@
+"""Resource names, and which model names and versions are allowed.
+
+A name becomes a folder name in Triton's repository, and Triton before release 26.03 follows ``..``
+in it; a version folder such as ``-3`` hangs its loader. So both are checked wherever they enter.
+"""
+
+import re
+from typing import NamedTuple
+
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+MAX_NAME_LENGTH = 128  # with Triton's own suffixes it stays below the 255 bytes of a file name
+MAX_VERSION = 2**63 - 1  # Triton's versions are int64
+
+
+class ModelVersionName(NamedTuple):
+    """``models/{model}/versions/{version}``, taken apart."""
+
+    model: str
+    version: int
+
+    def __str__(self) -> str:
+        return version_name(self.model, self.version)
+
+
+def is_model_name(text: str) -> bool:
+    return (
+        MODEL_NAME.fullmatch(text) is not None
+        and ".." not in text
+        and len(text) <= MAX_NAME_LENGTH
+    )
+
+
+def is_alias(text: str) -> bool:
+    return ALIAS.fullmatch(text) is not None and len(text) <= MAX_NAME_LENGTH
+
+
+def parse_version(text: str) -> int | None:
+    """The version number that `text` spells, or None: 1 and up, no sign, no leading zero."""
+    if not (text.isascii() and text.isdigit()) or text[0] == "0" or len(text) > 19:
+        return None
+    number = int(text)
+    return number if number <= MAX_VERSION else None
+
+
+def model_name(model: str) -> str:
+    return f"models/{model}"
+
+
+def version_name(model: str, version: int) -> str:
+    return f"models/{model}/versions/{version}"
+
+
+def alias_name(model: str, alias: str) -> str:
+    return f"models/{model}/aliases/{alias}"
+
+
+def policy_name(model: str) -> str:
+    return f"models/{model}/trafficPolicy"
+
+
+def server_name(server: str) -> str:
+    return f"servers/{server}"
+
+
+def replica_name(server: str, model: str, version: int) -> str:
+    return f"servers/{server}/replicas/{model}:{version}"
+
+
+def parse_model_name(name: str) -> str | None:
+    """``models/{model}`` → model, or None where it is not such a name."""
+    match name.split("/"):
+        case ["models", model] if is_model_name(model):
+            return model
+    return None
+
+
+def parse_version_name(name: str) -> ModelVersionName | None:
+    """``models/{model}/versions/{version}`` → both, or None where it is not such a name."""
+    match name.split("/"):
+        case ["models", model, "versions", text] if is_model_name(model):
+            version = parse_version(text)
+            return None if version is None else ModelVersionName(model, version)
+    return None
+
+
+def parse_alias_name(name: str) -> tuple[str, str] | None:
+    """``models/{model}/aliases/{alias}`` → (model, alias), or None."""
+    match name.split("/"):
+        case ["models", model, "aliases", alias] if is_model_name(model) and is_alias(alias):
+            return model, alias
+    return None
+
+
+def parse_policy_name(name: str) -> str | None:
+    """``models/{model}/trafficPolicy`` → model, or None."""
+    match name.split("/"):
+        case ["models", model, "trafficPolicy"] if is_model_name(model):
+            return model
+    return None

@@ -1,0 +1,171 @@
+"""One real Triton server, alone and without Shoal, for tests of what it serves."""
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import tritonclient.grpc as triton
+from services.embedded.backends import assemble
+from services.embedded.tritonserver import (
+    ADMIN_METADATA,
+    LOOPBACK,
+    TritonSpec,
+    command,
+    environment,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+BACKENDS = ROOT / "deploy" / "triton" / "backends"
+
+START_S = 30.0
+STOP_S = 15.0
+POLL_S = 0.02
+
+
+@dataclass(frozen=True)
+class DirectTriton:
+    """A running server. `admin` is the metadata that its repository calls ask for."""
+
+    spec: TritonSpec
+    process: psutil.Process
+    client: triton.InferenceServerClient
+    log: Path
+
+    @property
+    def address(self) -> str:
+        return f"{LOOPBACK}:{self.spec.grpc_port}"
+
+    @property
+    def admin(self) -> dict[str, str]:
+        return {ADMIN_METADATA: self.spec.admin_secret}
+
+    def load(self, model: str, config: str | None = None, timeout_s: float = 60.0) -> None:
+        self.client.load_model(
+            model, headers=self.admin, config=config, client_timeout=timeout_s
+        )
+
+    def unload(self, model: str, timeout_s: float = 30.0) -> None:
+        """Unloads a model (its parts stay) and waits until the server says so."""
+        self.client.unload_model(model, headers=self.admin)
+        wait_until(
+            lambda: all(row.state != "UNLOADING" for row in self.index(model)),
+            timeout_s,
+            f"{model} to unload",
+        )
+
+    def index(self, model: str | None = None) -> list[triton.service_pb2.RepositoryIndexResponse]:
+        rows = self.client.get_model_repository_index(headers=self.admin).models
+        return [row for row in rows if model in (None, row.name)]
+
+
+@contextlib.contextmanager
+def triton_direct(
+    folder: Path, *repositories: Path, start_s: float = START_S, **settings: object
+) -> Iterator[DirectTriton]:
+    """Starts a server over `repositories`, on free loopback ports, and stops it in the end.
+
+    `folder` takes its log and its backend directory; `settings` are further fields of TritonSpec.
+    Nothing is left behind: no process, no shared memory.
+    """
+    python = triton_python()
+    grpc_port, metrics_port = free_ports(2)
+    fields: dict[str, object] = {
+        "id": "direct",
+        "grpc_port": grpc_port,
+        "metrics_port": metrics_port,
+        "repositories": repositories,
+        "backend_directory": folder / "backends",
+        "python": python,
+        "shm_prefix": f"direct-{secrets.token_hex(4)}-",
+        "admin_secret": secrets.token_urlsafe(24),
+        "exit_timeout_s": 5,
+    }
+    spec = TritonSpec(**{**fields, **settings})  # type: ignore[arg-type]
+    assemble(spec.site_packages, BACKENDS, spec.backend_directory)
+    log = folder / "triton.log"
+    with log.open("wb") as output:
+        started = subprocess.Popen(
+            command(spec), env=environment(spec, os.environ), stdout=output, stderr=output
+        )
+    process = psutil.Process(started.pid)
+    try:
+        with contextlib.closing(
+            triton.InferenceServerClient(f"{LOOPBACK}:{spec.grpc_port}")
+        ) as client:
+            wait_until(lambda: exited(started, log) or is_live(client), start_s, "Triton to start")
+            yield DirectTriton(spec, process, client, log)
+    finally:
+        stop(started, process)
+        remove_shared_memory(spec)
+
+
+def triton_python() -> Path:
+    """The interpreter of Triton's environment, as deploy/triton/setup.sh places it."""
+    venv = Path(os.environ.get("TRITON_VENV", ROOT / ".venv-triton"))
+    python = venv / "bin" / "python"
+    if not python.exists():
+        raise FileNotFoundError(f"{python} is missing: run deploy/triton/setup.sh")
+    return python
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind((LOOPBACK, 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def wait_until(holds: object, timeout_s: float, what: str) -> None:
+    """Polls until `holds()` is true; raises TimeoutError after `timeout_s` seconds."""
+    assert callable(holds)
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {timeout_s} s for {what}")
+        time.sleep(POLL_S)
+
+
+def is_live(client: triton.InferenceServerClient) -> bool:
+    try:
+        return bool(client.is_server_live(client_timeout=1.0))
+    except triton.InferenceServerException:
+        return False
+
+
+def exited(started: subprocess.Popen[bytes], log: Path) -> bool:
+    """Raises, with the end of the log, when the server has ended by itself."""
+    if started.poll() is not None:
+        raise RuntimeError(f"Triton ended with {started.returncode}:\n{log.read_text()[-4000:]}")
+    return False
+
+
+def stop(started: subprocess.Popen[bytes], process: psutil.Process) -> None:
+    try:
+        stubs = process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        stubs = []
+    started.send_signal(signal.SIGTERM)
+    try:
+        started.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        started.kill()
+        started.wait(STOP_S)
+    _, alive = psutil.wait_procs(stubs, timeout=3)
+    for stub in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            stub.kill()
+    psutil.wait_procs(alive, timeout=3)
+
+
+def remove_shared_memory(spec: TritonSpec) -> None:
+    for region in Path("/dev/shm").glob(f"{spec.shm_prefix}*"):
+        region.unlink(missing_ok=True)
