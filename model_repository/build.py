@@ -37,7 +37,7 @@ def build(repository: Path = HERE) -> list[Path]:
         if target.is_file() and filecmp.cmp(source, target, shallow=False):
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.parent.parent / f".{target.name}.{os.getpid()}"
+        part = repository / f".{target.parts[-3]}.{os.getpid()}.part"
         shutil.copyfile(source, part)
         part.replace(target)
         made.append(target)

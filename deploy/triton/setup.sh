@@ -47,11 +47,26 @@ echo "building $venv with $("$python" -V)"
 rm -f "$stamp"
 "$python" -m venv --clear "$venv"
 pip=("$venv/bin/python" -m pip --quiet --disable-pip-version-check)
-# The wheel's own dependencies are those of an API that nothing here uses.
+packages=(numpy onnxruntime)
+if [[ $with_torch == yes ]]; then packages+=(torch); fi
+"${pip[@]}" install --constraint "$constraints" "${packages[@]}"
+# Last and without its dependencies: they are those of a Python API that nothing here uses.
 "${pip[@]}" install --no-deps --constraint "$constraints" nvidia-pytriton
-"${pip[@]}" install --constraint "$constraints" numpy onnxruntime
-if [[ $with_torch == yes ]]; then
-    "${pip[@]}" install --constraint "$constraints" torch
+
+# Without arguments a stub that can run at all ends with 1: that is Triton's own test.
+read -r version site libraries < <("$venv/bin/python" - <<'PY'
+import sys, sysconfig
+version = f"{sys.version_info.major}.{sys.version_info.minor}"
+print(version, sysconfig.get_path("purelib"), sysconfig.get_config_var("LIBDIR"))
+PY
+)
+stub=$site/pytriton/tritonserver/python_backend_stubs/$version/triton_python_backend_stub
+code=0
+LD_LIBRARY_PATH=$site/nvidia_pytriton.libs:$libraries "$stub" > /dev/null 2>&1 || code=$?
+if [[ $code != 1 ]]; then
+    echo "Triton's stub can't run: does $python have a shared libpython$version?" >&2
+    exit 1
 fi
+
 printf '%s\ntorch=%s\n' "$pins" "$with_torch" > "$stamp.new"
 mv "$stamp.new" "$stamp"

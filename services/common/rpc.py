@@ -106,10 +106,10 @@ class _Edge(grpc.aio.ServerInterceptor):
     async def intercept_service(
         self,
         continuation: Callable[
-            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
+            [grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any] | None"]
         ],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
         handler: Any = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None or not method.startswith("/shoal."):
@@ -118,7 +118,7 @@ class _Edge(grpc.aio.ServerInterceptor):
             return self._streaming(handler, method)
         return self._unary(handler, method)
 
-    def _unary(self, handler: Any, method: str) -> grpc.RpcMethodHandler[Any, Any]:
+    def _unary(self, handler: Any, method: str) -> "grpc.RpcMethodHandler[Any, Any]":
         behaviour = handler.stream_unary if handler.request_streaming else handler.unary_unary
 
         async def answer(request: Any, context: Context) -> Any:
@@ -132,7 +132,7 @@ class _Edge(grpc.aio.ServerInterceptor):
         )
         return make(answer, handler.request_deserializer, handler.response_serializer)
 
-    def _streaming(self, handler: Any, method: str) -> grpc.RpcMethodHandler[Any, Any]:
+    def _streaming(self, handler: Any, method: str) -> "grpc.RpcMethodHandler[Any, Any]":
         behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
         async def answer(request: Any, context: Context) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from services.controller.catalog import ANSWERABLE, Catalog, unit_of
-from services.controller.core.entities import Health, Unit
+from services.controller.core.entities import Health
 from services.controller.core.fleet import Fleet
 from shoal.controller.v1 import placement_pb2 as wire
 from shoal.controller.v1 import types_pb2
@@ -100,21 +100,21 @@ class Placements:
             model=model,
             default_version=entry.model.default_version,
             aliases=entry.model.aliases,
-            versions=[
-                self._version(unit_of(version), version.config_digest)
-                for version in entry.versions
-                if version.state in ANSWERABLE
-            ],
+            versions=[self._version(version) for version in entry.versions],
             arms=[self._arm(arm) for arm in entry.model.traffic_policy.arms],
             retry_policy=entry.model.retry_policy,
         )
 
-    def _version(self, unit: Unit, digest: str) -> wire.VersionRoute:
+    def _version(self, version: registry.ModelVersion) -> wire.VersionRoute:
+        unit = unit_of(version)
+        answerable = version.state in ANSWERABLE
+        ready = self._fleet.ready(unit) if answerable else []
         return wire.VersionRoute(
             version=unit.version,
-            config_digest=digest,
-            servers=[replica.key.server for replica in self._fleet.ready(unit)],
-            reason=self._fleet.status(unit),
+            config_digest=version.config_digest,
+            servers=[replica.key.server for replica in ready],
+            reason=self._fleet.status(unit) if answerable else _refusal(version),
+            servable=answerable and (bool(ready) or unit not in self._fleet.failures),
         )
 
     def _arm(self, arm: registry.Arm) -> wire.ArmRoute:
@@ -129,3 +129,8 @@ class Placements:
             )
             return wire.ArmRoute(model=model, version=aliases.get(name, 0), weight=arm.weight)
         return wire.ArmRoute(model=parse_model_name(arm.target) or "", weight=arm.weight)
+
+
+def _refusal(version: registry.ModelVersion) -> str:
+    state = registry.VersionState.Name(version.state).removeprefix("VERSION_STATE_").lower()
+    return f"{state}: {version.invalid_reason}" if version.invalid_reason else state

@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Iterable
 from datetime import timedelta
 from itertools import islice
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar, cast
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -215,7 +215,7 @@ class ControllerServicer(ControllerServiceServicer):
         return answer
 
     def _deadline(self, context: Context) -> float:
-        left = context.time_remaining()
+        left = cast("float | None", context.time_remaining())  # None without a deadline
         return time.monotonic() + (self._max_wait if left is None else min(left, self._max_wait))
 
     # --- Routers ----------------------------------------------------------------------------------

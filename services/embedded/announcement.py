@@ -24,6 +24,8 @@ class Announcement:
         }
         self._fixed = {
             "pid": os.getpid(),
+            "run": plan.run.name,
+            "folder": str(plan.run.folder),
             "data": str(plan.data),
             "memory_budget": plan.budget,
             "max_models": plan.settings.max_models,

@@ -18,8 +18,9 @@ def assemble(site_packages: Path, source: Path, target: Path) -> Path:
     """Fills `target` with what `--backend-directory` needs, and returns it.
 
     `site_packages` is that of Triton's environment (`…/lib/python3.11/site-packages`); `source`
-    holds one folder with a `model.py` per Python-based backend. What is right already isn't
-    touched, and every entry appears whole, so several processes may assemble one folder.
+    holds one folder with a `model.py` per Python-based backend, and beside those the modules that
+    they share. What is right already isn't touched, and every file appears whole, so several
+    processes may assemble one folder.
     """
     wheel = site_packages / _WHEEL
     stub = wheel / "python_backend_stubs" / _python_version(site_packages) / STUB
@@ -29,14 +30,10 @@ def assemble(site_packages: Path, source: Path, target: Path) -> Path:
     _copy(wheel / "backends" / "python" / "libtriton_python.so", python)
     _copy(wheel / "backends" / "python" / "triton_python_backend_utils.py", python)
     _copy(stub, python)
-    for name in python_based(source):
-        _copy(source / name / "model.py", target / name)
+    for model in sorted(source.glob("*/model.py")):
+        for module in (model, *sorted(source.glob("*.py"))):
+            _copy(module, target / model.parent.name)
     return target
-
-
-def python_based(source: Path) -> tuple[str, ...]:
-    """Names of the Python-based backends in `source`, sorted."""
-    return tuple(sorted(path.parent.name for path in source.glob("*/model.py")))
 
 
 def _python_version(site_packages: Path) -> str:

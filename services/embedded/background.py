@@ -39,15 +39,19 @@ class Announced(NamedTuple):
     endpoints: Mapping[str, Any]
     parts: Mapping[str, Mapping[str, Any]]
     events: list[Mapping[str, Any]]
+    pid: int
+    run: str  # begins the names of all that the stack makes outside its folders
+    folder: Path  # goes with the stack
     data: Path
     memory_budget: int
+    max_models: int
 
     @property
     def tritons(self) -> dict[str, str]:
         """Server id to `host:port`."""
         return dict(self.endpoints["tritons"])
 
-    def pid(self, part: str) -> int | None:
+    def pid_of(self, part: str) -> int | None:
         number = self.parts[part]["pid"]
         return None if number is None else int(number)
 
@@ -63,8 +67,8 @@ class Announced(NamedTuple):
 class BackgroundStack:
     """Starts on entry, on free ports unless `arguments` say otherwise; stops on exit.
 
-    `start_within`: seconds until it must be ready. It dies with this process. Its output is kept
-    in `output` while it runs.
+    `start_within`: seconds until it must be ready. It dies with the thread that starts it. Its
+    output is in the file `output` while it runs.
     """
 
     def __init__(
@@ -122,16 +126,21 @@ class BackgroundStack:
             self._folder.cleanup()
 
     def announced(self) -> Announced:
-        """The newest state."""
+        """The newest state; also kept in `last`, for when the stack has ended."""
         content = json.loads(self._announcement.read_text())
-        return Announced(
+        self.last = Announced(
             content["state"],
             content["endpoints"],
             content["parts"],
             content["events"],
+            content["pid"],
+            content["run"],
+            Path(content["folder"]),
             Path(content["data"]),
             content["memory_budget"],
+            content["max_models"],
         )
+        return self.last
 
     def wait_for(self, holds: Callable[[Announced], bool], within: float) -> Announced:
         """Polls until `holds`. Raises TimeoutError after `within` seconds, RuntimeError when the

@@ -55,7 +55,8 @@ class Keeper:
             self._kill()
             self.settled.set()
             self._ended.set()
-        self._tell(State.STOPPED, "stopped")
+        if self.failure is None:
+            self._tell(State.STOPPED, "stopped")
 
     async def stop(self, at_once: asyncio.Event) -> None:
         """SIGTERM, and SIGKILL when the grace is over or `at_once` is set. Returns when gone."""

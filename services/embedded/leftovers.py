@@ -9,7 +9,7 @@ import contextlib
 import ctypes
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -71,21 +71,26 @@ def remove_shared_memory(prefix: str) -> list[str]:
 
 
 def remove_backend_folders(since: float) -> list[Path]:
-    """Removes the empty folders that Tritons, dead now, made in /tmp after `since` (epoch s).
-
-    The names do not tell whose they are. A folder is left alone while any Triton lives that was
-    there when it was made.
-    """
-    births = [process.create_time() for process, _ in _environments() if _is_triton(process)]
+    """Removes the empty folders that Tritons, dead now, made in /tmp after `since` (epoch s)."""
+    tritons = [process.create_time() for process, _ in _environments() if _is_triton(process)]
     removed = []
     for folder in _FIXED_TMP.glob(_BACKEND_FOLDER):
         with contextlib.suppress(OSError):  # not empty, not ours, or gone meanwhile
             status = folder.lstat()
-            made = status.st_ctime
-            if status.st_uid == os.getuid() and made >= since and min(births, default=made) >= made:
+            ours = status.st_uid == os.getuid()
+            if ours and is_abandoned(status.st_ctime, since=since, tritons=tritons):
                 folder.rmdir()
                 removed.append(folder)
     return removed
+
+
+def is_abandoned(made: float, *, since: float, tritons: Sequence[float]) -> bool:
+    """Whether a folder made at `made` belongs to no Triton that lives.
+
+    Its name does not tell whose it is, so each Triton counts that was there when it was made;
+    `tritons` are their starting times.
+    """
+    return made >= since and all(start > made for start in tritons)
 
 
 def adopt_orphans() -> None:

@@ -30,7 +30,7 @@ SELFCHECK_MODEL: Final = "shoal-selfcheck"
 _ROOT: Final = Path(__file__).resolve().parents[2]  # where `services` is imported from
 
 # Seconds between SIGTERM and SIGKILL; the Router first answers what it has begun.
-_STOP_WITHIN: Final = {ROUTER: 15.0, CONTROLLER: 6.0, REGISTRY: 6.0, COLLECTOR: 4.0}
+_STOP_WITHIN: Final = {ROUTER: 10.0, CONTROLLER: 6.0, REGISTRY: 6.0, COLLECTOR: 4.0}
 _TRITON_EXIT: Final = 5  # seconds that Triton itself gives to requests in flight
 _TRITON_STOP_WITHIN: Final = 12.0
 
@@ -56,6 +56,7 @@ class Plan:
     """All that is decided before anything is started."""
 
     settings: StackSettings
+    run: Run
     data: Path
     budget: int  # bytes of each server
     endpoints: Endpoints
@@ -87,7 +88,7 @@ def plan(
         tritons,
         (_collector(common, endpoints),) if endpoints.collector_http else (),
     )
-    return Plan(settings, data, budget, endpoints, traces, waves)
+    return Plan(settings, run, data, budget, endpoints, traces, waves)
 
 
 def _endpoints(settings: StackSettings, claims: Claims, *, collector: bool) -> Endpoints:
@@ -187,7 +188,7 @@ def _controller(
             "address": address,
             "memory_budget": {"ram": budget},
             "max_models": settings.max_models,
-            "host": "local",
+            "local": True,
         }
         for server, address in endpoints.tritons.items()
     ]

@@ -42,9 +42,8 @@ class TritonSpec:
     `python` is the interpreter of Triton's own environment, whose packages the models import.
     `shm_prefix` starts the name, in /dev/shm, of every region that the server makes for its
     models, so that what a crash leaves behind can be told from the regions of other servers.
-    `admin_secret` is asked for in gRPC metadata by the
-    `RESTRICTED` protocols; models run as the server's own user and can read it in its command
-    line, which is the only place Triton takes it from.
+    `admin_secret` is asked for in gRPC metadata by the `RESTRICTED` protocols; models run as the
+    server's own user and can read it in its command line, the only place Triton takes it from.
     """
 
     id: str

@@ -74,7 +74,7 @@ def _columns(width: int, label: int, detail: int) -> tuple[int, int, int]:
     """Cells for names, bars and details; bars get what the others leave."""
     free = max(3 * _SMALLEST_BAR, width - _NUMBERS)
     label = min(label, max(_SMALLEST_BAR, free * 2 // 5))
-    detail = max(1, min(detail, (free - label) // 2))
+    detail = max(1, min(detail, (free - label) * 3 // 5))
     return label, max(_SMALLEST_BAR, free - label - detail), detail
 
 

@@ -7,12 +7,15 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import tritonclient.grpc as triton
+
+from services.embedded import leftovers
 from services.embedded.backends import assemble
 from services.embedded.tritonserver import (
     ADMIN_METADATA,
@@ -48,9 +51,7 @@ class DirectTriton:
         return {ADMIN_METADATA: self.spec.admin_secret}
 
     def load(self, model: str, config: str | None = None, timeout_s: float = 60.0) -> None:
-        self.client.load_model(
-            model, headers=self.admin, config=config, client_timeout=timeout_s
-        )
+        self.client.load_model(model, headers=self.admin, config=config, client_timeout=timeout_s)
 
     def unload(self, model: str, timeout_s: float = 30.0) -> None:
         """Unloads a model (its parts stay) and waits until the server says so."""
@@ -61,34 +62,35 @@ class DirectTriton:
             f"{model} to unload",
         )
 
-    def index(self, model: str | None = None) -> list[triton.service_pb2.RepositoryIndexResponse]:
+    def index(self, model: str | None = None) -> list[Any]:
+        """Rows of RepositoryIndex with `name`, `version`, `state` and `reason`."""
         rows = self.client.get_model_repository_index(headers=self.admin).models
         return [row for row in rows if model in (None, row.name)]
 
 
 @contextlib.contextmanager
 def triton_direct(
-    folder: Path, *repositories: Path, start_s: float = START_S, **settings: object
+    folder: Path, *repositories: Path, start_s: float = START_S, **settings: Any
 ) -> Iterator[DirectTriton]:
     """Starts a server over `repositories`, on free loopback ports, and stops it in the end.
 
     `folder` takes its log and its backend directory; `settings` are further fields of TritonSpec.
     Nothing is left behind: no process, no shared memory.
     """
-    python = triton_python()
+    started_at = time.time()
     grpc_port, metrics_port = free_ports(2)
-    fields: dict[str, object] = {
+    fields: dict[str, Any] = {
         "id": "direct",
         "grpc_port": grpc_port,
         "metrics_port": metrics_port,
         "repositories": repositories,
         "backend_directory": folder / "backends",
-        "python": python,
+        "python": triton_python(),
         "shm_prefix": f"direct-{secrets.token_hex(4)}-",
         "admin_secret": secrets.token_urlsafe(24),
         "exit_timeout_s": 5,
     }
-    spec = TritonSpec(**{**fields, **settings})  # type: ignore[arg-type]
+    spec = TritonSpec(**{**fields, **settings})
     assemble(spec.site_packages, BACKENDS, spec.backend_directory)
     log = folder / "triton.log"
     with log.open("wb") as output:
@@ -104,7 +106,8 @@ def triton_direct(
             yield DirectTriton(spec, process, client, log)
     finally:
         stop(started, process)
-        remove_shared_memory(spec)
+        leftovers.remove_shared_memory(spec.shm_prefix)
+        leftovers.remove_backend_folders(started_at)
 
 
 def triton_python() -> Path:
@@ -124,9 +127,8 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def wait_until(holds: object, timeout_s: float, what: str) -> None:
+def wait_until(holds: Callable[[], bool], timeout_s: float, what: str) -> None:
     """Polls until `holds()` is true; raises TimeoutError after `timeout_s` seconds."""
-    assert callable(holds)
     deadline = time.monotonic() + timeout_s
     while not holds():
         if time.monotonic() > deadline:
@@ -164,8 +166,3 @@ def stop(started: subprocess.Popen[bytes], process: psutil.Process) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             stub.kill()
     psutil.wait_procs(alive, timeout=3)
-
-
-def remove_shared_memory(spec: TritonSpec) -> None:
-    for region in Path("/dev/shm").glob(f"{spec.shm_prefix}*"):
-        region.unlink(missing_ok=True)

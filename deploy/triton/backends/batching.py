@@ -21,13 +21,14 @@ Run = Callable[[Arrays, list[str]], Arrays]
 class Refused(Exception):
     """The model can't answer these inputs, and the text says why."""
 
-    code = pb_utils.TritonError.INVALID_ARG
+    # A name, since the stub adds TritonError to pb_utils only after a model is imported.
+    code = "INVALID_ARG"
 
 
 class Failed(Refused):
     """The model broke down on inputs that look right."""
 
-    code = pb_utils.TritonError.INTERNAL
+    code = "INTERNAL"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def _alone(request: Any, signature: Signature, run: Run) -> Any:
         arrays = _read(request, signature)
         return _response(_run(arrays, _wanted(request, signature), signature, run))
     except Refused as refusal:
-        error = pb_utils.TritonError(str(refusal), refusal.code)
+        error = pb_utils.TritonError(str(refusal), getattr(pb_utils.TritonError, refusal.code))
         return pb_utils.InferenceResponse(error=error)
 
 
@@ -89,9 +90,7 @@ def _together(requests: list[Any], signature: Signature, run: Run) -> list[Any]:
     produced = _run(joined, names, signature, run)
     ends = np.cumsum([_batch_size(read) for read in reads])[:-1]
     parts = {name: np.split(array, ends) for name, array in produced.items()}
-    return [
-        _response({name: parts[name][at] for name in names}) for at, names in enumerate(wanted)
-    ]
+    return [_response({name: parts[name][at] for name in names}) for at, names in enumerate(wanted)]
 
 
 def _read(request: Any, signature: Signature) -> Arrays:

@@ -54,6 +54,7 @@ def load_failed(fleet: Fleet, event: ev.LoadFailedOnServer, now: float) -> None:
         unit=unit,
         trace_id=demand.trace_of(fleet, unit),
     )
+    fleet.publish((unit.model,))
     for wanted in list(fleet.wants):
         if wanted in fleet.specs and any(
             member.unit == unit for member in placement.group(fleet.specs[wanted], fleet.specs)

@@ -18,7 +18,7 @@ from opentelemetry.proto.trace.v1 import trace_pb2
 from services.embedded.collector.core import Kind, Span, Status
 
 MAX_ATTRIBUTES: Final = 128  # of one span; further ones are left out
-MAX_TEXT: Final = 4096  # characters of a name or an attribute; the rest is cut off
+MAX_TEXT: Final = 1024  # characters of a name or an attribute; the rest is cut off
 _DEEPEST: Final = 8  # levels of nesting in an attribute
 
 _KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
@@ -60,7 +60,7 @@ def from_json(body: bytes) -> ExportTraceServiceRequest:
         document = json.loads(body)
         for span in _spans_of(document):
             _ids_to_base64(span)
-            for link in _list(span, "links"):
+            for link in _objects(span, "links"):
                 _ids_to_base64(link)
         request = ExportTraceServiceRequest()
         # Unknown fields are to be ignored: they are those of a later OTLP.
@@ -87,21 +87,25 @@ def received(request: ExportTraceServiceRequest) -> Received:
     return Received(tuple(spans), rejected, problem)
 
 
-def _spans_of(document: Any) -> Iterator[Any]:
-    for resource_spans in _list(document, "resourceSpans"):
-        for scope_spans in _list(resource_spans, "scopeSpans"):
-            yield from _list(scope_spans, "spans")
+def _spans_of(document: Any) -> Iterator[dict[str, Any]]:
+    if not isinstance(document, dict):
+        raise ValueError("it is no JSON object")
+    for resource_spans in _objects(document, "resourceSpans"):
+        for scope_spans in _objects(resource_spans, "scopeSpans"):
+            yield from _objects(scope_spans, "spans")
 
 
-def _list(node: Any, name: str) -> list[Any]:
-    """What isn't as it should be is passed over here, and told of by protobuf's own parser."""
-    found = node.get(name) if isinstance(node, dict) else None
-    return found if isinstance(found, list) else []
+def _objects(node: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    # protobuf's own parser takes a text for an object without known fields.
+    found = node.get(name) or []
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise ValueError(f"{name} is no list of objects")
+    return found
 
 
-def _ids_to_base64(node: Any) -> None:
+def _ids_to_base64(node: dict[str, Any]) -> None:
     for name in _ID_FIELDS:
-        if isinstance(node, dict) and isinstance(given := node.get(name), str):
+        if isinstance(given := node.get(name), str):
             try:
                 node[name] = base64.b64encode(bytes.fromhex(given)).decode()
             except ValueError:

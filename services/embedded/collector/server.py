@@ -1,12 +1,10 @@
 """The collector's two ports, open for as long as it runs."""
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-import uvicorn
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
     add_TraceServiceServicer_to_server,
 )
@@ -14,6 +12,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
 from services.common.caller import CallerPolicy
 from services.common.ports import listen
 from services.common.rpc import RpcServer
+from services.common.web import serving
 from services.embedded.collector.servicer import TraceService
 from services.embedded.collector.settings import CollectorSettings
 from services.embedded.collector.store import TraceStore
@@ -43,30 +42,9 @@ async def collector(settings: CollectorSettings) -> AsyncIterator[Collector]:
             TraceService(store), grpc_server.grpc
         )
         grpc_port = await grpc_server.start(settings.host, settings.grpc_port)
-        web = _Web(
-            uvicorn.Config(
-                app(store),
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                ws="none",
-                timeout_graceful_shutdown=GRACE_S,
-            )
-        )
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(web.serve(sockets=[listener]))
+            async with serving(app(store), listener):
                 await grpc_server.set_ready(True)
-                try:
-                    yield Collector(store, grpc_port, listener.getsockname()[1])
-                finally:
-                    web.should_exit = True
+                yield Collector(store, grpc_port, listener.getsockname()[1])
         finally:
             await grpc_server.stop(GRACE_S)
-
-
-class _Web(uvicorn.Server):
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Signals are the process's: it says when to stop."""
-        yield

@@ -274,6 +274,29 @@ def check_registrable(entry: Entry | None, number: int) -> None:
         )
 
 
+def adopted(known: Version | None, found: Version) -> Version:
+    """The version after its files were looked at again: what people decided about it stays.
+
+    A part that was chosen for it stays chosen as well.
+    """
+    if known is None or known.fingerprint == found.fingerprint:
+        return found if known is None else replace(known, source=found.source)
+    chosen = {part.model: part.chosen for part in known.parts if not part.written}
+    parts = tuple(
+        part if part.written else replace(part, chosen=chosen.get(part.model, 0))
+        for part in found.parts
+    )
+    return replace(
+        found,
+        verdict=known.verdict,
+        parts=parts,
+        declared_memory=known.declared_memory,
+        pinned=known.pinned,
+        created_us=known.created_us,
+        revision=known.revision,
+    )
+
+
 def set_alias(entry: Entry, alias: str, number: int) -> Entry:
     """Raises VersionNotFound, and IllegalState for a version that does not answer."""
     version = entry.version(number)
@@ -343,7 +366,7 @@ def _check_unused(name: str, reasons: Iterable[str]) -> None:
 
 
 def stamped(before: Entry | None, after: Entry, revision: int, now_us: int) -> Entry:
-    """`after`, with this revision and time on what differs from `before`, the old ones elsewhere."""
+    """`after`, with this revision and time on what differs from `before`, old ones elsewhere."""
     policy = after.model.policy
     if policy is not None:
         known = before.model.policy if before else None
@@ -363,9 +386,7 @@ def stamped(before: Entry | None, after: Entry, revision: int, now_us: int) -> E
     return Entry(model, versions)
 
 
-def _stamped_version(
-    before: Version | None, after: Version, revision: int, now_us: int
-) -> Version:
+def _stamped_version(before: Version | None, after: Version, revision: int, now_us: int) -> Version:
     if before is None:
         return replace(after, created_us=now_us, revision=revision)
     if replace(after, created_us=before.created_us, revision=before.revision) == before:

@@ -19,7 +19,7 @@ Find = Callable[[str], Entry | None]
 def resolved(version: Version, find: Find) -> Version:
     """The version with its parts chosen; `parts_problem` says why one could not be."""
     choices = [_choice(part, find(part.model)) for part in version.parts]
-    loop = _loop(version.model, version.parts, find, ())
+    loop = _loop(version.model, version.parts, find, set())
     problems = [problem for _, problem in choices if problem]
     if loop:
         problems = [f"its parts lead back to it: {' → '.join((version.model, *loop))}"]
@@ -67,18 +67,24 @@ def _choice(part: Part, entry: Entry | None) -> tuple[Part, str]:
 
 
 def _loop(
-    model: str, parts: Iterable[Part], find: Find, path: tuple[str, ...]
+    model: str, parts: Iterable[Part], find: Find, seen: set[tuple[str, int]]
 ) -> tuple[str, ...] | None:
-    """The models on a way from `parts` back to `model`, or None."""
+    """The models on a way from `parts` back to `model`, or None. `seen` are dead ends."""
     for part in parts:
         if part.model == model:
-            return (*path, model)
-        entry = find(part.model)
-        if entry is None or part.model in path:
+            return (model,)
+        if (part.model, part.chosen) in seen:
             continue
-        chosen = entry.versions.get(part.chosen)
-        # While nothing is chosen any version may come to be.
-        for version in [chosen] if chosen else entry.versions.values():
-            if found := _loop(model, version.parts, find, (*path, part.model)):
-                return found
+        seen.add((part.model, part.chosen))
+        for version in _candidates(part, find(part.model)):
+            if rest := _loop(model, version.parts, find, seen):
+                return (part.model, *rest)
     return None
+
+
+def _candidates(part: Part, entry: Entry | None) -> Iterable[Version]:
+    """What the part may stand for: while nothing is chosen, any version."""
+    if entry is None:
+        return ()
+    chosen = entry.versions.get(part.chosen)
+    return (chosen,) if chosen else entry.versions.values()

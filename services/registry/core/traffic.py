@@ -1,6 +1,6 @@
 """Which traffic policies are allowed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from services.common.errors import IllegalState, InvalidField
@@ -56,15 +56,15 @@ def _check_arm(index: int, text: str, weight: int) -> Arm:
     return Arm(target, weight)
 
 
-def check_targets(arms: Sequence[Arm], entry_of: Callable[[str], Entry]) -> None:
+def check_targets(arms: Sequence[Arm], entries: Mapping[str, Entry]) -> None:
     """Every arm must be able to answer now, whatever its weight: weights are changed in a hurry.
 
-    `entry_of` raises ModelNotFound. Raises that, VersionNotFound, NoApprovedVersion, and
+    `entries`: the models that the arms point at. Raises VersionNotFound, NoApprovedVersion, and
     IllegalState for a version that is not approved: a policy answers requests that name none.
     """
     for arm in arms:
         target = arm.target
-        entry = entry_of(target.model)
+        entry = entries[target.model]
         number = (
             target.version
             or (entry.alias(target.alias) if target.alias else 0)

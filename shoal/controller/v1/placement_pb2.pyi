@@ -475,9 +475,7 @@ class ModelRoute(_message.Message):
     @_builtins.property
     def aliases(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
     @_builtins.property
-    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___VersionRoute]:
-        """Only the versions that may be answered."""
-
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___VersionRoute]: ...
     @_builtins.property
     def arms(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArmRoute]:
         """The traffic policy in effect; none: the default version."""
@@ -508,10 +506,15 @@ class VersionRoute(_message.Message):
     CONFIG_DIGEST_FIELD_NUMBER: _builtins.int
     SERVERS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    SERVABLE_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     config_digest: _builtins.str
     reason: _builtins.str
     """Why it is not READY anywhere, for people; empty when it is."""
+    servable: _builtins.bool
+    """It may be asked for: READY, or made resident when it is asked for. False when it is rejected,
+    when its files cannot be served, and while a failed load is not tried again.
+    """
     @_builtins.property
     def servers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Servers on which it is READY."""
@@ -523,10 +526,11 @@ class VersionRoute(_message.Message):
         config_digest: _builtins.str = ...,
         servers: _abc.Iterable[_builtins.str] | None = ...,
         reason: _builtins.str = ...,
+        servable: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_digest", b"config_digest", "reason", b"reason", "servers", b"servers", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_digest", b"config_digest", "reason", b"reason", "servable", b"servable", "servers", b"servers", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -17,7 +17,7 @@ from batching import Arrays, Failed, Refused, Signature, boolean, execute, param
 try:
     import torch
 except ModuleNotFoundError:
-    raise pb_utils.TritonModelException(
+    raise ModuleNotFoundError(
         "Triton's environment has no torch: run deploy/triton/setup.sh --with-torch"
     ) from None
 

@@ -1,0 +1,14 @@
+"""Runs migrations over the connection that `migrate.upgrade` hands in."""
+
+from alembic import context
+
+from services.registry.schema import metadata
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=metadata,
+    # SQLite changes a column only by copying its table.
+    render_as_batch=True,
+)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,113 @@
+"""The Registry's tables, as the newest migration leaves them.
+
+Times are microseconds since 1970, durations microseconds.
+"""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+metadata = MetaData()
+
+# One row. A writer changes it first, so that one writes at a time and revisions have no gaps.
+catalogue = Table(
+    "catalogue",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("revision", BigInteger, nullable=False),
+)
+
+models = Table(
+    "models",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("description", Text, nullable=False),
+    Column("labels", JSON, nullable=False),
+    Column("retry_policy", String(16), nullable=False),
+    Column("aliases", JSON, nullable=False),
+    Column("arms", JSON, nullable=False),  # [[target, weight]]; empty: no policy
+    Column("policy_revision", BigInteger, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("updated_us", BigInteger, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+)
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("model", String(128), ForeignKey("models.name"), primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("verdict", String(16), nullable=False),
+    Column("source", Text, nullable=False),
+    Column("config", LargeBinary, nullable=False),
+    Column("config_digest", String(64), nullable=False),
+    Column("auxiliary_digest", String(64), nullable=False),
+    Column("artifact_bytes", BigInteger, nullable=False),
+    Column("fingerprint", String(64), nullable=False),
+    Column("ensemble", Boolean, nullable=False),
+    Column("parts", JSON, nullable=False),  # [[model, written, chosen]]
+    Column("declared_memory", JSON, nullable=False),
+    Column("pinned", Boolean, nullable=False),
+    Column("artifact_problem", Text, nullable=False),
+    Column("parts_problem", Text, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+)
+
+# Who points at whom: a version at its parts' models, with number 0 a policy at its arms'.
+uses = Table(
+    "uses",
+    metadata,
+    Column("model", String(128), ForeignKey("models.name"), primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("used", String(128), primary_key=True),
+    Index("uses_used", "used"),
+)
+
+# What creates have made, by their request id.
+requests = Table(
+    "requests",
+    metadata,
+    Column("id", String(128), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("made", Text, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Index("requests_created", "created_us"),
+)
+
+footprints = Table(
+    "footprints",
+    metadata,
+    Column("model", String(128), primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("config_digest", String(64), nullable=False),
+    Column("memory", JSON, nullable=False),
+    Column("load_us", BigInteger, nullable=False),
+    ForeignKeyConstraint(
+        ["model", "number"], ["versions.model", "versions.number"], ondelete="CASCADE"
+    ),
+)
+
+# One row.
+lease = Table(
+    "lease",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("holder", String(128), nullable=False),
+    Column("incarnation", String(128), nullable=False),
+    Column("ttl_us", BigInteger, nullable=False),
+    Column("expires_us", BigInteger, nullable=False),
+)

@@ -1,0 +1,81 @@
+"""The Registry put together."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import structlog
+
+from services.common import metrics
+from services.common.caller import CallerPolicy
+from services.common.errors import InvalidArtifact
+from services.common.rpc import RpcServer
+from services.registry.catalogue import Catalogue
+from services.registry.inventory import Inventory
+from services.registry.servicer import NAME, OPEN_METHODS, RegistryServicer
+from services.registry.settings import RegistrySettings
+from services.registry.staging import Staging
+from services.registry.store import Store
+from services.registry.watch import CatalogLog
+from shoal.registry.v1 import registry_service_pb2_grpc as pb_grpc
+
+_log = structlog.get_logger(__name__)
+
+
+class Running(NamedTuple):
+    port: int
+    metrics_port: int
+
+
+@asynccontextmanager
+async def running(settings: RegistrySettings) -> AsyncIterator[Running]:
+    """A Registry that answers from now on, and is SERVING once it has looked at all files.
+
+    Raises rpc.PortTaken, database.UnknownDatabase, staging.NotStaging; the last one out of the
+    block, in an exception group.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        store = await Store.open(settings.database)
+        stack.push_async_callback(store.close)
+        staging = Staging(settings.staging)
+        log = CatalogLog(await store.revision())
+        catalogue = Catalogue(store, staging, log)
+        inventory = Inventory(catalogue, staging, settings.default_instance_kind)
+        server = RpcServer(CallerPolicy(settings.trusted_proxies), open_methods=OPEN_METHODS)
+        servicer = RegistryServicer(catalogue, inventory, settings.watch_checkpoint_seconds)
+        pb_grpc.add_RegistryServiceServicer_to_server(servicer, server.grpc)
+        server.announce(NAME)
+        exporter = metrics.serve(settings.host, settings.metrics_port)
+        stack.callback(exporter.close)
+        port = await server.start(settings.host, settings.port)
+        stack.push_async_callback(server.stop, settings.stop_grace_seconds)
+        stack.callback(log.close)
+        _log.info("listening", host=settings.host, port=port, metrics_port=exporter.port)
+        async with asyncio.TaskGroup() as tasks:
+            preparing = tasks.create_task(_prepare(inventory, settings.repositories, server))
+            yield Running(port, exporter.port)
+            preparing.cancel()
+
+
+async def _prepare(inventory: Inventory, repositories: Iterable[Path], server: RpcServer) -> None:
+    await inventory.restore()
+    for path in repositories:
+        await _import(inventory, path)
+    await inventory.remove_strangers()
+    await server.set_ready(True)
+    _log.info("ready")
+
+
+async def _import(inventory: Inventory, path: Path) -> None:
+    """One repository that cannot be read keeps no other model from being served."""
+    try:
+        versions, problems = await inventory.import_repository(path)
+    except InvalidArtifact as error:
+        _log.error("repository not imported", path=str(path), problem=error.message)
+        return
+    for problem in problems:
+        _log.warning("not imported", path=problem.path, problem=problem.reason)
+    _log.info("repository imported", path=str(path), versions=len(versions))

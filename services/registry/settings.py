@@ -1,0 +1,65 @@
+"""What the Registry is told by its environment: SHOAL_REGISTRY_PORT and so on."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy import URL
+
+DATABASE_FILE = "registry.db"
+
+
+def _words(separator: str) -> BeforeValidator:
+    """A list as JSON, or as words between separators."""
+
+    def split(value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        text = value.strip()
+        return json.loads(text) if text.startswith("[") else [*filter(None, text.split(separator))]
+
+    return BeforeValidator(split)
+
+
+Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+Folders = Annotated[tuple[Folder, ...], NoDecode, _words(os.pathsep)]
+Networks = Annotated[tuple[str, ...], NoDecode, _words(",")]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class RegistrySettings(BaseSettings):
+    """Port 0 picks a free one. Bound beyond loopback, only `trusted_proxies` bring administrators.
+
+    `database_url`: sqlite:////path or postgresql://…; without one, SQLite in `data_dir`.
+    `staging_dir`: the model root of every server, by default in `data_dir`. `repositories`:
+    imported at start, between colons. `default_instance_kind`: where a config names none; with
+    AUTO Triton takes a GPU where there is one.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="SHOAL_REGISTRY_", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: Port = 9101
+    metrics_port: Port = 9111
+    data_dir: Folder = Field(default=Path(".shoal"), validate_default=True)
+    database_url: SecretStr | None = None
+    staging_dir: Folder | None = None
+    repositories: Folders = ()
+    trusted_proxies: Networks = ()
+    default_instance_kind: Literal["KIND_AUTO", "KIND_CPU", "KIND_GPU", "KIND_MODEL"] = "KIND_AUTO"
+    watch_checkpoint_seconds: float = Field(default=5.0, gt=0)
+    stop_grace_seconds: float = Field(default=2.0, ge=0)
+
+    @property
+    def database(self) -> str:
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        file = URL.create("sqlite", database=str(self.data_dir / DATABASE_FILE))
+        return file.render_as_string(hide_password=False)
+
+    @property
+    def staging(self) -> Path:
+        return self.staging_dir or self.data_dir / "staging"

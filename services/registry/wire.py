@@ -1,0 +1,138 @@
+"""Catalogue values ↔ protobuf messages."""
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.common.errors import InvalidField
+from services.registry.core import validation
+from services.registry.core.catalog import (
+    Entry,
+    RetryPolicy,
+    TrafficPolicy,
+    Version,
+    VersionState,
+    etag,
+)
+from services.registry.core.footprint import Footprint
+from services.registry.store import Snapshot
+from services.registry.watch import Delta
+from shoal import names
+from shoal.registry.v1 import registry_service_pb2 as service
+from shoal.registry.v1 import types_pb2 as types
+
+_STATES = {
+    VersionState.PENDING: types.VERSION_STATE_PENDING,
+    VersionState.APPROVED: types.VERSION_STATE_APPROVED,
+    VersionState.REJECTED: types.VERSION_STATE_REJECTED,
+    VersionState.INVALID: types.VERSION_STATE_INVALID,
+}
+_RETRY_POLICIES = {
+    RetryPolicy.ONCE: types.RETRY_POLICY_ONCE,
+    RetryPolicy.NEVER: types.RETRY_POLICY_NEVER,
+}
+
+
+def model(entry: Entry) -> types.Model:
+    known = entry.model
+    message = types.Model(
+        name=names.model_name(known.name),
+        description=known.description,
+        labels=known.labels,
+        retry_policy=_RETRY_POLICIES[known.retry_policy],
+        default_version=entry.default_version,
+        aliases=known.aliases,
+        create_time=_timestamp(known.created_us),
+        update_time=_timestamp(known.updated_us),
+        etag=etag(known.revision),
+    )
+    if known.policy is not None:
+        message.traffic_policy.CopyFrom(_policy(known.name, known.policy))
+    return message
+
+
+def version(known: Version) -> types.ModelVersion:
+    return types.ModelVersion(
+        name=known.name,
+        state=_STATES[known.state],
+        source=known.source,
+        config=known.config,
+        config_digest=known.config_digest,
+        artifact_bytes=known.artifact_bytes,
+        declared_memory=known.declared_memory,
+        requires=map(str, known.requires),
+        ensemble=known.ensemble,
+        pinned=known.pinned,
+        invalid_reason=known.problem,
+        create_time=_timestamp(known.created_us),
+        etag=etag(known.revision),
+    )
+
+
+def entry(known: Entry) -> types.CatalogEntry:
+    return types.CatalogEntry(model=model(known), versions=map(version, known.versions.values()))
+
+
+def snapshot(whole: Snapshot) -> service.WatchCatalogResponse:
+    return service.WatchCatalogResponse(
+        revision=whole.revision,
+        snapshot=service.CatalogSnapshot(entries=map(entry, whole.entries.values())),
+    )
+
+
+def delta(news: Delta) -> service.WatchCatalogResponse:
+    """An empty one becomes a checkpoint."""
+    if not news.changed:
+        return service.WatchCatalogResponse(
+            revision=news.revision, checkpoint=service.CatalogCheckpoint()
+        )
+    changed = sorted(news.changed.items())
+    return service.WatchCatalogResponse(
+        revision=news.revision,
+        delta=service.CatalogDelta(
+            entries=[entry(known) for _, known in changed if known],
+            removed_models=[names.model_name(name) for name, known in changed if not known],
+        ),
+    )
+
+
+def footprint(known: Footprint) -> types.Footprint:
+    message = types.Footprint(
+        version=str(known.version), config_digest=known.config_digest, memory=known.memory
+    )
+    message.load_duration.FromMicroseconds(known.load_us)
+    return message
+
+
+def footprint_of(index: int, message: types.Footprint) -> Footprint:
+    """Raises InvalidName, InvalidVersion, InvalidField."""
+    field = f"footprints[{index}]"
+    load_us = message.load_duration.ToMicroseconds()
+    if load_us < 0:
+        raise InvalidField(field=f"{field}.load_duration", problem="it is negative")
+    return Footprint(
+        validation.version_name(f"{field}.version", message.version),
+        validation.token(f"{field}.config_digest", message.config_digest, required=True),
+        validation.memory(f"{field}.memory", message.memory),
+        load_us,
+    )
+
+
+def retry_policy_of(number: int) -> RetryPolicy:
+    """Unspecified is the default. Raises InvalidField."""
+    for policy, value in _RETRY_POLICIES.items():
+        if number in (value, types.RETRY_POLICY_UNSPECIFIED):
+            return policy
+    raise InvalidField(field="model.retry_policy", problem=f"{number} is unknown")
+
+
+def _policy(model_name: str, known: TrafficPolicy) -> types.TrafficPolicy:
+    return types.TrafficPolicy(
+        name=names.policy_name(model_name),
+        arms=[types.Arm(target=str(arm.target), weight=arm.weight) for arm in known.arms],
+        etag=etag(known.revision),
+    )
+
+
+def _timestamp(us: int) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromMicroseconds(us)
+    return stamp

@@ -1,0 +1,131 @@
+"""From what a request names to the version that answers it: the one source of routing rules.
+
+The rules are plain data (default, aliases, arms), so that they can be compiled to other tables.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from services.common.errors import (
+    InvalidName,
+    InvalidVersion,
+    ModelNotFound,
+    NoApprovedVersion,
+    VersionNotFound,
+)
+from shoal.names import is_alias, is_model_name, parse_version
+
+
+class Target(NamedTuple):
+    model: str
+    version: int
+
+    def __str__(self) -> str:
+        return f"{self.model}:{self.version}"
+
+
+class Replica(NamedTuple):
+    """A version on a server."""
+
+    server: str
+    target: Target
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRoute:
+    """`servers`: where it is READY. `servable`: whether it may be asked for at all."""
+
+    config_digest: str = ""
+    servers: tuple[str, ...] = ()
+    servable: bool = True
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """`version` 0: that model's default."""
+
+    model: str
+    version: int
+    weight: int
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`default_version` 0: none is approved. `arms`: empty means the default version alone."""
+
+    default_version: int = 0
+    aliases: Mapping[str, int] = field(default_factory=dict)
+    versions: Mapping[int, VersionRoute] = field(default_factory=dict)
+    arms: tuple[Arm, ...] = ()
+    retry: bool = True
+
+
+Routes = Mapping[str, Route]
+
+
+def resolve(routes: Routes, model: str, version: str, draw: float) -> Target:
+    """The version that a request means. `version`: "" for the traffic policy's choice, a number, or
+    an alias. `draw`: uniform in [0, 1).
+
+    Raises InvalidName, ModelNotFound, InvalidVersion, VersionNotFound, NoApprovedVersion.
+    """
+    route = routes.get(model)
+    if route is None:
+        if not is_model_name(model):
+            raise InvalidName("model_name", model)
+        raise ModelNotFound(model=model)
+    if version:
+        return _named(route, model, version)
+    if route.arms:
+        return _drawn(routes, route.arms, draw)
+    return _default(routes, model)
+
+
+def shares(routes: Routes, model: str, version: str) -> list[tuple[Target, float]]:
+    """Every target that `resolve` could give for a request, with its probability."""
+    route = routes.get(model)
+    if route is None or version or not route.arms:
+        return [(resolve(routes, model, version, 0.0), 1.0)]
+    total = sum(arm.weight for arm in route.arms)
+    return [(_of_arm(routes, arm), arm.weight / total) for arm in route.arms if arm.weight]
+
+
+def _named(route: Route, model: str, version: str) -> Target:
+    number = parse_version(version)
+    if number is None:
+        if not is_alias(version):
+            raise InvalidVersion(model=model, version=version[:64])
+        number = route.aliases.get(version)
+    if number is None or number not in route.versions:
+        raise VersionNotFound(model=model, version=version, versions=_listed(route))
+    return Target(model, number)
+
+
+def _drawn(routes: Routes, arms: tuple[Arm, ...], draw: float) -> Target:
+    left = draw * sum(arm.weight for arm in arms)
+    for arm in arms:
+        left -= arm.weight
+        if left < 0:
+            return _of_arm(routes, arm)
+    return _of_arm(routes, arms[-1])
+
+
+def _of_arm(routes: Routes, arm: Arm) -> Target:
+    if arm.version:
+        return Target(arm.model, arm.version)
+    return _default(routes, arm.model)
+
+
+def _default(routes: Routes, model: str) -> Target:
+    route = routes.get(model)
+    if route is None:
+        raise ModelNotFound(model=model)
+    if not route.default_version:
+        raise NoApprovedVersion(model=model, versions=_listed(route))
+    return Target(model, route.default_version)
+
+
+def _listed(route: Route) -> str:
+    return ", ".join(map(str, sorted(route.versions))) or "none"

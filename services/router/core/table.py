@@ -1,0 +1,105 @@
+"""The placement table of one Router, and what its changes withdraw."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from services.router.core.routes import Replica, Route, Target
+
+
+class Revision(NamedTuple):
+    epoch: int
+    number: int
+
+
+NONE = Revision(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """`whole`: everything, else only what differs. Names in `removed_*` are gone."""
+
+    revision: Revision
+    whole: bool
+    routes: Mapping[str, Route]
+    addresses: Mapping[str, str]
+    unknown_servers: frozenset[str] = frozenset()
+    removed_models: frozenset[str] = frozenset()
+    removed_servers: frozenset[str] = frozenset()
+
+
+class StaleEpoch(Exception):
+    """The change comes from a Controller that does not act any more."""
+
+
+@dataclass
+class Table:
+    """`routes` by model, `addresses` (host:port) by server. `withdrawn`: the revision at which a
+    replica was last taken away; grants that are older do not count."""
+
+    revision: Revision = NONE
+    routes: dict[str, Route] = field(default_factory=dict)
+    addresses: dict[str, str] = field(default_factory=dict)
+    withdrawn: dict[Replica, Revision] = field(default_factory=dict)
+
+    def apply(self, change: Change) -> set[Replica]:
+        """Take a change in; return the replicas that it withdrew. Raises StaleEpoch."""
+        if change.revision.epoch < self.revision.epoch:
+            raise StaleEpoch(f"epoch {change.revision.epoch} is before {self.revision.epoch}")
+        fresh = dict(change.routes)
+        gone = set(change.removed_models)
+        if change.whole:
+            gone |= self.routes.keys() - fresh.keys()
+            fresh = {
+                model: self._keeping_unknown(model, route, change.unknown_servers)
+                for model, route in fresh.items()
+            }
+        touched = {*fresh, *gone}
+        before = set(replicas(self.routes, touched))
+        for model in gone:
+            self.routes.pop(model, None)
+        self.routes.update(fresh)
+        after = set(replicas(self.routes, touched))
+        self._readdress(change)
+        self.revision = change.revision
+        withdrawn = before - after
+        self.withdrawn.update(dict.fromkeys(withdrawn, change.revision))
+        for replica in after - before:
+            self.withdrawn.pop(replica, None)
+        return withdrawn
+
+    def outdated(self, replica: Replica, revision: Revision) -> bool:
+        """Whether a grant of `replica` at `revision` was overtaken by a withdrawal."""
+        return self.withdrawn.get(replica, NONE) > revision
+
+    def _readdress(self, change: Change) -> None:
+        for server in change.removed_servers:
+            self.addresses.pop(server, None)
+        if change.whole:
+            self.addresses = dict(change.addresses)
+        else:
+            self.addresses.update(change.addresses)
+
+    def _keeping_unknown(self, model: str, route: Route, unknown: frozenset[str]) -> Route:
+        """A server that was not inventoried yet still holds what it held, as far as we know."""
+        known = self.routes.get(model)
+        if known is None or not unknown:
+            return route
+        versions = dict(route.versions)
+        for version, entry in known.versions.items():
+            kept = unknown.intersection(entry.servers)
+            if kept and version in versions:
+                now = versions[version]
+                servers = tuple(sorted({*now.servers, *kept}))
+                versions[version] = type(now)(now.config_digest, servers, now.servable, now.reason)
+        return Route(route.default_version, route.aliases, versions, route.arms, route.retry)
+
+
+def replicas(routes: Mapping[str, Route], models: Iterable[str]) -> Iterable[Replica]:
+    """All replicas of `models`."""
+    for model in models:
+        route = routes.get(model)
+        if route is not None:
+            for version, entry in route.versions.items():
+                for server in entry.servers:
+                    yield Replica(server, Target(model, version))

@@ -1,0 +1,45 @@
+"""What a failed call to a Triton means: for the client, or for another try."""
+
+import enum
+from typing import Final
+
+
+class Verdict(enum.Enum):
+    """ANSWER      the server's own answer: the client's to see.
+    MISS        the version is not resident there: ask the Controller, then try again.
+    UNREACHED   the server never got the request: as a miss.
+    BROKEN      the server broke off while it had the request: one more try at most."""
+
+    ANSWER = enum.auto()
+    MISS = enum.auto()
+    UNREACHED = enum.auto()
+    BROKEN = enum.auto()
+
+
+# Triton's own texts under code UNAVAILABLE (release 24.10); any other is the transport's.
+_OWN_UNAVAILABLE: Final = ("exceeds maximum queue size", "request timeout expired")
+_NEVER_SENT: Final = (
+    "failed to connect",
+    "connection refused",
+    "no route to host",
+    "server exiting",
+)
+
+
+def verdict(code: str, text: str) -> Verdict:
+    """`code`: the gRPC code's name. `text`: the status's message, as Triton or gRPC wrote it."""
+    low = text.lower()
+    if code == "NOT_FOUND":
+        resident = not (
+            low.startswith("request for unknown model") or "has no available versions" in low
+        )
+        return Verdict.ANSWER if resident else Verdict.MISS
+    if code != "UNAVAILABLE":
+        return Verdict.ANSWER
+    if "is not at ready state" in low:
+        return Verdict.MISS
+    if any(own in low for own in _OWN_UNAVAILABLE):
+        return Verdict.ANSWER
+    if any(sign in low for sign in _NEVER_SENT):
+        return Verdict.UNREACHED
+    return Verdict.BROKEN

@@ -1,0 +1,214 @@
+"""One request on its way: from the table to a Triton and back, by way of the Controller if cold."""
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+from opentelemetry import trace
+
+from services.common import telemetry
+from services.common.errors import ServerLost
+from services.router.controller_client import ControllerClient
+from services.router.core.routes import Replica, Target
+from services.router.core.verdict import Verdict, verdict
+from services.router.placement_watch import PlacementWatch
+from services.router.tuning import CHANNEL_OPTIONS
+
+MODEL_INFER: Final = "/inference.GRPCInferenceService/ModelInfer"
+MISS_SECONDS: Final = 0.02  # first pause after a miss; doubles, jittered
+MAX_MISS_SECONDS: Final = 0.5
+MISS_PATIENCE: Final = 60.0  # seconds of misses before a caller without a deadline hears of them
+
+Metadata = Sequence[tuple[str, str | bytes]]
+
+_tracer = trace.get_tracer("shoal.router")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """`leading`, `trailing`: Triton's metadata. `cold`: the Controller was asked."""
+
+    message: bytes
+    leading: Metadata
+    trailing: Metadata
+    cold: bool
+
+
+class TritonError(Exception):
+    """Triton's own answer is an error: the client's to see, as it is."""
+
+    def __init__(self, error: grpc.aio.AioRpcError, *, cold: bool) -> None:
+        super().__init__(error.details())
+        self.error = error
+        self.cold = cold
+
+
+class Forwarder:
+    def __init__(self, watch: PlacementWatch, controller: ControllerClient) -> None:
+        self._watch = watch
+        self._controller = controller
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._calls: dict[str, Any] = {}
+        self._running: set[Any] = set()
+
+    async def close(self) -> None:
+        for channel in self._channels.values():
+            await channel.close(None)
+
+    async def infer(
+        self,
+        target: Target,
+        message: bytes,
+        metadata: tuple[tuple[str, str | bytes], ...],
+        deadline: float | None,
+        *,
+        retry: bool,
+    ) -> Reply:
+        """Have `target` answer `message`, wherever it is or will be.
+
+        `deadline`: seconds of the monotonic clock, None for none. Raises TritonError, ServerLost,
+        and what the Controller refuses (controller_client.Rejected, ShoalError).
+        """
+        missed: Replica | None = None
+        cold = False
+        misses = 0
+        began = time.monotonic()
+        while True:
+            replica = self._pick(target) if missed is None else None
+            if replica is not None:
+                call = self._send(
+                    replica, self._watch.table.addresses[replica.server], message, metadata
+                )
+            else:
+                cold = True
+                replica, call = await self._send_cold(target, message, metadata, deadline, missed)
+                if call is None:
+                    missed = None
+                    continue
+            code = await call.code()
+            if code is grpc.StatusCode.OK:
+                return Reply(
+                    await call,
+                    tuple(await call.initial_metadata() or ()),
+                    tuple(await call.trailing_metadata() or ()),
+                    cold,
+                )
+            text = await call.details() or ""
+            meaning = verdict(code.name, text)
+            if meaning is Verdict.ANSWER:
+                raise TritonError(await _error(call), cold=cold)
+            if meaning is Verdict.BROKEN:
+                if not retry:
+                    raise _lost(replica, text)
+                retry = False
+            misses += 1
+            if deadline is None and time.monotonic() - began > MISS_PATIENCE:
+                raise _lost(replica, text)
+            missed = replica
+            await self._pause(misses, deadline, replica, text)
+
+    def _pick(self, target: Target) -> Replica | None:
+        """The replica with the least in flight of two drawn ones."""
+        route = self._watch.table.routes.get(target.model)
+        entry = route.versions.get(target.version) if route is not None else None
+        servers = entry.servers if entry is not None else ()
+        if not servers:
+            return None
+        if len(servers) == 1:
+            return Replica(servers[0], target)
+        a, b = (Replica(server, target) for server in random.sample(servers, 2))
+        count = self._watch.in_use.count
+        return a if count(a) <= count(b) else b
+
+    async def _send_cold(
+        self,
+        target: Target,
+        message: bytes,
+        metadata: tuple[tuple[str, str | bytes], ...],
+        deadline: float | None,
+        missed: Replica | None,
+    ) -> tuple[Replica, Any]:
+        """A call to the replica that the Controller named; no call when it was withdrawn since."""
+        grant = await self._controller.make_resident(target, deadline, missed)
+        if self._watch.table.outdated(grant.replica, grant.revision):
+            return grant.replica, None
+        call = self._send(grant.replica, grant.address, message, metadata)
+        if grant.use_lease:
+            self._watch.started(grant.use_lease)
+        return grant.replica, call
+
+    def _send(
+        self,
+        replica: Replica,
+        address: str,
+        message: bytes,
+        metadata: tuple[tuple[str, str | bytes], ...],
+    ) -> Any:
+        """The running call. It counts as in flight until Triton has ended it, whatever becomes of
+        the caller: a reset in the middle of a response can leave a Triton before release 25.06
+        unable to unload the model, so a caller that leaves does not end it."""
+        self._watch.in_use.begin(replica)
+        span: trace.Span = trace.INVALID_SPAN
+        if trace.get_current_span().is_recording():
+            span = _tracer.start_span(
+                "forward",
+                kind=trace.SpanKind.CLIENT,
+                attributes={"shoal.server": replica.server, "server.address": address},
+            )
+            metadata = (*metadata, *telemetry.propagation(span))
+        try:
+            call = self._method(address)(message, metadata=metadata or None)
+        except BaseException:
+            self._watch.in_use.end(replica)
+            raise
+
+        # A call that nobody holds is cancelled.
+        self._running.add(call)
+
+        def ended(_: Any) -> None:
+            self._running.discard(call)
+            self._watch.in_use.end(replica)
+            span.end()
+
+        call.add_done_callback(ended)
+        return call
+
+    def _method(self, address: str) -> Any:
+        method = self._calls.get(address)
+        if method is None:
+            channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+            self._channels[address] = channel
+            method = self._calls[address] = channel.unary_unary(MODEL_INFER)
+        return method
+
+    async def _pause(
+        self, misses: int, deadline: float | None, replica: Replica, text: str
+    ) -> None:
+        """Before the next try: short, growing, jittered, and not beyond the deadline."""
+        longest = min(MAX_MISS_SECONDS, MISS_SECONDS * 2 ** (misses - 1))
+        pause = longest * random.uniform(0.5, 1.0)  # noqa: S311
+        if deadline is not None and time.monotonic() + pause >= deadline:
+            raise _lost(replica, text)
+        await asyncio.sleep(pause)
+
+
+async def _error(call: Any) -> grpc.aio.AioRpcError:
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error
+    raise AssertionError("a failed call gave an answer")
+
+
+def _lost(replica: Replica, text: str) -> ServerLost:
+    return ServerLost(
+        server=replica.server,
+        model=replica.target.model,
+        version=replica.target.version,
+        cause=text,
+        retry_after=1.0,
+    )

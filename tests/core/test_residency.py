@@ -1,0 +1,527 @@
+"""The residency engine, decision by decision."""
+
+from collections.abc import Iterable
+
+import pytest
+
+from services.common.errors import (
+    DeadlineBeforeResident,
+    Held,
+    LoadFailed,
+    ModelNotFound,
+    NeverFits,
+    NoRoom,
+    NoServer,
+    VersionNotFound,
+)
+from services.controller.core import events as ev
+from services.controller.core.entities import Health, Limits, ReplicaKey, Server, Unit, UnitSpec
+from services.controller.core.residency import Engine
+from services.controller.core.states import TRANSITIONS, Cause, State, after
+
+MIB = 1 << 20
+LIMITS = Limits(router_seconds=1.0, use_lease_seconds=0.5, server_patience_seconds=2.0)
+
+
+class World:
+    """An engine with a clock, and servers that do at once what they are told."""
+
+    def __init__(
+        self,
+        specs: Iterable[UnitSpec],
+        servers: Iterable[Server] = (Server("t0", "h:1", {"ram": 300 * MIB}, 3),),
+        limits: Limits = LIMITS,
+    ) -> None:
+        self.now = 0.0
+        self.engine = Engine(limits, servers, self.now)
+        self.answers: dict[int, ev.Granted | ev.Refused | ev.Evicted] = {}
+        self.records: list[ev.Record] = []
+        self.pending: list[ev.Load | ev.Unload] = []
+        self.learned: list[ev.Learned] = []
+        self._waiter = 0
+        self.now = 10.0
+        specs = tuple(specs)
+        self.feed(ev.CatalogChanged(frozenset(s.unit.model for s in specs), specs))
+        for server in list(self.engine.fleet.servers.values()):
+            self.feed(ev.ServerFound(server, frozenset()))
+
+    def feed(self, event: ev.Event) -> None:
+        for instruction in self.engine.handle(event, self.now):
+            match instruction:
+                case ev.Load() | ev.Unload():
+                    self.pending.append(instruction)
+                case ev.Granted() | ev.Refused() | ev.Evicted():
+                    assert instruction.waiter not in self.answers, "answered twice"
+                    self.answers[instruction.waiter] = instruction
+                case ev.Record():
+                    self.records.append(instruction)
+                case ev.Learned():
+                    self.learned.append(instruction)
+                case ev.Publish():
+                    pass
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.feed(ev.Tick())
+
+    def ask(self, unit: Unit, deadline: float = 100.0, router: str | None = None) -> int:
+        self._waiter += 1
+        self.feed(ev.ResidentWanted(self._waiter, unit, self.now + deadline, router))
+        return self._waiter
+
+    def evict(self, *units: Unit) -> int:
+        self._waiter += 1
+        self.feed(ev.EvictionWanted(self._waiter, units, self.now + 100))
+        return self._waiter
+
+    def work(self, fail: Iterable[Unit] = ()) -> None:
+        """Carry out all loads and unloads, and those that follow."""
+        broken = set(fail)
+        while self.pending:
+            order = self.pending.pop(0)
+            self.now += 0.1
+            if isinstance(order, ev.Unload):
+                self.feed(ev.Unloaded(order.key, order.attempt))
+            elif order.key.unit in broken:
+                self.feed(ev.LoadFailedOnServer(order.key, order.attempt, "no weights"))
+            else:
+                self.feed(ev.Loaded(order.key, order.attempt, 0.1))
+
+    def resident(self, unit: Unit, router: str | None = None) -> ReplicaKey:
+        """Ask, load, and be granted."""
+        waiter = self.ask(unit, router=router)
+        self.work()
+        answer = self.answers[waiter]
+        assert isinstance(answer, ev.Granted), answer
+        return answer.key
+
+    def ready(self) -> set[Unit]:
+        fleet = self.engine.fleet
+        return {
+            unit
+            for here in fleet.replicas.values()
+            for unit, replica in here.items()
+            if replica.state is State.READY
+        }
+
+    def refusal(self, waiter: int) -> Exception:
+        answer = self.answers[waiter]
+        assert isinstance(answer, ev.Refused), answer
+        return answer.error
+
+
+def spec(name: str, size: int = 100, version: int = 1, **more: object) -> UnitSpec:
+    declared = {"ram": size * MIB} if size else {}
+    return UnitSpec(Unit(name, version), "d", declared=declared, **more)  # type: ignore[arg-type]
+
+
+def unit(name: str, version: int = 1) -> Unit:
+    return Unit(name, version)
+
+
+ABCD = [spec("a"), spec("b"), spec("c"), spec("d")]
+
+
+def test_every_move_is_in_the_table() -> None:
+    assert after(State.READY, Cause.EVICTED) is State.DRAINING
+    for state in State:
+        for cause in Cause:
+            if (state, cause) not in TRANSITIONS:
+                with pytest.raises(ValueError, match="cannot be"):
+                    after(state, cause)
+
+
+def test_a_cold_unit_is_loaded_once_for_all_that_wait() -> None:
+    world = World(ABCD)
+    waiters = [world.ask(unit("a")) for _ in range(5)]
+    assert [type(order) for order in world.pending] == [ev.Load]
+    world.work()
+    assert all(isinstance(world.answers[w], ev.Granted) for w in waiters)
+
+
+def test_the_least_recently_used_leaves_and_no_other() -> None:
+    world = World(ABCD)
+    for name in "abc":
+        world.resident(unit(name))
+    world.resident(unit("a"))
+    world.resident(unit("d"))
+    assert world.ready() == {unit("a"), unit("c"), unit("d")}
+    evicting = [r for r in world.records if r.kind is ev.Kind.EVICTING]
+    assert [(r.unit, r.for_unit) for r in evicting] == [(unit("b"), unit("d"))]
+    assert "least recently used" in evicting[0].reason
+
+
+def test_victims_are_no_more_than_needed() -> None:
+    big = spec("big", 200)
+    small = [spec("s1", 50), spec("s2", 200), spec("s3", 50)]
+    world = World([big, *small], [Server("t0", "h:1", {"ram": 300 * MIB})])
+    for each in small:
+        world.resident(each.unit)
+    world.resident(big.unit)
+    # s1 is the oldest, but evicting s2 alone is enough and evicting s1 too would be for nothing.
+    assert world.ready() == {unit("s1"), unit("s3"), unit("big")}
+
+
+def test_what_can_never_fit_is_refused_at_once_and_evicts_nothing() -> None:
+    world = World([*ABCD, spec("huge", 400)])
+    world.resident(unit("a"))
+    error = world.refusal(world.ask(unit("huge")))
+    assert isinstance(error, NeverFits)
+    assert "300 MiB" in error.message
+    assert "400 MiB" in error.message
+    assert world.ready() == {unit("a")}
+
+
+def test_a_guess_rules_nothing_out() -> None:
+    world = World([UnitSpec(unit("new"), artifact_bytes=150 * MIB)])
+    world.resident(unit("new"))
+    assert world.ready() == {unit("new")}
+
+
+def test_pinned_units_stay_and_come_by_themselves() -> None:
+    world = World([spec("a", pinned=True), spec("b"), spec("c"), spec("d")])
+    world.work()
+    assert world.ready() == {unit("a")}
+    for name in "bcdbcd":
+        world.resident(unit(name))
+        assert unit("a") in world.ready()
+    assert isinstance(world.refusal(world.evict(unit("a"))), Held)
+
+
+def test_room_taken_by_pins_alone_is_said() -> None:
+    world = World([spec(name, pinned=True) for name in "abc"] + [spec("d")])
+    world.work()
+    error = world.refusal(world.ask(unit("d")))
+    assert isinstance(error, NoRoom)
+    assert "pinned: a:1, b:1, c:1" in error.message
+
+
+def test_unknown_names_and_versions() -> None:
+    world = World(ABCD)
+    assert isinstance(world.refusal(world.ask(unit("nope"))), ModelNotFound)
+    error = world.refusal(world.ask(unit("a", 9)))
+    assert isinstance(error, VersionNotFound)
+    assert error.metadata["versions"] == "1"
+
+
+def test_a_failed_load_is_told_and_not_repeated_until_its_backoff() -> None:
+    world = World(ABCD, limits=Limits(backoff_seconds=5.0))
+    first = world.ask(unit("a"))
+    world.work(fail=[unit("a")])
+    error = world.refusal(first)
+    assert isinstance(error, LoadFailed)
+    assert "no weights." in error.message
+    again = world.refusal(world.ask(unit("a")))
+    assert isinstance(again, LoadFailed)
+    assert again.retry_after == pytest.approx(5.0, abs=0.2)
+    assert not world.pending
+    world.pass_time(6.0)
+    world.resident(unit("a"))
+
+
+def test_a_deadline_ends_the_wait_and_the_load_goes_on_for_others() -> None:
+    world = World(ABCD)
+    impatient, patient = world.ask(unit("a"), deadline=1.0), world.ask(unit("a"))
+    world.pass_time(1.0)
+    error = world.refusal(impatient)
+    assert isinstance(error, DeadlineBeforeResident)
+    assert "loading on t0" in error.message
+    world.work()
+    assert isinstance(world.answers[patient], ev.Granted)
+
+
+def test_a_place_that_nobody_waits_for_is_given_up() -> None:
+    world = World([spec("a", 0), spec("b", 0)])  # unknown sizes load one by one
+    world.ask(unit("a"))
+    waiter = world.ask(unit("b"))
+    world.feed(ev.WaiterGone(waiter))
+    world.work()
+    assert world.ready() == {unit("a")}
+
+
+def test_no_server_is_waited_for_a_while() -> None:
+    world = World(ABCD)
+    world.feed(ev.ServerLost("t0", "it does not answer"))
+    waiter = world.ask(unit("a"))
+    world.pass_time(1.0)
+    assert waiter not in world.answers
+    world.pass_time(2.0)
+    error = world.refusal(waiter)
+    assert isinstance(error, NoServer)
+    assert "t0 is it does not answer" in error.message
+
+
+def test_a_lost_server_takes_its_replicas_and_waiters_find_another() -> None:
+    world = World(ABCD, [Server("t0", "h:1", {}, 2), Server("t1", "h:2", {}, 2)])
+    key = world.resident(unit("a"))
+    waiter = world.ask(unit("b"))
+    (load,) = world.pending
+    world.pending.clear()
+    for server in {load.key.server, key.server}:
+        world.feed(ev.ServerLost(server, "killed"))
+        world.feed(ev.ServerFound(Server(server, "h:9", {}, 2), frozenset()))
+    world.feed(ev.Loaded(load.key, load.attempt, 0.1))  # a late word of the dead changes nothing
+    world.work()
+    assert isinstance(world.answers[waiter], ev.Granted)
+    assert world.ready() == {unit("b")}
+
+
+def test_what_a_server_holds_is_adopted() -> None:
+    world = World(ABCD)
+    world.feed(ev.ServerFound(world.engine.fleet.servers["t0"], frozenset({unit("a")})))
+    waiter = world.ask(unit("a"))
+    assert isinstance(world.answers[waiter], ev.Granted)
+    assert not world.pending
+
+
+def test_changes_in_the_index_that_nobody_asked_for() -> None:
+    world = World(ABCD)
+    world.resident(unit("a"))
+    began = world.now
+    world.now += 1
+    world.feed(ev.IndexSeen("t0", frozenset({unit("b")}), began))
+    assert world.ready() == {unit("a"), unit("b")}, "the index is older than the load"
+    world.feed(ev.IndexSeen("t0", frozenset({unit("b")}), world.now))
+    assert world.ready() == {unit("b")}
+    assert [r.unit for r in world.records if r.kind is ev.Kind.UNEXPECTED] == [unit("b"), unit("a")]
+
+
+# --- draining -------------------------------------------------------------------------------------
+
+
+def filled(world: World, router: str = "r1") -> None:
+    world.feed(ev.RouterJoined(router, frozenset()))
+    for name in "abc":
+        world.resident(unit(name))
+    world.feed(ev.RouterAcked(router, world.engine.fleet.revision))
+
+
+def test_unload_waits_for_the_routers_word() -> None:
+    world = World(ABCD)
+    filled(world)
+    world.ask(unit("d"))
+    assert not world.pending, "a was withdrawn, and no Router has drained it"
+    key = ReplicaKey("t0", unit("a"))
+    world.feed(ev.RouterDrained("r1", key, world.engine.fleet.drains[key].revision - 1))
+    assert not world.pending, "the word is older than the withdrawal"
+    world.feed(ev.RouterDrained("r1", key, world.engine.fleet.drains[key].revision))
+    assert [type(order) for order in world.pending] == [ev.Unload]
+
+
+def test_a_lost_word_is_made_up_for_by_the_next_heartbeat() -> None:
+    world = World(ABCD)
+    filled(world)
+    world.ask(unit("d"))
+    key = ReplicaKey("t0", unit("a"))
+    world.feed(ev.RouterUsed("r1", {}))
+    assert not world.pending, "it has not applied the withdrawal yet"
+    world.feed(ev.RouterAcked("r1", world.engine.fleet.revision))
+    world.feed(ev.RouterUsed("r1", {key: (0.0, 1)}))
+    assert not world.pending, "it is still in flight"
+    world.feed(ev.RouterUsed("r1", {}))
+    assert [type(order) for order in world.pending] == [ev.Unload]
+
+
+def test_a_dead_router_is_not_waited_for() -> None:
+    world = World(ABCD)
+    filled(world)
+    waiter = world.ask(unit("d"))
+    world.pass_time(1.1)
+    world.work()
+    assert isinstance(world.answers[waiter], ev.Granted)
+    assert ev.Kind.ROUTER_LOST in [r.kind for r in world.records]
+
+
+def test_routers_that_have_not_come_back_yet_are_waited_for_after_a_start() -> None:
+    world = World(ABCD)
+    world.engine.fleet.__dict__["started"] = world.now
+    for name in "abc":
+        world.resident(unit(name))
+    world.ask(unit("d"))
+    assert not world.pending
+    world.pass_time(1.1)
+    assert [type(order) for order in world.pending] == [ev.Unload]
+
+
+def test_a_use_lease_holds_until_it_started() -> None:
+    world = World([spec("a", 300), spec("b", 300)])
+    world.feed(ev.RouterJoined("r1", frozenset()))
+    waiter = world.ask(unit("a"), router="r1")
+    world.work()
+    granted = world.answers[waiter]
+    assert isinstance(granted, ev.Granted)
+    world.ask(unit("b"))
+    assert world.ready() == {unit("a")}, "its request has not started"
+    world.feed(ev.RouterStarted("r1", granted.use_lease))
+    assert world.ready() == set(), "started: it may be drained now"
+
+
+def test_a_use_lease_runs_out() -> None:
+    world = World([spec("a", 300), spec("b", 300)])
+    world.feed(ev.RouterJoined("r1", frozenset()))
+    world.resident(unit("a"), router="r1")
+    world.ask(unit("b"))
+    world.pass_time(0.6)
+    assert world.ready() == set()
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def test_the_first_load_of_an_unknown_runs_alone_and_is_learned() -> None:
+    world = World([spec("a", 0), spec("b", 0)], [Server("t0", "h:1", {"ram": 400 * MIB})])
+    world.ask(unit("a"))
+    world.ask(unit("b"))
+    assert len(world.pending) == 1
+    world.work()
+    world.feed(ev.Measured("t0", {unit("a"): {"ram": 50 * MIB}}, {}))
+    world.pass_time(11)
+    world.feed(ev.Measured("t0", {unit("a"): {"ram": 60 * MIB}}, {}))
+    assert world.learned[-1].memory == {"ram": 60 * MIB}
+
+
+def test_debt_is_repaid_before_anything_is_loaded() -> None:
+    world = World(
+        [spec("a", 0), spec("b", 0), spec("c", 0)], [Server("t0", "h", {"ram": 400 * MIB})]
+    )
+    for name in "ab":
+        world.resident(unit(name))
+    world.feed(ev.Measured("t0", {unit("b"): {"ram": 350 * MIB}}, {}))
+    assert unit("a") not in world.ready()
+    evicting = [r.reason for r in world.records if r.kind is ev.Kind.EVICTING]
+    assert "over its budget" in evicting[0]
+
+
+def test_a_grown_resident_does_not_leave_a_placed_load_without_room() -> None:
+    world = World(
+        [spec("a", 0), spec("b", 0), spec("c", 100)], [Server("t0", "h", {"ram": 400 * MIB})]
+    )
+    for name in "ab":
+        world.resident(unit(name))
+    waiter = world.ask(unit("c"))
+    world.feed(
+        ev.Measured("t0", {unit("a"): {"ram": 150 * MIB}, unit("b"): {"ram": 140 * MIB}}, {})
+    )
+    world.work()
+    world.pass_time(0.1)
+    world.work()
+    assert isinstance(world.answers[waiter], ev.Granted)
+
+
+# --- versions and ensembles -----------------------------------------------------------------------
+
+
+def test_versions_with_one_config_live_side_by_side() -> None:
+    world = World([spec("a"), spec("a", version=2)])
+    world.resident(unit("a", 1))
+    world.ask(unit("a", 2))
+    (load,) = world.pending
+    assert isinstance(load, ev.Load)
+    assert load.versions == (1, 2)
+    world.work()
+    world.evict(unit("a", 1))
+    (unload,) = world.pending
+    assert isinstance(unload, ev.Unload)
+    assert unload.versions == (2,)
+
+
+def test_versions_whose_configs_differ_do_not() -> None:
+    other = UnitSpec(unit("a", 2), "other", declared={"ram": MIB})
+    world = World([spec("a"), other])
+    world.resident(unit("a", 1))
+    world.resident(unit("a", 2))
+    assert world.ready() == {unit("a", 2)}
+
+
+def ensemble(*parts: str) -> UnitSpec:
+    return UnitSpec(unit("e"), requires=tuple(unit(p) for p in parts), ensemble=True)
+
+
+def test_parts_are_loaded_first_and_held() -> None:
+    world = World([*ABCD, ensemble("a", "b")])
+    world.ask(unit("e"))
+    assert {order.key.unit for order in world.pending} == {unit("a"), unit("b")}
+    world.work()
+    assert world.ready() == {unit("a"), unit("b"), unit("e")}
+    world.resident(unit("c"))
+    assert isinstance(world.refusal(world.evict(unit("a"))), Held)
+    world.resident(unit("d"))
+    assert {unit("a"), unit("b"), unit("e")} & world.ready() in (
+        {unit("a"), unit("b"), unit("e")},
+        set(),
+        {unit("a")},
+        {unit("b")},
+    )
+
+
+def test_an_ensemble_leaves_before_its_parts() -> None:
+    world = World([*ABCD, ensemble("a", "b")])
+    world.resident(unit("e"))
+    world.resident(unit("c"))
+    world.pass_time(60)
+    world.resident(unit("c"))
+    world.ask(unit("d"))
+    assert [order.key.unit for order in world.pending] == [unit("e")]
+    world.work()
+    assert unit("d") in world.ready()
+    assert unit("e") not in world.ready()
+
+
+def test_an_ensemble_of_more_parts_than_fit_fails_at_once() -> None:
+    world = World([*ABCD, ensemble("a", "b", "c", "d")])
+    error = world.refusal(world.ask(unit("e")))
+    assert isinstance(error, NeverFits)
+
+
+def test_a_broken_part_fails_its_ensemble() -> None:
+    world = World([*ABCD, ensemble("a", "b")])
+    waiter = world.ask(unit("e"))
+    world.work(fail=[unit("b")])
+    error = world.refusal(waiter)
+    assert isinstance(error, LoadFailed)
+    assert error.metadata["model"] == "b"
+    assert all(r.state is State.READY for r in world.engine.fleet.replicas["t0"].values())
+
+
+def test_use_of_an_ensemble_is_use_of_its_parts() -> None:
+    world = World([*ABCD, ensemble("a")])
+    world.resident(unit("e"))
+    world.resident(unit("b"))
+    world.resident(unit("c"))
+    world.feed(ev.RouterJoined("r1", frozenset()))
+    world.now += 1
+    world.feed(ev.RouterUsed("r1", {ReplicaKey("t0", unit("e")): (0.0, 0)}))
+    world.feed(ev.RouterAcked("r1", 10**6))
+    world.ask(unit("d"))
+    assert unit("a") in world.ready()
+    assert unit("b") not in world.ready()
+
+
+# --- the catalogue --------------------------------------------------------------------------------
+
+
+def test_what_leaves_the_catalogue_is_evicted() -> None:
+    world = World(ABCD)
+    world.resident(unit("a"))
+    world.feed(ev.CatalogChanged(frozenset({"a"}), ()))
+    world.work()
+    assert world.ready() == set()
+
+
+def test_what_leaves_the_catalogue_while_loading_is_evicted_then() -> None:
+    world = World(ABCD)
+    waiter = world.ask(unit("a"))
+    world.feed(ev.CatalogChanged(frozenset({"a"}), ()))
+    assert isinstance(world.refusal(waiter), VersionNotFound)
+    world.work()
+    assert not world.engine.fleet.replicas["t0"]
+
+
+def test_placement_prefers_the_emptier_server() -> None:
+    servers = [Server("t0", "h:1", {}, 3), Server("t1", "h:2", {}, 3)]
+    world = World(ABCD, servers)
+    first = world.resident(unit("a")).server
+    assert world.resident(unit("b")).server in {"t0", "t1"}
+    spread = {world.resident(unit(name)).server for name in "cd"} | {first}
+    assert spread == {"t0", "t1"}
+    assert all(s.health is Health.HEALTHY for s in world.engine.fleet.servers.values())

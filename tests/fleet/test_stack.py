@@ -1,0 +1,190 @@
+"""`shoal up` with everything in it: it comes up, heals, and leaves nothing behind."""
+
+import contextlib
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import psutil
+import pytest
+import tritonclient.grpc as triton
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from services.embedded import leftovers, runs
+from services.embedded.background import Announced, BackgroundStack
+from services.embedded.leftovers import is_alive
+
+pytestmark = pytest.mark.triton
+
+ROOT = Path(__file__).parents[2]
+WITHIN_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("repository")
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "model_repository" / "multiplier", folder / "multiplier", ignore=ignored)
+    return folder
+
+
+@pytest.fixture
+def stack(repository: Path) -> Iterator[BackgroundStack]:
+    with BackgroundStack("--repository", str(repository), "--trace-ratio", "0") as running:
+        yield running
+    assert_nothing_left(running)
+
+
+def multiplied(stack: BackgroundStack, value: float = 3.0) -> float:
+    """One inference; which factor it is, is the model's affair."""
+    with contextlib.closing(triton.InferenceServerClient(stack.router_grpc)) as client:
+        metadata = client.get_model_metadata("multiplier", client_timeout=WITHIN_S)
+        (tensor,) = metadata.inputs
+        shape = [max(int(size), 1) for size in tensor.shape]
+        given = triton.InferInput(tensor.name, shape, tensor.datatype)
+        given.set_data_from_numpy(np.full(shape, value, np.float32))
+        answer = client.infer("multiplier", [given], client_timeout=WITHIN_S)
+        return float(answer.as_numpy(metadata.outputs[0].name).flat[0])
+
+
+def stubs(triton_pid: int | None) -> list[psutil.Process]:
+    return psutil.Process(triton_pid).children(recursive=True)
+
+
+def wait_until(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + WITHIN_S
+    while not holds():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def assert_nothing_left(stack: BackgroundStack) -> None:
+    assert leftovers.processes(stack.last.run) == []
+    assert not list(Path("/dev/shm").glob(f"{stack.last.run}*"))
+    assert not stack.last.folder.exists()
+
+
+def test_it_comes_up_answers_and_leaves_nothing(stack: BackgroundStack) -> None:
+    announced = stack.announced()
+    assert set(announced.parts) == {"router", "controller", "registry", "triton-0", "collector"}
+    for address in (stack.router_grpc, stack.registry, stack.controller):
+        with grpc.insecure_channel(address) as channel:
+            answer = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=WITHIN_S
+            )
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    assert multiplied(stack) == pytest.approx(multiplied(stack))
+    assert len(stubs(announced.pid_of("triton-0"))) >= 1
+    assert list(Path("/dev/shm").glob(f"{announced.run}-triton-0-*"))
+
+    said = stack.output.read_text()
+    assert f"Router      gRPC {stack.router_grpc}" in said
+    assert "shoal models" in said
+    assert stack.stop() == 0
+    assert_nothing_left(stack)
+
+
+def test_the_admin_key_is_the_controller_s_alone(stack: BackgroundStack) -> None:
+    announced = stack.announced()
+    (argument,) = [
+        word
+        for word in psutil.Process(announced.pid_of("triton-0")).cmdline()
+        if word.startswith("--grpc-restricted-protocol=")
+    ]
+    key = argument.rpartition("=")[2]
+    assert len(key) >= 32
+    multiplied(stack)
+
+    holders = {
+        part
+        for part in announced.parts
+        if key in "".join(psutil.Process(announced.pid_of(part)).environ().values())
+    }
+    assert holders == {"controller"}
+    written = [stack.output, *(announced.data / "logs").iterdir()]
+    assert len(written) == 1 + len(announced.parts)
+    assert not [path for path in written if key in path.read_text()]
+
+
+def test_a_killed_triton_comes_back_without_its_old_models_processes(
+    stack: BackgroundStack,
+) -> None:
+    expected = multiplied(stack)
+    announced = stack.announced()
+    old = stubs(announced.pid_of("triton-0"))
+    regions = list(Path("/dev/shm").glob(f"{announced.run}-triton-0-*"))
+    assert old
+    assert regions
+    # One of its models' processes hangs, and would not notice the server's end by itself.
+    old[0].suspend()
+    os.kill(announced.pid_of("triton-0") or 0, signal.SIGKILL)
+    healed = stack.wait_for(lambda now: now.starts("triton-0") == 2 and now.all_ready(), WITHIN_S)
+    (death,) = [event for event in healed.events if event["state"] == "died"]
+    assert death["text"] == "was ended by SIGKILL; starting it again in 0.25 s"
+    assert not [process for process in old if is_alive(process)]
+    assert not [region for region in regions if region.exists()]
+    assert multiplied(stack) == expected
+
+
+@pytest.mark.parametrize("part", ["registry", "controller", "router"])
+def test_a_killed_service_comes_back(stack: BackgroundStack, part: str) -> None:
+    expected = multiplied(stack)
+    os.kill(stack.announced().pid_of(part) or 0, signal.SIGKILL)
+    stack.wait_for(lambda now: now.starts(part) == 2 and now.all_ready(), WITHIN_S)
+    assert f"{part:<12}was ended by SIGKILL" in stack.output.read_text()
+    assert multiplied(stack) == expected
+
+
+def test_a_killed_supervisor_takes_its_parts_along(stack: BackgroundStack) -> None:
+    multiplied(stack)
+    announced = stack.announced()
+    processes = leftovers.processes(announced.run)
+    assert len(processes) >= len(announced.parts) + 1
+    os.kill(announced.pid, signal.SIGKILL)
+    wait_until(lambda: not any(is_alive(process) for process in processes), "the parts to follow")
+    assert announced.folder.exists()
+    assert announced.run in {swept.name for swept in runs.sweep()}
+
+
+def test_a_second_signal_ends_a_stack_whose_parts_hang(stack: BackgroundStack) -> None:
+    multiplied(stack)
+    announced = stack.announced()
+    for part in announced.parts:
+        os.kill(announced.pid_of(part) or 0, signal.SIGSTOP)
+    os.kill(announced.pid, signal.SIGINT)
+    stack.wait_for(lambda now: now.state == "stopping", WITHIN_S)
+    began = time.monotonic()
+    os.kill(announced.pid, signal.SIGINT)
+    assert stack.process.wait(WITHIN_S) == 130
+    assert time.monotonic() - began < 8.0
+
+
+def test_what_is_registered_stays_in_a_data_folder(repository: Path, tmp_path: Path) -> None:
+    data = str(tmp_path / "data")
+    with BackgroundStack("--repository", str(repository), "--data", data, "--no-otlp") as first:
+        expected = multiplied(first)
+        with pytest.raises(RuntimeError, match="ended with 73"), BackgroundStack("--data", data):
+            pass
+        assert "collector" not in first.announced().parts
+    assert_nothing_left(first)
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with BackgroundStack("--repository", str(empty), "--data", data, "--no-otlp") as second:
+        assert multiplied(second) == expected
+    assert_nothing_left(second)
+    assert (tmp_path / "data" / "logs" / "registry.log.1").exists()
+
+
+def test_several_servers_share_the_memory(repository: Path) -> None:
+    with BackgroundStack("--repository", str(repository), "--servers", "2") as stack:
+        announced: Announced = stack.announced()
+        assert set(announced.tritons) == {"triton-0", "triton-1"}
+        assert len(set(announced.tritons.values())) == 2
+        multiplied(stack)
+    assert_nothing_left(stack)

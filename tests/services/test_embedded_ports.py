@@ -1,0 +1,67 @@
+"""Ports are taken exclusively, and a refusal says who has one and what changes it."""
+
+import os
+import socket
+
+import grpc
+import pytest
+
+from services.embedded.errors import PortTaken
+from services.embedded.ports import LOOPBACK, Claims
+
+
+def test_a_taken_port_names_its_owner_and_the_way_out() -> None:
+    with socket.create_server((LOOPBACK, 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(PortTaken) as caught:
+            Claims().take(port, "router_grpc_port")
+    told = str(caught.value)
+    assert told.startswith(f"{LOOPBACK}:{port} is taken by process {os.getpid()} (")
+    assert "--router-grpc-port or SHOAL_ROUTER_GRPC_PORT chooses another port, 0 a free" in told
+
+
+async def test_a_grpc_server_that_shares_its_port_is_noticed() -> None:
+    server = grpc.aio.server(options=(("grpc.so_reuseport", 1),))
+    port = server.add_insecure_port(f"{LOOPBACK}:0")
+    await server.start()
+    try:
+        with pytest.raises(PortTaken):
+            Claims().take(port, "registry_port")
+    finally:
+        await server.stop(0)
+
+
+def test_connections_of_an_earlier_server_do_not_count() -> None:
+    with socket.create_server((LOOPBACK, 0)) as server:
+        port = server.getsockname()[1]
+        client = socket.create_connection((LOOPBACK, port))
+        accepted, _ = server.accept()
+        accepted.close()  # the side that closes first keeps TIME_WAIT
+        client.close()
+    claims = Claims()
+    assert claims.take(port, "registry_port") == port
+    claims.close()
+
+
+def test_picked_ports_are_never_the_same_nor_in_use() -> None:
+    mine, others = Claims(), Claims()
+    picked = [claims.take(0) for claims in (mine, others) for _ in range(40)]
+    assert len(set(picked)) == 80
+    mine.close()
+    others.close()
+
+
+def test_a_port_for_two_parts_is_refused_by_the_name_of_the_second() -> None:
+    claims = Claims()
+    port = claims.take(0)
+    with pytest.raises(PortTaken, match=r"--controller-port: \d+ is given to another part already"):
+        claims.take(port, "controller_port")
+    claims.close()
+
+
+def test_a_released_port_can_be_listened_on() -> None:
+    claims = Claims()
+    port = claims.take(0)
+    claims.close()
+    with socket.create_server((LOOPBACK, port)):
+        pass
