@@ -20,7 +20,7 @@ ifndef PYTHON
 PYTHON := $(call find_python,python3.12 python3.11 python3.13 python3.14 python3,(3, 11),(3, 99))
 endif
 ifndef TRITON_PYTHON
-TRITON_PYTHON := $(call find_python,$(PYTHON) python3.12 python3.11 python3,(3, 11),(3, 12))
+TRITON_PYTHON := $(call find_python,$(wildcard .venv/bin/python) $(PYTHON) python3.12 python3.11 python3,(3, 11),(3, 12))
 endif
 
 .PHONY: help

@@ -211,7 +211,7 @@ class ControllerServicer(ControllerServiceServicer):
         if span.is_recording():
             _trace_phases(answer.phases)
         if isinstance(answer, ev.Refused):
-            raise self._told(answer.error)
+            raise self._told(answer.error, unit)
         return answer
 
     def _deadline(self, context: Context) -> float:
@@ -319,10 +319,9 @@ class ControllerServicer(ControllerServiceServicer):
             model=unit.model, version=unit.version, versions=self._versions(unit.model)
         )
 
-    def _told(self, error: ShoalError) -> ShoalError:
+    def _told(self, error: ShoalError, unit: Unit) -> ShoalError:
         """The engine knows only what can be loaded; the catalogue knows why the rest can't."""
         if isinstance(error, ModelNotFound | VersionNotFound):
-            unit = Unit(error.metadata["model"], int(error.metadata.get("version", 0)))
             version = self._loop.catalog.version(unit)
             if version is not None and version.invalid_reason:
                 return InvalidArtifact(path=version.source, problem=version.invalid_reason)

@@ -12,6 +12,7 @@ from rich.text import Text
 from services.embedded.part import Event, State
 from services.embedded.parts import Plan
 from services.embedded.runs import Swept
+from services.embedded.settings import StackSettings, variable
 from services.embedded.sizes import format_size
 
 
@@ -109,23 +110,31 @@ def summary(plan: Plan, seconds: float) -> list[str]:
 
 
 def _how_to_call(plan: Plan) -> list[str]:
-    at = plan.endpoints
-    client = f"tritonclient.grpc.InferenceServerClient({at.router_grpc!r})"
-    moved = {
-        "SHOAL_ROUTER_GRPC_PORT": (at.router_grpc, 8001),
-        "SHOAL_ROUTER_HTTP_PORT": (at.router_http, 8000),
-        "SHOAL_REGISTRY_PORT": (at.registry, 9101),
-        "SHOAL_CONTROLLER_PORT": (at.controller, 9102),
-    }
-    variables = "".join(
-        f"{name}={address.rpartition(':')[2]} "
-        for name, (address, usual) in moved.items()
-        if not address.endswith(f":{usual}")
-    )
+    moved = " ".join(f"{name}={port}" for name, port in _moved(plan))
+    client = f'tritonclient.grpc.InferenceServerClient("{plan.endpoints.router_grpc}")'
     return [
-        f"  {client}   in Python, as with any Triton",
-        f"  {variables}shoal models",
-        f"  {variables}shoal status",
+        *([f"  First, in another shell: export {moved}"] if moved else []),
+        "  shoal models    what can be asked, and what is in memory",
+        "  shoal status    how all parts are",
+        f"  {client}    as with any Triton",
+    ]
+
+
+def _moved(plan: Plan) -> list[tuple[str, str]]:
+    """Variables that tell the other commands of ports that are not the usual ones."""
+    at = plan.endpoints
+    addresses = {
+        "router_grpc_port": at.router_grpc,
+        "router_http_port": at.router_http,
+        "registry_port": at.registry,
+        "controller_port": at.controller,
+        "otlp_http_port": at.collector_http,
+    }
+    return [
+        (variable(key), port)
+        for key, address in addresses.items()
+        if address
+        and (port := address.rpartition(":")[2]) != str(StackSettings.model_fields[key].default)
     ]
 
 

@@ -134,7 +134,10 @@ class Keeper:
 
     def _fail(self, how: str) -> None:
         end = tail(self.part.log)
-        self.failure = f"{self.part.name} {how}. The end of {self.part.log}:\n{end}"
+        advice = self.part.advice(end)
+        self.failure = "\n".join(
+            [f"{self.part.name} {how}. The end of {self.part.log}:", end, *filter(None, [advice])]
+        )
         self._tell(State.DIED, how)
 
     def _terminate(self) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import platform
+import re
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +13,7 @@ from services.embedded.errors import TritonUnavailable
 
 _HERE: Final = Path(__file__).resolve().parent
 _CHECKOUT: Final = _HERE.parents[1]
+_PACKED: Final = _HERE / "_triton"  # only in an installed wheel
 
 GLIBC: Final = (2, 35)  # the wheel is manylinux_2_35
 _NO_LIMIT: Final = 1 << 60  # bytes; cgroup v1 writes "no limit" as a number near 2**63
@@ -18,8 +21,7 @@ _NO_LIMIT: Final = 1 << 60  # bytes; cgroup v1 writes "no limit" as a number nea
 
 def triton_files() -> Path:
     """The folder with Triton's backends and set-up: the checkout's, or the installed copy."""
-    packed = _HERE / "_triton"
-    return packed if packed.is_dir() else _CHECKOUT / "deploy" / "triton"
+    return _PACKED if _PACKED.is_dir() else _CHECKOUT / "deploy" / "triton"
 
 
 def example_models() -> Path | None:
@@ -42,7 +44,7 @@ def triton_python(venv: Path | None) -> Path:
             f"Debian 12, RHEL 10), and this machine has {_dotted(found) or 'another C library'}: "
             "use a newer system or container image."
         )
-    folder = venv or Path(os.environ.get("TRITON_VENV") or _CHECKOUT / ".venv-triton").absolute()
+    folder = venv or _default_venv()
     python = folder / "bin" / "python"
     if not python.exists():
         raise TritonUnavailable(
@@ -50,6 +52,47 @@ def triton_python(venv: Path | None) -> Path:
             f"checkout, or `TRITON_VENV={folder} bash {triton_files() / 'setup.sh'}`."
         )
     return python
+
+
+def _default_venv() -> Path:
+    """TRITON_VENV as for setup.sh; else in the checkout, or where a user's data is kept."""
+    if named := os.environ.get("TRITON_VENV"):
+        return Path(named).absolute()
+    if not _PACKED.is_dir():
+        return _CHECKOUT / ".venv-triton"
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data, "shoal", "venv-triton")
+
+
+def notes(python: Path) -> list[str]:
+    """What is not as it should be with Triton's interpreter, and goes all the same."""
+    found = [path.name.removeprefix("python") for path in _libraries(python)]
+    mine = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if mine in found or not found:
+        return []
+    return [
+        f"Triton's environment has Python {found[0]} and this one {mine}: the code of models is "
+        "then compiled while they are loaded, and a version in memory is loaded once more when "
+        f"another one of the same model comes. Build both with one: make clean, make setup "
+        f"PYTHON=python{found[0]}."
+    ]
+
+
+def _libraries(python: Path) -> list[Path]:
+    return sorted(python.parent.parent.glob("lib/python3.*"))
+
+
+def advice(log: str) -> str:
+    """What to do about a Triton that ended with this at the end of its log; "" if nobody knows."""
+    if missing := re.search(r"error while loading shared libraries: ([^:\s]+)", log):
+        return (
+            f"Triton needs the system library {missing[1]}: install the package that holds it "
+            "(Debian, Ubuntu: apt install libstdc++6 zlib1g; others: `apt-file search "
+            f"{missing[1]}`)."
+        )
+    if old := re.search(r"version `((?:GLIBC|GLIBCXX|CXXABI)_[\d.]+)' not found", log):
+        return f"Triton needs {old[1]}, which is newer than this system's: use a newer one."
+    return ""
 
 
 def default_budget(servers: int) -> int:

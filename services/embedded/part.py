@@ -13,7 +13,8 @@ class Part:
     `ready` returns once the process answers; it is cancelled when that takes longer than
     `start_within` seconds. `stop_within` seconds after SIGTERM comes SIGKILL. `leftovers` is called
     with the number of a process that has ended, removes what it left behind, and may block for a
-    few seconds.
+    few seconds. `advice` is given the end of the log of one that failed at the start, and says what
+    to do, or nothing.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Part:
     start_within: float = 60.0
     stop_within: float = 10.0
     leftovers: Callable[[int], None] = lambda pid: None
+    advice: Callable[[str], str] = lambda log: ""
 
 
 class State(StrEnum):

@@ -62,6 +62,7 @@ class Plan:
     endpoints: Endpoints
     tracing: tracing.Tracing
     waves: tuple[tuple[Part, ...], ...]
+    notes: list[str]  # for people
 
     @property
     def parts(self) -> list[Part]:
@@ -88,7 +89,8 @@ def plan(
         tritons,
         (_collector(common, endpoints),) if endpoints.collector_http else (),
     )
-    return Plan(settings, run, data, budget, endpoints, traces, waves)
+    notes = [*machine.notes(python), *tracing.notes(settings, base, traces)]
+    return Plan(settings, run, data, budget, endpoints, traces, waves, notes)
 
 
 def _endpoints(settings: StackSettings, claims: Claims, *, collector: bool) -> Endpoints:
@@ -287,6 +289,7 @@ def _triton(common: _Common, spec: TritonSpec, address: str) -> Part:
         ready=partial(readiness.triton_live, address),
         stop_within=_TRITON_STOP_WITHIN,
         leftovers=partial(_clear, common.run, spec.id, spec.shm_prefix),
+        advice=machine.advice,
     )
 
 

@@ -24,6 +24,9 @@ from services.embedded.supervisor import Supervisor
 
 EXIT_KILLED: Final = 130  # a second signal cut the stop short
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Seconds. Who signals a group of processes often signals its members too: `timeout`, or make, which
+# hands a SIGTERM on that the service manager has sent to both.
+_SAME_WISH: Final = 0.3
 
 
 class Interrupts:
@@ -32,16 +35,31 @@ class Interrupts:
     def __init__(self) -> None:
         self.stop = asyncio.Event()
         self.at_once = asyncio.Event()
-        loop = asyncio.get_running_loop()
+        self._first = 0.0
+        self._loop = asyncio.get_running_loop()
         for number in _SIGNALS:
-            loop.add_signal_handler(number, self._on_signal)
+            # Not the loop's own handlers: they end with it, and one more Ctrl-C would show a
+            # traceback.
+            signal.signal(number, self._wake)
+
+    def _wake(self, number: int, frame: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: all is done
+            self._loop.call_soon_threadsafe(self._on_signal)
 
     def _on_signal(self) -> None:
-        (self.at_once if self.stop.is_set() else self.stop).set()
+        now = time.monotonic()
+        if not self.stop.is_set():
+            self._first = now
+            self.stop.set()
+        elif now - self._first > _SAME_WISH:
+            self.at_once.set()
 
 
 def run(settings: StackSettings) -> int:
-    """Serve until SIGINT, SIGTERM or SIGHUP. Returns the exit status; errors are printed."""
+    """Serve until SIGINT, SIGTERM or SIGHUP, and ignore them from then on: the process ends.
+
+    Returns the exit status; errors are printed.
+    """
     try:
         return asyncio.run(_run(settings, Terminal()))
     except CannotStart as error:
@@ -49,6 +67,9 @@ def run(settings: StackSettings) -> int:
             f"shoal up: {error}", markup=False, highlight=False, soft_wrap=True
         )
         return error.exit_status
+    finally:
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # all that is left to do is to end
 
 
 async def _run(settings: StackSettings, console: Console) -> int:
@@ -69,6 +90,8 @@ async def _serve(planned: Plan, interrupts: Interrupts, console: Console) -> Non
     began = time.monotonic()
     display = Display(console, [part.name for part in planned.parts])
     announcement = Announcement(planned.settings.announce, planned)
+    for note in planned.notes:
+        display.line(f"Note: {note}", "yellow")
 
     def report(event: Event) -> None:
         announcement.event(event)

@@ -13,6 +13,7 @@ _USERS_OWN: Final = (
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
 )
+_ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _HTTP: Final = "http/protobuf"
 # Milliseconds. The SDK's own 5 s make a trace look torn for as long.
 _BATCH_DELAY: Final = "500"
@@ -50,6 +51,17 @@ def plan(settings: StackSettings, environment: Mapping[str, str], collector: str
         "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": _HTTP,
     }
     return Tracing({**exporter, **_defaults(settings, environment)}, f"{url}/v1/traces")
+
+
+def notes(settings: StackSettings, environment: Mapping[str, str], planned: Tracing) -> list[str]:
+    """What is left out of the traces, for people."""
+    if planned.triton_url or settings.no_otlp or not environment.get(_ENDPOINT):
+        return []
+    return [
+        f"Triton's own spans are not sent: it speaks OTLP over HTTP only, and {_ENDPOINT} is used "
+        "with another protocol. Set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf and the HTTP "
+        "address, or name that with --otlp."
+    ]
 
 
 def _defaults(settings: StackSettings, environment: Mapping[str, str]) -> dict[str, str]:

@@ -27,7 +27,7 @@ _log = structlog.get_logger(__name__)
 
 class Running(NamedTuple):
     port: int
-    metrics_port: int
+    metrics_port: int | None
 
 
 @asynccontextmanager
@@ -48,15 +48,18 @@ async def running(settings: RegistrySettings) -> AsyncIterator[Running]:
         servicer = RegistryServicer(catalogue, inventory, settings.watch_checkpoint_seconds)
         pb_grpc.add_RegistryServiceServicer_to_server(servicer, server.grpc)
         server.announce(NAME)
-        exporter = metrics.serve(settings.host, settings.metrics_port)
-        stack.callback(exporter.close)
+        metrics_port = None
+        if settings.metrics_port is not None:
+            exporter = metrics.serve(settings.host, settings.metrics_port)
+            stack.push_async_callback(asyncio.to_thread, exporter.close)
+            metrics_port = exporter.port
         port = await server.start(settings.host, settings.port)
         stack.push_async_callback(server.stop, settings.stop_grace_seconds)
         stack.callback(log.close)
-        _log.info("listening", host=settings.host, port=port, metrics_port=exporter.port)
+        _log.info("listening", host=settings.host, port=port, metrics_port=metrics_port)
         async with asyncio.TaskGroup() as tasks:
             preparing = tasks.create_task(_prepare(inventory, settings.repositories, server))
-            yield Running(port, exporter.port)
+            yield Running(port, metrics_port)
             preparing.cancel()
 
 

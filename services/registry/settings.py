@@ -31,19 +31,22 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class RegistrySettings(BaseSettings):
-    """Port 0 picks a free one. Bound beyond loopback, only `trusted_proxies` bring administrators.
+    """Port 0 picks a free one; `metrics_port` may be none. Folders are absolute once read.
 
-    `database_url`: sqlite:////path or postgresql://…; without one, SQLite in `data_dir`.
-    `staging_dir`: the model root of every server, by default in `data_dir`. `repositories`:
-    imported at start, between colons. `default_instance_kind`: where a config names none; with
-    AUTO Triton takes a GPU where there is one.
+    Bound beyond loopback, only `trusted_proxies` bring administrators. `database_url`:
+    sqlite:////path or postgresql://…; without one, SQLite in `data_dir`. `staging_dir`: the model
+    root of every server, by default in `data_dir`. `repositories`: imported at start, between
+    colons. `default_instance_kind`: where a config names none; with AUTO Triton takes a GPU where
+    there is one.
     """
 
-    model_config = SettingsConfigDict(env_prefix="SHOAL_REGISTRY_", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="SHOAL_REGISTRY_", env_parse_none_str="none", frozen=True
+    )
 
     host: str = "127.0.0.1"
     port: Port = 9101
-    metrics_port: Port = 9111
+    metrics_port: Port | None = 9111
     data_dir: Folder = Field(default=Path(".shoal"), validate_default=True)
     database_url: SecretStr | None = None
     staging_dir: Folder | None = None

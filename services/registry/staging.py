@@ -54,9 +54,10 @@ class Staging:
         """
         self.root.mkdir(parents=True, exist_ok=True)
         marker = self.root / MARKER
-        if not marker.exists() and any(self.root.iterdir()):
-            raise NotStaging(f"{self.root} is not empty and no staging folder: choose another one")
-        marker.touch()
+        if not marker.exists():
+            if any(self.root.iterdir()):
+                raise NotStaging(f"{self.root} is not empty and no staging folder: choose another")
+            marker.touch()
         if self._incoming.exists():
             shutil.rmtree(self._incoming)
 

@@ -15,6 +15,8 @@ from typing import Final
 
 from services.common.errors import InvalidArtifact
 
+# Links to folders that hold links to folders can make a few files look like millions.
+MAX_ENTRIES: Final = 100_000
 CACHE: Final = "__pycache__"
 _HASHED_UP_TO: Final = 16 * 2**20  # bytes; of larger files size and time stand for the content
 
@@ -53,6 +55,10 @@ def read(top: Path, boundary: Path, keep: Callable[[str], bool] = lambda name: T
     fence = os.path.realpath(boundary)
     try:
         for relative, real, found in _walk(os.path.realpath(top), "", fence, keep, ()):
+            if len(folders) + len(files) >= MAX_ENTRIES:
+                raise InvalidArtifact(
+                    path=shown(top), problem=f"more than {MAX_ENTRIES} files and folders are in it"
+                )
             if stat.S_ISDIR(found.st_mode):
                 folders.append(relative)
             else:

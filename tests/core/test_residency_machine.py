@@ -207,7 +207,7 @@ class Residency(RuleBasedStateMachine):
     @rule(router=routers)
     def beat(self, router: str) -> None:
         if router in self.fleet.routers:
-            used = {key: (0.0, 1) for key in self.routers[router].in_flight}
+            used = dict.fromkeys(self.routers[router].in_flight, (0.0, 1))
             self.feed(ev.RouterUsed(router, used))
 
     @rule(router=routers, data=st.data())
@@ -230,7 +230,7 @@ class Residency(RuleBasedStateMachine):
                     continue
                 self.routers[router].in_flight.add(key)
                 self.feed(
-                    ev.RouterUsed(router, {k: (0.0, 1) for k in self.routers[router].in_flight})
+                    ev.RouterUsed(router, dict.fromkeys(self.routers[router].in_flight, (0.0, 1)))
                 )
                 self.feed(ev.RouterStarted(router, lease))
                 del self.leases[lease]

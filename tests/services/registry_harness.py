@@ -9,13 +9,14 @@ from typing import Any
 import grpc
 import onnx
 import pytest
+from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from onnx import TensorProto, helper
-from services.common.status import error_info
+
+from services.common.status import DETAILS_KEY, error_info
 from services.registry.server import running
 from services.registry.servicer import NAME
 from services.registry.settings import RegistrySettings
-
 from shoal.registry.v1 import registry_service_pb2 as pb
 from shoal.registry.v1 import registry_service_pb2_grpc as pb_grpc
 from shoal.registry.v1 import types_pb2 as types
@@ -33,7 +34,7 @@ class Registry:
     stub: Any
     channel: grpc.aio.Channel
     settings: RegistrySettings
-    metrics_port: int
+    metrics_port: int | None
 
     @property
     def staging(self) -> Path:
@@ -67,16 +68,20 @@ class Registry:
 async def registry(folder: Path, **settings: Any) -> AsyncIterator[Registry]:
     """Yields once it is SERVING; `folder` keeps its data."""
     chosen = RegistrySettings(
-        **{"port": 0, "metrics_port": 0, "data_dir": folder, "stop_grace_seconds": 0.2, **settings}
+        **{
+            "port": 0,
+            "metrics_port": None,
+            "data_dir": folder,
+            "stop_grace_seconds": 0.2,
+            **settings,
+        }
     )
     async with (
         running(chosen) as ports,
         grpc.aio.insecure_channel(f"127.0.0.1:{ports.port}") as channel,
     ):
         await serving(channel)
-        yield Registry(
-            pb_grpc.RegistryServiceStub(channel), channel, chosen, ports.metrics_port
-        )
+        yield Registry(pb_grpc.RegistryServiceStub(channel), channel, chosen, ports.metrics_port)
 
 
 async def serving(channel: grpc.aio.Channel) -> None:
@@ -95,7 +100,7 @@ class Refusal:
     reason: str
     metadata: dict[str, str]
     message: str
-    trailing: Any
+    retry_after: float | None
 
 
 async def refusal(call: Awaitable[Any]) -> Refusal:
@@ -106,13 +111,19 @@ async def refusal(call: Awaitable[Any]) -> Refusal:
     info = error_info(error.trailing_metadata())
     assert info is not None, error
     assert info.domain == "shoal"
-    return Refusal(
-        error.code(),
-        info.reason,
-        dict(info.metadata),
-        error.details() or "",
-        error.trailing_metadata(),
-    )
+    message = error.details() or ""
+    assert all(value in message for value in info.metadata.values()), (message, info)
+    return Refusal(error.code(), info.reason, dict(info.metadata), message, _retry_after(error))
+
+
+def _retry_after(error: grpc.aio.AioRpcError) -> float | None:
+    """Seconds."""
+    status = status_pb2.Status.FromString(dict(error.trailing_metadata())[DETAILS_KEY])
+    retry = error_details_pb2.RetryInfo()
+    for detail in status.details:
+        if detail.Unpack(retry):
+            return retry.retry_delay.ToNanoseconds() / 1e9
+    return None
 
 
 def version_name(name: str) -> str:

@@ -127,6 +127,7 @@ def test_traces_go_where_a_flag_or_the_user_s_own_variables_say() -> None:
     assert not tracing.wants_collector(StackSettings(), own)
     # The variables themselves reach the services unchanged; Triton speaks OTLP over HTTP only.
     assert tracing.plan(StackSettings(), own, None) == tracing.Tracing({}, None)
+    assert "Triton's own spans" in tracing.notes(StackSettings(), own, tracing.Tracing({}, None))[0]
     http = {**own, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}
     assert tracing.plan(StackSettings(), http, None).triton_url == "http://mine:4318/v1/traces"
 

@@ -1,0 +1,1 @@
+"""What Shoal costs: measured, not estimated. `python -m bench --help`."""

@@ -1,0 +1,64 @@
+"""Keeps a number of requests in flight until so many are answered: `python -m bench.generator`.
+
+    python -m bench.generator HOST:PORT CONNECTIONS STREAMS REQUESTS < MESSAGE
+
+MESSAGE is a serialized ModelInferRequest. Prints JSON: `seconds` from the first request to the last
+answer, `cpu_seconds` of this process meanwhile, `latencies` in seconds, `failed`.
+"""
+
+import json
+import selectors
+import sys
+import time
+
+from bench.http2 import Connection
+
+PATH = "/inference.GRPCInferenceService/ModelInfer"
+
+
+def generate(
+    address: str, connections: int, streams: int, requests: int, message: bytes
+) -> dict[str, object]:
+    """Raises http2.Broken. An answer whose size is not the first one's counts as failed."""
+    opened = [Connection(address, PATH, message) for _ in range(connections)]
+    selector = selectors.EpollSelector()
+    for connection in opened:
+        selector.register(connection.socket, selectors.EVENT_READ, connection)
+    clock = time.perf_counter
+    sent: dict[tuple[Connection, int], float] = {}
+    latencies: list[float] = []
+    sizes: dict[int, int] = {}
+    left = requests
+    cpu, began = time.process_time(), clock()
+    for connection in opened:
+        for _ in range(min(streams, left)):
+            sent[connection, connection.request()] = clock()
+            left -= 1
+        connection.flush()
+    while sent:
+        for key, _ in selector.select():
+            connection = key.data
+            for stream, size in connection.answers():
+                now = clock()
+                latencies.append(now - sent.pop((connection, stream)))
+                sizes[size] = sizes.get(size, 0) + 1
+                if left:
+                    left -= 1
+                    sent[connection, connection.request()] = now
+            connection.flush()
+            wanted = selectors.EVENT_READ | selectors.EVENT_WRITE * connection.stuck
+            if key.events != wanted:
+                selector.modify(connection.socket, wanted, connection)
+    seconds, cpu = clock() - began, time.process_time() - cpu
+    for connection in opened:
+        connection.close()
+    right = next(iter(sizes))
+    failed = requests - sizes[right] if right else requests
+    return {"seconds": seconds, "cpu_seconds": cpu, "latencies": latencies, "failed": failed}
+
+
+if __name__ == "__main__":
+    address, *numbers = sys.argv[1:]
+    connections, streams, requests = map(int, numbers)
+    found = generate(address, connections, streams, requests, sys.stdin.buffer.read())
+    json.dump(found, sys.stdout)

@@ -1,0 +1,47 @@
+"""The floor for a gRPC proxy in Python: raw bytes to one Triton and back, and nothing else.
+
+`python -m bench.relay HOST:PORT` prints the address that it listens on. It is tuned as the Router
+is, so that what the Router costs beyond it is the Router's own doing.
+"""
+
+# ruff: noqa: E402
+from services.router import tuning
+
+tuning.before_grpc()
+
+import asyncio
+import signal
+import sys
+
+import grpc
+import uvloop
+
+from services.router.forward import MODEL_INFER
+
+SERVICE, METHOD = MODEL_INFER.strip("/").split("/")
+
+
+async def relay(upstream: str) -> None:
+    """Relays ModelInfer to `upstream` (host:port) until SIGTERM."""
+    tuning.process()
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    options = (*tuning.SERVER_OPTIONS, ("grpc.max_receive_message_length", -1))
+    server = grpc.aio.server(options=options)
+    async with grpc.aio.insecure_channel(upstream, options=tuning.CHANNEL_OPTIONS) as channel:
+        forward = channel.unary_unary(MODEL_INFER)
+
+        async def answer(request: bytes, _: object) -> bytes:
+            return await forward(request)
+
+        handlers = {METHOD: grpc.unary_unary_rpc_method_handler(answer)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        print(f"127.0.0.1:{port}", flush=True)
+        await stop.wait()
+        await server.stop(1.0)
+
+
+if __name__ == "__main__":
+    uvloop.run(relay(sys.argv[1]))

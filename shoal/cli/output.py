@@ -1,0 +1,153 @@
+"""What commands print: JSON for programs, tables for people.
+
+JSON keeps the protos' field names. Numbers are numbers (64-bit ones too), durations are seconds,
+times RFC 3339 in UTC, enum values lose the prefix of their enum, unset messages are null. Fields of
+bytes (a version's config) are left out.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from shoal.cli.sizes import format_size
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+    from rich.console import Console, RenderableType
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+Document = dict[str, Any]
+
+_PIPE_WIDTH: Final = 10_000  # cells: what goes into a pipe is never wrapped or cut
+
+
+def print_json(document: object, *, indent: int | None = 2) -> None:
+    """`indent` None: on one line."""
+    print(json.dumps(document, indent=indent), flush=True)
+
+
+def message_json(message: "Message") -> Document:
+    """A message as this module's JSON."""
+    from google.protobuf.descriptor import FieldDescriptor
+
+    return {
+        field.name: _field_json(message, field)
+        for field in message.DESCRIPTOR.fields
+        if field.type != FieldDescriptor.TYPE_BYTES
+    }
+
+
+def messages_json(messages: "Iterable[Message]") -> list[Document]:
+    return [message_json(message) for message in messages]
+
+
+def _field_json(message: "Message", field: Any) -> Any:
+    value = getattr(message, field.name)
+    kind = field.message_type
+    if kind is not None and kind.GetOptions().map_entry:
+        return dict(sorted(value.items()))
+    if field.is_repeated:
+        return [_value_json(item, field) for item in value]
+    if field.has_presence and not message.HasField(field.name):
+        return None
+    return _value_json(value, field)
+
+
+def _value_json(value: Any, field: Any) -> Any:
+    if field.enum_type is not None:
+        return _enum_json(value, field.enum_type)
+    if field.message_type is None:
+        return value
+    match field.message_type.full_name:
+        case "google.protobuf.Duration":
+            return value.ToNanoseconds() / 1e9
+        case "google.protobuf.Timestamp":
+            return value.ToJsonString()
+    return message_json(value)
+
+
+def _enum_json(number: int, kind: Any) -> str | int:
+    known = kind.values_by_number.get(number)
+    if known is None:
+        return number
+    # The style of the protos gives every value the prefix that its enum's first one has.
+    prefix = kind.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    return str(known.name.removeprefix(prefix))
+
+
+# --- for people -----------------------------------------------------------------------------------
+
+
+def console(*, stderr: bool = False) -> "Console":
+    """On a terminal as wide as that; else without colours, and wide enough for everything."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else _PIPE_WIDTH
+    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> "RenderableType":
+    """Plain columns. A heading that begins with ">" stands over a column of numbers."""
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in headings:
+        right = heading.startswith(">")
+        drawn.add_column(
+            heading.removeprefix(">"),
+            justify="right" if right else "left",
+            no_wrap=right,
+            overflow="fold",
+        )
+    for row in rows:
+        drawn.add_row(*(Text(printable(cell, lines=True), _style(cell)) for cell in row))
+    return drawn
+
+
+def show(rendered: "RenderableType") -> None:
+    console().print(rendered)
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """Without control characters: what others wrote mustn't steer the terminal."""
+    return "".join(
+        sign if sign.isprintable() or (lines and sign == "\n") else "·" for sign in text
+    )
+
+
+def _style(cell: str) -> str:
+    return _STYLES.get(cell, "")
+
+
+_STYLES: Final = {
+    **dict.fromkeys(("ready", "READY", "HEALTHY", "APPROVED"), "green"),
+    **dict.fromkeys(("QUEUED", "LOADING", "DRAINING", "UNLOADING", "PENDING", "UNKNOWN"), "yellow"),
+    **dict.fromkeys(
+        ("not ready", "unreachable", "FAILED", "UNREACHABLE", "UNUSABLE", "REJECTED", "INVALID"),
+        "red",
+    ),
+}
+
+
+def memory(amounts: Mapping[str, int]) -> str:
+    """Bytes by resource, a line for each."""
+    return "\n".join(f"{resource} {format_size(size)}" for resource, size in amounts.items())
+
+
+def seconds(value: float | None) -> str:
+    """A duration for people, in the unit that leaves few digits; nothing for None."""
+    if value is None:
+        return ""
+    if value < 1:
+        return f"{value * 1000:.0f} ms"
+    if value < 60:
+        return f"{value:.1f} s"
+    if value < 3600:
+        return f"{value // 60:.0f} min {value % 60:.0f} s"
+    return f"{value // 3600:.0f} h {value % 3600 // 60:.0f} min"

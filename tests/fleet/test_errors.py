@@ -1,0 +1,317 @@
+"""Everything that can be refused: the code, the reason, and a sentence that says what to do."""
+
+import os
+import shutil
+import signal
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from tritonclient.grpc import service_pb2
+
+from services.embedded.background import BackgroundStack
+from shoal.controller.v1 import controller_service_pb2 as controller
+from shoal.controller.v1 import types_pb2 as states
+from shoal.registry.v1 import registry_service_pb2 as registry
+from shoal.registry.v1 import types_pb2
+from tests.fleet.harness import EXAMPLES, Fleet, example, infer, refusal, tensors, wait_until
+
+pytestmark = pytest.mark.triton
+
+MIB = 1 << 20
+
+CONFIG = """
+name: "{name}"
+backend: "{backend}"
+max_batch_size: 0
+input [{{ name: "INPUT" data_type: TYPE_FP32 dims: [-1] }}]
+output [{{ name: "OUTPUT" data_type: TYPE_FP32 dims: [-1] }}]
+instance_group [{{ count: 1 kind: KIND_CPU }}]
+"""
+
+IDENTITY = """
+import triton_python_backend_utils as pb_utils
+{more}
+class TritonPythonModel:
+    def initialize(self, args):
+        {initialize}
+    def execute(self, requests):
+        {execute}
+        return [
+            pb_utils.InferenceResponse([
+                pb_utils.Tensor("OUTPUT", pb_utils.get_input_tensor_by_name(r, "INPUT").as_numpy())
+            ])
+            for r in requests
+        ]
+"""
+
+
+def python_model(
+    folder: Path, name: str, initialize: str = "pass", execute: str = "pass", more: str = ""
+) -> None:
+    version = folder / name / "1"
+    version.mkdir(parents=True)
+    (folder / name / "config.pbtxt").write_text(CONFIG.format(name=name, backend="python"))
+    code = textwrap.dedent(IDENTITY).format(initialize=initialize, execute=execute, more=more)
+    (version / "model.py").write_text(code)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("broken")
+    for name in ("multiplier", "text_stats"):
+        shutil.copytree(
+            EXAMPLES / name, folder / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    broken = folder / "broken_onnx" / "1"
+    broken.mkdir(parents=True)
+    (broken / "model.onnx").write_bytes(b"this is no model")
+    (folder / "broken_onnx" / "config.pbtxt").write_text(
+        CONFIG.format(name="broken_onnx", backend="onnxruntime")
+    )
+    (folder / "bad_config" / "1").mkdir(parents=True)
+    (folder / "bad_config" / "1" / "model.py").write_text("")
+    (folder / "bad_config" / "config.pbtxt").write_text('name: "bad_config"\nbackend: [')
+    python_model(folder, "raises", "raise ValueError('weights are missing')")
+    python_model(folder, "slow", "time.sleep(4)", more="import time")
+    python_model(folder, "huge")
+    python_model(folder, "busy", execute="time.sleep(30)", more="import time")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stack(repository: Path) -> Iterator[Fleet]:
+    with BackgroundStack(
+        f"--repository={repository}",
+        "--memory-budget=1GiB",
+        environment={
+            "SHOAL_ROUTER_MAX_MESSAGE_BYTES": str(MIB),
+            "SHOAL_ROUTER_CONTROLLER_PATIENCE": "0.5",
+            "SHOAL_CONTROLLER_SERVER_PATIENCE": "1",
+            "SHOAL_CONTROLLER_LOAD_BACKOFF": "2",
+        },
+    ) as running:
+        yield Fleet(running)
+
+
+def ask(stack: Fleet, model: str, version: str = "", size: int = 1, timeout: float = 20) -> object:
+    request = service_pb2.ModelInferRequest(model_name=model, model_version=version)
+    request.inputs.add(name="INPUT", datatype="FP32", shape=[size])
+    request.raw_input_contents.append(bytes(4 * size))
+    return stack.inference.ModelInfer(request, timeout=timeout)
+
+
+def refused(stack: Fleet, model: str, version: str = "", **more: float) -> tuple[str, str, str]:
+    code, info, text = refusal(lambda: ask(stack, model, version, **more))
+    assert info is not None, text
+    assert info.domain == "shoal"
+    for value in info.metadata.values():
+        assert value in text, "what the message says stands in the metadata too"
+    return code, info.reason, text
+
+
+def test_unknown_model(stack: Fleet) -> None:
+    code, reason, text = refused(stack, "nope")
+    assert (code, reason) == ("NOT_FOUND", "MODEL_NOT_FOUND")
+    assert text.startswith("Request for unknown model: 'nope' is not found"), "as Triton says it"
+    assert "shoal register" in text
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "x" * 200, "a b"])
+def test_bad_name(stack: Fleet, name: str) -> None:
+    code, reason, text = refused(stack, name)
+    assert (code, reason) == ("INVALID_ARGUMENT", "INVALID_NAME")
+    assert "names start with a letter or digit" in text
+
+
+@pytest.mark.parametrize("version", ["-1", "0", "01", "1.5", "../2"])
+def test_bad_version(stack: Fleet, version: str) -> None:
+    code, reason, text = refused(stack, "multiplier", version)
+    assert (code, reason) == ("INVALID_ARGUMENT", "INVALID_VERSION")
+    assert "whole number from 1 up" in text
+
+
+@pytest.mark.parametrize("version", ["9", "canary"])
+def test_unknown_version_or_alias(stack: Fleet, version: str) -> None:
+    code, reason, text = refused(stack, "multiplier", version)
+    assert (code, reason) == ("NOT_FOUND", "VERSION_NOT_FOUND")
+    assert "Registered versions: 1, 2" in text
+
+
+def test_files_that_triton_cannot_load(stack: Fleet) -> None:
+    code, reason, text = refused(stack, "broken_onnx")
+    assert (code, reason) == ("FAILED_PRECONDITION", "LOAD_FAILED")
+    assert "INVALID_PROTOBUF" in text, "Triton's own reason"
+    assert "register a new version" in text
+
+
+def test_a_failed_load_backs_off_and_shows_in_the_index(stack: Fleet) -> None:
+    refused(stack, "raises")
+    _, reason, text = refused(stack, "raises")
+    assert reason == "LOAD_FAILED"
+    assert "weights are missing" in text
+    rows = {row.name: row for row in stack.client.get_model_repository_index().models}
+    assert rows["raises"].state == "UNAVAILABLE"
+    assert "weights are missing" in rows["raises"].reason
+    assert not stack.client.is_model_ready("raises")
+    assert rows["multiplier"].state == "READY"
+
+
+def test_a_config_that_cannot_be_read(stack: Fleet) -> None:
+    code, reason, text = refused(stack, "bad_config", "1")
+    assert (code, reason) == ("INVALID_ARGUMENT", "INVALID_ARTIFACT")
+    assert "config.pbtxt" in text
+
+
+def test_what_can_never_fit(stack: Fleet) -> None:
+    version = types_pb2.ModelVersion(
+        name="models/huge/versions/1", declared_memory={"ram": 5 << 30}
+    )
+    request = registry.UpdateModelVersionRequest(version=version)
+    request.update_mask.paths.append("declared_memory")
+    stack.registry.UpdateModelVersion(request, timeout=10)
+    wait_until(lambda: _reason(stack, "huge") == "NEVER_FITS", 5, "the Controller knows the size")
+    code, _, text = refused(stack, "huge")
+    assert code == "RESOURCE_EXHAUSTED"
+    assert "5.00 GiB" in text
+    assert "1.00 GiB" in text
+    assert "--memory-budget" in text
+
+
+def _reason(stack: Fleet, model: str) -> str:
+    try:
+        ask(stack, model)
+    except grpc.RpcError:
+        _, info, _ = refusal(lambda: ask(stack, model))
+        return info.reason if info is not None else ""
+    return ""
+
+
+def test_a_deadline_shorter_than_the_load(stack: Fleet) -> None:
+    code, reason, text = refused(stack, "slow", timeout=1.0)
+    assert (code, reason) == ("DEADLINE_EXCEEDED", "DEADLINE_BEFORE_RESIDENT")
+    assert "shoal load slow:1" in text
+    assert ask(stack, "slow"), "with a longer one it answers"
+
+
+def test_a_message_larger_than_allowed(stack: Fleet) -> None:
+    assert ask(stack, "slow", size=MIB // 5)
+    code, reason, text = refused(stack, "slow", size=MIB // 3)
+    assert (code, reason) == ("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE")
+    assert "SHOAL_ROUTER_MAX_MESSAGE_BYTES" in text
+
+
+def test_bytes_that_are_no_message(stack: Fleet) -> None:
+    with grpc.insecure_channel(stack.router_grpc) as channel:
+        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        code, info, text = refusal(lambda: call(b"\x0a\xff\xff", timeout=5))
+    assert (code, info.reason) == ("INVALID_ARGUMENT", "MALFORMED_MESSAGE")
+    assert "inference.ModelInferRequest" in text
+
+
+def test_a_caller_that_leaves_is_gone_at_once_and_the_server_goes_on(stack: Fleet) -> None:
+    shown = example("multiplier", 1)
+    infer(stack.client, shown)
+    request = service_pb2.ModelInferRequest(model_name="busy")
+    request.inputs.add(name="INPUT", datatype="FP32", shape=[1])
+    request.raw_input_contents.append(bytes(4))
+    code, _, _ = refusal(lambda: stack.inference.ModelInfer(request, timeout=3))
+    assert code == "DEADLINE_EXCEEDED"
+    assert infer(stack.client, shown) == []
+
+
+# --- when a part is gone --------------------------------------------------------------------------
+
+
+@contextmanager
+def unsupervised(stack: Fleet, part: str) -> Iterator[None]:
+    """Inside, `part` is killed and nobody restarts it; afterwards it comes back."""
+    before = stack.stack.announced()
+    os.kill(before.pid, signal.SIGSTOP)
+    try:
+        os.kill(before.pid_of(part), signal.SIGKILL)
+        yield
+    finally:
+        os.kill(before.pid, signal.SIGCONT)
+    stack.stack.wait_for(lambda now: now.all_ready() and now.starts(part) > before.starts(part), 60)
+    wait_until(lambda: _healthy(stack), 20, "the Controller has taken the server in")
+
+
+def _healthy(stack: Fleet) -> bool:
+    try:
+        servers = stack.controller.ListServers(controller.ListServersRequest(), timeout=1).servers
+    except grpc.RpcError:
+        return False
+    return all(server.state == states.SERVER_STATE_HEALTHY for server in servers)
+
+
+def test_the_controller_is_gone(stack: Fleet) -> None:
+    shown = example("multiplier", 1)
+    infer(stack.client, shown)
+    stack.controller.EvictModel(controller.EvictModelRequest(name="models/text_stats"), timeout=30)
+    with unsupervised(stack, "controller"):
+        assert infer(stack.client, shown) == [], "resident models go on"
+        code, info, text = refusal(
+            lambda: stack.client.infer("text_stats", tensors(dict(example("text_stats").inputs)))
+        )
+        assert (code, info.reason) == ("UNAVAILABLE", "CONTROLLER_UNAVAILABLE")
+        assert "start the Controller" in text
+        assert stack.client.is_model_ready("text_stats")
+    wait_until(lambda: not _fails(stack, "text_stats"), 20, "it answers again")
+    assert infer(stack.client, shown) == []
+
+
+def _fails(stack: Fleet, model: str) -> bool:
+    try:
+        return bool(infer(stack.client, example(model)))
+    except Exception as error:
+        return bool(str(error))
+
+
+def test_the_registry_is_gone(stack: Fleet) -> None:
+    stack.controller.EvictModel(controller.EvictModelRequest(name="models/multiplier"), timeout=30)
+    with unsupervised(stack, "registry"):
+        assert infer(stack.client, example("multiplier", 1)) == [], "cold ones too"
+        code, info, text = refusal(
+            lambda: stack.controller.PinModel(
+                controller.PinModelRequest(name="models/multiplier"), timeout=10
+            )
+        )
+        assert (code, info.reason) == ("UNAVAILABLE", "REGISTRY_UNAVAILABLE")
+        assert "start the Registry" in text
+
+
+def test_triton_is_gone(stack: Fleet) -> None:
+    infer(stack.client, example("multiplier", 1))
+    with unsupervised(stack, "triton-0"):
+        code, reason, text = refused(stack, "multiplier", "1")
+        assert (code, reason) == ("UNAVAILABLE", "NO_SERVER")
+        assert "shoal status" in text
+    assert infer(stack.client, example("multiplier", 1)) == []
+
+
+def test_a_server_that_breaks_off_with_the_request(stack: Fleet) -> None:
+    infer(stack.client, example("multiplier", 1))
+    request = service_pb2.ModelInferRequest(model_name="busy")
+    request.inputs.add(name="INPUT", datatype="FP32", shape=[1])
+    request.raw_input_contents.append(bytes(4))
+    with grpc.insecure_channel(stack.router_grpc) as channel:
+        call = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            service_pb2.ModelInferRequest.SerializeToString,
+        ).future(request, timeout=40)
+        wait_until(lambda: _in_flight(stack, "busy"), 15, "it is being worked on")
+        with unsupervised(stack, "triton-0"):
+            code, info, text = refusal(call.result)
+    assert (code, info.reason) == ("UNAVAILABLE", "NO_SERVER")
+    assert "triton-0" in text
+
+
+def _in_flight(stack: Fleet, model: str) -> int:
+    replicas = stack.controller.ListReplicas(
+        controller.ListReplicasRequest(model=f"models/{model}")
+    ).replicas
+    return sum(replica.in_flight for replica in replicas)

@@ -1,0 +1,63 @@
+"""A PostgreSQL server of the tests' own, where its programs are installed."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import asyncpg
+
+USER = "shoal"
+
+
+def programs() -> Path | None:
+    """The folder with initdb and pg_ctl."""
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    found = shutil.which("initdb") or (installed[-1] if installed else None)
+    return Path(found).parent if found else None
+
+
+@contextlib.contextmanager
+def server() -> Iterator[Path]:
+    """Yields the folder with its socket; there is no port."""
+    folder = Path(tempfile.mkdtemp(prefix="pg"))
+    owner = _unprivileged()
+    if owner is not None:
+        shutil.chown(folder, owner)
+    data = folder / "data"
+    options = f"-k {folder} -c listen_addresses= -c fsync=off -c shared_buffers=16MB"
+    _run("initdb", "-D", data, "-U", USER, "-A", "trust", "--no-sync", user=owner)
+    _run("pg_ctl", "-D", data, "-o", options, "-l", folder / "log", "-w", "start", user=owner)
+    try:
+        yield folder
+    finally:
+        _run("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop", user=owner)
+        shutil.rmtree(folder)
+
+
+async def database(folder: Path, name: str) -> str:
+    """Makes an empty one; its URL."""
+    connection = await asyncpg.connect(host=str(folder), user=USER, database="postgres")
+    await connection.execute(f'CREATE DATABASE "{name}"')
+    await connection.close()
+    return f"postgresql://{USER}@/{name}?host={folder}"
+
+
+def _unprivileged() -> str | None:
+    """PostgreSQL refuses to run as root."""
+    return "postgres" if os.geteuid() == 0 else None
+
+
+def _run(program: str, *arguments: object, user: str | None) -> None:
+    folder = programs()
+    assert folder is not None
+    subprocess.run(
+        [str(folder / program), *map(str, arguments)],
+        user=user,
+        cwd="/",
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
