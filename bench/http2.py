@@ -38,7 +38,9 @@ def grpc_headers(authority: str, path: str) -> bytes:
     return (
         b"\x83\x86"  # :method POST, :scheme http
         + b"".join((b"\x04", _text(path), b"\x01", _text(authority)))
-        + b"".join((b"\x0f\x10", _text("application/grpc"), b"\x00", _text("te"), _text("trailers")))
+        + b"".join(
+            (b"\x0f\x10", _text("application/grpc"), b"\x00", _text("te"), _text("trailers"))
+        )
     )
 
 

@@ -73,10 +73,9 @@ def request(floats: int) -> bytes:
 def is_right(floats: int, answer: bytes) -> bool:
     """Whether `answer`, a serialized ModelInferResponse, has the tensor that was sent."""
     message = service_pb2.ModelInferResponse.FromString(answer)
-    return (
-        list(message.outputs[0].shape) == [1, floats]
-        and message.raw_output_contents[0] == _numbers(floats)
-    )
+    return list(message.outputs[0].shape) == [1, floats] and message.raw_output_contents[
+        0
+    ] == _numbers(floats)
 
 
 def _numbers(floats: int) -> bytes:

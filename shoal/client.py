@@ -38,6 +38,8 @@ CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     # Watches idle for long; without pings a dead peer is noticed only by TCP.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    # An http_proxy in the environment is for the Internet, not for a control plane.
+    ("grpc.enable_http_proxy", 0),
     # A service that is starting refuses connections; gRPC's own back-off grows to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
@@ -80,7 +82,7 @@ class CallFailed(Exception):
 
     @property
     def unreachable(self) -> bool:
-        """Whether nobody answered at the address, rather than a service that refused."""
+        """Whether nobody answers at the address, rather than a service that refused."""
         return self.code is grpc.StatusCode.UNAVAILABLE and not self.reason
 
     @classmethod
@@ -172,7 +174,7 @@ class Client:
 
     def call(
         self,
-        method: grpc.UnaryUnaryMultiCallable[_Request, _Response],
+        method: "grpc.UnaryUnaryMultiCallable[_Request, _Response]",
         request: _Request,
         *,
         timeout: float | None = None,
@@ -188,7 +190,7 @@ class Client:
 
     def pages(
         self,
-        method: grpc.UnaryUnaryMultiCallable[_Request, _Response],
+        method: "grpc.UnaryUnaryMultiCallable[_Request, _Response]",
         request: _Request,
         *,
         timeout: float | None = None,
@@ -205,7 +207,7 @@ class Client:
 
     def stream(
         self,
-        method: grpc.UnaryStreamMultiCallable[_Request, _Response],
+        method: "grpc.UnaryStreamMultiCallable[_Request, _Response]",
         request: _Request,
         *,
         timeout: float | None = None,
@@ -268,7 +270,7 @@ class AsyncClient:
 
     async def call(
         self,
-        method: grpc.aio.UnaryUnaryMultiCallable[_Request, _Response],
+        method: "grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]",
         request: _Request,
         *,
         timeout: float | None = None,
@@ -281,7 +283,7 @@ class AsyncClient:
 
     async def pages(
         self,
-        method: grpc.aio.UnaryUnaryMultiCallable[_Request, _Response],
+        method: "grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]",
         request: _Request,
         *,
         timeout: float | None = None,
@@ -295,7 +297,7 @@ class AsyncClient:
 
     async def stream(
         self,
-        method: grpc.aio.UnaryStreamMultiCallable[_Request, _Response],
+        method: "grpc.aio.UnaryStreamMultiCallable[_Request, _Response]",
         request: _Request,
         *,
         timeout: float | None = None,

@@ -1,5 +1,6 @@
 """A JSON file that says what runs where, for programs: written anew, whole, with every change."""
 
+import contextlib
 import json
 import os
 from collections import deque
@@ -7,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from services.embedded.errors import BadSettings
 from services.embedded.part import Event, State
 from services.embedded.parts import Plan
 
@@ -14,7 +16,8 @@ _EVENTS: Final = 500  # the newest are kept
 
 
 class Announcement:
-    """`path` None: nothing is written."""
+    """`path` None: nothing is written. Raises BadSettings where it cannot be written to at first;
+    later on, the stack matters more than the file."""
 
     def __init__(self, path: Path | None, plan: Plan) -> None:
         self._path = path
@@ -31,19 +34,27 @@ class Announcement:
             "max_models": plan.settings.max_models,
             "endpoints": asdict(plan.endpoints),
         }
-        self.state("starting")
+        self._state = "starting"
+        try:
+            self._write()
+        except OSError as error:
+            raise BadSettings(f"--announce: {path} cannot be written: {error.strerror}") from error
 
     def state(self, state: str) -> None:
         """Of the stack: starting, ready (all parts were), stopping, stopped."""
         self._state = state
-        self._write()
+        self._rewrite()
 
     def event(self, event: Event) -> None:
         part = self._parts[event.part]
         part.update(state=event.state, pid=event.pid)
         part["starts"] += event.state is State.STARTING
         self._events.append(asdict(event))
-        self._write()
+        self._rewrite()
+
+    def _rewrite(self) -> None:
+        with contextlib.suppress(OSError):
+            self._write()
 
     def _write(self) -> None:
         if self._path is None:

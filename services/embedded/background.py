@@ -5,12 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple
+
+from services.embedded.runs import Run, sweep
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _LAUNCHER: Final = str(Path(__file__).with_name("launcher.py"))
@@ -82,9 +83,10 @@ class BackgroundStack:
         self._start_within = start_within
 
     def __enter__(self) -> "BackgroundStack":
-        self._folder = tempfile.TemporaryDirectory(prefix="shoal-up-")
-        self._announcement = Path(self._folder.name, "stack.json")
-        self.output = Path(self._folder.name, "output")
+        # A run of its own, so that its folder is swept too should this process be killed.
+        self._run = Run()
+        self._announcement = self._run.folder / "stack.json"
+        self.output = self._run.folder / "output"
         paths = [str(_ROOT), *filter(None, [self._environment.get("PYTHONPATH")])]
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
@@ -115,15 +117,20 @@ class BackgroundStack:
         self.stop()
 
     def stop(self, within: float = _STOP_WITHIN) -> int:
-        """SIGTERM; returns the exit status. After `within` seconds it is killed."""
+        """SIGTERM; returns the exit status. After `within` seconds it is killed, and swept up.
+
+        Once it has ended, a second call only returns the status again.
+        """
         self.process.send_signal(signal.SIGTERM)
         try:
             return self.process.wait(within)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            return self.process.wait(within)
+            status = self.process.wait(within)
+            sweep()
+            return status
         finally:
-            self._folder.cleanup()
+            self._run.close()
 
     def announced(self) -> Announced:
         """The newest state; also kept in `last`, for when the stack has ended."""

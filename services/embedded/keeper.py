@@ -85,18 +85,10 @@ class Keeper:
 
     async def _live(self) -> str:
         """One life of the process, from its start to its end. Returns how it ended."""
-        with open_log(self.part.log) as log:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", _LAUNCHER, str(os.getpid())),
-                *self.part.command,
-                env=dict(self.part.environment),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                # Away from the terminal: its Ctrl-C is for the supervisor alone.
-                start_new_session=True,
-            )
-        self._process = process
+        try:
+            self._process = process = await self._start()
+        except OSError as error:  # out of processes, memory or disk: that may pass
+            return f"could not be started ({error.strerror})"
         self._tell(State.STARTING, "starting")
         if self._stopping.is_set():
             self._terminate()
@@ -109,6 +101,19 @@ class Keeper:
             self._process = None  # its number may be another's from now on
             await asyncio.to_thread(self.part.leftovers, process.pid)
         return unready or how
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        with open_log(self.part.log) as log:
+            return await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", "-S", _LAUNCHER, str(os.getpid())),
+                *self.part.command,
+                env=dict(self.part.environment),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Away from the terminal: its Ctrl-C is for the supervisor alone.
+                start_new_session=True,
+            )
 
     async def _until_ready(self, ended: "asyncio.Future[int]") -> str | None:
         """Returns why the process had to be killed, if it had to."""

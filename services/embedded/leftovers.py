@@ -43,7 +43,7 @@ def processes(run: str, part: str | None = None) -> list[psutil.Process]:
 def end(found: list[psutil.Process]) -> list[psutil.Process]:
     """SIGKILL; returns those that are still there after a few seconds."""
     for process in found:
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.Error):
             process.kill()
     deadline = time.monotonic() + _GONE_WITHIN
     while (left := [process for process in found if is_alive(process)]) and (
@@ -58,16 +58,17 @@ def is_alive(process: psutil.Process) -> bool:
     """A zombie is not: all it had is returned, and only its parent can make it go."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+    except psutil.Error:
         return False
 
 
 def remove_shared_memory(prefix: str) -> list[str]:
     """Removes the regions whose names begin with `prefix`; returns those names."""
-    names = [path.name for path in _SHARED_MEMORY.glob(f"{prefix}*")]
-    for name in names:
-        (_SHARED_MEMORY / name).unlink(missing_ok=True)
-    return names
+    found = list(_SHARED_MEMORY.glob(f"{prefix}*"))
+    for region in found:
+        with contextlib.suppress(OSError):
+            region.unlink(missing_ok=True)
+    return [region.name for region in found if not region.exists()]
 
 
 def remove_backend_folders(since: float) -> list[Path]:
@@ -105,7 +106,7 @@ def adopt_orphans() -> None:
 def reap_session(leader: int) -> None:
     """Collects the ended children that a dead process left to this one (see `adopt_orphans`)."""
     for child in psutil.Process().children():
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError, ChildProcessError):
+        with contextlib.suppress(psutil.Error, ProcessLookupError, ChildProcessError):
             if child.status() == psutil.STATUS_ZOMBIE and os.getsid(child.pid) == leader:
                 os.waitpid(child.pid, os.WNOHANG)
 

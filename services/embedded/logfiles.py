@@ -36,7 +36,7 @@ async def bound(paths: Iterable[Path], limit: int = LIMIT) -> None:
 
 def cut(path: Path, limit: int) -> None:
     """Copies and truncates: the writing process keeps its file. Lines in between may be lost."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):  # not there yet, or the disk is full: another time
         if path.stat().st_size > limit:
             shutil.copyfile(path, _earlier(path))
             os.truncate(path, 0)

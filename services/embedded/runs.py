@@ -22,10 +22,19 @@ _OWNER: Final = "owner"
 
 
 class Run:
-    """Created with a folder of its own in the temporary folder; `close` removes it."""
+    """Created with a folder of its own in the temporary folder; `close` removes it.
+
+    Raises BadSettings where there is no temporary folder to write to.
+    """
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        try:
+            self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        except OSError as error:
+            raise BadSettings(f"TMPDIR: no temporary folder can be made: {error}") from error
+        # systemd-tmpfiles ages the content of a folder unless that is locked.
+        self._folder_lock = os.open(self.folder, os.O_RDONLY)
+        fcntl.flock(self._folder_lock, fcntl.LOCK_EX)
         self.name = self.folder.name
         self.started = time.time()
         # Locked before it has its name, so that nobody ever sees it without its lock.
@@ -37,8 +46,11 @@ class Run:
         draft.rename(self.folder / _OWNER)
 
     def close(self) -> None:
+        if self._owner.closed:
+            return
         _remove(self.name, self.folder, self.started)
         self._owner.close()
+        os.close(self._folder_lock)
 
 
 class Swept(NamedTuple):

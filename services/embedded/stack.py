@@ -88,8 +88,8 @@ async def _run(settings: StackSettings, console: Console) -> int:
 
 async def _serve(planned: Plan, interrupts: Interrupts, console: Console) -> None:
     began = time.monotonic()
-    display = Display(console, [part.name for part in planned.parts])
     announcement = Announcement(planned.settings.announce, planned)
+    display = Display(console, [part.name for part in planned.parts])
     for note in planned.notes:
         display.line(f"Note: {note}", "yellow")
 

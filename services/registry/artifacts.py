@@ -26,6 +26,9 @@ MAX_CONFIG: Final = 4 * 2**20  # bytes of a config.pbtxt
 # Triton takes whatever begins like a number for a version, and its loader hangs on a negative one.
 _LIKE_A_VERSION = re.compile(r"\s*[+-]?[0-9]")
 
+# What Triton runs, wherever it lies beside a model, instead of the backend that the config names.
+_CODE = re.compile(r"model\.py|libtriton_.*\.so|batchstrategy\.so|triton_python_backend_stub")
+
 _MODEL_FILES: Final = frozenset(filename for _, _, filename in model_config.BACKENDS)
 
 
@@ -118,24 +121,27 @@ def scan(source: Source, number: int, kind: str) -> Scan:
     exists = folder.is_dir()
     if not exists and not _is_ensemble(source.config):
         raise InvalidArtifact(path=shown(folder), problem="its folder is gone")
-    config, parts, problem, files = b"", tuple[Part, ...](), "", Tree()
+    config, parts, problem = b"", tuple[Part, ...](), ""
+    files, auxiliary = Tree(), source.auxiliary
     try:
         if exists:
             files = tree.read(folder, source.path, lambda name: not _is_own_config(source, name))
         complete = _completed(source, folder if exists else None, kind)
+        if not model_config.runs_own_code(complete):
+            files, auxiliary = tree.without(files, _is_code), tree.without(auxiliary, _is_code)
         parts = model_config.parts(complete)
         config = model_config.serialized(complete)
     except Unservable as error:
         problem = str(error)
     except OSError as error:
         raise tree.unreadable(folder, error) from None
-    auxiliary_digest = tree.content_digest(source.auxiliary)
+    auxiliary_digest = _digest(auxiliary, source.path)
     said = f"{auxiliary_digest} {tree.stat_digest(files)} {problem}"
     return Scan(
         model=source.model,
         source=str(source.path),
         files=files,
-        auxiliary=source.auxiliary,
+        auxiliary=auxiliary,
         config=config,
         config_digest=model_config.digest(config, auxiliary_digest) if config else "",
         auxiliary_digest=auxiliary_digest,
@@ -144,6 +150,13 @@ def scan(source: Source, number: int, kind: str) -> Scan:
         parts=parts,
         problem=problem,
     )
+
+
+def _digest(auxiliary: Tree, path: Path) -> str:
+    try:
+        return tree.content_digest(auxiliary)
+    except OSError as error:
+        raise tree.unreadable(path, error) from None
 
 
 def find_models(repository: Path) -> tuple[list[tuple[str, Path]], list[Problem]]:
@@ -221,7 +234,10 @@ def _completed(source: Source, folder: Path | None, kind: str) -> ModelConfig:
 
 def _read_config(path: Path) -> ModelConfig | Unservable:
     """Raises InvalidArtifact for a link out of the folder, OSError."""
-    (file,) = tree.read(path, path, lambda name: name == CONFIG_FILE).files
+    found = tree.read(path, path, lambda name: name == CONFIG_FILE)
+    if found.folders:
+        return Unservable(f"{CONFIG_FILE} is a folder")
+    (file,) = found.files
     if file.size > MAX_CONFIG:
         return Unservable(f"{CONFIG_FILE} has {file.size} bytes, more than {MAX_CONFIG}")
     try:
@@ -242,6 +258,10 @@ def _is_ensemble(config: ModelConfig | Unservable) -> bool:
 
 def _is_own_config(source: Source, name: str) -> bool:
     return source.bare and name == CONFIG_FILE
+
+
+def _is_code(relative: str) -> bool:
+    return _CODE.fullmatch(relative) is not None
 
 
 def _is_auxiliary(name: str) -> bool:

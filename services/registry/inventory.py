@@ -32,6 +32,16 @@ WRITTEN_AT_ONCE: Final = 500
 
 T = TypeVar("T")
 
+# What a folder that changes, or one of its files, makes of an attempt to stage it. A full disk is
+# none of its faults.
+_OF_THE_SOURCE: Final = (
+    FileExistsError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+
 _log = structlog.get_logger(__name__)
 
 
@@ -59,35 +69,6 @@ class Inventory:
 
     async def register(self, wanted: Registration) -> Version:
         """Raises InvalidArtifact, AlreadyExists, InvalidField."""
-        return await finish(self._register(wanted))
-
-    async def import_repository(self, path: Path) -> tuple[list[Version], list[Problem]]:
-        """Every version of every model in the folder. Doing it again changes nothing.
-
-        Versions whose files or config were changed in place are taken over as they are now, with a
-        warning: a server's response cache knows only model, version and inputs, so it may go on
-        answering from the time before. A new version number has no such past. Raises
-        InvalidArtifact where the folder itself cannot be read.
-        """
-        return await finish(self._import(path))
-
-    async def restore(self) -> None:
-        """Looks again at everything that is registered, and stages what is missing."""
-        await finish(self._restore())
-
-    async def remove_strangers(self) -> None:
-        """Removes staged folders that are no version's in the catalogue."""
-        await finish(self._remove_strangers())
-
-    async def delete_version(self, model: str, number: int, etag: str) -> None:
-        """Raises ModelNotFound, VersionNotFound, EtagMismatch, IllegalState."""
-        await finish(self._delete_version(model, number, etag))
-
-    async def delete_model(self, model: str, etag: str) -> None:
-        """With all its versions. Raises ModelNotFound, EtagMismatch, IllegalState."""
-        await finish(self._delete_model(model, etag))
-
-    async def _register(self, wanted: Registration) -> Version:
         async with self._busy:
             async with self._catalogue.change() as change:
                 known = await change.find(wanted.model)
@@ -101,19 +82,16 @@ class Inventory:
             _check_there(source, number)
             catalog.check_registrable(known, number)
             scan = await asyncio.to_thread(artifacts.scan, source, number, self._kind)
-            await asyncio.to_thread(self._stage, known, number, scan)
-            async with self._catalogue.change() as change:
-                entry = await change.find(wanted.model) or Entry(Model(name=wanted.model))
-                version = replace(
-                    _version(scan, number),
-                    verdict=VersionState.PENDING if wanted.pending else VersionState.APPROVED,
-                    declared_memory=wanted.declared_memory,
-                )
-                change.put(entry.with_version(version))
-                await change.remember(wanted.request_id, wanted.digest, version.name)
-            return (await change.entry(wanted.model)).version(number)
+            return await finish(self._register(wanted, known, number, scan))
 
-    async def _import(self, path: Path) -> tuple[list[Version], list[Problem]]:
+    async def import_repository(self, path: Path) -> tuple[list[Version], list[Problem]]:
+        """Every version of every model in the folder. Doing it again changes nothing.
+
+        Versions whose files or config were changed in place are taken over as they are now, with a
+        warning: a server's response cache knows only model, version and inputs, so it may go on
+        answering from the time before. A new version number has no such past. Raises
+        InvalidArtifact where the folder itself cannot be read.
+        """
         async with self._busy:
             models, problems = await asyncio.to_thread(artifacts.find_models, path)
             found: list[Found] = []
@@ -121,40 +99,73 @@ class Inventory:
                 more, strange = await asyncio.to_thread(finding.in_models, some, self._kind)
                 found += more
                 problems += strange
-            seen = {(one.model, one.number) for one in found}
             everything = (await self._catalogue.store.snapshot()).entries
             lost = await asyncio.to_thread(
                 list, finding.missing(everything.values(), path, found, self._kind)
             )
             problems += await self._take([*found, *lost])
-            entries = await self._catalogue.store.entries({model for model, _ in seen})
+            entries = await self._catalogue.store.entries({one.model for one in found})
         imported = [
-            entries[model].versions[number]
-            for model, number in sorted(seen)
-            if model in entries and number in entries[model].versions
+            entries[one.model].versions[one.number]
+            for one in sorted(found, key=lambda one: (one.model, one.number))
+            if one.model in entries and one.number in entries[one.model].versions
         ]
         return imported, problems
 
-    async def _restore(self) -> None:
+    async def restore(self) -> None:
+        """Looks again at everything that is registered, and stages what is missing."""
         async with self._busy:
-            await asyncio.to_thread(self._staging.prepare)
             entries = list((await self._catalogue.store.snapshot()).entries.values())
             for some in _portions(entries, SCANNED_AT_ONCE):
                 found = await asyncio.to_thread(list, finding.registered(some, self._kind))
                 await self._take(found)
 
+    async def remove_strangers(self) -> None:
+        """Removes staged folders that are no version's in the catalogue."""
+        async with self._busy:
+            known = (await self._catalogue.store.snapshot()).entries
+            await finish(asyncio.to_thread(self._remove_all_but, known))
+
+    async def delete_version(self, model: str, number: int, etag: str) -> None:
+        """Raises ModelNotFound, VersionNotFound, EtagMismatch, IllegalState."""
+        async with self._busy:
+            await finish(self._delete_version(model, number, etag))
+
+    async def delete_model(self, model: str, etag: str) -> None:
+        """With all its versions. Raises ModelNotFound, EtagMismatch, IllegalState."""
+        async with self._busy:
+            await finish(self._delete_model(model, etag))
+
+    async def _register(
+        self, wanted: Registration, known: Entry | None, number: int, scan: Scan
+    ) -> Version:
+        await asyncio.to_thread(self._stage, known, number, scan)
+        async with self._catalogue.change() as change:
+            entry = await change.find(wanted.model) or Entry(Model(name=wanted.model))
+            version = replace(
+                _version(scan, number),
+                verdict=VersionState.PENDING if wanted.pending else VersionState.APPROVED,
+                declared_memory=wanted.declared_memory,
+            )
+            change.put(entry.with_version(version))
+            await change.remember(wanted.request_id, wanted.digest, version.name)
+        return (await change.entry(wanted.model)).version(number)
+
     async def _take(self, found: Sequence[Found]) -> list[Problem]:
         """Stages and registers what was found; what cannot be is told."""
         problems: list[Problem] = []
         for some in _portions(_parts_first(found), WRITTEN_AT_ONCE):
-            entries = await self._catalogue.store.entries({one.model for one in some})
-            staged, refused = await asyncio.to_thread(self._stage_all, entries, some)
-            problems += refused
-            async with self._catalogue.change() as change:
-                await change.load({one.model for one in staged})
-                for one in staged:
-                    entry = change.loaded(one.model) or Entry(Model(name=one.model))
-                    change.put(_adopt(entry, one))
+            problems += await finish(self._take_portion(some))
+        return problems
+
+    async def _take_portion(self, found: Sequence[Found]) -> list[Problem]:
+        entries = await self._catalogue.store.entries({one.model for one in found})
+        staged, problems = await asyncio.to_thread(self._stage_all, entries, found)
+        async with self._catalogue.change() as change:
+            await change.load({one.model for one in staged})
+            for one in staged:
+                entry = change.loaded(one.model) or Entry(Model(name=one.model))
+                change.put(_adopt(entry, one))
         return problems
 
     def _stage_all(
@@ -193,13 +204,8 @@ class Inventory:
         others = {one.source for one in versions if one.number != number} - {scan.source}
         try:
             self._staging.stage(scan, number, others)
-        except (FileNotFoundError, PermissionError) as error:
+        except _OF_THE_SOURCE as error:
             raise tree.unreadable(Path(scan.source), error) from None
-
-    async def _remove_strangers(self) -> None:
-        async with self._busy:
-            known = (await self._catalogue.store.snapshot()).entries
-            await asyncio.to_thread(self._remove_all_but, known)
 
     def _remove_all_but(self, known: Mapping[str, Entry]) -> None:
         for model, numbers in self._staging.staged().items():
@@ -210,22 +216,20 @@ class Inventory:
                 self._staging.remove(model, number)
 
     async def _delete_version(self, model: str, number: int, etag: str) -> None:
-        async with self._busy:
-            async with self._catalogue.change() as change:
-                entry = await change.entry(model)
-                version = entry.version(number)
-                catalog.check_etag(version.name, etag, version.revision)
-                change.put(catalog.drop_version(entry, number, await change.users((model,))))
-            await asyncio.to_thread(self._staging.remove, model, number)
+        async with self._catalogue.change() as change:
+            entry = await change.entry(model)
+            version = entry.version(number)
+            catalog.check_etag(version.name, etag, version.revision)
+            change.put(catalog.drop_version(entry, number, await change.users((model,))))
+        await asyncio.to_thread(self._staging.remove, model, number)
 
     async def _delete_model(self, model: str, etag: str) -> None:
-        async with self._busy:
-            async with self._catalogue.change() as change:
-                entry = await change.entry(model)
-                catalog.check_etag(names.model_name(model), etag, entry.model.revision)
-                catalog.check_removable(entry, await change.users((model,)))
-                change.remove(model)
-            await asyncio.to_thread(self._staging.remove, model)
+        async with self._catalogue.change() as change:
+            entry = await change.entry(model)
+            catalog.check_etag(names.model_name(model), etag, entry.model.revision)
+            catalog.check_removable(entry, await change.users((model,)))
+            change.remove(model)
+        await asyncio.to_thread(self._staging.remove, model)
 
 
 def _check_there(source: Source, number: int) -> None:

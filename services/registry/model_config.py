@@ -41,6 +41,13 @@ BACKENDS: Final = (
 )
 
 
+# Triton starts a Python model through `bash -c` with these words unquoted.
+_WORD = re.compile(r"[A-Za-z0-9_.-]+")
+_PATH = re.compile(r"[A-Za-z0-9_./-]+")
+_ENVIRONMENT = re.compile(r"(\$\$TRITON_MODEL_DIRECTORY/)?[A-Za-z0-9_./-]+")
+ENVIRONMENT_PATH: Final = "EXECUTION_ENV_PATH"
+
+
 class Unservable(Exception):
     """The text says what is wrong and becomes a version's invalid_reason."""
 
@@ -81,6 +88,7 @@ def completed(
             "equal model name"
         )
     config.name = model
+    _check_words(config)
     _check_paths(config, auxiliary)
     if is_ensemble(config):
         _check_ensemble(config)
@@ -132,6 +140,16 @@ def digest(raw: bytes, auxiliary_digest: str) -> str:
     return hashlib.sha256(serialized(config) + b"\0" + auxiliary_digest.encode()).hexdigest()
 
 
+def runs_own_code(config: ModelConfig) -> bool:
+    """Whether Python files or libraries in the model's folder are meant to be run.
+
+    Triton looks for a backend in a model's own folder first: a stray `model.py` beside an ONNX file
+    would be run instead of the backend that the config names.
+    """
+    given = any(backend == config.backend for backend, _, _ in BACKENDS)
+    return bool(config.backend == "python" or config.runtime or not given)
+
+
 def label_files(config: ModelConfig) -> list[str]:
     return sorted({output.label_filename for output in config.output if output.label_filename})
 
@@ -146,6 +164,24 @@ def _located(error: text_format.ParseError) -> str:
     if match := re.match(r"(\d+):(\d+) : (.*)", text, re.DOTALL):
         return f"line {match[1]}, column {match[2]}: {match[3]}"
     return text
+
+
+def _check_words(config: ModelConfig) -> None:
+    words = [
+        ("backend", config.backend, _WORD),
+        ("runtime", config.runtime, _WORD),
+        ("default_model_filename", config.default_model_filename, _PATH),
+        *(("instance_group name", group.name, _WORD) for group in config.instance_group),
+    ]
+    if ENVIRONMENT_PATH in config.parameters:
+        value = config.parameters[ENVIRONMENT_PATH].string_value
+        words.append((ENVIRONMENT_PATH, value, _ENVIRONMENT))
+    for field, text, allowed in words:
+        if text and allowed.fullmatch(text) is None:
+            raise Unservable(
+                f"{field} {text[:256]!r} is not allowed: Triton hands it to a shell, so it may "
+                "have letters, digits, '_', '.' and '-' only"
+            )
 
 
 def _check_paths(config: ModelConfig, auxiliary: Collection[str]) -> None:

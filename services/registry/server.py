@@ -34,13 +34,14 @@ class Running(NamedTuple):
 async def running(settings: RegistrySettings) -> AsyncIterator[Running]:
     """A Registry that answers from now on, and is SERVING once it has looked at all files.
 
-    Raises rpc.PortTaken, database.UnknownDatabase, staging.NotStaging; the last one out of the
-    block, in an exception group.
+    Raises rpc.PortTaken, database.UnknownDatabase, staging.NotStaging.
     """
     async with contextlib.AsyncExitStack() as stack:
         store = await Store.open(settings.database)
         stack.push_async_callback(store.close)
         staging = Staging(settings.staging)
+        stack.callback(staging.close)
+        await asyncio.to_thread(staging.prepare)
         log = CatalogLog(await store.revision())
         catalogue = Catalogue(store, staging, log)
         inventory = Inventory(catalogue, staging, settings.default_instance_kind)

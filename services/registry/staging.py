@@ -16,12 +16,14 @@ what it was when it was registered, until the version is registered or imported 
 are links, and Triton sees what is written to them at its next load.
 """
 
+import fcntl
 import filecmp
 import shutil
+import threading
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from services.common.errors import InvalidArtifact
 from services.registry import bytecode, model_config
@@ -36,30 +38,40 @@ INCOMING: Final = ".incoming"
 
 
 class NotStaging(Exception):
-    """The folder holds what was not staged there."""
+    """The folder holds what was not staged there, or is in use."""
 
 
 class Staging:
-    """Everything here blocks: call it from a thread. One writes to a root at a time."""
+    """Everything here blocks: call it from threads. One process writes to a root at a time."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
         self._incoming = self.root / INCOMING
+        self._making = threading.Lock()
+        self._marker: IO[str] | None = None
 
     def prepare(self) -> None:
-        """Makes the root, and removes what a crash left half made.
+        """Makes the root, takes it until `close`, and removes what a crash left half made.
 
         Raises NotStaging: folders that the catalogue does not know are deleted here, so the root
         must not be somebody else's.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         marker = self.root / MARKER
-        if not marker.exists():
-            if any(self.root.iterdir()):
-                raise NotStaging(f"{self.root} is not empty and no staging folder: choose another")
-            marker.touch()
+        if not marker.exists() and any(self.root.iterdir()):
+            raise NotStaging(f"{self.root} is not empty and no staging folder: choose another")
+        self._marker = marker.open("a")
+        try:
+            fcntl.flock(self._marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise NotStaging(f"{self.root} is in use by another Registry") from None
         if self._incoming.exists():
             shutil.rmtree(self._incoming)
+
+    def close(self) -> None:
+        """Gives the root back."""
+        if self._marker:
+            self._marker.close()
 
     def stage(self, scan: Scan, number: int, others: Collection[str]) -> None:
         """Makes a version's folder and the files beside config.pbtxt what the scan saw.
@@ -115,11 +127,12 @@ class Staging:
 
         Triton lists it in its index while it is there; its name cannot be a model's.
         """
-        self._incoming.mkdir(exist_ok=True)
-        try:
-            yield self._incoming
-        finally:
-            shutil.rmtree(self._incoming)
+        with self._making:
+            self._incoming.mkdir(exist_ok=True)
+            try:
+                yield self._incoming
+            finally:
+                shutil.rmtree(self._incoming)
 
 
 def _is_staged(target: Path, files: Tree) -> bool:
@@ -214,6 +227,8 @@ def _link_auxiliary(model: Path, scan: Scan, others: Collection[str], work: Path
         if path.is_file() and _is_below(path, others):
             continue
         if not path.is_symlink() or str(path.readlink()) != file.real:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
             part = work / "link"
             part.symlink_to(file.real)
             part.replace(path)

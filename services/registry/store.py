@@ -7,13 +7,15 @@ without the catalogue's revision.
 
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple, Self
 
+import structlog
 from sqlalchemy import delete, insert, select, update
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from services.common.errors import ModelNotFound
+from services.common.errors import ModelNotFound, NotReady
 from services.registry import migrate, reading, rows
 from services.registry.change import Change
 from services.registry.core.catalog import Entry, Version
@@ -22,6 +24,8 @@ from services.registry.core.lease import Lease, held
 from services.registry.core.paging import Page
 from services.registry.database import open_engine
 from services.registry.schema import catalogue, footprints, lease, models, versions
+
+_log = structlog.get_logger(__name__)
 
 
 class Snapshot(NamedTuple):
@@ -36,6 +40,8 @@ def wall_clock_us() -> int:
 
 
 class Store:
+    """Every call raises NotReady while the database does not answer."""
+
     def __init__(self, engine: AsyncEngine, reader: AsyncEngine, now_us: Callable[[], int]) -> None:
         self._engine = engine
         self._reader = reader
@@ -57,17 +63,17 @@ class Store:
         await self._engine.dispose()
 
     async def revision(self) -> int:
-        async with self._reader.connect() as connection:
+        async with _connected(self._reader) as connection:
             return await reading.revision(connection)
 
     async def snapshot(self) -> Snapshot:
-        async with self._reader.connect() as connection:
+        async with _connected(self._reader) as connection:
             revision = await reading.revision(connection)
             return Snapshot(revision, await reading.all_entries(connection))
 
     async def entries(self, names: Collection[str]) -> dict[str, Entry]:
         """Those of the models that exist."""
-        async with self._reader.connect() as connection:
+        async with _connected(self._reader) as connection:
             return await reading.entries(connection, names)
 
     async def entry(self, name: str) -> Entry:
@@ -79,7 +85,7 @@ class Store:
 
     async def list_models(self, page: Page) -> list[Entry]:
         """By name; one more than the page holds says that there is more."""
-        async with self._reader.connect() as connection:
+        async with _connected(self._reader) as connection:
             result = await connection.execute(
                 select(models.c.name)
                 .where(models.c.name > page.after[0])
@@ -103,7 +109,7 @@ class Store:
         )
         if model is not None:
             query = query.where(versions.c.model == model)
-        async with self._reader.connect() as connection:
+        async with _connected(self._reader) as connection:
             if model is not None and not await reading.entries(connection, (model,)):
                 raise ModelNotFound(model=model)
             result = await connection.execute(query)
@@ -112,7 +118,7 @@ class Store:
     @asynccontextmanager
     async def change(self) -> AsyncIterator[Change]:
         """What isn't committed inside is rolled back."""
-        async with self._engine.connect() as connection:
+        async with _connected(self._engine) as connection:
             # Not a new value yet: this takes the row, and with SQLite the file.
             result = await connection.execute(
                 update(catalogue)
@@ -123,7 +129,7 @@ class Store:
 
     async def report_footprints(self, reported: Iterable[Footprint]) -> None:
         """Keeps the highest of each; those of versions that are not registered are dropped."""
-        async with self._engine.connect() as connection:
+        async with _connected(self._engine) as connection:
             await self._take_lease_row(connection)
             for footprint in reported:
                 await _report(connection, footprint)
@@ -131,7 +137,7 @@ class Store:
 
     async def list_footprints(self, page: Page) -> list[Footprint]:
         """By model and number; one more than the page holds."""
-        async with self._reader.connect() as connection:
+        async with _connected(self._reader) as connection:
             result = await connection.execute(
                 select(footprints)
                 .where(reading.beyond(footprints.c.model, footprints.c.number, page.after))
@@ -142,7 +148,7 @@ class Store:
 
     async def hold_lease(self, holder: str, incarnation: str, ttl_us: int) -> int:
         """The epoch. Raises LeaseHeld."""
-        async with self._engine.connect() as connection:
+        async with _connected(self._engine) as connection:
             known = await self._take_lease_row(connection)
             now = held(known, holder, incarnation, ttl_us, self._now_us())
             await connection.execute(
@@ -171,6 +177,25 @@ class Store:
             )
         )
         return Lease(*result.one())
+
+
+@asynccontextmanager
+async def _connected(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """Raises NotReady while the database doesn't answer, or is busy for too long."""
+    async with AsyncExitStack() as stack:
+        try:
+            connection = await stack.enter_async_context(engine.connect())
+        except (OSError, SQLAlchemyError) as error:
+            raise _not_ready(error) from error
+        try:
+            yield connection
+        except (OperationalError, InterfaceError) as error:
+            raise _not_ready(error) from error
+
+
+def _not_ready(error: Exception) -> NotReady:
+    _log.error("the database does not answer", error=repr(error))
+    return NotReady(service="the Registry", cause="its database does not answer", retry_after=1.0)
 
 
 async def _report(connection: AsyncConnection, reported: Footprint) -> None:

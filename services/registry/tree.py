@@ -54,7 +54,7 @@ def read(top: Path, boundary: Path, keep: Callable[[str], bool] = lambda name: T
     files: list[File] = []
     fence = os.path.realpath(boundary)
     try:
-        for relative, real, found in _walk(os.path.realpath(top), "", fence, keep, ()):
+        for relative, real, found in _walk(_inside(str(top), fence), "", fence, keep, ()):
             if len(folders) + len(files) >= MAX_ENTRIES:
                 raise InvalidArtifact(
                     path=shown(top), problem=f"more than {MAX_ENTRIES} files and folders are in it"
@@ -66,6 +66,11 @@ def read(top: Path, boundary: Path, keep: Callable[[str], bool] = lambda name: T
     except OSError as error:
         raise unreadable(top, error) from None
     return Tree(tuple(folders), tuple(files))
+
+
+def without(tree: Tree, dropped: Callable[[str], bool]) -> Tree:
+    """Without the files whose relative path is dropped."""
+    return Tree(tree.folders, tuple(file for file in tree.files if not dropped(file.relative)))
 
 
 def unreadable(path: Path, error: OSError) -> InvalidArtifact:
@@ -107,7 +112,7 @@ def _walk(
         if entry.name == CACHE or not (prefix or keep(entry.name)):
             continue
         relative = f"{prefix}{entry.name}"
-        target = _followed(entry, fence) if entry.is_symlink() else entry.path
+        target = _inside(entry.path, fence) if entry.is_symlink() else entry.path
         found = Path(target).stat()
         if stat.S_ISDIR(found.st_mode):
             if target in (real, *above):
@@ -122,13 +127,14 @@ def _walk(
             raise InvalidArtifact(path=shown(entry.path), problem="it is neither file nor folder")
 
 
-def _followed(entry: os.DirEntry[str], fence: str) -> str:
-    target = os.path.realpath(entry.path)
+def _inside(path: str, fence: str) -> str:
+    """Where the path leads. Raises InvalidArtifact."""
+    target = os.path.realpath(path)
     if os.path.commonpath((target, fence)) != fence:
         raise InvalidArtifact(
-            path=shown(entry.path),
+            path=shown(path),
             problem=f"it links to {shown(target)}, outside of {shown(fence)}: copy the file there",
         )
     if not Path(target).exists():
-        raise InvalidArtifact(path=shown(entry.path), problem="it links to nothing")
+        raise InvalidArtifact(path=shown(path), problem="it links to nothing")
     return target

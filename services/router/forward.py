@@ -138,7 +138,7 @@ class Forwarder:
             return grant.replica, None
         call = self._send(grant.replica, grant.address, message, metadata)
         if grant.use_lease:
-            self._watch.started(grant.use_lease)
+            self._watch.started(grant.replica, grant.use_lease)
         return grant.replica, call
 
     def _send(

@@ -54,7 +54,8 @@ class PlacementWatch:
         self.connected = False
         self.synchronized = asyncio.Event()
         self.in_use = InUse(self._busy, self._idle)
-        self._draining: dict[Replica, Revision] = {}
+        # In use, it may be, without being in the table: withdrawn, or granted and not seen in it.
+        self._loose: set[Replica] = set()
         self._told: dict[Replica, float] = {}
         self._outgoing: asyncio.Queue[wire.WatchPlacementsRequest] = asyncio.Queue()
         self._beat = asyncio.Event()
@@ -75,8 +76,9 @@ class PlacementWatch:
             self.connected = False
             await asyncio.sleep(RETRY_SECONDS)
 
-    def started(self, use_lease: str) -> None:
-        """The request that a use lease was given for is in flight."""
+    def started(self, replica: Replica, use_lease: str) -> None:
+        """The request that a use lease was given for is in flight on `replica`."""
+        self._loose.add(replica)
         message = wire.WatchPlacementsRequest()
         message.started.use_lease = use_lease
         self._outgoing.put_nowait(message)
@@ -136,12 +138,14 @@ class PlacementWatch:
         message = wire.WatchPlacementsRequest()
         message.ack.revision.CopyFrom(response.revision)
         self._outgoing.put_nowait(message)
-        for replica in withdrawn:
-            self._told.pop(replica, None)
-            if self.in_use.count(replica):
-                self._draining[replica] = self.table.revision
-            else:
-                self._say_drained(replica, self.table.revision)
+        self._loose |= withdrawn
+        for replica in list(self._loose):
+            if self.table.holds(replica):
+                self._loose.discard(replica)
+            elif not self.in_use.count(replica):
+                self._loose.discard(replica)
+                self._told.pop(replica, None)
+                self._say_drained(replica)
         if self._keeper is not None:
             self._keeper.keep(response)
 
@@ -151,14 +155,13 @@ class PlacementWatch:
             self._outgoing.put_nowait(self._usage())
 
     def _idle(self, replica: Replica) -> None:
-        revision = self._draining.pop(replica, None)
-        if revision is not None:
-            self._say_drained(replica, revision)
+        if replica in self._loose and not self.table.holds(replica):
+            self._say_drained(replica)
 
-    def _say_drained(self, replica: Replica, revision: Revision) -> None:
+    def _say_drained(self, replica: Replica) -> None:
         message = wire.WatchPlacementsRequest()
         message.drained.replica.CopyFrom(_ref(replica))
-        message.drained.revision.CopyFrom(_revision(revision))
+        message.drained.revision.CopyFrom(_revision(self.table.revision))
         self._outgoing.put_nowait(message)
 
 

@@ -1,4 +1,4 @@
-"""The `shoal` command. Each command is a function in a module of its own, named in COMMANDS.
+"""The `shoal` command. Each subcommand is a function that COMMANDS names.
 
 Those modules import no more than typer at their top, so that `shoal --help` is quick and works
 with whatever extras are installed.
@@ -9,7 +9,25 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
-COMMANDS: Final = ("shoal.cli.up:up",)
+COMMANDS: Final = (
+    "shoal.cli.up:up",
+    "shoal.cli.status:status",
+    "shoal.cli.models:models",
+    "shoal.cli.replicas:replicas",
+    "shoal.cli.infer:infer",
+    "shoal.cli.register:register",
+    "shoal.cli.catalogue:approve",
+    "shoal.cli.catalogue:reject",
+    "shoal.cli.catalogue:alias",
+    "shoal.cli.catalogue:traffic",
+    "shoal.cli.residency:load",
+    "shoal.cli.residency:evict",
+    "shoal.cli.residency:pin",
+    "shoal.cli.residency:unpin",
+    "shoal.cli.explain:explain",
+    "shoal.cli.events:events",
+    "shoal.cli.trace:trace",
+)
 
 EXIT_MISSING_EXTRA: Final = 69  # EX_UNAVAILABLE
 
@@ -38,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         extra = _extra(error.name or "")
         if extra is None:
             raise
+        if "up" in (sys.argv[1:] if arguments is None else arguments)[:1]:
+            extra = "embedded"  # also where it is only the first of its modules that is missing
         print(
             f"shoal: this needs more than is installed here ({error.name} is missing): "
             f"pip install 'shoal[{extra}]'",
@@ -51,21 +71,17 @@ def _run(arguments: Sequence[str] | None) -> int:
 
     app = typer.Typer(
         name="shoal",
-        help="Serve many models on few servers, in front of NVIDIA Triton.",
         no_args_is_help=True,
+        rich_markup_mode="markdown",
         add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.callback()(_root)
+    app.callback()(_command("shoal.cli.root:root"))
     for path in COMMANDS:
         app.command()(_command(path))
     app(arguments, prog_name="shoal")
     raise AssertionError("typer returned")
-
-
-def _root() -> None:
-    """Serve many models on few servers, in front of NVIDIA Triton."""
 
 
 def _command(path: str) -> Any:

@@ -1,4 +1,4 @@
-"""Where the services are: flags, over a stack's announcement, over the environment, over defaults."""
+"""Where the services are: flags, over the environment, over defaults."""
 
 import json
 from collections.abc import Mapping

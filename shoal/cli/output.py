@@ -7,7 +7,7 @@ bytes (a version's config) are left out.
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -92,7 +92,7 @@ def console(*, stderr: bool = False) -> "Console":
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> "RenderableType":
-    """Plain columns. A heading that begins with ">" stands over a column of numbers."""
+    """Columns, of which the last one may wrap. One whose heading begins with ">" is of numbers."""
     from rich.table import Table
     from rich.text import Text
 
@@ -102,8 +102,8 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> "Renderable
         drawn.add_column(
             heading.removeprefix(">"),
             justify="right" if right else "left",
-            no_wrap=right,
-            overflow="fold",
+            no_wrap=heading != headings[-1],
+            overflow="fold" if heading == headings[-1] else "ellipsis",
         )
     for row in rows:
         drawn.add_row(*(Text(printable(cell, lines=True), _style(cell)) for cell in row))
@@ -111,14 +111,27 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> "Renderable
 
 
 def show(rendered: "RenderableType") -> None:
-    console().print(rendered)
+    screen = console()
+    if screen.is_terminal:
+        screen.print(rendered)
+        return
+    with screen.capture() as captured:
+        screen.print(rendered)
+    for line in captured.get().splitlines():
+        print(line.rstrip())
+
+
+def give(document: Document, render: Callable[[Document], "RenderableType"], as_json: bool) -> None:
+    """The document for programs, or what `render` makes of it for people."""
+    if as_json:
+        print_json(document)
+    else:
+        show(render(document))
 
 
 def printable(text: str, *, lines: bool = False) -> str:
     """Without control characters: what others wrote mustn't steer the terminal."""
-    return "".join(
-        sign if sign.isprintable() or (lines and sign == "\n") else "·" for sign in text
-    )
+    return "".join(sign if sign.isprintable() or (lines and sign == "\n") else "·" for sign in text)
 
 
 def _style(cell: str) -> str:
@@ -136,7 +149,9 @@ _STYLES: Final = {
 
 
 def memory(amounts: Mapping[str, int]) -> str:
-    """Bytes by resource, a line for each."""
+    """Bytes by resource, a line for each; of the host's memory alone without its name."""
+    if list(amounts) == ["ram"]:
+        return format_size(amounts["ram"])
     return "\n".join(f"{resource} {format_size(size)}" for resource, size in amounts.items())
 
 
@@ -149,5 +164,5 @@ def seconds(value: float | None) -> str:
     if value < 60:
         return f"{value:.1f} s"
     if value < 3600:
-        return f"{value // 60:.0f} min {value % 60:.0f} s"
-    return f"{value // 3600:.0f} h {value % 3600 // 60:.0f} min"
+        return f"{value // 60:.0f}m{value % 60:02.0f}s"
+    return f"{value // 3600:.0f}h{value % 3600 // 60:02.0f}m"

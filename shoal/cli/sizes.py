@@ -25,5 +25,6 @@ def format_size(size: int) -> str:
     """`size` bytes in the largest binary unit that leaves a number of 1 or more."""
     for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
         if size >= 1024**power:
-            return f"{size / 1024**power:.4g} {unit}"
+            number = size / 1024**power
+            return f"{number:.3g} {unit}" if number < 999.5 else f"{number:.0f} {unit}"
     return f"{size} B"

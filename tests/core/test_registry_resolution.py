@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.registry.core.catalog import Entry, Model, Part, Version, VersionState
@@ -120,6 +120,7 @@ def settled(found: dict[str, Entry]) -> dict[str, Entry]:
     raise AssertionError("never settles")
 
 
+@settings(deadline=None)
 @given(graphs)
 def test_what_answers_is_made_of_what_answers_and_has_an_end(found: dict[str, Entry]) -> None:
     found = settled(found)

@@ -356,6 +356,20 @@ def test_a_use_lease_holds_until_it_started() -> None:
     assert world.ready() == set(), "started: it may be drained now"
 
 
+def test_what_was_waited_for_is_granted_before_it_can_be_evicted() -> None:
+    world = World([spec("a", 300), spec("b", 300)])
+    world.feed(ev.RouterJoined("r1", frozenset()))
+    first, second = world.ask(unit("a"), router="r1"), world.ask(unit("b"), router="r1")
+    world.work()
+    granted = world.answers[first]
+    assert isinstance(granted, ev.Granted)
+    world.feed(ev.RouterStarted("r1", granted.use_lease))
+    world.feed(ev.RouterAcked("r1", world.engine.fleet.revision))
+    world.feed(ev.RouterUsed("r1", {}))
+    world.work()
+    assert isinstance(world.answers[second], ev.Granted)
+
+
 def test_a_use_lease_runs_out() -> None:
     world = World([spec("a", 300), spec("b", 300)])
     world.feed(ev.RouterJoined("r1", frozenset()))

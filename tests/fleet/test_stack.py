@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -155,15 +156,24 @@ def test_a_stop_leaves_nothing(stack: BackgroundStack) -> None:
     assert_nothing_left(stack)
 
 
-def test_a_killed_supervisor_takes_its_parts_along(stack: BackgroundStack) -> None:
-    multiplied(stack)
-    announced = stack.announced()
-    processes = leftovers.processes(announced.run)
-    assert len(processes) >= len(announced.parts) + 1
-    os.kill(announced.pid, signal.SIGKILL)
-    wait_until(lambda: not any(is_alive(process) for process in processes), "the parts to follow")
-    assert announced.folder.exists()
-    assert announced.run in {swept.name for swept in runs.sweep()}
+def test_a_killed_supervisor_takes_its_parts_along(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In a place of its own: any other `shoal up` on the machine would sweep it away.
+    place = {"TMPDIR": str(tmp_path)}
+    with BackgroundStack("--repository", str(repository), environment=place) as stack:
+        multiplied(stack)
+        announced = stack.announced()
+        processes = leftovers.processes(announced.run)
+        assert len(processes) >= len(announced.parts) + 1
+        os.kill(announced.pid, signal.SIGKILL)
+        wait_until(
+            lambda: not any(is_alive(process) for process in processes), "the parts to follow"
+        )
+        assert announced.folder.exists()
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        assert [swept.name for swept in runs.sweep()] == [announced.run]
+    assert_nothing_left(stack)
 
 
 def test_a_second_signal_ends_a_stack_whose_parts_hang(stack: BackgroundStack) -> None:

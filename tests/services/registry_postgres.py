@@ -8,8 +8,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import asyncpg
-
 USER = "shoal"
 
 
@@ -40,6 +38,8 @@ def server() -> Iterator[Path]:
 
 async def database(folder: Path, name: str) -> str:
     """Makes an empty one; its URL."""
+    import asyncpg
+
     connection = await asyncpg.connect(host=str(folder), user=USER, database="postgres")
     await connection.execute(f'CREATE DATABASE "{name}"')
     await connection.close()

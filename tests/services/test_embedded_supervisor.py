@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -182,6 +183,15 @@ async def test_a_program_that_is_not_there(tmp_path: Path) -> None:
     )
     with pytest.raises(PartFailed, match="/nowhere/tritonserver cannot be started: No such file"):
         await Supervisor([[absent]], running.told, QUICK).run(
+            running.stop, running.at_once, running.up.set
+        )
+
+
+async def test_a_process_that_the_system_refuses(tmp_path: Path) -> None:
+    running = Running()
+    refused = dataclasses.replace(part(tmp_path, "refused"), environment={"X": "x" * 1_000_000})
+    with pytest.raises(PartFailed, match=r"refused could not be started \(Argument list too long"):
+        await Supervisor([[refused]], running.told, QUICK).run(
             running.stop, running.at_once, running.up.set
         )
 

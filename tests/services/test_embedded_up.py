@@ -100,6 +100,14 @@ def test_a_data_folder_in_use(triton_venv: Path, tmp_path: Path) -> None:
     assert f"process {os.getpid()}" in done.stderr
 
 
+def test_a_data_folder_that_triton_cannot_use(triton_venv: Path, tmp_path: Path) -> None:
+    data = tmp_path / "my models"
+    done = shoal("up", "--triton-venv", triton_venv, "--data", data, *FREE_PORTS)
+    assert done.returncode == 2
+    assert f"{data}" in done.stderr
+    assert "choose a --data folder whose whole path has only letters, digits" in done.stderr
+
+
 def test_logs_are_bounded_and_one_earlier_file_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "part.log"
     with logfiles.open_log(path) as log:

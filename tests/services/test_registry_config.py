@@ -7,7 +7,7 @@ from typing import Any
 import onnx
 import pytest
 from google.protobuf import text_format
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2 as mc
 
@@ -144,6 +144,14 @@ INPUT = 'input { name: "I" data_type: TYPE_FP32 dims: 1 }\n'
             "step 0 of the ensemble needs",
         ),
         (ENSEMBLE.replace('"a"', '"../a"') + TENSORS, "'../a' is no name of a model"),
+        ("instance_group [ { name: 'a; id' } ]" + TENSORS, "instance_group name 'a; id' is not"),
+        ("default_model_filename: 'a$(id).py'" + TENSORS, "default_model_filename 'a$(id).py' is"),
+        ("backend: '../python'" + TENSORS, "backend '../python' is not allowed"),
+        ("runtime: 'x y'" + TENSORS, "runtime 'x y' is not allowed"),
+        (
+            "parameters { key: 'EXECUTION_ENV_PATH' value { string_value: '/e && id' } }" + TENSORS,
+            "EXECUTION_ENV_PATH '/e && id' is not allowed",
+        ),
         ("\xff", "config.pbtxt: line 1, column 1:"),
     ],
 )
@@ -157,6 +165,9 @@ def test_configs_that_are_no_text_or_too_much_of_it(tmp_path: Path) -> None:
     assert problem(folder) == "config.pbtxt is not UTF-8 text: invalid start byte at byte 7"
     (folder / "config.pbtxt").write_bytes(b"#" * (artifacts.MAX_CONFIG + 1))
     assert problem(folder).startswith("config.pbtxt has 4194305 bytes")
+    (folder / "config.pbtxt").unlink()
+    (folder / "config.pbtxt").mkdir()
+    assert problem(folder) == "config.pbtxt is a folder"
 
 
 def test_folders_without_a_model(tmp_path: Path) -> None:
@@ -250,6 +261,7 @@ def test_files_that_are_no_onnx(tmp_path: Path) -> None:
         assert problem(tmp_path / "m") == said
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused_or_read(
     tmp_path_factory: pytest.TempPathFactory, raw: bytes
@@ -260,6 +272,7 @@ def test_any_bytes_are_refused_or_read(
         onnx_graph.read(path)
 
 
+@settings(deadline=None)
 @given(st.permutations(["max_batch_size: 2", "backend: 'python'", *TENSORS.strip().splitlines()]))
 def test_the_order_of_fields_does_not_matter(lines: list[str]) -> None:
     texts = ("\n".join(lines), "\n".join(sorted(lines)))
@@ -276,3 +289,24 @@ def test_the_digest_tells_what_reloads() -> None:
     assert digest(TENSORS + "max_batch_size: 1") != plain
     assert digest(TENSORS + "parameters { key: 'k' value { string_value: 'v' } }") != plain
     assert digest(TENSORS, "labels") != plain
+
+
+@pytest.mark.parametrize(
+    ("said", "model", "kept"),
+    [
+        ("", "model_onnx", False),
+        ("runtime: 'model.py'", "model_pt", True),
+        ("backend: 'mine'", "model_bin", True),
+        ("backend: 'python'", "model_py", True),
+    ],
+)
+def test_code_beside_a_model_is_staged_only_where_it_is_meant(
+    tmp_path: Path, said: str, model: str, kept: bool
+) -> None:
+    folder = write(tmp_path / "m", said + TENSORS, **{"model_py": "", model: ""})
+    for place in (folder, folder / "1"):
+        (place / "libtriton_onnxruntime.so").touch()
+    found = scan(folder)
+    assert not found.problem
+    names = {file.relative for file in (*found.files.files, *found.auxiliary.files)}
+    assert ("model.py" in names, "libtriton_onnxruntime.so" in names) == (kept, kept)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -337,6 +338,27 @@ async def test_an_ensemble_moves_on_when_its_part_is_rejected(tmp_path: Path) ->
         assert steps(await known.version("free:1")) == [1]
 
 
+async def test_configs_are_rewritten_while_an_import_stages(tmp_path: Path) -> None:
+    repository, more = tmp_path / "repo", tmp_path / "more"
+    python_model(repository, "part", (1, 2))
+    ensemble(repository, "e", ["part"])
+    for number in range(100):
+        python_model(more, f"m{number}")
+    async with registry(tmp_path / "data", repositories=(repository,)) as known:
+        importing = asyncio.ensure_future(known.import_(more))
+        turn = 0
+        while not importing.done():
+            turn += 1
+            number = version_name(f"part:{turn % 2 + 1}")
+            other = version_name(f"part:{(turn + 1) % 2 + 1}")
+            await known.stub.ApproveModelVersion(pb.ApproveModelVersionRequest(name=number))
+            await known.stub.RejectModelVersion(pb.RejectModelVersionRequest(name=other))
+        assert len((await importing).versions) == 100
+        (chosen,) = steps(await known.version("e:1"))
+        assert f"model_version: {chosen}" in (known.staging / "e" / "config.pbtxt").read_text()
+        assert sorted(path.name for path in (known.staging / "m99").rglob("*"))[0] == "1"
+
+
 async def test_ensembles_that_lead_back_to_themselves(tmp_path: Path) -> None:
     repository = tmp_path / "repo"
     for name, part in (("a", "b"), ("b", "c"), ("c", "a"), ("d", "a")):
@@ -380,17 +402,17 @@ async def test_a_thousand_models_are_imported_while_others_are_answered(tmp_path
     for number in range(1000):
         python_model(repository, f"m{number}")
     async with registry(tmp_path / "data") as known:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = time.process_time()
         importing = asyncio.ensure_future(known.import_(repository))
-        slowest = 0.0
+        answered = 0
         while not importing.done():
-            asked = loop.time()
             await known.stub.ListFootprints(pb.ListFootprintsRequest())
-            slowest = max(slowest, loop.time() - asked)
+            answered += 1
+            await asyncio.wait({importing}, timeout=0.02)
         assert len((await importing).versions) == 1000
-        assert loop.time() - began < 10
-        assert slowest < 1.0
+        assert answered > 20
+        # Of this process, so that a busy machine doesn't count. Two seconds are usual.
+        assert time.process_time() - began < 10
 
 
 def steps(version: types.ModelVersion) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common.errors import NotReady
@@ -103,8 +103,8 @@ async def test_a_silent_stream_is_known_to_live(tmp_path: Path) -> None:
 
 
 async def test_a_stopping_registry_ends_its_streams(tmp_path: Path) -> None:
-    settings = RegistrySettings(port=0, metrics_port=None, data_dir=tmp_path, stop_grace_seconds=30)
-    async with running(settings) as ports:
+    told = RegistrySettings(port=0, metrics_port=None, data_dir=tmp_path, stop_grace_seconds=30)
+    async with running(told) as ports:
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{ports.port}")
         watch = pb_grpc.RegistryServiceStub(channel).WatchCatalog(pb.WatchCatalogRequest())
         await watch.read()
@@ -174,6 +174,7 @@ steps = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(steps, st.integers(1, 6))
 async def test_any_interleaving_leaves_no_gap(plan: list[tuple[str, Any]], memory: int) -> None:
     """Three followers of different pace, a log that forgets, and another process that writes."""

@@ -70,12 +70,12 @@ def _advance(fleet: Fleet, now: float) -> None:
     demand.expire(fleet, now)
     demand.want_pinned(fleet, now)
     demand.abandon(fleet, now)
+    demand.grant(fleet, now)  # before anything is evicted: its lease protects what was waited for
     for server in fleet.servers.values():
         reconcile.repay(fleet, server, now)
     loading.place(fleet, now)
     draining.finish_drains(fleet, now)
     loading.start_loads(fleet, now)
-    demand.grant(fleet, now)
     demand.finish_evictions(fleet, now)
 
 

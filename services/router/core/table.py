@@ -68,6 +68,11 @@ class Table:
             self.withdrawn.pop(replica, None)
         return withdrawn
 
+    def holds(self, replica: Replica) -> bool:
+        route = self.routes.get(replica.target.model)
+        entry = route.versions.get(replica.target.version) if route is not None else None
+        return entry is not None and replica.server in entry.servers
+
     def outdated(self, replica: Replica, revision: Revision) -> bool:
         """Whether a grant of `replica` at `revision` was overtaken by a withdrawal."""
         return self.withdrawn.get(replica, NONE) > revision

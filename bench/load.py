@@ -1,0 +1,98 @@
+"""Load, by h2load where it is installed and else by bench/generator.py.
+
+h2load takes half the CPU of the other, which matters where all share the cores: a comparison is
+one of figures by the same generator.
+"""
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from bench.generator import PATH
+from bench.rounds import percentile
+from bench.workloads import Workload
+
+GENERATORS: Final = ("h2load", "python")
+_ROOT: Final = Path(__file__).resolve().parents[1]
+_WITHIN: Final = 120.0  # seconds for one run
+
+
+class Failed(Exception):
+    """The load could not be sent, or was not answered."""
+
+
+class Load(NamedTuple):
+    """Times in seconds. `cpu`: of the generator, over all requests."""
+
+    requests: int
+    seconds: float
+    p50: float
+    p99: float
+    cpu: float
+
+
+def available() -> str:
+    return "h2load" if shutil.which("h2load") else "python"
+
+
+def send(generator: str, address: str, workload: Workload, message: bytes, requests: int) -> Load:
+    """Sends `message` to ModelInfer at `address` so many times. Raises Failed."""
+    run = _h2load if generator == "h2load" else _python
+    try:
+        return run(address, workload, message, requests)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or b""
+        raise Failed(f"{generator}: {error} {said.decode(errors='replace')[-2000:]}") from error
+
+
+def _python(address: str, workload: Workload, message: bytes, requests: int) -> Load:
+    numbers = (workload.connections, workload.streams, requests)
+    output = subprocess.run(
+        [sys.executable, "-P", "-m", "bench.generator", address, *map(str, numbers)],
+        input=message,
+        env={"PYTHONPATH": str(_ROOT)},
+        capture_output=True,
+        timeout=_WITHIN,
+        check=True,
+    ).stdout
+    found = json.loads(output)
+    if found["failed"]:
+        raise Failed(f"{found['failed']} of {requests} requests got another answer")
+    return _load(requests, found["seconds"], found["latencies"], found["cpu_seconds"])
+
+
+def _h2load(address: str, workload: Workload, message: bytes, requests: int) -> Load:
+    with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
+        body, log = Path(folder, "body"), Path(folder, "log")
+        body.write_bytes(b"\0" + len(message).to_bytes(4, "big") + message)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(
+            [
+                "h2load",
+                *("-n", str(requests), "-d", str(body), f"--log-file={log}"),
+                *("-c", str(workload.connections), "-m", str(workload.streams), "-t", "1"),
+                *("-H", "content-type: application/grpc", "-H", "te: trailers"),
+                f"http://{address}{PATH}",
+            ],
+            capture_output=True,
+            timeout=_WITHIN,
+            check=True,
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        rows = [tuple(map(int, line.split())) for line in log.read_text().splitlines()]
+    if len(rows) != requests or any(status != 200 for _, status, _ in rows):
+        raise Failed(f"h2load got {len(rows)} answers to {requests} requests")
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    seconds = max(begin + took for begin, _, took in rows) - min(begin for begin, _, _ in rows)
+    return _load(requests, seconds / 1e6, [took / 1e6 for _, _, took in rows], cpu)
+
+
+def _load(requests: int, seconds: float, latencies: Sequence[float], cpu: float) -> Load:
+    ordered = sorted(latencies)
+    return Load(requests, seconds, percentile(ordered, 0.5), percentile(ordered, 0.99), cpu)

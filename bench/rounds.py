@@ -1,0 +1,107 @@
+"""In what order variants are measured, and what their samples say together."""
+
+from collections.abc import Iterable, Sequence
+from statistics import fmean, median
+from typing import Any, Final, NamedTuple
+
+DIRECT: Final = "direct"
+RELAY: Final = "relay"
+
+
+class Sample(NamedTuple):
+    """One measurement. `rate`: requests per second. `p50`, `p99`: latency in µs. The rest: CPU µs
+    per request, of the proxy (None: there is none), of Triton with its models, and of the load
+    generator."""
+
+    round: int
+    workload: str
+    variant: str
+    rate: float
+    p50: float
+    p99: float
+    proxy_cpu: float | None
+    triton_cpu: float
+    load_cpu: float
+
+
+class Summary(NamedTuple):
+    """Medians over rounds of what Sample has, and ratios to other variants of the same round.
+
+    `of_direct`: rate by direct Triton's; `times_direct`: median latency by direct Triton's;
+    `spread`: the lowest and highest `of_direct` of a round; `over_relay`: proxy CPU by the bare
+    relay's. None where there is nothing to compare with.
+    """
+
+    workload: str
+    variant: str
+    rate: float
+    p50: float
+    p99: float
+    proxy_cpu: float | None
+    triton_cpu: float
+    load_cpu: float
+    of_direct: float | None
+    spread: tuple[float, float] | None
+    times_direct: float | None
+    over_relay: float | None
+
+
+def order(variants: Sequence[str]) -> list[str]:
+    """One round, there and back: what drifts steadily meets all variants alike."""
+    return [*variants, *reversed(variants)]
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The value that `share` of the `ordered` ones do not exceed (nearest rank)."""
+    return ordered[max(0, -int(-share * len(ordered) // 1) - 1)]
+
+
+def summaries(samples: Sequence[Sample]) -> list[Summary]:
+    """By workload and variant, in the order in which these appear."""
+    groups = dict.fromkeys((sample.workload, sample.variant) for sample in samples)
+    return [_summary(samples, workload, variant) for workload, variant in groups]
+
+
+def _summary(samples: Sequence[Sample], workload: str, variant: str) -> Summary:
+    own = [one for one in samples if (one.workload, one.variant) == (workload, variant)]
+    of_direct = _ratios(samples, workload, variant, DIRECT, "rate")
+    times_direct = _ratios(samples, workload, variant, DIRECT, "p50")
+    over_relay = _ratios(samples, workload, variant, RELAY, "proxy_cpu")
+    return Summary(
+        workload,
+        variant,
+        rate=median(one.rate for one in own),
+        p50=median(one.p50 for one in own),
+        p99=median(one.p99 for one in own),
+        proxy_cpu=_median(one.proxy_cpu for one in own if one.proxy_cpu is not None),
+        triton_cpu=median(one.triton_cpu for one in own),
+        load_cpu=median(one.load_cpu for one in own),
+        of_direct=_median(of_direct),
+        spread=(min(of_direct), max(of_direct)) if of_direct else None,
+        times_direct=_median(times_direct),
+        over_relay=_median(over_relay),
+    )
+
+
+def _ratios(
+    samples: Sequence[Sample], workload: str, variant: str, base: str, field: str
+) -> list[float]:
+    """The means of each round, `variant`'s by `base`'s."""
+    found = []
+    for number in sorted({sample.round for sample in samples}):
+        mine, theirs = (
+            [
+                getattr(one, field)
+                for one in samples
+                if (one.round, one.workload, one.variant) == (number, workload, name)
+            ]
+            for name in (variant, base)
+        )
+        if mine and theirs and None not in (*mine, *theirs):
+            found.append(fmean(mine) / fmean(theirs))
+    return found
+
+
+def _median(values: Iterable[Any]) -> float | None:
+    found = list(values)
+    return median(found) if found else None

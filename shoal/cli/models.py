@@ -1,0 +1,139 @@
+"""`shoal models`: what can be asked, and what of it is in memory."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+import typer
+
+from shoal.cli.calling import addresses, calling, complain, told
+from shoal.cli.output import Document, JsonFlag, give, memory, message_json, table
+from shoal.cli.replicas import read as read_replicas
+from shoal.cli.units import server_of, short
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from shoal.client import Client
+
+_HEADINGS: Final = ("model", "version", "state", "resident", "memory", "notes")
+
+
+def models(context: typer.Context, json: JsonFlag = False) -> None:
+    """List the models that are registered, their versions, and where they are resident.
+
+    The version with a * answers when none is asked for. Memory is what was learned by watching it
+    run, else what was declared at its registration.
+    """
+    from shoal.client import CallFailed
+
+    with calling(context) as shoal:
+        document = read(shoal)
+        try:
+            _place(document, read_replicas(shoal, "")["replicas"])
+        except CallFailed as error:
+            complain(f"what is resident is not known: {told(error, addresses(context))}")
+    give(document, model_table, json)
+
+
+def read(shoal: "Client") -> Document:
+    """`{"models": […]}`, each with its `versions`, those with `memory`, `memory_source` (learned,
+    declared or unknown) and `replicas`, which are null until they are known. Raises CallFailed."""
+    from shoal.registry.v1 import registry_service_pb2 as registry
+
+    stub = shoal.registry
+    learned = {
+        (one.version, one.config_digest): dict(one.memory)
+        for page in shoal.pages(stub.ListFootprints, registry.ListFootprintsRequest())
+        for one in page.footprints
+    }
+    versions = [
+        _version(message_json(one), learned)
+        for page in shoal.pages(
+            stub.ListModelVersions, registry.ListModelVersionsRequest(parent="models/-")
+        )
+        for one in page.versions
+    ]
+    found = [
+        message_json(one)
+        for page in shoal.pages(stub.ListModels, registry.ListModelsRequest())
+        for one in page.models
+    ]
+    for model in found:
+        prefix = f"{model['name']}/versions/"
+        model["versions"] = [one for one in versions if one["name"].startswith(prefix)]
+    return {"models": found}
+
+
+def _version(version: Document, learned: Mapping[tuple[str, str], dict[str, int]]) -> Document:
+    size, source = learned.get((version["name"], version["config_digest"])), "learned"
+    if not size:
+        size, source = version["declared_memory"], "declared"
+    return {
+        **version,
+        "memory": size,
+        "memory_source": source if size else "unknown",
+        "replicas": None,
+    }
+
+
+def _place(document: Document, replicas: Sequence[Document]) -> None:
+    for model in document["models"]:
+        for version in model["versions"]:
+            version["replicas"] = [one for one in replicas if one["version"] == version["name"]]
+
+
+def model_table(document: Document) -> "RenderableType":
+    rows = [
+        _row(model, version)
+        for model in document["models"]
+        for version in model["versions"] or [None]
+    ]
+    return table(_HEADINGS, rows)
+
+
+def _row(model: Document, version: Document | None) -> tuple[str, ...]:
+    name = short(model["name"])
+    if version is None:
+        return (name, "none", "", "", "", "")
+    number = int(version["name"].rpartition("/")[2])
+    default = "*" if number == model["default_version"] else ""
+    return (
+        name,
+        f"{number}{default}",
+        version["state"],
+        _resident(version["replicas"]),
+        memory(version["memory"]),
+        "; ".join(_notes(model, version, number)),
+    )
+
+
+def _resident(replicas: list[Document] | None) -> str:
+    if replicas is None:
+        return "?"
+    return ", ".join(
+        server_of(one["name"]) + ("" if one["state"] == "READY" else f" ({one['state']})")
+        for one in replicas
+    )
+
+
+def _notes(model: Document, version: Document, number: int) -> list[str]:
+    found = [f"alias {alias}" for alias, target in model["aliases"].items() if target == number]
+    if version is model["versions"][0] and model["traffic_policy"]:
+        found.append(f"traffic {shares(model['traffic_policy'])}")
+    if version["pinned"]:
+        found.append("pinned")
+    if version["memory_source"] == "declared":
+        found.append("memory declared")
+    if version["requires"]:
+        found.append(f"needs {', '.join(map(short, version['requires']))}")
+    if version["invalid_reason"]:
+        found.append(version["invalid_reason"])
+    return found
+
+
+def shares(policy: Document) -> str:
+    """The arms of a traffic policy with their shares, for people."""
+    total = sum(arm["weight"] for arm in policy["arms"])
+    return ", ".join(
+        f"{100 * arm['weight'] / total:.3g} % to {short(arm['target'])}" for arm in policy["arms"]
+    )

@@ -1,0 +1,121 @@
+"""`shoal trace`: one trace as a waterfall."""
+
+import shutil
+import time
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from shoal.cli import collector
+from shoal.cli.calling import EXIT_NOT_READY, EXIT_REFUSED, addresses, complain
+from shoal.cli.output import Document, JsonFlag, give
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+# Seconds. Every part of a stack sends its spans half a second after they end.
+QUIET: Final = 1.2
+_POLL: Final = 0.1
+_ANSWER: Final = 5.0
+_PIPE_WIDTH: Final = 120  # cells
+
+_AWAY: Final = (
+    "`shoal up` starts a collector unless it is told where else traces go; SHOAL_OTLP_HTTP_PORT or "
+    "--announce say where it is."
+)
+
+
+def trace(
+    context: typer.Context,
+    trace_id: Annotated[
+        str, typer.Argument(metavar="ID", help="32 hexadecimal digits.", show_default=False)
+    ] = "",
+    last: Annotated[bool, typer.Option("--last", help="The newest one.")] = False,
+    wait: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS", min=0, help="How long to wait for its spans at most, if it is new."
+        ),
+    ] = 6.0,
+    json: JsonFlag = False,
+) -> None:
+    """Show what each part did for one request, and when, as the collector received it.
+
+    `shoal infer --trace` makes a trace and prints its ID.
+    """
+    if last == bool(trace_id):
+        raise typer.BadParameter("give either a trace's ID or --last")
+    if trace_id and not _is_id(trace_id):
+        raise typer.BadParameter(f"{trace_id!r} is no trace's ID: 32 hexadecimal digits")
+    address = addresses(context).collector
+    if address is None:
+        complain(f"no collector is known. {_AWAY}")
+        raise typer.Exit(EXIT_NOT_READY)
+    try:
+        found = _read(address, trace_id.lower(), time.monotonic() + wait)
+    except collector.CollectorAway as error:
+        complain(f"the collector at {error}. {_AWAY}")
+        raise typer.Exit(EXIT_NOT_READY) from error
+    if found is None:
+        complain(_missing(trace_id))
+        raise typer.Exit(EXIT_REFUSED)
+    give(found, _rendered, json)
+
+
+def _is_id(text: str) -> bool:
+    return len(text) == 32 and all(sign in "0123456789abcdefABCDEF" for sign in text)
+
+
+def _missing(trace_id: str) -> str:
+    if not trace_id:
+        return "no trace was received yet: `shoal infer MODEL --input … --trace` makes one"
+    return f"trace {trace_id} was not received, or is dropped again: the newest are kept"
+
+
+def _read(address: str, trace_id: str, deadline: float) -> Document | None:
+    """The trace once it has stopped growing, the newest for ""; None where there is none."""
+    if trace_id:
+        return settled(lambda: _spans(address, trace_id), _size, deadline)
+    newest = settled(lambda: _newest(address), _size, deadline)
+    return None if newest is None else _spans(address, newest["trace_id"])
+
+
+def _spans(address: str, trace_id: str) -> Document | None:
+    return collector.get(address, f"/api/traces/{trace_id}", _ANSWER)
+
+
+def _newest(address: str) -> Document | None:
+    listed = collector.get(address, "/api/traces?limit=1", _ANSWER)
+    traces: list[Document] = listed["traces"] if listed else []
+    return traces[0] if traces else None
+
+
+def _size(found: Document) -> Hashable:
+    spans = found["spans"]
+    return found["trace_id"], spans if isinstance(spans, int) else len(spans)
+
+
+def settled(
+    read: Callable[[], Document | None], key: Callable[[Document], Hashable], deadline: float
+) -> Document | None:
+    """What `read` gives once its `key` has been the same for QUIET seconds, or at the deadline."""
+    seen: Any = None
+    since = time.monotonic()
+    while True:
+        found = read()
+        now = time.monotonic()
+        current = None if found is None else key(found)
+        if current != seen:
+            seen, since = current, now
+        if now >= deadline or (found is not None and now - since >= QUIET):
+            return found
+        time.sleep(_POLL)
+
+
+def _rendered(found: Document) -> "RenderableType":
+    from shoal.cli.waterfall import waterfall
+
+    # What goes into a pipe is as wide as a page, or as COLUMNS says.
+    width = shutil.get_terminal_size((_PIPE_WIDTH, 24)).columns
+    return waterfall(found["spans"], width)
