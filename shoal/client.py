@@ -6,7 +6,16 @@
 Inference has no wrapper here: the Router speaks Triton's protocol, so tritonclient is its client.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
@@ -211,7 +220,7 @@ class Client:
         request: _Request,
         *,
         timeout: float | None = None,
-    ) -> Iterator[_Response]:
+    ) -> Generator[_Response, None, None]:
         """What a Watch call sends, until the iterator is closed or `timeout` seconds have passed.
 
         Raises CallFailed.
@@ -301,7 +310,7 @@ class AsyncClient:
         request: _Request,
         *,
         timeout: float | None = None,
-    ) -> AsyncIterator[_Response]:
+    ) -> AsyncGenerator[_Response, None]:
         """As Client.stream; close it with `contextlib.aclosing`."""
         responses = method(request, timeout=timeout)
         try:

@@ -74,6 +74,7 @@ class Catalog:
         return UnitSpec(
             unit=unit,
             config_digest=version.config_digest,
+            fingerprint=version.fingerprint,
             artifact_bytes=version.artifact_bytes,
             declared=dict(version.declared_memory),
             learned=learnt.memory if learnt is not None else {},

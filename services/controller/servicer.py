@@ -3,15 +3,13 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable
-from datetime import timedelta
 from itertools import islice
-from typing import Any, Final, NoReturn, TypeVar, cast
+from typing import Any, Final, cast
 
 import grpc
-from google.protobuf.duration_pb2 import Duration
 from opentelemetry import trace
 
-from services.common import telemetry
+from services.common import paging, telemetry
 from services.common.errors import (
     InvalidArtifact,
     InvalidField,
@@ -24,13 +22,12 @@ from services.common.errors import (
     VersionNotFound,
 )
 from services.common.rpc import Context
+from services.controller import messages
 from services.controller.catalog import ANSWERABLE
 from services.controller.core import events as ev
-from services.controller.core.entities import Replica, ReplicaKey, Server, Unit
-from services.controller.core.placement import holders, occupied, slots_used
-from services.controller.core.states import State
+from services.controller.core.entities import ReplicaKey, Unit
 from services.controller.loop import Loop
-from services.controller.placements import SERVER_STATES, Subscriber
+from services.controller.placements import Subscriber
 from services.controller.servers import ServerWatch
 from shoal.controller.v1 import controller_service_pb2 as wire
 from shoal.controller.v1 import placement_pb2, types_pb2
@@ -39,7 +36,6 @@ from shoal.names import (
     parse_model_name,
     parse_version_name,
     replica_name,
-    server_name,
     version_name,
 )
 from shoal.registry.v1 import registry_service_pb2
@@ -49,12 +45,9 @@ OPEN_METHODS: Final = frozenset(
     f"/{SERVICE}/{method}"
     for method in ("ListServers", "ListReplicas", "GetModelConfig", "ListEvents", "WatchEvents")
 )
-MAX_PAGE: Final = 1000
-DEFAULT_PAGE: Final = 100
 CHECKPOINT_SECONDS: Final = 1.0
 
 _tracer = trace.get_tracer("shoal.controller")
-_Item = TypeVar("_Item")
 
 
 class ControllerServicer(ControllerServiceServicer):
@@ -75,26 +68,29 @@ class ControllerServicer(ControllerServiceServicer):
         self, request: wire.ListServersRequest, context: Context
     ) -> wire.ListServersResponse:
         fleet = self._loop.engine.fleet
-        names = sorted(fleet.servers)
-        page, token = _page(names, request.page_size, request.page_token, key=lambda name: name)
+        page = paging.page("servers", request.page_size, request.page_token)
+        names = [name for name in sorted(fleet.servers) if (name, 0) > page.after]
         return wire.ListServersResponse(
-            servers=[self._server(fleet.servers[name]) for name in page], next_page_token=token
+            servers=[messages.server(fleet, fleet.servers[name]) for name in names[: page.size]],
+            next_page_token=_token("servers", names, page),
         )
 
     async def ListReplicas(
         self, request: wire.ListReplicasRequest, context: Context
     ) -> wire.ListReplicasResponse:
         fleet = self._loop.engine.fleet
+        page = paging.page("replicas", request.page_size, request.page_token)
         wanted = _units_named(request.model) if request.model else None
-        found = [
-            replica
-            for server in sorted(fleet.replicas)
-            for _, replica in sorted(fleet.replicas[server].items())
-            if wanted is None or _matches(replica.unit, *wanted)
-        ]
-        page, token = _page(found, request.page_size, request.page_token, key=_replica_name)
+        found = {
+            replica_name(server, *unit): replica
+            for server, here in fleet.replicas.items()
+            for unit, replica in here.items()
+            if wanted is None or _matches(unit, *wanted)
+        }
+        names = [name for name in sorted(found) if (name, 0) > page.after]
         return wire.ListReplicasResponse(
-            replicas=[self._replica(replica) for replica in page], next_page_token=token
+            replicas=[messages.replica(fleet, found[name]) for name in names[: page.size]],
+            next_page_token=_token("replicas", names, page),
         )
 
     async def GetModelConfig(
@@ -111,17 +107,17 @@ class ControllerServicer(ControllerServiceServicer):
     async def ListEvents(
         self, request: wire.ListEventsRequest, context: Context
     ) -> wire.ListEventsResponse:
-        size = _page_size(request.page_size)
-        before = _sequence(request.page_token)
-        newest = (
-            event
-            for event in self._loop.journal.newest(request.about)
-            if before is None or event.sequence < before
+        page = paging.page("events", request.page_size, request.page_token)
+        before = page.after[1]
+        newest = self._loop.journal.newest(request.about)
+        found = list(
+            islice((e for e in newest if not before or e.sequence < before), page.size + 1)
         )
-        page = list(islice(newest, size + 1))
-        more = len(page) > size
+        shown = found[: page.size]
+        more = len(found) > page.size
         return wire.ListEventsResponse(
-            events=page[:size], next_page_token=str(page[size - 1].sequence) if more else ""
+            events=shown,
+            next_page_token=paging.token("events", ("", shown[-1].sequence)) if more else "",
         )
 
     async def WatchEvents(
@@ -230,7 +226,7 @@ class ControllerServicer(ControllerServiceServicer):
         if not first.subscribe.router:
             raise InvalidField(field="message", problem="a stream begins with subscribe.router")
         router = first.subscribe.router
-        in_use = frozenset(map(_key, first.subscribe.in_use))
+        in_use = frozenset(map(messages.key, first.subscribe.in_use))
         self._loop.feed(ev.RouterJoined(router, in_use))
         subscriber = self._loop.placements.subscribe()
         try:
@@ -272,13 +268,13 @@ class ControllerServicer(ControllerServiceServicer):
         elif kind == "drained" and self._current(message.drained.revision):
             drained = message.drained
             self._loop.feed(
-                ev.RouterDrained(router, _key(drained.replica), drained.revision.number)
+                ev.RouterDrained(router, messages.key(drained.replica), drained.revision.number)
             )
         elif kind == "started":
             self._loop.feed(ev.RouterStarted(router, message.started.use_lease))
         elif kind == "usage":
             usage = {
-                _key(row.replica): (row.age.ToTimedelta().total_seconds(), row.in_flight)
+                messages.key(row.replica): (row.age.ToTimedelta().total_seconds(), row.in_flight)
                 for row in message.usage.replicas
             }
             self._loop.feed(ev.RouterUsed(router, usage))
@@ -333,69 +329,11 @@ class ControllerServicer(ControllerServiceServicer):
         names = [parse_version_name(v.name) for v in entry.versions if v.state in ANSWERABLE]
         return ", ".join(str(name.version) for name in names if name) or "none"
 
-    # --- messages ---------------------------------------------------------------------------------
-
-    def _server(self, server: Server) -> types_pb2.Server:
-        fleet = self._loop.engine.fleet
-        here = list(occupied(fleet.replicas[server.id]))
-        return types_pb2.Server(
-            name=server_name(server.id),
-            address=server.address,
-            state=SERVER_STATES[server.health],
-            state_reason=server.reason,
-            memory_budget=server.budget,
-            memory_reserved=fleet.occupied(server.id),
-            memory_measured=server.measured,
-            max_models=server.max_models,
-            models=slots_used(here, fleet.specs),
-        )
-
     def _replica_at(self, key: ReplicaKey) -> types_pb2.Replica:
         replica = self._loop.engine.fleet.replica(key)
         if replica is None:
             raise NotReady(service=str(key), cause="it was evicted again meanwhile")
-        return self._replica(replica)
-
-    def _replica(self, replica: Replica) -> types_pb2.Replica:
-        fleet = self._loop.engine.fleet
-        spec = fleet.specs.get(replica.unit)
-        users = holders(replica.unit, fleet.replicas[replica.key.server], fleet.specs)
-        message = types_pb2.Replica(
-            name=_replica_name(replica),
-            version=version_name(*replica.unit),
-            state=_STATES[replica.state],
-            state_reason=replica.reason,
-            memory_reserved=replica.reserved,
-            memory_measured=replica.measured,
-            in_flight=replica.in_flight,
-            pinned=spec is not None and spec.pinned,
-            held_by=[version_name(*unit) for unit in sorted(users)],
-        )
-        message.idle.CopyFrom(_duration(max(0.0, time.monotonic() - replica.last_used)))
-        if replica.load_seconds is not None:
-            message.load_duration.CopyFrom(_duration(replica.load_seconds))
-        return message
-
-
-_STATES: Final[dict[State, types_pb2.ReplicaState.ValueType]] = {
-    state: types_pb2.ReplicaState.Value(f"REPLICA_STATE_{state.name}")
-    for state in State
-    if state is not State.ABSENT
-}
-
-
-def _replica_name(replica: Replica) -> str:
-    return replica_name(replica.key.server, *replica.unit)
-
-
-def _key(ref: placement_pb2.ReplicaRef) -> ReplicaKey:
-    return ReplicaKey(ref.server, Unit(ref.model, ref.version))
-
-
-def _duration(seconds: float) -> Duration:
-    message = Duration()
-    message.FromTimedelta(timedelta(seconds=seconds))
-    return message
+        return messages.replica(self._loop.engine.fleet, replica)
 
 
 def _units_named(name: str) -> tuple[str, int | None]:
@@ -412,30 +350,9 @@ def _matches(unit: Unit, model: str, version: int | None) -> bool:
     return unit.model == model and version in (None, unit.version)
 
 
-def _page_size(asked: int) -> int:
-    if not 0 <= asked <= MAX_PAGE:
-        raise InvalidField(field="page_size", problem=f"give 0 to {MAX_PAGE}, not {asked}")
-    return asked or DEFAULT_PAGE
-
-
-def _page(items: Iterable[_Item], size: int, token: str, key: "Any") -> tuple[list[_Item], str]:
-    """The items after `token`, which is the key of the last one of the page before."""
-    rest = [item for item in items if key(item) > token]
-    limit = _page_size(size)
-    page = rest[:limit]
-    return page, key(page[-1]) if len(rest) > limit else ""
-
-
-def _sequence(token: str) -> int | None:
-    if not token:
-        return None
-    if not token.isdigit():
-        _bad_token(token)
-    return int(token)
-
-
-def _bad_token(token: str) -> NoReturn:
-    raise InvalidField(field="page_token", problem=f"{token!r} did not come from this service")
+def _token(scope: str, names: list[str], page: paging.Page) -> str:
+    """What asks for the names after this page; empty where there are none."""
+    return paging.token(scope, (names[page.size - 1], 0)) if len(names) > page.size else ""
 
 
 def _trace_phases(phases: Iterable[ev.Phase]) -> None:

@@ -6,9 +6,9 @@ from typing import Final
 from sqlalchemy import Column, ColumnElement, RowMapping, and_, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.common.paging import Key
 from services.registry import rows
 from services.registry.core.catalog import Entry
-from services.registry.core.paging import Key
 from services.registry.schema import catalogue, models, uses, versions
 
 # Databases limit the number of parameters in a statement.

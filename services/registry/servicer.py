@@ -10,11 +10,12 @@ from typing import Any, Final, TypeVar
 
 from google.protobuf.message import Message
 
+from services.common import paging
 from services.common.errors import AlreadyExists
 from services.common.rpc import Context
 from services.registry import wire
 from services.registry.catalogue import Catalogue
-from services.registry.core import catalog, paging, traffic, validation
+from services.registry.core import catalog, traffic, validation
 from services.registry.core.catalog import Entry, Model, Move, TrafficPolicy
 from services.registry.inventory import Inventory, Registration
 from services.registry.store import Snapshot

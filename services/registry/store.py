@@ -16,12 +16,12 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.common.errors import ModelNotFound, NotReady
+from services.common.paging import Page
 from services.registry import migrate, reading, rows
 from services.registry.change import Change
 from services.registry.core.catalog import Entry, Version
 from services.registry.core.footprint import Footprint, merged
 from services.registry.core.lease import Lease, held
-from services.registry.core.paging import Page
 from services.registry.database import open_engine
 from services.registry.schema import catalogue, footprints, lease, models, versions
 

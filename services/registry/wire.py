@@ -57,6 +57,7 @@ def version(known: Version) -> types.ModelVersion:
         config=known.config,
         config_digest=known.config_digest,
         artifact_bytes=known.artifact_bytes,
+        fingerprint=known.fingerprint,
         declared_memory=known.declared_memory,
         requires=map(str, known.requires),
         ensemble=known.ensemble,

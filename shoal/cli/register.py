@@ -80,4 +80,4 @@ def _show(version: Document, as_json: bool) -> None:
     size = format_size(version["artifact_bytes"])
     print(f"registered {short(version['name'])}: {version['state']}, {size} in files")
     if version["invalid_reason"]:
-        complain(version["invalid_reason"])
+        complain(f"{short(version['name'])} cannot be served: {version['invalid_reason']}")

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.common import paging
 from services.common.errors import (
     IllegalState,
     InvalidField,
@@ -15,7 +16,7 @@ from services.common.errors import (
     NoApprovedVersion,
     VersionNotFound,
 )
-from services.registry.core import paging, validation
+from services.registry.core import validation
 from services.registry.core.catalog import Arm, Entry, Model, Target, Version, VersionState
 from services.registry.core.footprint import Footprint, merged
 from services.registry.core.lease import Lease, held

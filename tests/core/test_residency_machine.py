@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from services.controller.core import events as ev
-from services.controller.core import memory, placement
+from services.controller.core import memory, residents
 from services.controller.core.entities import Limits, ReplicaKey, Server, Unit, UnitSpec
 from services.controller.core.residency import Engine
 from services.controller.core.states import OCCUPYING, State
@@ -71,8 +71,8 @@ class Residency(RuleBasedStateMachine):
                     self.waiting.remove(instruction.waiter)
                     replica = self.fleet.replica(instruction.key)
                     assert replica is not None
-                    assert replica.state is State.READY
                     if instruction.use_lease:
+                        assert replica.state is State.READY
                         self.leases[instruction.use_lease] = instruction.key
                 case ev.Refused() | ev.Evicted():
                     self.waiting.remove(instruction.waiter)
@@ -85,8 +85,8 @@ class Residency(RuleBasedStateMachine):
         assert all(here[part].state is State.READY for part in spec.requires)
         occupied = [r for r in here.values() if r.state in OCCUPYING]
         server = self.fleet.servers[order.key.server]
-        assert memory.fits(placement.reserved(occupied), server.budget)
-        assert not server.max_models or placement.slots_used(occupied, SPECS) <= server.max_models
+        assert memory.fits(residents.reserved(occupied), server.budget)
+        assert not server.max_models or residents.slots_used(occupied, SPECS) <= server.max_models
         digests = {
             SPECS[r.unit].config_digest for r in occupied if r.unit.model == order.key.unit.model
         }
@@ -105,7 +105,7 @@ class Residency(RuleBasedStateMachine):
                 assert order.key not in router.table, f"{name} may still send to it"
         assert order.key not in self.leases.values() or self.lease_over(order.key)
         here = self.fleet.replicas[order.key.server]
-        assert not placement.holders(order.key.unit, here, SPECS)
+        assert not residents.holders(order.key.unit, here, SPECS)
 
     def lease_over(self, key: ReplicaKey) -> bool:
         return key not in self.fleet.use_leases
@@ -250,9 +250,9 @@ class Residency(RuleBasedStateMachine):
         for server in self.fleet.servers.values():
             replicas = self.fleet.replicas[server.id].values()
             occupied = [r for r in replicas if r.state in OCCUPYING]
-            assert memory.fits(placement.reserved(occupied), server.budget)
+            assert memory.fits(residents.reserved(occupied), server.budget)
             assert (
-                not server.max_models or placement.slots_used(occupied, SPECS) <= server.max_models
+                not server.max_models or residents.slots_used(occupied, SPECS) <= server.max_models
             )
 
     @invariant()
@@ -299,5 +299,5 @@ def test_residency_for_long() -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
     run_state_machine_as_test(
-        Residency, settings=settings(max_examples=2000, stateful_step_count=100, deadline=None)
+        Residency, settings=settings(max_examples=1000, stateful_step_count=80, deadline=None)
     )

@@ -18,7 +18,8 @@ from services.registry.settings import RegistrySettings
 from shoal.cli.__main__ import main
 from tests.services.registry_harness import serving
 
-NOWHERE = "127.0.0.1:1"  # a port that no program listens on
+# Ports that no program listens on.
+NO_REGISTRY, NO_CONTROLLER, NO_ROUTER = "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Shell:
     registry: str
 
     async def __call__(self, *arguments: object) -> Done:
-        addresses = ("--registry", self.registry, "--controller", NOWHERE, "--router", NOWHERE)
-        return await asyncio.to_thread(shoal, *addresses, *arguments)
+        others = ("--controller", NO_CONTROLLER, "--router", NO_ROUTER)
+        return await asyncio.to_thread(shoal, "--registry", self.registry, *others, *arguments)
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 from shoal.client import CallFailed, connect, connect_async
 from shoal.registry.v1 import registry_service_pb2 as pb
 from shoal.registry.v1 import types_pb2 as types
-from tests.services.cli_harness import NOWHERE, registry_alone
+from tests.services.cli_harness import NO_REGISTRY, registry_alone
 from tests.services.registry_harness import python_model
 
 UNKNOWN = pb.GetModelRequest(name="models/nope")
@@ -68,11 +68,11 @@ async def test_when_to_try_again(address: str) -> None:
 
 
 async def test_nobody_there() -> None:
-    async with connect_async(registry=NOWHERE) as shoal:
+    async with connect_async(registry=NO_REGISTRY) as shoal:
         with pytest.raises(CallFailed) as caught:
             await shoal.call(shoal.registry.GetModel, UNKNOWN)
     assert caught.value.unreachable
-    assert (caught.value.reason, caught.value.address) == ("", NOWHERE)
+    assert (caught.value.reason, caught.value.address) == ("", NO_REGISTRY)
 
 
 async def test_every_call_has_a_deadline() -> None:
@@ -131,7 +131,10 @@ async def test_a_watch_that_breaks_off(address: str) -> None:
 
 
 def test_a_service_without_an_address() -> None:
-    with connect(registry=NOWHERE) as shoal, pytest.raises(ValueError, match="connect\\(router="):
+    with (
+        connect(registry=NO_REGISTRY) as shoal,
+        pytest.raises(ValueError, match="connect\\(router="),
+    ):
         assert shoal.router
 
 

@@ -13,6 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from grpc import StatusCode
 
 from services.common.errors import InvalidField, LeaseHeld, ModelNotFound, NotReady
+from services.common.paging import START, Page
 from services.registry.change import REMEMBERED_US, Change
 from services.registry.core.catalog import (
     Arm,
@@ -26,7 +27,6 @@ from services.registry.core.catalog import (
     VersionState,
 )
 from services.registry.core.footprint import Footprint
-from services.registry.core.paging import START, Page
 from services.registry.database import UnknownDatabase, open_engine
 from services.registry.schema import metadata
 from services.registry.store import Store

@@ -10,7 +10,7 @@ from services.common.errors import (
     ShoalError,
     VersionNotFound,
 )
-from services.controller.core import draining, placement
+from services.controller.core import draining, residents
 from services.controller.core import events as ev
 from services.controller.core.entities import Replica, ReplicaKey, Unit
 from services.controller.core.fleet import Eviction, Failure, Fleet
@@ -42,7 +42,7 @@ def hopeless(fleet: Fleet, unit: Unit, now: float) -> ShoalError | None:
             versions=", ".join(map(str, versions)),
         )
     if not fleet.ready(unit):
-        for member in placement.group(fleet.specs[unit], fleet.specs):
+        for member in residents.group(fleet.specs[unit], fleet.specs):
             failure = fleet.failures.get(member.unit)
             if failure is not None and now < failure.until:
                 return load_failed(member.unit, failure, now)
@@ -99,7 +99,7 @@ def holder(fleet: Fleet, replica: Replica) -> str | None:
     if fleet.specs[replica.unit].pinned if replica.unit in fleet.specs else False:
         return f"it is pinned: `shoal unpin {replica.unit}` first."
     here = fleet.replicas[replica.key.server]
-    users = placement.holders(replica.unit, here, fleet.specs)
+    users = residents.holders(replica.unit, here, fleet.specs)
     if users:
         names = ", ".join(map(str, sorted(users)))
         return f"it is used by {names}: evict that first."
@@ -125,7 +125,7 @@ def abandon(fleet: Fleet, now: float) -> None:
         (want.server, member.unit)
         for unit, want in fleet.wants.items()
         if want.server is not None and unit in fleet.specs
-        for member in placement.group(fleet.specs[unit], fleet.specs)
+        for member in residents.group(fleet.specs[unit], fleet.specs)
     }
     for here in fleet.replicas.values():
         for replica in list(here.values()):

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from services.controller.core import events as ev
-from services.controller.core import placement
+from services.controller.core import residents
 from services.controller.core.entities import Replica, Unit
 from services.controller.core.fleet import Fleet
 from services.controller.core.routers import Drain, RouterView, has_drained
@@ -80,7 +80,7 @@ def router_used(fleet: Fleet, event: ev.RouterUsed, now: float) -> None:
 def withdraw_all(fleet: Fleet, unit: Unit, reason: str, now: float) -> None:
     for replica in fleet.ready(unit):
         here = fleet.replicas[replica.key.server]
-        family = {unit, *placement.holders(unit, here, fleet.specs)}
+        family = {unit, *residents.holders(unit, here, fleet.specs)}
         for member in family:
             if here[member].state is State.READY:
                 withdraw(fleet, here[member], reason, None, "", now)
@@ -111,7 +111,7 @@ def finish_drains(fleet: Fleet, now: float) -> None:
         here = fleet.replicas[key.server]
         if (
             drain.over(now)
-            and not placement.holders(key.unit, here, fleet.specs)
+            and not residents.holders(key.unit, here, fleet.specs)
             and not fleet.changing(key)
         ):
             replica = fleet.move(here[key.unit], Cause.DRAINED, "drained", now)

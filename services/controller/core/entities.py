@@ -34,12 +34,14 @@ class ReplicaKey(NamedTuple):
 class UnitSpec:
     """What the Registry says of a unit, as far as it matters for residency.
 
+    `fingerprint`: of its files and config; another one means that what is resident is outdated.
     `declared`, `learned`: bytes by resource, empty when unknown. `load_seconds`: of its last load.
     `requires`: units that must be READY beside it.
     """
 
     unit: Unit
     config_digest: str = ""
+    fingerprint: str = ""
     artifact_bytes: int = 0
     declared: Memory = field(default_factory=dict)
     learned: Memory = field(default_factory=dict)

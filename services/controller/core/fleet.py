@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from services.controller.core import events as ev
-from services.controller.core import memory, placement
+from services.controller.core import memory, residents
 from services.controller.core.entities import Limits, Replica, ReplicaKey, Server, Unit, UnitSpec
 from services.controller.core.memory import Memory
-from services.controller.core.placement import PINNED, ServerView
+from services.controller.core.residents import PINNED, ServerView
 from services.controller.core.routers import Drain, RouterView, UseLease
 from services.controller.core.states import APPLIED, CHANGING, Cause, State, after
 from services.controller.core.waiting import Want
@@ -71,7 +71,7 @@ class Fleet:
 
     def occupied(self, server: str) -> Memory:
         """Bytes reserved by what the server holds now."""
-        return placement.reserved(placement.occupied(self.replicas[server]))
+        return residents.reserved(residents.occupied(self.replicas[server]))
 
     def status(self, unit: Unit) -> str:
         """Why `unit` is not READY anywhere, for people; empty when it is."""
@@ -144,14 +144,16 @@ class Fleet:
         for unit in here:
             spec = self.specs.get(unit)
             if spec is not None and spec.pinned:
-                for member in placement.group(spec, self.specs):
+                for member in residents.group(spec, self.specs):
                     protected[member.unit] = PINNED
         return ServerView(server, here, protected)
 
     def touch(self, key: ReplicaKey, used: float) -> None:
         """An ensemble's use is a use of its parts."""
         here = self.replicas[key.server]
-        for unit in (key.unit, *(self.specs[key.unit].requires if key.unit in self.specs else ())):
+        spec = self.specs.get(key.unit)
+        members = residents.group(spec, self.specs) if spec is not None else ()
+        for unit in {key.unit, *(member.unit for member in members)}:
             replica = here.get(unit)
             if replica is not None and used > replica.last_used:
                 self.put(replace(replica, last_used=used))

@@ -4,7 +4,15 @@ from dataclasses import replace
 from typing import Final
 
 from services.common.errors import NeverFits, NoRoom, NoServer, ShoalError
-from services.controller.core import demand, draining, memory, placement, reconcile
+from services.controller.core import (
+    demand,
+    draining,
+    memory,
+    placement,
+    reconcile,
+    residents,
+    victims,
+)
 from services.controller.core import events as ev
 from services.controller.core.entities import Health, Replica, ReplicaKey, Server, reservation
 from services.controller.core.fleet import Failure, Fleet
@@ -57,7 +65,7 @@ def load_failed(fleet: Fleet, event: ev.LoadFailedOnServer, now: float) -> None:
     fleet.publish((unit.model,))
     for wanted in list(fleet.wants):
         if wanted in fleet.specs and any(
-            member.unit == unit for member in placement.group(fleet.specs[wanted], fleet.specs)
+            member.unit == unit for member in residents.group(fleet.specs[wanted], fleet.specs)
         ):
             demand.refuse_all(fleet, wanted, demand.load_failed(unit, failure, now), now)
 
@@ -98,7 +106,7 @@ def holds_place(fleet: Fleet, want: Want) -> bool:
     coming = (State.QUEUED, State.LOADING, State.READY)
     return all(
         member.unit in here and here[member.unit].state in coming
-        for member in placement.group(fleet.specs[want.unit], fleet.specs)
+        for member in residents.group(fleet.specs[want.unit], fleet.specs)
     )
 
 
@@ -109,7 +117,7 @@ def give_up(fleet: Fleet, want: Want, decision: placement.Decision, now: float) 
         error: ShoalError = NeverFits(
             model=unit.model, version=unit.version, shortage=decision.reason
         )
-    elif isinstance(decision, placement.Blocked):
+    elif isinstance(decision, victims.Blocked):
         error = NoRoom(
             model=unit.model, version=unit.version, shortage=decision.reason, retry_after=5.0
         )
@@ -188,6 +196,9 @@ def obstacle(fleet: Fleet, replica: Replica, server: Server) -> str | None:
             return f"waits for its part {part}"
     if fleet.changing(replica.key):
         return "waits for another change of the same model"
+    other = residents.clashing(spec, here, fleet.specs)
+    if other is not None:
+        return f"waits until {other}, whose config differs, is gone"
     if len(loading) >= fleet.limits.loads_per_server:
         return f"waits for its turn behind {loading[0].unit}"
     if loading and not (
@@ -197,7 +208,7 @@ def obstacle(fleet: Fleet, replica: Replica, server: Server) -> str | None:
         return f"its size is unknown, or that of {loading[0].unit}, so they load one by one"
     if not memory.fits(memory.plus(fleet.occupied(server.id), replica.reserved), server.budget):
         return "waits until memory is free"
-    taken = placement.slots_used(placement.occupied(here), fleet.specs)
+    taken = residents.slots_used(residents.occupied(here), fleet.specs)
     if server.max_models and taken + spec.slots > server.max_models:
         return "waits until a place is free"
     return None
@@ -223,7 +234,7 @@ def start(fleet: Fleet, replica: Replica, now: float) -> None:
             and want.load_began is None
             and any(
                 member.unit == replica.unit
-                for member in placement.group(fleet.specs[unit], fleet.specs)
+                for member in residents.group(fleet.specs[unit], fleet.specs)
             )
         ):
             fleet.wants[unit] = replace(want, load_began=now, status=f"loading on {want.server}")

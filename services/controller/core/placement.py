@@ -1,37 +1,14 @@
-"""Where a unit goes, and what has to leave for it: filter, then score in [0, 1], then pick.
+"""Where a unit goes: filter, then score in [0, 1], then pick."""
 
-The victims are chosen before any of them is touched: the least recently used that free enough, and
-none at all when the newcomer would not fit even then.
-"""
-
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from services.controller.core import memory
-from services.controller.core.entities import (
-    Health,
-    Limits,
-    Replica,
-    Replicas,
-    Server,
-    Unit,
-    UnitSpec,
-    reservation,
-)
-from services.controller.core.memory import Memory
-from services.controller.core.states import OCCUPYING, State
-
-Specs = Mapping[Unit, UnitSpec]
-
-
-@dataclass(frozen=True, slots=True)
-class ServerView:
-    """A server with its replicas, and which of those may not be evicted now, with the reason."""
-
-    server: Server
-    replicas: Replicas
-    protected: Mapping[Unit, str]
+from services.controller.core import memory, victims
+from services.controller.core.entities import Health, Limits, Server, Unit, UnitSpec, reservation
+from services.controller.core.residents import ServerView, Specs, group, reserved
+from services.controller.core.states import State
+from services.controller.core.victims import Blocked, Wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +18,6 @@ class Place:
     server: str
     units: tuple[UnitSpec, ...]
     victims: tuple[Unit, ...]
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Room will come by itself: something is on its way out, or its use lease will end."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Blocked:
-    """Only pinned or held replicas stand in the way: nothing will change by waiting."""
-
     reason: str
 
 
@@ -73,51 +36,6 @@ class NoServer:
 
 
 Decision = Place | Wait | Blocked | Never | NoServer
-
-
-def group(spec: UnitSpec, specs: Specs) -> tuple[UnitSpec, ...]:
-    """The unit and all that it requires, parts first, each once. Unknown parts are left out."""
-    found: dict[Unit, UnitSpec] = {}
-
-    def visit(member: UnitSpec) -> None:
-        for part in member.requires:
-            if part not in found and part in specs and part != spec.unit:
-                visit(specs[part])
-        found.setdefault(member.unit, member)
-
-    visit(spec)
-    return tuple(found.values())
-
-
-def holders(unit: Unit, replicas: Replicas, specs: Specs) -> frozenset[Unit]:
-    """The replicas on the same server that need `unit` there, directly or through others."""
-    found: set[Unit] = set()
-    open_ = [unit]
-    while open_:
-        part = open_.pop()
-        for other in replicas:
-            if other not in found and other in specs and part in specs[other].requires:
-                found.add(other)
-                open_.append(other)
-    return frozenset(found)
-
-
-def reserved(replicas: Iterable[Replica]) -> Memory:
-    """Bytes reserved by all of them, whatever their state."""
-    return memory.total(replica.reserved for replica in replicas)
-
-
-def slots_used(replicas: Iterable[Replica], specs: Specs) -> int:
-    return sum(slots(replica.unit, specs) for replica in replicas)
-
-
-def slots(unit: Unit, specs: Specs) -> int:
-    """A unit that is no longer in the catalogue still takes a place until it is gone."""
-    return specs[unit].slots if unit in specs else 1
-
-
-def occupied(replicas: Replicas) -> Iterator[Replica]:
-    return (replica for replica in replicas.values() if replica.state in OCCUPYING)
 
 
 def place(
@@ -209,7 +127,7 @@ def _on_server(
     if leaving:
         return Wait(f"{leaving[0]} is still on its way out of {view.server.id}")
     missing = tuple(member for member in members if member.unit not in view.replicas)
-    chosen = _victims(members, missing, view, specs, limits)
+    chosen = victims.choose(members, missing, view, specs, limits)
     if not isinstance(chosen, tuple):
         return chosen
     need = memory.total(reservation(m, view.server.budget, limits) for m in missing)
@@ -220,141 +138,6 @@ def _on_server(
         f"{memory.text(need)} on {view.server.id}"
         + (f", after {', '.join(map(str, chosen))}" if chosen else ", which has room"),
     )
-
-
-def _victims(
-    members: tuple[UnitSpec, ...],
-    missing: tuple[UnitSpec, ...],
-    view: ServerView,
-    specs: Specs,
-    limits: Limits,
-) -> tuple[Unit, ...] | Wait | Blocked:
-    """The units that have to leave `view` for `missing`; ensembles before their parts."""
-    wanted = {member.unit for member in members}
-    room = _Room(missing, view, specs, limits)
-    gone: set[Unit] = set()
-
-    # Versions of one model that differ in config can't be resident side by side: Triton would
-    # reload the one for the other.
-    for replica in view.replicas.values():
-        clash = _clash(replica.unit, missing, specs)
-        if clash and replica.unit not in wanted:
-            kin = {replica.unit, *holders(replica.unit, view.replicas, specs)}
-            refusal = _refusal(kin, wanted, view)
-            if refusal is not None:
-                return refusal
-            gone |= kin
-
-    if not room.enough(gone):
-        found = families(wanted | gone, view, specs)
-        for family in found:
-            gone |= family
-            if room.enough(gone):
-                break
-        else:
-            return room.refusal(wanted)
-        for family in reversed(found):  # the most recently used stay where they can
-            rest = gone.difference(family)
-            if family <= gone and _closed(rest, view, specs) and room.enough(rest):
-                gone = set(rest)
-    return ensembles_first(gone, view, specs)
-
-
-class _Room:
-    """Whether a server's budget and slots hold the newcomers once some replicas are gone."""
-
-    def __init__(
-        self, missing: tuple[UnitSpec, ...], view: ServerView, specs: Specs, limits: Limits
-    ) -> None:
-        self._view = view
-        self._specs = specs
-        budget = view.server.budget
-        self._need = memory.total(reservation(member, budget, limits) for member in missing)
-        self._slots = sum(member.slots for member in missing)
-
-    def enough(self, gone: Iterable[Unit]) -> bool:
-        left = self._left(set(gone))
-        server = self._view.server
-        slots_free = (
-            not server.max_models
-            or slots_used(left, self._specs) + self._slots <= server.max_models
-        )
-        return slots_free and memory.fits(memory.plus(reserved(left), self._need), server.budget)
-
-    def _left(self, gone: set[Unit]) -> list[Replica]:
-        # What is on its way out already counts as gone: its memory is waited for, not asked twice.
-        return [
-            replica
-            for unit, replica in self._view.replicas.items()
-            if unit not in gone and replica.state not in (State.DRAINING, State.UNLOADING)
-        ]
-
-    def refusal(self, wanted: set[Unit]) -> Wait | Blocked:
-        """Why not even all victims together are enough, and whether waiting can help."""
-        view = self._view
-        firm = [
-            replica
-            for unit, replica in view.replicas.items()
-            if unit in wanted or view.protected.get(unit) == PINNED
-        ]
-        room = memory.plus(reserved(firm), self._need)
-        server = view.server
-        if not memory.fits(room, server.budget) or (
-            server.max_models and slots_used(firm, self._specs) + self._slots > server.max_models
-        ):
-            names = ", ".join(str(replica.unit) for replica in firm if replica.unit not in wanted)
-            return Blocked(f"on {server.id} the room is taken by what is pinned: {names}")
-        return Wait(f"everything on {server.id} is about to be used or about to leave")
-
-
-PINNED: Final = "pinned"
-
-
-def _refusal(family: set[Unit], wanted: set[Unit], view: ServerView) -> Wait | Blocked | None:
-    for unit in family:
-        if unit in wanted:
-            return Blocked(f"{unit} needs another version of the same model on {view.server.id}")
-        if view.protected.get(unit) == PINNED:
-            return Blocked(f"{unit} is pinned on {view.server.id} and has another config")
-        if unit in view.protected or view.replicas[unit].state is not State.READY:
-            return Wait(f"{unit} is {view.protected.get(unit, 'changing')} on {view.server.id}")
-    return None
-
-
-def _clash(unit: Unit, missing: tuple[UnitSpec, ...], specs: Specs) -> bool:
-    return unit in specs and any(
-        member.unit.model == unit.model
-        and member.unit != unit
-        and member.config_digest != specs[unit].config_digest
-        for member in missing
-    )
-
-
-def families(excluded: set[Unit], view: ServerView, specs: Specs) -> list[frozenset[Unit]]:
-    """What can leave together, least recently used first: a unit and all that need it here."""
-    found: list[tuple[float, Unit, frozenset[Unit]]] = []
-    for unit, replica in view.replicas.items():
-        if replica.state is not State.READY or unit in excluded:
-            continue
-        family = frozenset({unit, *holders(unit, view.replicas, specs)})
-        if family & excluded or any(
-            member in view.protected or view.replicas[member].state is not State.READY
-            for member in family
-        ):
-            continue
-        last = max(view.replicas[member].last_used for member in family)
-        found.append((last, unit, family))
-    found.sort(key=lambda row: (row[0], row[1]))
-    return [family for _, _, family in found]
-
-
-def _closed(gone: set[Unit], view: ServerView, specs: Specs) -> bool:
-    """Whether nothing stays that needs something of `gone`."""
-    return all(holders(unit, view.replicas, specs) <= gone for unit in gone)
-
-
-def ensembles_first(gone: Iterable[Unit], view: ServerView, specs: Specs) -> tuple[Unit, ...]:
-    return tuple(sorted(gone, key=lambda unit: (len(holders(unit, view.replicas, specs)), unit)))
 
 
 # --- scores: each in [0, 1], 1 is best ------------------------------------------------------------

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Final
 
 from services.common.errors import VersionNotFound
-from services.controller.core import demand, draining, memory, placement
+from services.controller.core import demand, draining, memory, residents, victims
 from services.controller.core import events as ev
 from services.controller.core.entities import (
     Health,
@@ -42,7 +42,8 @@ def catalog_changed(fleet: Fleet, event: ev.CatalogChanged, now: float) -> None:
         (fleet.pinned.add if spec.pinned else fleet.pinned.discard)(unit)
         if known is None:
             continue
-        if known.config_digest != spec.config_digest:
+        same = (known.config_digest, known.fingerprint) == (spec.config_digest, spec.fingerprint)
+        if not same:
             fleet.failures.pop(unit, None)
             draining.withdraw_all(fleet, unit, "its files or config have changed", now)
         if known.pinned != spec.pinned:
@@ -144,10 +145,10 @@ def repay(fleet: Fleet, server: Server, now: float) -> None:
     """Evict until what stays fits: it grew beyond what was reserved, or came unasked."""
     here = fleet.replicas.get(server.id, {})
     while shortage := overfull(fleet, server):
-        families = placement.families(set(), fleet.view(server), fleet.specs)
+        families = victims.families(set(), fleet.view(server), fleet.specs)
         if not families:
             return
-        for unit in placement.ensembles_first(families[0], fleet.view(server), fleet.specs):
+        for unit in victims.ensembles_first(families[0], fleet.view(server), fleet.specs):
             draining.withdraw(fleet, here[unit], f"{server.id} is over {shortage}", None, "", now)
 
 
@@ -155,10 +156,10 @@ def overfull(fleet: Fleet, server: Server) -> str:
     """By how much what is on the server, or has a place there, is too much; empty when it fits."""
     here = fleet.replicas.get(server.id, {})
     staying = [r for r in here.values() if r.state not in (State.DRAINING, State.UNLOADING)]
-    over = memory.excess(placement.reserved(staying), server.budget)
+    over = memory.excess(residents.reserved(staying), server.budget)
     if over:
         return f"its budget by {memory.text(over)}"
-    slots = placement.slots_used(staying, fleet.specs)
+    slots = residents.slots_used(staying, fleet.specs)
     if server.max_models and slots > server.max_models:
         return f"its {server.max_models} models by {slots - server.max_models}"
     return ""

@@ -217,6 +217,7 @@ class ModelVersion(_message.Message):
     INVALID_REASON_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"models/{model}/versions/{version}", version a whole number from 1 up."""
     state: Global___VersionState.ValueType
@@ -238,6 +239,8 @@ class ModelVersion(_message.Message):
     invalid_reason: _builtins.str
     """Output only. Why the state is INVALID."""
     etag: _builtins.str
+    fingerprint: _builtins.str
+    """Output only. Changes when its files or its config are changed in place."""
     @_builtins.property
     def declared_memory(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Memory that the user says it takes: resource ("ram", "gpu:0") to bytes. Empty: learned."""
@@ -268,10 +271,11 @@ class ModelVersion(_message.Message):
         invalid_reason: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        fingerprint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_bytes", b"artifact_bytes", "config", b"config", "config_digest", b"config_digest", "create_time", b"create_time", "declared_memory", b"declared_memory", "ensemble", b"ensemble", "etag", b"etag", "invalid_reason", b"invalid_reason", "name", b"name", "pinned", b"pinned", "requires", b"requires", "source", b"source", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_bytes", b"artifact_bytes", "config", b"config", "config_digest", b"config_digest", "create_time", b"create_time", "declared_memory", b"declared_memory", "ensemble", b"ensemble", "etag", b"etag", "fingerprint", b"fingerprint", "invalid_reason", b"invalid_reason", "name", b"name", "pinned", b"pinned", "requires", b"requires", "source", b"source", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
