@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # Seconds. Every part of a stack sends its spans half a second after they end.
 QUIET: Final = 1.2
+_LONG_AGO: Final = 10.0
 _POLL: Final = 0.1
 _ANSWER: Final = 5.0
 _PIPE_WIDTH: Final = 120  # cells
@@ -76,8 +77,8 @@ def _missing(trace_id: str) -> str:
 def _read(address: str, trace_id: str, deadline: float) -> Document | None:
     """The trace once it has stopped growing, the newest for ""; None where there is none."""
     if trace_id:
-        return settled(lambda: _spans(address, trace_id), _size, deadline)
-    newest = settled(lambda: _newest(address), _size, deadline)
+        return settled(lambda: _spans(address, trace_id), _complete, deadline)
+    newest = settled(lambda: _newest(address), lambda _: False, deadline)
     return None if newest is None else _spans(address, newest["trace_id"])
 
 
@@ -96,19 +97,26 @@ def _size(found: Document) -> Hashable:
     return found["trace_id"], spans if isinstance(spans, int) else len(spans)
 
 
+def _complete(found: Document) -> bool:
+    """Whether the trace ended so long ago that the rest of it would be here."""
+    ended = max(span["end_unix_nano"] for span in found["spans"])
+    return bool(time.time_ns() - ended > _LONG_AGO * 1e9)
+
+
 def settled(
-    read: Callable[[], Document | None], key: Callable[[Document], Hashable], deadline: float
+    read: Callable[[], Document | None], done: Callable[[Document], bool], deadline: float
 ) -> Document | None:
-    """What `read` gives once its `key` has been the same for QUIET seconds, or at the deadline."""
-    seen: Any = None
+    """What `read` gives once it is `done` or has kept its size for QUIET seconds, or at the
+    deadline."""
+    size: Any = None
     since = time.monotonic()
     while True:
         found = read()
         now = time.monotonic()
-        current = None if found is None else key(found)
-        if current != seen:
-            seen, since = current, now
-        if now >= deadline or (found is not None and now - since >= QUIET):
+        if (current := None if found is None else _size(found)) != size:
+            size, since = current, now
+        quiet = found is not None and (now - since >= QUIET or done(found))
+        if quiet or now >= deadline:
             return found
         time.sleep(_POLL)
 

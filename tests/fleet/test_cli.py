@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from shoal.client import connect
+from shoal.client import CallFailed, connect
 from shoal.registry.v1.registry_service_pb2 import DeleteModelRequest
 from tests.fleet.harness import EXAMPLES, Fleet, example
 from tests.services.cli_harness import Done, shoal
@@ -52,7 +52,7 @@ def tripler(stack: Fleet, tmp_path: Path) -> Iterator[Path]:
     config = (folder / "config.pbtxt").read_text()
     (folder / "config.pbtxt").write_text(config.replace('"multiplier"', '"tripler"'))
     yield folder
-    with connect(registry=stack.registry_address) as client:
+    with connect(registry=stack.registry_address) as client, suppress(CallFailed):
         client.call(client.registry.DeleteModel, DeleteModelRequest(name="models/tripler"))
 
 
@@ -110,7 +110,8 @@ def test_models_and_replicas_show_what_is_resident(run: Run) -> None:
 
     names = [one["name"] for one in run("replicas", "multiplier:1", "--json").json["replicas"]]
     assert names == [replica["name"]]
-    assert "multiplier:1  triton-0  READY" in run("replicas").out
+    rows = [row.split()[:3] for row in run("replicas").out.splitlines()]
+    assert ["multiplier:1", "triton-0", "READY"] in rows
 
     models = {model["name"]: model for model in run("models", "--json").json["models"]}
     assert models.keys() >= {"models/densenet_onnx", "models/file_type", "models/multiplier"}
@@ -236,7 +237,8 @@ def test_a_pinned_version_stays_until_it_is_unpinned(run: Run) -> None:
     assert run("evict", "multiplier:1").out == "evicted multiplier:1 from triton-0\n"
     assert run("evict", "multiplier:1").out == "multiplier:1 was not resident\n"
     kinds = [event["kind"] for event in run("events", "multiplier:1", "--json").json["events"]]
-    assert kinds[:5] == ["UNLOADED", "UNLOADING", "EVICTING", "UNPINNED", "PINNED"]
+    assert kinds[:4] == ["UNLOADED", "UNLOADING", "EVICTING", "UNPINNED"]
+    assert "PINNED" in kinds
 
 
 def test_explain_says_where_a_request_goes_and_what_happened(run: Run) -> None:
@@ -287,6 +289,7 @@ def test_replicas_are_watched_until_ctrl_c(run: Run, variables: dict[str, str]) 
 
 
 def test_events_are_followed_until_ctrl_c(run: Run, variables: dict[str, str]) -> None:
+    run("load", "text_stats")
     run("evict", "text_stats")
     with following(variables, "events", "text_stats", "--follow", "-n", "1", "--json") as process:
         assert process.stdout

@@ -1,12 +1,15 @@
 """Commands against a real Registry that has no Controller and no Router beside it."""
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from shoal.cli.__main__ import COMMANDS
 from tests.services.cli_harness import (
     NO_CONTROLLER,
     NO_REGISTRY,
@@ -200,3 +203,23 @@ def test_no_collector(monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.err.startswith("shoal: the collector at 127.0.0.1:1 cannot be reached")
     monkeypatch.setenv("SHOAL_OTLP_HTTP_PORT", "0")
     assert shoal("trace", "--last").status == 3
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_every_command_has_help_and_json(path: str) -> None:
+    command = path.rpartition(":")[2]
+    done = shoal(command, "--help")
+    assert done.status == 0
+    assert ("--json" in done.out) == (command != "up")
+
+
+def test_with_the_client_alone_the_missing_extra_is_named() -> None:
+    code = (
+        "import sys; sys.modules['typer'] = None\n"
+        "from shoal.cli.__main__ import main; sys.exit(main(['models']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 69
+    assert done.stderr.endswith("(typer is missing): pip install 'shoal[cli]'\n")

@@ -13,7 +13,10 @@ MODEL_VERSION: Final = 2
 REQUEST_ID: Final = 3
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_MAX_VARINT_BYTES: Final = 10
+_VARINT_BYTES: Final = 10
+# Of tags and sizes. C++ parsers drop the bits of a tag beyond 32, and would see another field.
+_NUMBER_BYTES: Final = 5
+_MAX_TAG: Final = 2**32 - 1
 
 
 class Malformed(ValueError):
@@ -34,18 +37,20 @@ def head(message: bytes) -> Head:
         tag = message[position]
         position += 1
         if tag & 0x80:
-            tag, position = _varint(message, position - 1)
+            tag, position = _varint(message, position - 1, _NUMBER_BYTES)
+            if tag > _MAX_TAG:
+                raise Malformed(f"a field number beyond what there is at byte {position}")
         kind = tag & 7
         if kind == _BYTES:
             size = message[position] if position < end else 0x80
             position += 1
             if size & 0x80:
-                size, position = _varint(message, position - 1)
+                size, position = _varint(message, position - 1, _NUMBER_BYTES)
             start, position = position, position + size
             if tag <= 0x1A:  # fields 1, 2, 3 as length-delimited
                 found[tag >> 3] = message[start:position]
         elif kind == _VARINT:
-            _, position = _varint(message, position)
+            _, position = _varint(message, position, _VARINT_BYTES)
         elif kind == _FIXED64:
             position += 8
         elif kind == _FIXED32:
@@ -86,14 +91,15 @@ def _encoded(number: int) -> bytes:
     return bytes(out)
 
 
-def _varint(message: bytes, position: int) -> tuple[int, int]:
+def _varint(message: bytes, position: int, longest: int) -> tuple[int, int]:
+    """The number at `position`, of at most `longest` bytes, and where it ends."""
     result = 0
-    for index in range(_MAX_VARINT_BYTES):
+    for index in range(longest):
         if position >= len(message):
-            break
+            raise Malformed("it ends in the middle of a number")
         byte = message[position]
         position += 1
         result |= (byte & 0x7F) << (7 * index)
         if not byte & 0x80:
             return result, position
-    raise Malformed("it ends in the middle of a number")
+    raise Malformed(f"a number of more than {longest} bytes at byte {position}")

@@ -1,0 +1,267 @@
+"""What the Router reads of a request, against what protobuf reads of the same bytes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tritonclient.grpc import service_pb2
+
+from services.router.core.wire import Head, Malformed, head, overridden
+
+VARINT, FIXED64, BYTES, OPEN, CLOSE, FIXED32 = range(6)
+LARGEST_FIELD = 2**29 - 1
+KNOWN_FIELDS = range(1, 8)
+
+A = b"\x0a\x01A"  # model_name: "A"
+
+
+def varint(number: int, length: int = 0) -> bytes:
+    """`length`: bytes at least; more than it takes is an encoding that parsers accept too."""
+    out = bytearray()
+    while number > 0x7F or len(out) < length - 1:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*out, number])
+
+
+def field(number: int, kind: int, content: bytes, tag_length: int = 0) -> bytes:
+    return varint(number << 3 | kind, tag_length) + content
+
+
+def text(number: int, data: bytes, tag_length: int = 0, size_length: int = 0) -> bytes:
+    return field(number, BYTES, varint(len(data), size_length) + data, tag_length)
+
+
+def protobuf(message: bytes) -> Any:
+    """None where protobuf refuses the bytes."""
+    try:
+        return service_pb2.ModelInferRequest.FromString(message)
+    except DecodeError:
+        return None
+
+
+def read(message: bytes) -> Head | None:
+    """None where the walk refuses the bytes."""
+    try:
+        return head(message)
+    except Malformed:
+        return None
+
+
+def head_of(parsed: Any) -> Head:
+    return Head(parsed.model_name, parsed.model_version, parsed.id)
+
+
+# --- messages -------------------------------------------------------------------------------------
+
+words = st.text(st.characters(codec="utf-8"), max_size=8) | st.sampled_from(["m", "densenet_onnx"])
+parameters = st.builds(
+    service_pb2.InferParameter,
+    int64_param=st.integers(-(2**63), 2**63 - 1),
+) | st.builds(service_pb2.InferParameter, string_param=words)
+tensors = st.builds(
+    service_pb2.ModelInferRequest.InferInputTensor,
+    name=words,
+    datatype=words,
+    shape=st.lists(st.integers(-1, 2**40), max_size=3),
+    parameters=st.dictionaries(words, parameters, max_size=1),
+)
+requests = st.builds(
+    service_pb2.ModelInferRequest,
+    model_name=words,
+    model_version=words,
+    id=words,
+    parameters=st.dictionaries(words, parameters, max_size=2),
+    inputs=st.lists(tensors, max_size=2),
+    raw_input_contents=st.lists(st.binary(max_size=300), max_size=2),
+)
+
+lengths = st.integers(0, 5)
+scalars = st.builds(
+    text, st.sampled_from([1, 2, 3]), words.map(str.encode), tag_length=lengths, size_length=lengths
+)
+# Fields that ModelInferRequest has not, and those that it has with another wire type.
+unknown_numbers = st.integers(8, 40) | st.integers(8, LARGEST_FIELD)
+contents = {
+    VARINT: st.integers(0, 2**64 - 1).map(varint),
+    FIXED64: st.binary(min_size=8, max_size=8),
+    FIXED32: st.binary(min_size=4, max_size=4),
+}
+strangers = st.one_of(
+    st.builds(text, unknown_numbers, st.binary(max_size=200), lengths, lengths),
+    *(
+        st.builds(field, unknown_numbers | st.sampled_from(KNOWN_FIELDS), st.just(kind), content)
+        for kind, content in contents.items()
+    ),
+)
+pieces = scalars | strangers | requests.map(lambda request: request.SerializeToString())
+sound = st.lists(pieces, max_size=6).map(b"".join)
+
+groups = st.builds(
+    lambda number, inside: field(number, OPEN, inside) + field(number, CLOSE, b""),
+    unknown_numbers,
+    scalars,
+)
+odd = st.one_of(
+    groups,
+    st.builds(text, st.sampled_from([1, 2, 3]), st.binary(max_size=4)),  # hardly ever UTF-8
+    st.builds(field, st.integers(0, 2**33), st.integers(0, 7), st.binary(max_size=4)),
+    st.builds(text, st.sampled_from([1, 2, 3]), words.map(str.encode), st.just(6)),
+    st.builds(text, st.sampled_from([1, 2, 3]), words.map(str.encode), st.just(1), st.just(6)),
+    st.binary(max_size=12),
+)
+
+
+@st.composite
+def spoilt(draw: st.DrawFn) -> bytes:
+    """Sound pieces and odd ones in any order, some of it cut off or overwritten."""
+    message = bytearray(b"".join(draw(st.lists(pieces | odd, max_size=6))))
+    if message and draw(st.booleans()):
+        message[draw(st.integers(0, len(message) - 1))] = draw(st.integers(0, 255))
+    return bytes(message[: draw(st.integers(0, len(message)))] if draw(st.booleans()) else message)
+
+
+names = st.none() | words
+versions = st.none() | st.integers(1, 2**63 - 1)
+
+
+# --- the walk -------------------------------------------------------------------------------------
+
+
+@given(requests)
+def test_a_request_as_clients_make_it(request: Any) -> None:
+    assert head(request.SerializeToString()) == head_of(request)
+
+
+@given(sound)
+def test_fields_repeated_unknown_and_in_any_order(message: bytes) -> None:
+    assert head(message) == head_of(service_pb2.ModelInferRequest.FromString(message))
+
+
+@settings(max_examples=600)
+@given(spoilt())
+def test_any_bytes_are_refused_or_read_as_protobuf_reads_them(message: bytes) -> None:
+    found, parsed = read(message), protobuf(message)
+    if found is not None and parsed is not None:
+        assert found == head_of(parsed)
+
+
+@settings(max_examples=300)
+@given(requests, st.data())
+def test_a_request_cut_off_is_refused_or_ends_at_a_field(request: Any, data: st.DataObject) -> None:
+    whole = request.SerializeToString()
+    message = whole[: data.draw(st.integers(0, len(whole)))]
+    parsed = protobuf(message)
+    assert read(message) == (None if parsed is None else head_of(parsed))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param(A + b"\x8a\x80\x80\x80\x10\x01B", id="a tag beyond 32 bits"),
+        pytest.param(A + text(1, b"B", tag_length=6), id="a tag of six bytes"),
+        pytest.param(A + text(1, b"B", size_length=6), id="a size of six bytes"),
+        pytest.param(A + b"\x0a\x81\x80\x80\x80\x10B", id="a size beyond 32 bits"),
+        pytest.param(A + b"\x02\x01B", id="field number 0"),
+        pytest.param(A + b"\x82\x00\x01B", id="field number 0 in two bytes"),
+        pytest.param(A + b"\x00", id="a zero byte"),
+        pytest.param(A + b"\x0e\x01B", id="wire type 6"),
+        pytest.param(A + b"\x44", id="the end of no group"),
+        pytest.param(A + b"\x43", id="a group without an end"),
+        pytest.param(A + b"\x0a", id="no size"),
+        pytest.param(A + b"\x0a\x80", id="half a size"),
+        pytest.param(A + b"\x8a", id="half a tag"),
+        pytest.param(A + b"\x0a\x02B", id="too few bytes"),
+        pytest.param(A + b"\x09" + bytes(7), id="seven bytes of eight"),
+        pytest.param(A + b"\x0d" + bytes(3), id="three bytes of four"),
+        pytest.param(A + b"\x40" + b"\xff" * 10 + b"\x01", id="eleven bytes of a number"),
+        pytest.param(b"\x0a\x01\xff", id="a name that is not UTF-8"),
+        pytest.param(b"\x0a\x03\xed\xa0\x80", id="a lone surrogate"),
+    ],
+)
+def test_what_is_no_message_is_refused(message: bytes) -> None:
+    """A C++ parser takes the first of these for a second name: Triton would answer for B."""
+    with pytest.raises(Malformed):
+        head(message)
+    assert protobuf(message) is None or b"\x81\x80\x80\x80\x80\x00" in message
+
+
+def test_groups_are_refused_though_protobuf_skips_them() -> None:
+    message = A + field(8, OPEN, text(1, b"B")) + field(8, CLOSE, b"")
+    assert head_of(protobuf(message)).model == "A"
+    with pytest.raises(Malformed, match="wire type 3"):
+        head(message)
+
+
+def test_an_empty_message_names_nothing() -> None:
+    assert head(b"") == Head("", "", "")
+
+
+# --- overriding -----------------------------------------------------------------------------------
+
+
+@settings(max_examples=300)
+@given(sound, names, versions)
+@example(b"", "x" * 300, 7)
+def test_an_override_changes_that_and_nothing_else(
+    message: bytes, model: str | None, version: int | None
+) -> None:
+    want = service_pb2.ModelInferRequest.FromString(message)
+    if model is not None:
+        want.model_name = model
+    if version is not None:
+        want.model_version = str(version)
+    changed = overridden(message, model, version)
+    got = service_pb2.ModelInferRequest.FromString(changed)
+    assert got.SerializeToString(deterministic=True) == want.SerializeToString(deterministic=True)
+    assert head(changed) == head_of(want)
+
+
+@settings(max_examples=600)
+@given(spoilt(), names, versions)
+def test_what_the_walk_accepts_cannot_escape_its_override(
+    message: bytes, model: str | None, version: int | None
+) -> None:
+    """Bytes that the walk takes and protobuf refuses (rubbish inside a tensor, say) stay refused
+    with the override behind them; they don't turn into a request for something else."""
+    found = read(message)
+    if found is None:
+        return
+    parsed = protobuf(overridden(message, model, version))
+    if protobuf(message) is None:
+        assert parsed is None
+        return
+    assert parsed.model_name == (found.model if model is None else model)
+    assert parsed.model_version == (found.version if version is None else str(version))
+    assert parsed.id == found.id
+
+
+@given(
+    st.builds(
+        service_pb2.ModelInferResponse,
+        model_name=words,
+        model_version=words,
+        id=words,
+        raw_output_contents=st.lists(st.binary(max_size=200), max_size=2),
+    ),
+    words,
+)
+def test_the_name_is_restored_in_a_response(response: Any, model: str) -> None:
+    got = service_pb2.ModelInferResponse.FromString(
+        overridden(response.SerializeToString(), model, None)
+    )
+    response.model_name = model
+    assert got == response
+
+
+@pytest.mark.parametrize("spoil", [lambda m: m[:-1], lambda m: m + b"\x0a"], ids=["cut", "open"])
+def test_an_override_cannot_complete_a_message_that_was_cut(
+    spoil: Callable[[bytes], bytes],
+) -> None:
+    message = spoil(text(1, b"A") + text(7, b"12345"))
+    with pytest.raises(Malformed):
+        head(message)
+    service_pb2.ModelInferRequest.FromString(overridden(A, "B", 1))

@@ -1,0 +1,108 @@
+"""What ARCHITECTURE.md says is absent, is absent."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SERVICES = ("registry", "controller", "router")
+CORE = sorted(ROOT.glob("services/*/core/**/*.py"))
+SOURCES = sorted([*ROOT.glob("services/**/*.py"), *ROOT.glob("shoal/**/*.py")])
+
+PURE = {
+    *("abc", "base64", "binascii", "bisect", "collections", "dataclasses", "enum", "functools"),
+    *("hashlib", "heapq", "itertools", "json", "math", "operator", "re", "typing"),
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that the file imports, anywhere in it; `from a import b` gives a and a.b."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            module = node.module or ""
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_there_is_a_core_to_look_at() -> None:
+    assert {path.parts[-3] for path in CORE} == set(SERVICES)
+
+
+@pytest.mark.parametrize("path", CORE, ids=name)
+def test_core_is_pure(path: Path) -> None:
+    own = f"services.{path.relative_to(ROOT).parts[1]}.core"
+    for module in imports(path):
+        allowed = (
+            module.split(".")[0] in PURE
+            or module.startswith((own, "services.common.errors", "shoal.names"))
+            or module in ("services.common", "shoal", "pathlib", "pathlib.PurePath")
+        )
+        assert allowed, f"{name(path)} imports {module}"
+
+
+@pytest.mark.parametrize("path", CORE, ids=name)
+def test_core_asks_no_clock_and_draws_nothing(path: Path) -> None:
+    calls = re.findall(
+        r"\b(?:time|random|uuid|os|secrets)\.\w+\(|\bopen\(|\bprint\(", path.read_text()
+    )
+    assert calls == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_who_imports_whom(path: Path) -> None:
+    place = path.relative_to(ROOT).parts
+    for module in imports(path):
+        if not module.startswith("services."):
+            continue
+        target = module.split(".")[1]
+        if place[0] == "shoal":
+            assert name(path) == "shoal/cli/up.py", f"{name(path)} imports {module}"
+        elif place[1] == "common":
+            assert target == "common", f"{name(path)} imports {module}"
+        elif place[1] in SERVICES:
+            assert target in (place[1], "common"), f"{name(path)} imports {module}"
+        else:
+            assert target in ("embedded", "common"), f"{name(path)} imports {module}"
+
+
+def test_the_fast_path_decodes_no_tensor() -> None:
+    for path in (ROOT / "services/router/forward.py", ROOT / "services/router/core/wire.py"):
+        assert not [m for m in imports(path) if m.startswith(("tritonclient", "numpy"))], path
+
+
+def test_names_that_say_nothing_are_not_used() -> None:
+    vague = re.compile(r"manager|handler|util|helper|misc", re.IGNORECASE)
+    for path in SOURCES:
+        assert not vague.search(path.stem), name(path)
+        tree = ast.parse(path.read_text())
+        named = [n.name for n in ast.walk(tree) if isinstance(n, ast.ClassDef)]
+        assert not [n for n in named if vague.search(n)], name(path)
+
+
+def test_modules_stay_small() -> None:
+    for path in SOURCES:
+        if "/v1/" in name(path):
+            continue
+        lines = len(path.read_text().splitlines())
+        assert lines <= 400, f"{name(path)} has {lines} lines: which idea can move out?"
+
+
+def test_the_code_map_names_what_is_there() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text()
+    for word in re.findall(r"`((?:services|shoal|tests|protos|deploy|docs)/[\w./]+)`", page):
+        assert (ROOT / word).exists(), word
+    table = page.split("### The residency engine")[1]
+    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    listed = {word for row in rows for word in re.findall(r"`(\w+)`", row)}
+    there = {path.stem for path in ROOT.glob("services/controller/core/*.py")} - {"__init__"}
+    assert listed == there
