@@ -25,9 +25,7 @@ class ModelVersionName(NamedTuple):
 
 def is_model_name(text: str) -> bool:
     return (
-        MODEL_NAME.fullmatch(text) is not None
-        and ".." not in text
-        and len(text) <= MAX_NAME_LENGTH
+        MODEL_NAME.fullmatch(text) is not None and ".." not in text and len(text) <= MAX_NAME_LENGTH
     )
 
 

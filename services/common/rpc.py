@@ -8,7 +8,7 @@ import inspect
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import grpc
 import structlog
@@ -18,6 +18,7 @@ from opentelemetry import trace
 
 from services.common import metrics, telemetry
 from services.common.caller import LOCAL, Caller, CallerPolicy
+from services.common.channels import KEEPALIVE, MAX_CONTROL_MESSAGE
 from services.common.errors import ShoalError
 from services.common.ports import PortTaken as PortTaken
 from services.common.status import abort, grpc_code
@@ -25,15 +26,6 @@ from services.common.status import abort, grpc_code
 Context = grpc.aio.ServicerContext[Any, Any]
 
 current_caller: ContextVar[Caller] = ContextVar("current_caller", default=LOCAL)
-
-MAX_CONTROL_MESSAGE: Final = 64 * 1024 * 1024  # bytes; a snapshot of 100,000 models fits
-
-# Control-plane streams idle for long; without pings a dead peer is noticed only by TCP.
-KEEPALIVE: Final = (
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-)
 
 _log = structlog.get_logger(__name__)
 _tracer = trace.get_tracer("shoal.rpc")

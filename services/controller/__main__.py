@@ -7,7 +7,7 @@ import uuid
 from contextlib import AsyncExitStack
 from typing import Any
 
-from services.common import metrics, process
+from services.common import channels, metrics, process
 from services.common.caller import CallerPolicy
 from services.common.rpc import RpcServer
 from services.controller import registry_watch
@@ -37,7 +37,7 @@ async def main(stop: asyncio.Event) -> None:
         rpc.announce(SERVICE)
         exporter = metrics.serve(settings.host, settings.metrics_port)
         stack.callback(exporter.close)
-        channel = await stack.enter_async_context(registry_watch.channel(settings.registry))
+        channel = await stack.enter_async_context(channels.control(settings.registry))
         tritons = {
             server.id: await stack.enter_async_context(
                 Triton(server.id, server.address, settings.triton_admin_key.get_secret_value())
@@ -84,7 +84,10 @@ async def _serve(
             tasks,
             Timeouts(settings.load_timeout, settings.unload_timeout),
             verify=lambda server: watches[server].verify(),
+            measure=lambda server: footprints.measure(server),
         )
+        local = (server.id for server in settings.servers if server.local)
+        footprints = FootprintWatch(loop, local, settings.measure_interval)
         for server in servers:
             watches[server.id] = ServerWatch(
                 server,
@@ -97,8 +100,7 @@ async def _serve(
         await watch.synchronized.wait()
         for server_watch in watches.values():
             tasks.create_task(server_watch.run())
-        local = tuple(server.id for server in settings.servers if server.local)
-        tasks.create_task(FootprintWatch(loop, local, settings.measure_interval).run())
+        tasks.create_task(footprints.run())
         tasks.create_task(registry_watch.report(registry, loop.learned))
         tasks.create_task(loop.tick())
 

@@ -2,12 +2,13 @@
 
 Triton runs a process of its own for every instance of a Python (or Python-based) model:
 `triton_python_backend_stub <repository>/<model>/<version>/<file> …`, a child of tritonserver. Its
-proportional set size counts what it shares with others once in all.
+proportional set size counts what it shares with others once in all. Peaks between two looks
+count too.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 import psutil
@@ -48,9 +49,9 @@ def measure(server: psutil.Process) -> Footprints | None:
                 unit = stub_unit(child.cmdline())
                 if unit is not None:
                     units[unit] = units.get(unit, 0) + _proportional(child)
-            except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
+            except (psutil.Error, OSError):
                 continue
-    except psutil.Error:
+    except (psutil.Error, OSError):
         return None
     return Footprints({unit: {RAM: size} for unit, size in units.items()}, {RAM: others})
 
@@ -65,4 +66,14 @@ def stub_unit(command: list[str]) -> Unit | None:
 
 
 def _proportional(process: psutil.Process) -> int:
-    return int(process.memory_full_info().pss)
+    """Proportional set size, as it was when the process was at its largest.
+
+    The kernel keeps the high-water mark of the resident size alone. What a process had then beyond
+    what it has now was its own: work space of a load or of an inference."""
+    shared_out = int(process.memory_full_info().pss)
+    sizes = dict.fromkeys((b"VmHWM", b"VmRSS"), 0)
+    for line in Path(f"/proc/{process.pid}/status").read_bytes().splitlines():
+        name, _, rest = line.partition(b":")
+        if name in sizes:
+            sizes[name] = int(rest.split()[0]) * 1024
+    return shared_out + max(0, sizes[b"VmHWM"] - sizes[b"VmRSS"])

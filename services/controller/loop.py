@@ -34,7 +34,8 @@ class Loop:
     """The engine and everything that it moves. All of it runs on one event loop, and `feed` does
     not yield, so what the engine decided is published before anything else happens.
 
-    `verify`: looks at a server at once, and calls `server_lost` when it is."""
+    `verify`: looks at a server at once, and calls `server_lost` when it is. `measure`: feeds what
+    its models take now, as far as it can be measured."""
 
     engine: Engine
     catalog: Catalog
@@ -44,6 +45,7 @@ class Loop:
     tasks: asyncio.TaskGroup
     timeouts: Timeouts
     verify: Callable[[str], Awaitable[None]]
+    measure: Callable[[str], Awaitable[None]]
     learned: asyncio.Queue[ev.Learned] = field(default_factory=asyncio.Queue)
     _waiters: dict[int, asyncio.Future[Answer]] = field(default_factory=dict)
     _numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
@@ -122,6 +124,7 @@ class Loop:
             self.feed(ev.LoadFailedOnServer(order.key, order.attempt, str(refusal)))
         else:
             self.feed(ev.Loaded(order.key, order.attempt, time.monotonic() - began))
+            await self.measure(order.key.server)
 
     async def _unload(self, order: ev.Unload) -> None:
         triton, unit = self.tritons[order.key.server], order.key.unit
@@ -129,6 +132,7 @@ class Loop:
         async def drop() -> None:
             await triton.drop(self._config(unit), order.versions, unit, self.timeouts.unload)
 
+        await self.measure(order.key.server)
         try:
             await self._through_breaks(order.key.server, drop)
         except TritonRefused as refusal:

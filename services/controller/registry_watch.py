@@ -9,7 +9,6 @@ import grpc
 import structlog
 from google.protobuf.duration_pb2 import Duration
 
-from services.common.rpc import KEEPALIVE, MAX_CONTROL_MESSAGE
 from services.controller.catalog import Catalog
 from services.controller.core.events import Learned
 from shoal.names import version_name
@@ -25,18 +24,6 @@ _log = structlog.get_logger(__name__)
 
 class LeaseLost(Exception):
     """Another Controller acts now."""
-
-
-def channel(address: str) -> grpc.aio.Channel:
-    return grpc.aio.insecure_channel(
-        address,
-        options=(
-            ("grpc.max_receive_message_length", MAX_CONTROL_MESSAGE),
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 1000),
-            *KEEPALIVE,
-        ),
-    )
 
 
 class RegistryWatch:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Iterable
 from typing import Final
 
 import psutil
@@ -115,11 +116,11 @@ class ServerWatch:
 
 
 class FootprintWatch:
-    """Measures the local servers' processes every `interval` seconds."""
+    """Measures the processes of `servers`, those on this host, every `interval` seconds."""
 
-    def __init__(self, loop: Loop, servers: tuple[str, ...], interval: float) -> None:
+    def __init__(self, loop: Loop, servers: Iterable[str], interval: float) -> None:
         self._loop = loop
-        self._servers = servers
+        self._servers = frozenset(servers)
         self._interval = interval
         self._processes: dict[str, psutil.Process] = {}
         self._baselines: dict[str, memory.Memory] = {}
@@ -128,10 +129,16 @@ class FootprintWatch:
         """Measure, for ever."""
         while True:
             for server in self._servers:
-                found = await asyncio.to_thread(self._measure, server)
-                if found is not None:
-                    self._loop.feed(ev.Measured(server, found.units, self._total(server, found)))
+                await self.measure(server)
             await asyncio.sleep(self._interval)
+
+    async def measure(self, server: str) -> None:
+        """Feed what the models on `server` take now; nothing where it is not on this host."""
+        if server not in self._servers:
+            return
+        found = await asyncio.to_thread(self._measure, server)
+        if found is not None:
+            self._loop.feed(ev.Measured(server, found.units, self._total(server, found)))
 
     def _measure(self, server: str) -> footprints.Footprints | None:
         process = self._processes.get(server)

@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.json_format import MessageToDict
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
+from services.common import channels
 from services.controller.core.entities import Unit
 from shoal.names import parse_version
 
@@ -41,16 +42,9 @@ class Triton:
         self.id = id_
         self.address = address
         self._metadata = ((ADMIN_KEY_HEADER, admin_key),) if admin_key else ()
-        self._channel = grpc.aio.insecure_channel(
-            address,
-            options=(
-                ("grpc.max_receive_message_length", -1),
-                ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.max_reconnect_backoff_ms", 500),
-                # A server that comes back on the same port must not meet the old connection.
-                ("grpc.use_local_subchannel_pool", 1),
-            ),
-        )
+        # A server that comes back on the same port must not meet the old connection.
+        own_connection = ("grpc.use_local_subchannel_pool", 1)
+        self._channel = channels.control(address, (own_connection,))
         self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:

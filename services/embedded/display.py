@@ -13,7 +13,7 @@ from services.embedded.part import Event, State
 from services.embedded.parts import Plan
 from services.embedded.runs import Swept
 from services.embedded.settings import StackSettings, variable
-from services.embedded.sizes import format_size
+from shoal.sizes import format_size
 
 
 class Terminal(Console):

@@ -7,22 +7,18 @@ from typing import Final
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from services.common import channels
+
 _POLL: Final = 0.1  # seconds between two questions
 _ANSWER: Final = 2.0  # seconds for one answer
 
-# A server that is just starting refuses connections; gRPC's own first back-off is a second.
-_EAGER: Final = (
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 200),
-)
 # inference.ServerLiveResponse{live: true}
 _LIVE: Final = b"\x08\x01"
 
 
 async def grpc_serving(address: str) -> None:
     """Until grpc.health.v1 says SERVING for the whole server."""
-    async with grpc.aio.insecure_channel(address, options=_EAGER) as channel:
+    async with channels.control(address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         while True:
             with contextlib.suppress(grpc.aio.AioRpcError):
@@ -36,7 +32,7 @@ async def grpc_serving(address: str) -> None:
 
 async def triton_live(address: str) -> None:
     """Until Triton's ServerLive says so."""
-    async with grpc.aio.insecure_channel(address, options=_EAGER) as channel:
+    async with channels.control(address) as channel:
         server_live: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
             "/inference.GRPCInferenceService/ServerLive"
         )

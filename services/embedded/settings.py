@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from services.embedded.errors import BadSettings
-from services.embedded.sizes import parse_size
+from shoal.sizes import parse_size
 
 ENV_PREFIX: Final = "SHOAL_"
 

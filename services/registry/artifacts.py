@@ -229,7 +229,12 @@ def _completed(source: Source, folder: Path | None, kind: str) -> ModelConfig:
     if isinstance(source.config, Unservable):
         raise source.config
     beside = {file.relative for file in source.auxiliary.files}
-    return model_config.completed(source.config, source.model, folder, beside, kind)
+    given = source.config
+    if given.name == source.path.name:  # right where it lies, whatever it is registered as
+        given = ModelConfig()
+        given.CopyFrom(source.config)
+        given.name = source.model
+    return model_config.completed(given, source.model, folder, beside, kind)
 
 
 def _read_config(path: Path) -> ModelConfig | Unservable:

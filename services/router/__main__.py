@@ -13,11 +13,11 @@ from contextlib import AsyncExitStack
 
 from prometheus_client import REGISTRY
 
-from services.common import process, web
+from services.common import channels, process, web
 from services.common.caller import CallerPolicy
 from services.common.ports import listen
 from services.common.rpc import RpcServer
-from services.router import inference, placement_watch, servicer
+from services.router import inference, servicer
 from services.router.controller_client import ControllerClient
 from services.router.core.table import Table
 from services.router.forward import Forwarder
@@ -51,7 +51,7 @@ async def main(stop: asyncio.Event) -> None:
     rpc.announce(inference.SERVICE, servicer.SERVICE)
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(listen(settings.host, settings.http_port))
-        channel = await stack.enter_async_context(placement_watch.channel(settings.controller))
+        channel = await stack.enter_async_context(channels.control(settings.controller))
         stub = ControllerServiceStub(channel)
         kept = None
         if settings.state_dir is not None:

@@ -9,7 +9,6 @@ from typing import Any, Final, Protocol
 import grpc
 import structlog
 
-from services.common.rpc import KEEPALIVE, MAX_CONTROL_MESSAGE
 from services.router.core.routes import Arm, Replica, Route, Target, VersionRoute
 from services.router.core.table import NONE, Change, Revision, StaleEpoch, Table
 from services.router.in_use import InUse
@@ -22,18 +21,6 @@ SILENCE_SECONDS: Final = 5.0  # checkpoints come every second
 RETRY_SECONDS: Final = 0.2
 
 _log = structlog.get_logger(__name__)
-
-
-def channel(address: str) -> grpc.aio.Channel:
-    return grpc.aio.insecure_channel(
-        address,
-        options=(
-            ("grpc.max_receive_message_length", MAX_CONTROL_MESSAGE),
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 500),
-            *KEEPALIVE,
-        ),
-    )
 
 
 class Keeper(Protocol):

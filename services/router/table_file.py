@@ -13,6 +13,7 @@ import grpc
 import structlog
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from services.common import channels
 from services.router.core.table import Table
 from services.router.placement_watch import change_of
 from shoal.controller.v1 import placement_pb2 as wire
@@ -88,7 +89,7 @@ class TableFile:
 
 async def _is(server: str, address: str) -> bool:
     """Whether the Triton at `address` says that its id is `server`."""
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with channels.control(address) as channel:
         stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         try:
             request = service_pb2.ServerMetadataRequest()

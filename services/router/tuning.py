@@ -38,6 +38,8 @@ CHANNEL_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     *SERVER_OPTIONS,
     ("grpc.minimal_stack", 1),
     ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from shoal.cli.sizes import format_size
+from shoal.sizes import format_size
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message

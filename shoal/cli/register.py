@@ -9,8 +9,8 @@ from shoal import names
 from shoal.cli.calling import EXIT_REFUSED, calling, complain
 from shoal.cli.output import Document, JsonFlag, message_json, print_json
 from shoal.cli.settling import await_router
-from shoal.cli.sizes import format_size, parse_size
 from shoal.cli.units import short
+from shoal.sizes import format_size, parse_size
 
 STAGING_TIMEOUT: Final = 300.0  # seconds: large files are copied
 

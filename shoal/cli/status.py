@@ -12,8 +12,8 @@ from shoal.cli import collector
 from shoal.cli.addresses import Addresses, NotAnnounced
 from shoal.cli.calling import EXIT_NOT_READY, START, cause, complain, where
 from shoal.cli.output import Document, JsonFlag, console, give, message_json, seconds, table
-from shoal.cli.sizes import format_size
 from shoal.cli.units import short
+from shoal.sizes import format_size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -1,6 +1,5 @@
 """What the Router reads of a request, against what protobuf reads of the same bytes."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -141,7 +140,7 @@ def test_fields_repeated_unknown_and_in_any_order(message: bytes) -> None:
     assert head(message) == head_of(service_pb2.ModelInferRequest.FromString(message))
 
 
-@settings(max_examples=600)
+@settings(max_examples=400)
 @given(spoilt())
 def test_any_bytes_are_refused_or_read_as_protobuf_reads_them(message: bytes) -> None:
     found, parsed = read(message), protobuf(message)
@@ -149,7 +148,7 @@ def test_any_bytes_are_refused_or_read_as_protobuf_reads_them(message: bytes) ->
         assert found == head_of(parsed)
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(requests, st.data())
 def test_a_request_cut_off_is_refused_or_ends_at_a_field(request: Any, data: st.DataObject) -> None:
     whole = request.SerializeToString()
@@ -163,7 +162,6 @@ def test_a_request_cut_off_is_refused_or_ends_at_a_field(request: Any, data: st.
     [
         pytest.param(A + b"\x8a\x80\x80\x80\x10\x01B", id="a tag beyond 32 bits"),
         pytest.param(A + text(1, b"B", tag_length=6), id="a tag of six bytes"),
-        pytest.param(A + text(1, b"B", size_length=6), id="a size of six bytes"),
         pytest.param(A + b"\x0a\x81\x80\x80\x80\x10B", id="a size beyond 32 bits"),
         pytest.param(A + b"\x02\x01B", id="field number 0"),
         pytest.param(A + b"\x82\x00\x01B", id="field number 0 in two bytes"),
@@ -186,7 +184,12 @@ def test_what_is_no_message_is_refused(message: bytes) -> None:
     """A C++ parser takes the first of these for a second name: Triton would answer for B."""
     with pytest.raises(Malformed):
         head(message)
-    assert protobuf(message) is None or b"\x81\x80\x80\x80\x80\x00" in message
+    assert protobuf(message) is None
+
+
+def test_a_size_of_six_bytes_is_refused_as_c_plus_plus_does() -> None:
+    with pytest.raises(Malformed, match="more than 5 bytes"):
+        head(A + text(1, b"B", size_length=6))
 
 
 def test_groups_are_refused_though_protobuf_skips_them() -> None:
@@ -203,7 +206,7 @@ def test_an_empty_message_names_nothing() -> None:
 # --- overriding -----------------------------------------------------------------------------------
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(sound, names, versions)
 @example(b"", "x" * 300, 7)
 def test_an_override_changes_that_and_nothing_else(
@@ -220,7 +223,7 @@ def test_an_override_changes_that_and_nothing_else(
     assert head(changed) == head_of(want)
 
 
-@settings(max_examples=600)
+@settings(max_examples=400)
 @given(spoilt(), names, versions)
 def test_what_the_walk_accepts_cannot_escape_its_override(
     message: bytes, model: str | None, version: int | None
@@ -257,11 +260,9 @@ def test_the_name_is_restored_in_a_response(response: Any, model: str) -> None:
     assert got == response
 
 
-@pytest.mark.parametrize("spoil", [lambda m: m[:-1], lambda m: m + b"\x0a"], ids=["cut", "open"])
-def test_an_override_cannot_complete_a_message_that_was_cut(
-    spoil: Callable[[bytes], bytes],
-) -> None:
-    message = spoil(text(1, b"A") + text(7, b"12345"))
-    with pytest.raises(Malformed):
-        head(message)
-    service_pb2.ModelInferRequest.FromString(overridden(A, "B", 1))
+def test_an_override_does_not_complete_a_message_that_was_cut() -> None:
+    cut = A + b"\x42\x03"  # field 8, and none of its three bytes
+    completed = protobuf(overridden(cut, None, 7))
+    assert completed.model_version == "", "protobuf takes the override for the missing bytes"
+    with pytest.raises(Malformed, match="middle of a field"):
+        head(cut)

@@ -57,7 +57,7 @@ def storm(stack: Fleet, requests: int, samples: Samples) -> Outcome:
 
 def all_learned(stack: Fleet) -> bool:
     known = stack.registry.ListFootprints(registry.ListFootprintsRequest(page_size=1000)).footprints
-    return len(known) >= len(UNITS) - len(ENSEMBLES)
+    return sum(bool(one.memory) for one in known) >= len(UNITS) - len(ENSEMBLES)
 
 
 def run(requests: int, *arguments: str) -> Outcome:

@@ -14,11 +14,11 @@ from shoal.cli.addresses import Addresses, BadAddress, Given, NotAnnounced, find
 from shoal.cli.catalogue import parse_arm, target_name
 from shoal.cli.output import message_json, printable, seconds
 from shoal.cli.register import parse_memory
-from shoal.cli.sizes import format_size, parse_size
 from shoal.cli.tensors import Tensor, UnusableInput, lines, parse_inputs, serialized, values_json
 from shoal.cli.units import parse_unit, parse_versioned, server_of, short
 from shoal.controller.v1 import types_pb2 as controller
 from shoal.registry.v1 import types_pb2 as registry
+from shoal.sizes import format_size, parse_size
 
 # --- names and amounts ----------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import pytest
 from services.embedded import tracing
 from services.embedded.errors import BadSettings
 from services.embedded.settings import StackSettings, load
-from services.embedded.sizes import format_size, parse_size
+from shoal.sizes import format_size, parse_size
 
 
 @pytest.fixture

@@ -116,7 +116,6 @@ def finish_drains(fleet: Fleet, now: float) -> None:
         ):
             replica = fleet.move(here[key.unit], Cause.DRAINED, "drained", now)
             del fleet.drains[key]
-            fleet.learn(replica)
             fleet.out.append(ev.Unload(key, replica.attempt, fleet.applied(key)))
             fleet.record(ev.Kind.UNLOADING, "drained", server=key.server, unit=key.unit)
 

@@ -79,6 +79,7 @@ def unloaded(fleet: Fleet, event: ev.Unloaded, now: float) -> None:
             server=replica.key.server,
             unit=replica.unit,
         )
+        fleet.learn(replica)
         fleet.remove(replica, Cause.UNLOADED, now)
 
 

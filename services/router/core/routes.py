@@ -113,7 +113,7 @@ def _drawn(routes: Routes, arms: tuple[Arm, ...], draw: float) -> Target:
 
 
 def _of_arm(routes: Routes, arm: Arm) -> Target:
-    if arm.version:
+    if arm.version and arm.model in routes:
         return Target(arm.model, arm.version)
     return _default(routes, arm.model)
 

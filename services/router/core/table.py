@@ -1,7 +1,7 @@
 """The placement table of one Router, and what its changes withdraw."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from services.router.core.routes import Replica, Route, Target
@@ -17,7 +17,8 @@ NONE = Revision(0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """`whole`: everything, else only what differs. Names in `removed_*` are gone."""
+    """`whole`: everything, else only what differs. Names in `removed_*` are gone.
+    `unknown_servers`: those of `addresses` that the Controller has not inventoried yet."""
 
     revision: Revision
     whole: bool
@@ -35,25 +36,31 @@ class StaleEpoch(Exception):
 @dataclass
 class Table:
     """`routes` by model, `addresses` (host:port) by server. `withdrawn`: the revision at which a
-    replica was last taken away; grants that are older do not count."""
+    replica was last taken away; grants that are older do not count. `unknown`: servers that the
+    Controller has not inventoried yet; they still hold what they held, as far as we know."""
 
     revision: Revision = NONE
     routes: dict[str, Route] = field(default_factory=dict)
     addresses: dict[str, str] = field(default_factory=dict)
     withdrawn: dict[Replica, Revision] = field(default_factory=dict)
+    unknown: frozenset[str] = frozenset()
 
     def apply(self, change: Change) -> set[Replica]:
         """Take a change in; return the replicas that it withdrew. Raises StaleEpoch."""
         if change.revision.epoch < self.revision.epoch:
             raise StaleEpoch(f"epoch {change.revision.epoch} is before {self.revision.epoch}")
-        fresh = dict(change.routes)
+        unknown = self._still_unknown(change)
+        fresh = {
+            model: self._keeping(model, route, unknown) for model, route in change.routes.items()
+        }
         gone = set(change.removed_models)
         if change.whole:
             gone |= self.routes.keys() - fresh.keys()
-            fresh = {
-                model: self._keeping_unknown(model, route, change.unknown_servers)
-                for model, route in fresh.items()
-            }
+        else:
+            found = self.unknown - unknown
+            for model in self._on(found) - fresh.keys() - gone:
+                fresh[model] = _without(self.routes[model], found)
+        self.unknown = unknown
         touched = {*fresh, *gone}
         before = set(replicas(self.routes, touched))
         for model in gone:
@@ -85,8 +92,20 @@ class Table:
         else:
             self.addresses.update(change.addresses)
 
-    def _keeping_unknown(self, model: str, route: Route, unknown: frozenset[str]) -> Route:
-        """A server that was not inventoried yet still holds what it held, as far as we know."""
+    def _still_unknown(self, change: Change) -> frozenset[str]:
+        before = frozenset() if change.whole else self.unknown - change.removed_servers
+        return before - change.addresses.keys() | change.unknown_servers
+
+    def _on(self, servers: frozenset[str]) -> set[str]:
+        """The models with a replica on one of `servers`."""
+        return {
+            replica.target.model
+            for replica in replicas(self.routes, self.routes if servers else ())
+            if replica.server in servers
+        }
+
+    def _keeping(self, model: str, route: Route, unknown: frozenset[str]) -> Route:
+        """`route` with what the table has of it on servers that are unknown to the Controller."""
         known = self.routes.get(model)
         if known is None or not unknown:
             return route
@@ -94,10 +113,19 @@ class Table:
         for version, entry in known.versions.items():
             kept = unknown.intersection(entry.servers)
             if kept and version in versions:
-                now = versions[version]
-                servers = tuple(sorted({*now.servers, *kept}))
-                versions[version] = type(now)(now.config_digest, servers, now.servable, now.reason)
-        return Route(route.default_version, route.aliases, versions, route.arms, route.retry)
+                servers = {*versions[version].servers, *kept}
+                versions[version] = replace(versions[version], servers=tuple(sorted(servers)))
+        return replace(route, versions=versions)
+
+
+def _without(route: Route, servers: frozenset[str]) -> Route:
+    return replace(
+        route,
+        versions={
+            version: replace(entry, servers=tuple(s for s in entry.servers if s not in servers))
+            for version, entry in route.versions.items()
+        },
+    )
 
 
 def replicas(routes: Mapping[str, Route], models: Iterable[str]) -> Iterable[Replica]:

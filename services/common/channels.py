@@ -1,0 +1,39 @@
+"""Client channels between the parts of a fleet."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import grpc
+
+MAX_CONTROL_MESSAGE: Final = 64 * 1024 * 1024  # bytes; a snapshot of 100,000 models fits
+
+# The fleet's own addresses are never behind a proxy, whatever `http_proxy` says for the rest.
+DIRECT: Final = (("grpc.enable_http_proxy", 0),)
+
+# gRPC's own first back-off is a second, longer than a part takes to come back.
+EAGER: Final = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+)
+
+# Control-plane streams idle for long; without pings a dead peer is noticed only by TCP.
+KEEPALIVE: Final = (
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+def control(address: str, options: Sequence[tuple[str, Any]] = ()) -> grpc.aio.Channel:
+    """A channel to host:port of another part of the fleet."""
+    return grpc.aio.insecure_channel(
+        address,
+        options=(
+            ("grpc.max_receive_message_length", MAX_CONTROL_MESSAGE),
+            *DIRECT,
+            *EAGER,
+            *KEEPALIVE,
+            *options,
+        ),
+    )

@@ -1,0 +1,171 @@
+"""`make demo`: real inputs to more models than fit, and what Shoal does about it."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from services.embedded.demo import script, traces
+from services.embedded.demo.asking import Answer, Asker
+from services.embedded.demo.display import Display, summary
+from services.embedded.demo.script import NoExamples, Script
+from services.embedded.demo.stack import DemoStack, Interrupted
+from services.embedded.errors import CannotStart
+from shoal.cli.collector import CollectorAway
+from shoal.cli.waterfall import waterfall
+from shoal.client import CallFailed
+
+_EXIT_WRONG: Final = 1
+_EXIT_UNAVAILABLE: Final = 69  # as in sysexits.h
+_MOST: Final = 1000  # requests; the collector lists no more traces
+_SPANS_WITHIN: Final = 15.0  # seconds
+
+
+def main(words: Sequence[str]) -> int:
+    """The exit status: 0 when every answer was right."""
+    given = _arguments(words)
+    display = Display()
+    try:
+        asked = script.read(given.requests, given.max_models)
+        return _demo(asked, given, display)
+    except KeyboardInterrupt:
+        return 130
+    except Interrupted as interrupted:
+        display.say("Stopped before its end. Nothing runs any more.")
+        return interrupted.exit_status
+    except NoExamples as error:
+        return _failed(str(error), _EXIT_UNAVAILABLE)
+    except CannotStart as error:
+        return _failed(str(error), error.exit_status)
+    except (CallFailed, CollectorAway, OSError) as error:
+        return _failed(str(error), _EXIT_WRONG)
+
+
+def _demo(asked: Script, given: argparse.Namespace, display: Display) -> int:
+    places = given.max_models
+    display.say(
+        f"Starting Shoal on free ports: {asked.models} models, one Triton with room for {places}."
+    )
+    stack = DemoStack(asked.repository, places, display.say)
+    with stack.signals():
+        try:
+            with stack, stack.interruptible():
+                document = _shown(stack, asked, places, display)
+                if given.json:
+                    given.json.write_text(json.dumps(document, indent=1))
+                display.say("\nStopping everything.")
+                began = time.monotonic()
+        except RuntimeError as error:  # `shoal up` ended; its output is in the text
+            return _failed(str(error), stack.process.returncode or _EXIT_UNAVAILABLE)
+    display.say(f"Stopped after {time.monotonic() - began:.1f} s. Nothing runs any more.")
+    return 0 if all(not one["wrong"] for one in document["requests"]) else _EXIT_WRONG
+
+
+def _shown(stack: DemoStack, asked: Script, places: int, display: Display) -> dict[str, Any]:
+    """Everything between start and stop; returns it for --json."""
+    display.say(f"Ready. A plain tritonclient asks {stack.router_grpc}.\n")
+    display.headings()
+    answers = []
+    with closing(Asker(stack.router_grpc, stack.controller, asked.repository)) as asker:
+        for question in asked.questions:
+            with display.asking(question.name):
+                answers.append(asker.ask(question))
+            display.answer(answers[-1])
+    display.say()
+    traced = _traced(stack, answers, display)
+    line = summary(asked, places, answers)
+    display.say(f"\n{line}.", "bold")
+    return {
+        "run": stack.announced().run,
+        "room_for": places,
+        "summary": line,
+        "requests": [_request(answer) for answer in answers],
+        "traces": traced,
+    }
+
+
+def _traced(stack: DemoStack, answers: Sequence[Answer], display: Display) -> dict[str, Any]:
+    """Where the traces went, and one of them; needs the stack's own collector for both."""
+    address = stack.announced().endpoints["collector_http"]
+    if address is None:
+        endpoint = traces.elsewhere(os.environ)
+        display.say(f"Traces: sent over OTLP to {endpoint}." if endpoint else "Traces: off.")
+        if endpoint:
+            display.trace_ids(answers)
+        return {"endpoint": endpoint, "spans": {}, "waterfall": None}
+    shown = _cold_one(answers)
+    spans: Sequence[traces.Span] = ()
+    if shown is not None:
+        display.say(f"Where the time went when {shown.question.name} was cold:\n")
+        wanted = traces.COLD | ({"evict"} if shown.evicted else set())
+        spans = traces.whole(address, shown.trace_id, wanted, _SPANS_WITHIN)
+        display.show(waterfall(spans, display.console.width))
+        if absent := traces.missing(spans, wanted):
+            display.say(f"Not received within {_SPANS_WITHIN:g} s: {', '.join(absent)}", "red")
+        display.say()
+    counts = traces.received(address, [answer.trace_id for answer in answers], _SPANS_WITHIN)
+    display.say(
+        f"Traces: {len(counts)} of {len(answers)}, {sum(counts.values())} spans, went over OTLP to "
+        f"http://{address}, the stack's own collector;\nwith `shoal up`, `shoal trace ID` shows "
+        "any of them:"
+    )
+    display.trace_ids(answers)
+    return {
+        "endpoint": f"http://{address}",
+        "spans": counts,
+        "waterfall": shown and {"trace_id": shown.trace_id, "spans": spans},
+    }
+
+
+def _cold_one(answers: Sequence[Answer]) -> Answer | None:
+    """The first that something was evicted for, else the first cold one."""
+    cold = [answer for answer in answers if answer.cold and not answer.wrong]
+    return next((answer for answer in cold if answer.evicted), cold[0] if cold else None)
+
+
+def _request(answer: Answer) -> dict[str, Any]:
+    fields = asdict(answer)
+    question = answer.question
+    return {
+        "model": question.model,
+        "version": question.version,
+        "cold": answer.cold,
+        **{name: value for name, value in fields.items() if name != "question"},
+    }
+
+
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m services.embedded.demo", description=__doc__)
+    parser.add_argument(
+        *("--requests", "-n"),
+        type=int,
+        metavar="N",
+        help="stop after N, or go on at random up to N; default: the script once",
+    )
+    parser.add_argument(
+        "--max-models", type=int, default=3, metavar="N", help="how many fit; default: 3"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="what was shown, for programs")
+    given = parser.parse_args(words)
+    if given.requests is not None and not 1 <= given.requests <= _MOST:
+        parser.error(f"--requests: a number from 1 to {_MOST}")
+    if given.max_models < 1:
+        parser.error("--max-models: a number from 1 up")
+    if given.json and not given.json.absolute().parent.is_dir():
+        parser.error(f"--json: there is no folder {given.json.absolute().parent}")
+    return given
+
+
+def _failed(text: str, status: int) -> int:
+    print(f"demo: {text}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

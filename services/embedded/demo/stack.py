@@ -1,0 +1,101 @@
+"""The stack of the demo: says what starts, and stops in order whatever signals come."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from services.embedded.background import Announced, BackgroundStack
+from services.embedded.part import State
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Seconds; one wish to stop often comes as two signals, one of them through make.
+_SAME_WISH: Final = 0.3
+# Variables of `shoal up` that would have it do something else than is shown here; where traces go,
+# the memory and Triton's environment remain the user's choice.
+_UNSET: Final = {"SHOAL_DATA": "", "SHOAL_REPOSITORY": ""}
+# Milliseconds between two sendings of spans: a trace is to be whole soon.
+_BATCH_DELAY: Final = "100"
+
+
+class Interrupted(BaseException):
+    """A signal asked for an end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_status = 128 + number
+
+
+class DemoStack(BackgroundStack):
+    """One Triton with room for `places` models; `say` is told of every part that is ready.
+
+    Signals that come while it starts end the start, with Interrupted; those that come in
+    `interruptible` end that. Any other waits for what is being done, and a second one, while the
+    stack stops, kills it at once.
+    """
+
+    def __init__(self, repository: Path, places: int, say: Callable[[str], None]) -> None:
+        super().__init__(
+            f"--repository={repository}",
+            f"--max-models={places}",
+            "--servers=1",
+            "--trace-ratio=0",  # the demo asks for the traces that it wants
+            environment={
+                "OTEL_BSP_SCHEDULE_DELAY": os.environ.get("OTEL_BSP_SCHEDULE_DELAY", _BATCH_DELAY),
+                **_UNSET,
+            },
+        )
+        self._say = say
+        self._told = 0
+        self._number = 0
+        self._since = 0.0
+        self._raising = False
+
+    def wait_for(self, holds: Callable[[Announced], bool], within: float) -> Announced:
+        def told_and_holds(now: Announced) -> bool:
+            self._raise_pending()
+            self._tell(now)
+            return holds(now)
+
+        return super().wait_for(told_and_holds, within)
+
+    @contextlib.contextmanager
+    def signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, earlier in before.items():
+                signal.signal(number, earlier)
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        self._raising = True
+        try:
+            self._raise_pending()
+            yield
+        finally:
+            self._raising = False
+
+    def _raise_pending(self) -> None:
+        if self._number:
+            raise Interrupted(self._number)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        now = time.monotonic()
+        if not self._number:
+            self._number, self._since = number, now
+            if self._raising:
+                self._raising = False
+                raise Interrupted(number)
+        elif now - self._since > _SAME_WISH:
+            self.process.send_signal(signal.SIGTERM)
+
+    def _tell(self, now: Announced) -> None:
+        for event in now.events[self._told :]:
+            if event["state"] != State.STARTING:
+                self._say(f"  {event['part']:<12}{event['text']}")
+        self._told = len(now.events)

@@ -1,0 +1,94 @@
+"""Tensors in a few words: what was asked, and what was answered."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from services.embedded.demo.script import Array
+
+Arrays = Mapping[str, Array]
+
+_SHOWN: Final = 8  # values, or characters of a text
+_BYTES: Final = 256  # the features of a file are its bytes; this value and above is padding
+
+
+def asked(inputs: Arrays) -> str:
+    """The first input, by what it looks like."""
+    array = next(iter(inputs.values()))
+    if array.dtype == np.object_:
+        more = f" and {array.size - 1} more" if array.size > 1 else ""
+        return _quoted(array.flat[0]) + more
+    if array.dtype.kind == "f" and array.ndim >= 3:
+        return f"image {_shape(array)}"
+    return _some(array)
+
+
+def answered(model: str, outputs: Arrays, repository: Path) -> str:
+    """As a person would put it. `repository`: where the models' lists of labels are."""
+    if describe := _DESCRIBED.get(model):
+        return describe(outputs)
+    array = next(iter(outputs.values()))
+    if array.dtype.kind == "f" and array.size > _SHOWN:
+        return _best(array.ravel(), _labels(repository / model, array.size))
+    return _some(array)
+
+
+def _labelled(outputs: Arrays) -> str:
+    return f"{_text(outputs['LABEL'].flat[0])} {_percent(outputs['SCORE'].flat[0])}"
+
+
+def _counted(outputs: Arrays) -> str:
+    words = int(outputs["COUNTS"][0][1])
+    return f"{words} words, longest {_quoted(outputs['LONGEST_WORD'].flat[0])}"
+
+
+_DESCRIBED: Final[Mapping[str, Callable[[Arrays], str]]] = {
+    "file_type": _labelled,
+    "file_label": _labelled,
+    "text_stats": _counted,
+}
+
+
+def _best(scores: Array, labels: list[str]) -> str:
+    """The light models have constant weights: all their scores are the same."""
+    if np.ptp(scores) == 0:
+        return f"{scores.size} scores, each {scores[0]:.4g}"
+    best = int(scores.argmax())
+    return f"{labels[best] if labels else f'class {best}'} {_percent(scores[best])}"
+
+
+def _labels(folder: Path, count: int) -> list[str]:
+    """One for each score, or none."""
+    for path in sorted(folder.glob("*labels.txt")):
+        if len(lines := path.read_text().splitlines()) == count:
+            return lines
+    return []
+
+
+def _some(array: Array) -> str:
+    if array.size <= _SHOWN:
+        return "[" + ", ".join(f"{value:.6g}" for value in array.flat) + "]"
+    if array.dtype.kind == "i":
+        start = bytes(value for value in array.ravel()[: 2 * _SHOWN].tolist() if value < _BYTES)
+        return f"{_quoted(start)} as {array.size} integers"
+    return f"{array.size} scores"
+
+
+def _quoted(value: bytes) -> str:
+    first = _text(value).partition("\n")[0]
+    whole = first[: 2 * _SHOWN].strip()
+    return f"`{whole}…`" if len(whole) < len(_text(value).strip()) else f"`{whole}`"
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "replace")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _shape(array: Array) -> str:
+    return "[" + ",".join(map(str, array.shape)) + "]"
