@@ -7,6 +7,8 @@ import uuid
 from contextlib import AsyncExitStack
 from typing import Any
 
+from prometheus_client import REGISTRY
+
 from services.common import channels, metrics, process
 from services.common.caller import CallerPolicy
 from services.common.rpc import RpcServer
@@ -16,6 +18,7 @@ from services.controller.core.entities import Limits, Server
 from services.controller.core.residency import Engine
 from services.controller.journal import Journal
 from services.controller.loop import Loop, Timeouts
+from services.controller.metrics import FleetMetrics
 from services.controller.placements import Placements
 from services.controller.registry_watch import Lease, RegistryWatch
 from services.controller.servers import FootprintWatch, ServerWatch
@@ -88,6 +91,7 @@ async def _serve(
         )
         local = (server.id for server in settings.servers if server.local)
         footprints = FootprintWatch(loop, local, settings.measure_interval)
+        REGISTRY.register(FleetMetrics(engine.fleet, loop.journal))
         for server in servers:
             watches[server.id] = ServerWatch(
                 server,

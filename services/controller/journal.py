@@ -1,7 +1,7 @@
 """What happened and why, newest last; bounded."""
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
@@ -23,10 +23,12 @@ class Journal:
     def __init__(self) -> None:
         self._events: deque[types_pb2.Event] = deque(maxlen=LENGTH)
         self._sequence = 0
+        self.counts: Counter[Kind] = Counter()
         self._wakers: set[asyncio.Event] = set()
 
     def add(self, record: Record) -> None:
         self._sequence += 1
+        self.counts[record.kind] += 1
         event = types_pb2.Event(
             sequence=self._sequence,
             kind=types_pb2.EventKind.Value(f"EVENT_KIND_{record.kind.name}"),

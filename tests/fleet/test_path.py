@@ -1,6 +1,7 @@
 """The main job: a plain tritonclient on any model, resident or not."""
 
 import threading
+import urllib.request
 from pathlib import Path
 
 import grpc
@@ -275,3 +276,26 @@ def test_a_stream_is_refused_clearly(stack: Fleet) -> None:
     requests = iter([service_pb2.ModelInferRequest(model_name="multiplier")])
     code, info, _ = refusal(lambda: list(stack.inference.ModelStreamInfer(requests, timeout=5)))
     assert (code, info.reason) == ("UNIMPLEMENTED", "NOT_PROXIED")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "metric"),
+    [
+        ("router_http", 'shoal_router_requests_total{model="multiplier",version="1"}'),
+        ("controller_metrics", 'shoal_server_healthy{server="triton-0"} 1.0'),
+        ("controller_metrics", "shoal_controller_events_total"),
+        ("registry_metrics", "shoal_rpc_seconds_count"),
+    ],
+)
+def test_every_service_has_metrics(stack: Fleet, endpoint: str, metric: str) -> None:
+    infer(stack.client, example("multiplier", 1))
+    address = stack.stack.announced().endpoints[endpoint]
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as response:
+        assert metric in response.read().decode()
+
+
+def test_health_over_http_as_triton_has_it(stack: Fleet) -> None:
+    for path in ("live", "ready"):
+        url = f"http://{stack.router_http}/v2/health/{path}"
+        with urllib.request.urlopen(url, timeout=5) as response:
+            assert response.status == 200

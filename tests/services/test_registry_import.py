@@ -442,3 +442,12 @@ async def test_a_client_that_leaves_does_not_stop_a_registration_halfway(tmp_pat
         assert numbers == list(range(1, len(numbers) + 1))
         staged = {path.name for path in (known.staging / "a").iterdir() if path.is_dir()}
         assert staged == {str(number) for number in numbers}
+
+
+async def test_a_model_may_be_registered_under_another_name(tmp_path: Path) -> None:
+    folder = python_model(tmp_path / "repo", "m")
+    (folder / "config.pbtxt").write_text('name: "m"\n' + (folder / "config.pbtxt").read_text())
+    async with registry(tmp_path / "data") as running:
+        version = await running.register("other", folder)
+        assert version.state == types.VERSION_STATE_APPROVED, version.invalid_reason
+        assert ModelConfig.FromString(version.config).name == "other"

@@ -102,10 +102,12 @@ def _traced(stack: DemoStack, answers: Sequence[Answer], display: Display) -> di
     shown = _cold_one(answers)
     spans: Sequence[traces.Span] = ()
     if shown is not None:
-        display.say(f"Where the time went when {shown.question.name} was cold:\n")
+        display.say(f"Where the time went, in a cold request for {shown.question.name}:\n")
         wanted = traces.COLD | ({"evict"} if shown.evicted else set())
         spans = traces.whole(address, shown.trace_id, wanted, _SPANS_WITHIN)
-        display.show(waterfall(spans, display.console.width))
+        # There is one of each service: which one it is says nothing.
+        plain = [{**span, "instance": ""} for span in spans]
+        display.show(waterfall(plain, display.console.width))
         if absent := traces.missing(spans, wanted):
             display.say(f"Not received within {_SPANS_WITHIN:g} s: {', '.join(absent)}", "red")
         display.say()
@@ -124,9 +126,11 @@ def _traced(stack: DemoStack, answers: Sequence[Answer], display: Display) -> di
 
 
 def _cold_one(answers: Sequence[Answer]) -> Answer | None:
-    """The first that something was evicted for, else the first cold one."""
-    cold = [answer for answer in answers if answer.cold and not answer.wrong]
-    return next((answer for answer in cold if answer.evicted), cold[0] if cold else None)
+    """The middle one by time of those that one model left for, else of all cold ones."""
+    cold = [answer for answer in answers if len(answer.loaded) == 1 and not answer.wrong]
+    chosen = [answer for answer in cold if answer.evicted] or cold
+    chosen.sort(key=lambda answer: answer.milliseconds)
+    return chosen[len(chosen) // 2] if chosen else None
 
 
 def _request(answer: Answer) -> dict[str, Any]:
@@ -163,7 +167,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _failed(text: str, status: int) -> int:
-    print(f"demo: {text}", file=sys.stderr)
+    sys.stderr.write(f"demo: {text}\n")
     return status
 
 

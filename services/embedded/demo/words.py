@@ -18,7 +18,7 @@ def asked(inputs: Arrays) -> str:
     """The first input, by what it looks like."""
     array = next(iter(inputs.values()))
     if array.dtype == np.object_:
-        more = f" and {array.size - 1} more" if array.size > 1 else ""
+        more = f" +{array.size - 1}" if array.size > 1 else ""
         return _quoted(array.flat[0]) + more
     if array.dtype.kind == "f" and array.ndim >= 3:
         return f"image {_shape(array)}"
@@ -72,7 +72,7 @@ def _some(array: Array) -> str:
         return "[" + ", ".join(f"{value:.6g}" for value in array.flat) + "]"
     if array.dtype.kind == "i":
         start = bytes(value for value in array.ravel()[: 2 * _SHOWN].tolist() if value < _BYTES)
-        return f"{_quoted(start)} as {array.size} integers"
+        return f"{_quoted(start)}, {array.size} ints"
     return f"{array.size} scores"
 
 

@@ -1,0 +1,102 @@
+"""What a failed call means. The texts are Triton's own (release 24.10) and gRPC's."""
+
+from collections.abc import Callable
+
+import pytest
+
+from services.router.core.verdict import Verdict, verdict
+
+UNKNOWN = "Request for unknown model: "
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "meaning"),
+    [
+        pytest.param("NOT_FOUND", f"{UNKNOWN}'m' is not found", Verdict.MISS, id="never loaded"),
+        pytest.param(
+            "NOT_FOUND",
+            f"{UNKNOWN}'m' has no available versions",
+            Verdict.MISS,
+            id="loading, unloading or failed; no version given",
+        ),
+        pytest.param(
+            "UNAVAILABLE",
+            f"{UNKNOWN}'m' version 1 is not at ready state",
+            Verdict.MISS,
+            id="loading, unloading or failed; known version given",
+        ),
+        pytest.param(
+            "NOT_FOUND", f"{UNKNOWN}'m' version 7 is not found", Verdict.MISS, id="never seen"
+        ),
+        pytest.param("UNAVAILABLE", "Exceeds maximum queue size", Verdict.ANSWER, id="queue full"),
+        pytest.param("UNAVAILABLE", "Request timeout expired", Verdict.ANSWER, id="queue timeout"),
+        pytest.param(
+            "UNIMPLEMENTED",
+            "ModelInfer RPC doesn't support models with decoupled transaction policy",
+            Verdict.ANSWER,
+            id="decoupled",
+        ),
+        pytest.param(
+            "NOT_FOUND",
+            f"{UNKNOWN}'m' has no available versions",
+            Verdict.MISS,
+            id="shutting down",
+        ),
+        pytest.param(
+            "UNAVAILABLE", "Server exiting", Verdict.UNREACHED, id="shutting down, its health"
+        ),
+    ],
+)
+def test_what_a_request_gets(code: str, text: str, meaning: Verdict) -> None:
+    assert verdict(code, text) is meaning
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:8001: "
+        "Failed to connect to remote host: connect: Connection refused (111)",
+        "connect: No route to host (113)",
+    ],
+)
+def test_a_server_that_never_got_the_request(text: str) -> None:
+    assert verdict("UNAVAILABLE", text) is Verdict.UNREACHED
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Socket closed", "recvmsg:Connection reset by peer", "GOAWAY received", "keepalive", ""],
+)
+def test_a_server_that_broke_off(text: str) -> None:
+    assert verdict("UNAVAILABLE", text) is Verdict.BROKEN
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("INVALID_ARGUMENT", "[request id: <id_unknown>] unexpected shape for input 'IN'"),
+        ("INTERNAL", "Stub process 'm_0_0' is not healthy."),
+        ("NOT_FOUND", "the model's own: no such user"),
+        ("DEADLINE_EXCEEDED", "Deadline Exceeded"),
+        ("CANCELLED", "request cancelled"),
+        ("RESOURCE_EXHAUSTED", "out of memory"),
+    ],
+)
+def test_a_models_own_error_is_the_clients(code: str, text: str) -> None:
+    assert verdict(code, text) is Verdict.ANSWER
+
+
+@pytest.mark.parametrize("code", ["OK", "INVALID_ARGUMENT", "INTERNAL", "ABORTED", "UNKNOWN"])
+@pytest.mark.parametrize(
+    "text", ["is not at ready state", "has no available versions", "connection refused"]
+)
+def test_only_two_codes_can_mean_not_resident(code: str, text: str) -> None:
+    """A model may put any text into its error."""
+    assert verdict(code, text) is Verdict.ANSWER
+
+
+@pytest.mark.parametrize("change", [str.lower, str.upper, str.title])
+def test_case_does_not_matter(change: Callable[[str], str]) -> None:
+    assert verdict("NOT_FOUND", change(f"{UNKNOWN}'m' is not found")) is Verdict.MISS
+    assert verdict("UNAVAILABLE", change("Exceeds maximum queue size")) is Verdict.ANSWER
+    assert verdict("UNAVAILABLE", change("Connection refused")) is Verdict.UNREACHED
