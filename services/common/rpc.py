@@ -21,6 +21,7 @@ from services.common.caller import LOCAL, Caller, CallerPolicy
 from services.common.channels import KEEPALIVE, MAX_CONTROL_MESSAGE
 from services.common.errors import ShoalError
 from services.common.ports import PortTaken as PortTaken
+from services.common.ports import listen
 from services.common.status import abort, grpc_code
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -62,17 +63,21 @@ class RpcServer:
         self._names.extend(service_names)
 
     async def start(self, host: str, port: int) -> int:
-        """Bind and serve. Returns the port, which matters for port 0. Raises PortTaken."""
+        """Bind and serve. Returns the port, which matters for port 0.
+
+        Raises PortTaken, or OSError where the host isn't this machine's.
+        """
         reflection.enable_server_reflection(
             [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME], self.grpc
         )
         await self.set_ready(False)
         try:
-            bound = self.grpc.add_insecure_port(f"{host}:{port}")
-        except RuntimeError as error:
-            raise PortTaken(
-                f"{host}:{port} is taken by another program: stop it, or choose another port"
-            ) from error
+            bound = self.grpc.add_insecure_port(
+                f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            )
+        except RuntimeError:
+            listen(host, port).close()  # raises what gRPC doesn't say: taken, or no host of ours
+            raise
         await self.grpc.start()
         return int(bound)
 

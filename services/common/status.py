@@ -1,6 +1,5 @@
 """ShoalError → google.rpc.Status, as a gRPC server sends it and as a client reads it."""
 
-import json
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
@@ -53,26 +52,6 @@ def error_info(
             if detail.Unpack(info):
                 return info
     return None
-
-
-def service_config(*, attempts: int = 4) -> str:
-    """A channel's service config that repeats calls the server never saw (UNAVAILABLE)."""
-    return json.dumps(
-        {
-            "methodConfig": [
-                {
-                    "name": [{}],
-                    "retryPolicy": {
-                        "maxAttempts": attempts,
-                        "initialBackoff": "0.1s",
-                        "maxBackoff": "1s",
-                        "backoffMultiplier": 2,
-                        "retryableStatusCodes": ["UNAVAILABLE"],
-                    },
-                }
-            ]
-        }
-    )
 
 
 def _pack(status: status_pb2.Status, message: Any) -> None:

@@ -76,7 +76,9 @@ async def _serve(
             backoff_seconds=settings.load_backoff,
             server_patience_seconds=settings.server_patience,
         )
-        engine = Engine(limits, servers, time.monotonic())
+        now = time.monotonic()
+        first = epoch == 1  # of all Controllers on this Registry: no Router has another's table
+        engine = Engine(limits, servers, now, now if first else now + settings.router_lease)
         watches: dict[str, ServerWatch] = {}
         loop = Loop(
             engine,

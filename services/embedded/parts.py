@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from services.embedded import leftovers, machine, readiness, tracing
+from services.embedded import fleet, leftovers, machine, readiness, tracing
 from services.embedded.backends import assemble
 from services.embedded.errors import BadSettings, TritonUnavailable
 from services.embedded.part import Part
@@ -208,7 +208,7 @@ def _controller(
             "SHOAL_CONTROLLER_STAGING_DIR": str(common.data / "staging"),
         },
     )
-    ready = partial(readiness.grpc_serving, endpoints.controller)
+    ready = partial(fleet.controller_ready, endpoints.controller)
     return _service_part(common, CONTROLLER, words, variables, ready)
 
 

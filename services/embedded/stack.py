@@ -11,7 +11,7 @@ from typing import Final
 
 from rich.console import Console
 
-from services.embedded import leftovers, logfiles, runs
+from services.embedded import fleet, leftovers, logfiles, runs
 from services.embedded.announcement import Announcement
 from services.embedded.display import Display, Terminal, swept
 from services.embedded.errors import CannotStart
@@ -107,6 +107,7 @@ async def _serve(planned: Plan, interrupts: Interrupts, console: Console) -> Non
     beside = [
         asyncio.create_task(logfiles.bound([part.log for part in planned.parts])),
         asyncio.create_task(_tell_of_stop(interrupts, announcement, display)),
+        asyncio.create_task(fleet.tell(planned.endpoints.controller, display.line)),
     ]
     try:
         supervisor = Supervisor(planned.waves, report)

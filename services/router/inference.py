@@ -133,6 +133,7 @@ class Inference:
         began: float,
     ) -> bytes:
         target: Target | None = None
+        request_id = ""
         failed, cold = True, False
         try:
             if len(request) > self._max_message:
@@ -140,6 +141,7 @@ class Inference:
             head = wire.head(request)
             routes = self._watch.table.routes
             target = resolve(routes, head.model, head.version, random.random())  # noqa: S311
+            request_id = head.id
             renamed = None if target.model == head.model else target.model
             left = cast("float | None", context.time_remaining())  # None without a deadline
             reply = await self._forwarder.infer(
@@ -173,7 +175,7 @@ class Inference:
         finally:
             if target is not None:
                 self._statistics.add(target, time.monotonic() - began, failed=failed, cold=cold)
-                _describe(target, cold=cold)
+                _describe(target, request_id, cold=cold)
         raise AssertionError("unreachable")
 
     # --- what there is ----------------------------------------------------------------------------
@@ -276,9 +278,11 @@ def _mark_failed(text: str) -> None:
         span.set_status(trace.StatusCode.ERROR, text)
 
 
-def _describe(target: Target, *, cold: bool) -> None:
+def _describe(target: Target, request_id: str, *, cold: bool) -> None:
     span = trace.get_current_span()
     if span.is_recording():
+        if request_id:
+            span.set_attribute("shoal.request_id", request_id)
         span.set_attributes(
             {
                 "shoal.model": target.model,

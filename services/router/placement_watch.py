@@ -45,7 +45,6 @@ class PlacementWatch:
         self._loose: set[Replica] = set()
         self._told: dict[Replica, float] = {}
         self._outgoing: asyncio.Queue[wire.WatchPlacementsRequest] = asyncio.Queue()
-        self._beat = asyncio.Event()
 
     async def run(self) -> None:
         """Follow the Controller, for ever."""

@@ -41,10 +41,6 @@ def message_json(message: "Message") -> Document:
     }
 
 
-def messages_json(messages: "Iterable[Message]") -> list[Document]:
-    return [message_json(message) for message in messages]
-
-
 def _field_json(message: "Message", field: Any) -> Any:
     value = getattr(message, field.name)
     kind = field.message_type

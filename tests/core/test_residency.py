@@ -31,9 +31,10 @@ class World:
         specs: Iterable[UnitSpec],
         servers: Iterable[Server] = (Server("t0", "h:1", {"ram": 300 * MIB}, 3),),
         limits: Limits = LIMITS,
+        unload_from: float = 0.0,
     ) -> None:
         self.now = 0.0
-        self.engine = Engine(limits, servers, self.now)
+        self.engine = Engine(limits, servers, self.now, unload_from)
         self.answers: dict[int, ev.Granted | ev.Refused | ev.Evicted] = {}
         self.records: list[ev.Record] = []
         self.pending: list[ev.Load | ev.Unload] = []
@@ -333,13 +334,12 @@ def test_a_dead_router_is_not_waited_for() -> None:
 
 
 def test_routers_that_have_not_come_back_yet_are_waited_for_after_a_start() -> None:
-    world = World(ABCD)
-    world.engine.fleet.__dict__["started"] = world.now
+    world = World(ABCD, unload_from=12.0)
     for name in "abc":
         world.resident(unit(name))
     world.ask(unit("d"))
     assert not world.pending
-    world.pass_time(1.1)
+    world.pass_time(2.0)
     assert [type(order) for order in world.pending] == [ev.Unload]
 
 

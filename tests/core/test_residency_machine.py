@@ -47,7 +47,7 @@ class Residency(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.now = 100.0
-        self.engine = Engine(LIMITS, SERVERS, 0.0)
+        self.engine = Engine(LIMITS, SERVERS, 0.0, 0.0)
         self.fleet = self.engine.fleet
         self.orders: list[ev.Load | ev.Unload] = []
         self.waiting: set[int] = set()

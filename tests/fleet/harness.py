@@ -27,7 +27,6 @@ from shoal.router.v1.router_service_pb2_grpc import RouterServiceStub
 
 EXAMPLES = Path(examples.__file__).parent
 ADMIN_HEADER = "triton-grpc-protocol-admin-key"
-LIGHT_MODELS = ("multiplier", "text_stats", "file_features", "file_label")
 
 
 @dataclass

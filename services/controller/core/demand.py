@@ -167,8 +167,13 @@ def finish_evictions(fleet: Fleet, now: float) -> None:
 
 
 def trace_of(fleet: Fleet, unit: Unit) -> str:
-    want = fleet.wants.get(unit)
-    return want.waiters[0].trace_id if want is not None and want.waiters else ""
+    """The trace of a request that waits for `unit`, or for something that it is a part of."""
+    for want in (fleet.wants.get(unit), *fleet.wants.values()):
+        if want is not None and want.waiters and want.unit in fleet.specs:
+            members = residents.group(fleet.specs[want.unit], fleet.specs)
+            if any(member.unit == unit for member in members):
+                return want.waiters[0].trace_id
+    return ""
 
 
 def expire(fleet: Fleet, now: float) -> None:

@@ -93,9 +93,7 @@ def withdraw(
     fleet.move(replica, Cause.EVICTED, reason, now)
     fleet.use_leases.pop(replica.key, None)
     fleet.publish((replica.unit.model,))
-    fleet.drains[replica.key] = Drain(
-        fleet.revision, frozenset(fleet.routers), fleet.started + fleet.limits.router_seconds
-    )
+    fleet.drains[replica.key] = Drain(fleet.revision, frozenset(fleet.routers), fleet.unload_from)
     fleet.record(
         ev.Kind.EVICTING,
         reason,

@@ -38,13 +38,13 @@ class Eviction:
 
 
 class Fleet:
-    """`started`, `healthy_at`: when the engine began, and when a server was last healthy.
+    """`unload_from`: nothing is unloaded earlier. `healthy_at`: when a server was last healthy.
     `departed`: when a replica was last removed, kept for a while. `out`: instructions so far."""
 
-    def __init__(self, limits: Limits, started: float) -> None:
+    def __init__(self, limits: Limits, now: float, unload_from: float) -> None:
         self.limits: Final = limits
-        self.started: Final = started
-        self.healthy_at = started
+        self.unload_from: Final = unload_from
+        self.healthy_at = now
         self.revision = 0
         self.attempt = 0
         self.lease = 0

@@ -48,10 +48,16 @@ REACTIONS: Final[dict[type, Reaction]] = {
 
 
 class Engine:
-    """All state of residency, and the one way to change it: `handle`."""
+    """All state of residency, and the one way to change it: `handle`.
 
-    def __init__(self, limits: Limits, servers: Iterable[Server], started: float) -> None:
-        self.fleet = Fleet(limits, started)
+    `now`: seconds of the clock that `handle` is told. `unload_from`: on the same clock, when the
+    Routers of an earlier Controller have come back or lost their leases: until then they may send
+    by its table."""
+
+    def __init__(
+        self, limits: Limits, servers: Iterable[Server], now: float, unload_from: float
+    ) -> None:
+        self.fleet = Fleet(limits, now, unload_from)
         self.fleet.servers.update((server.id, server) for server in servers)
         self.fleet.replicas.update((server, {}) for server in self.fleet.servers)
 

@@ -25,16 +25,18 @@ class ServerView:
 
 def group(spec: UnitSpec, specs: Specs) -> tuple[UnitSpec, ...]:
     """The unit and all that it requires, parts first, each once. Unknown parts are left out."""
-    found: dict[Unit, UnitSpec] = {}
+    found: list[UnitSpec] = []
+    seen: set[Unit] = set()
 
     def visit(member: UnitSpec) -> None:
+        seen.add(member.unit)
         for part in member.requires:
-            if part not in found and part in specs and part != spec.unit:
+            if part not in seen and part in specs:
                 visit(specs[part])
-        found.setdefault(member.unit, member)
+        found.append(member)
 
     visit(spec)
-    return tuple(found.values())
+    return tuple(found)
 
 
 def holders(unit: Unit, replicas: Replicas, specs: Specs) -> frozenset[Unit]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from services.controller.core import memory
 from services.controller.core.entities import Limits, Replica, Unit, UnitSpec, reservation
+from services.controller.core.memory import Memory
 from services.controller.core.residents import (
     PINNED,
     ServerView,
@@ -44,7 +45,7 @@ def choose(
 ) -> tuple[Unit, ...] | Wait | Blocked:
     """The units that have to leave `view` for `missing`; ensembles before their parts."""
     wanted = {member.unit for member in members}
-    room = _Room(missing, view, specs, limits)
+    room = _Room(wanted, missing, view, specs, limits)
     gone: set[Unit] = set()
 
     # Versions of one model that differ in config can't be resident side by side: Triton would
@@ -59,17 +60,18 @@ def choose(
             gone |= kin
 
     if not room.enough(gone):
-        found = families(wanted | gone, view, specs)
-        for family in found:
+        clashing = frozenset(gone)
+        for family in families(wanted | gone, view, specs):
             gone |= family
             if room.enough(gone):
                 break
         else:
             return room.refusal(wanted)
-        for family in reversed(found):  # the most recently used stay where they can
-            rest = gone.difference(family)
-            if family <= gone and _closed(rest, view, specs) and room.enough(rest):
-                gone = set(rest)
+        spared = sorted(gone - clashing, key=lambda unit: (view.replicas[unit].last_used, unit))
+        for unit in reversed(spared):  # the most recently used stay where they can
+            rest = gone - {unit, *_parts(unit, gone, view, specs)}
+            if room.enough(rest):
+                gone = rest
     return ensembles_first(gone, view, specs)
 
 
@@ -77,12 +79,16 @@ class _Room:
     """Whether a server's budget and slots hold the newcomers once some replicas are gone."""
 
     def __init__(
-        self, missing: tuple[UnitSpec, ...], view: ServerView, specs: Specs, limits: Limits
+        self,
+        wanted: set[Unit],
+        missing: tuple[UnitSpec, ...],
+        view: ServerView,
+        specs: Specs,
+        limits: Limits,
     ) -> None:
         self._view = view
         self._specs = specs
-        budget = view.server.budget
-        self._need = memory.total(reservation(member, budget, limits) for member in missing)
+        self._need = _need(wanted, missing, view, limits)
         self._slots = sum(member.slots for member in missing)
 
     def enough(self, gone: Iterable[Unit]) -> bool:
@@ -115,17 +121,35 @@ class _Room:
         if not memory.fits(room, server.budget) or (
             server.max_models and slots_used(firm, self._specs) + self._slots > server.max_models
         ):
-            names = ", ".join(str(replica.unit) for replica in firm if replica.unit not in wanted)
-            return Blocked(f"on {server.id} the room is taken by what is pinned: {names}")
+            names = ", ".join(sorted(str(r.unit) for r in firm if r.unit not in wanted))
+            taken = f"what is pinned: {names}" if names else "its own parts, larger than expected"
+            return Blocked(f"on {server.id} the room is taken by {taken}")
         return Wait(f"everything on {server.id} is about to be used or about to leave")
 
 
+def _need(
+    wanted: set[Unit], missing: tuple[UnitSpec, ...], view: ServerView, limits: Limits
+) -> Memory:
+    """What `missing` is to have room for. Guesses that add up to more than there is, beside those
+    of `wanted` that are there already, are cut: the parts load one by one, and are measured."""
+    budget = view.server.budget
+    total = memory.total(reservation(member, budget, limits) for member in missing)
+    certain = memory.total(
+        reservation(member, budget, limits) for member in missing if member.size_known
+    )
+    there = reserved(replica for unit, replica in view.replicas.items() if unit in wanted)
+    most = {name: limit - there.get(name, 0) for name, limit in budget.items()}
+    cut = {name: min(amount, most.get(name, amount)) for name, amount in total.items()}
+    return memory.highest(cut, certain)
+
+
 def _refusal(family: set[Unit], wanted: set[Unit], view: ServerView) -> Wait | Blocked | None:
-    for unit in family:
+    for unit in sorted(family):
         if unit in wanted:
             return Blocked(f"{unit} needs another version of the same model on {view.server.id}")
         if view.protected.get(unit) == PINNED:
             return Blocked(f"{unit} is pinned on {view.server.id} and has another config")
+    for unit in sorted(family):
         if unit in view.protected or view.replicas[unit].state is not State.READY:
             return Wait(f"{unit} is {view.protected.get(unit, 'changing')} on {view.server.id}")
     return None
@@ -149,9 +173,9 @@ def families(excluded: set[Unit], view: ServerView, specs: Specs) -> list[frozen
     return [family for _, _, family in found]
 
 
-def _closed(gone: set[Unit], view: ServerView, specs: Specs) -> bool:
-    """Whether nothing stays that needs something of `gone`."""
-    return all(holders(unit, view.replicas, specs) <= gone for unit in gone)
+def _parts(unit: Unit, among: Iterable[Unit], view: ServerView, specs: Specs) -> set[Unit]:
+    """What of `among` has to stay where `unit` stays."""
+    return {part for part in among if unit in holders(part, view.replicas, specs)}
 
 
 def ensembles_first(gone: Iterable[Unit], view: ServerView, specs: Specs) -> tuple[Unit, ...]:

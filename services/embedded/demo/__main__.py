@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from services.embedded.demo import script, traces
 from services.embedded.demo.asking import Answer, Asker
 from services.embedded.demo.display import Display, summary
 from services.embedded.demo.script import NoExamples, Script
-from services.embedded.demo.stack import DemoStack, Interrupted
+from services.embedded.demo.stack import DemoStack, Interrupted, NotUp
 from services.embedded.errors import CannotStart
 from shoal.cli.collector import CollectorAway
 from shoal.cli.waterfall import waterfall
@@ -37,11 +36,10 @@ def main(words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except Interrupted as interrupted:
-        display.say("Stopped before its end. Nothing runs any more.")
         return interrupted.exit_status
     except NoExamples as error:
         return _failed(str(error), _EXIT_UNAVAILABLE)
-    except CannotStart as error:
+    except (NotUp, CannotStart) as error:
         return _failed(str(error), error.exit_status)
     except (CallFailed, CollectorAway, OSError) as error:
         return _failed(str(error), _EXIT_WRONG)
@@ -53,17 +51,10 @@ def _demo(asked: Script, given: argparse.Namespace, display: Display) -> int:
         f"Starting Shoal on free ports: {asked.models} models, one Triton with room for {places}."
     )
     stack = DemoStack(asked.repository, places, display.say)
-    with stack.signals():
-        try:
-            with stack, stack.interruptible():
-                document = _shown(stack, asked, places, display)
-                if given.json:
-                    given.json.write_text(json.dumps(document, indent=1))
-                display.say("\nStopping everything.")
-                began = time.monotonic()
-        except RuntimeError as error:  # `shoal up` ended; its output is in the text
-            return _failed(str(error), stack.process.returncode or _EXIT_UNAVAILABLE)
-    display.say(f"Stopped after {time.monotonic() - began:.1f} s. Nothing runs any more.")
+    with stack.signals(), stack:
+        document = _shown(stack, asked, places, display)
+        if given.json:
+            given.json.write_text(json.dumps(document, indent=1))
     return 0 if all(not one["wrong"] for one in document["requests"]) else _EXIT_WRONG
 
 
@@ -74,7 +65,7 @@ def _shown(stack: DemoStack, asked: Script, places: int, display: Display) -> di
     answers = []
     with closing(Asker(stack.router_grpc, stack.controller, asked.repository)) as asker:
         for question in asked.questions:
-            with display.asking(question.name):
+            with display.asking(question.name), stack.interruptible():
                 answers.append(asker.ask(question))
             display.answer(answers[-1])
     display.say()
@@ -104,14 +95,16 @@ def _traced(stack: DemoStack, answers: Sequence[Answer], display: Display) -> di
     if shown is not None:
         display.say(f"Where the time went, in a cold request for {shown.question.name}:\n")
         wanted = traces.COLD | ({"evict"} if shown.evicted else set())
-        spans = traces.whole(address, shown.trace_id, wanted, _SPANS_WITHIN)
+        with stack.interruptible():
+            spans = traces.whole(address, shown.trace_id, wanted, _SPANS_WITHIN)
         # There is one of each service: which one it is says nothing.
         plain = [{**span, "instance": ""} for span in spans]
         display.show(waterfall(plain, display.console.width))
         if absent := traces.missing(spans, wanted):
             display.say(f"Not received within {_SPANS_WITHIN:g} s: {', '.join(absent)}", "red")
         display.say()
-    counts = traces.received(address, [answer.trace_id for answer in answers], _SPANS_WITHIN)
+    with stack.interruptible():
+        counts = traces.received(address, [answer.trace_id for answer in answers], _SPANS_WITHIN)
     display.say(
         f"Traces: {len(counts)} of {len(answers)}, {sum(counts.values())} spans, went over OTLP to "
         f"http://{address}, the stack's own collector;\nwith `shoal up`, `shoal trace ID` shows "

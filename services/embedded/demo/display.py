@@ -15,9 +15,9 @@ from services.embedded.demo.script import Script
 
 _PIPE_WIDTH: Final = 120  # cells
 _GAP: Final = 2
+_NARROWEST: Final = 8
 _HEADINGS: Final = ("model", "asked", "answered", "", "", "ms", "trace", "evicted for it")
 _FIXED: Final = {0: 17, 3: 1, 4: 4, 5: 6, 6: 8}  # cells of a column; the others share the rest
-_SHARES: Final = {1: 23, 2: 25, 7: 22}
 _TRACE: Final = 6
 _TRACE_FROM: Final = 110  # cells; narrower, there is no room for the traces' column
 _SHORT_ID: Final = 8
@@ -105,5 +105,5 @@ def _timed(milliseconds: Sequence[float], word: str) -> str:
 def _widths(width: int, columns: Sequence[int]) -> dict[int, int]:
     fixed = {column: cells for column, cells in _FIXED.items() if column in columns}
     free = width - sum(fixed.values()) - _GAP * (len(columns) - 1)
-    shares = sum(_SHARES.values())
-    return fixed | {column: max(8, free * share // shares) for column, share in _SHARES.items()}
+    shared = [column for column in columns if column not in fixed]
+    return fixed | dict.fromkeys(shared, max(_NARROWEST, free // len(shared)))

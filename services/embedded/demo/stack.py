@@ -19,6 +19,8 @@ _SAME_WISH: Final = 0.3
 _UNSET: Final = {"SHOAL_DATA": "", "SHOAL_REPOSITORY": ""}
 # Milliseconds between two sendings of spans: a trace is to be whole soon.
 _BATCH_DELAY: Final = "100"
+_EXIT_LATE: Final = 70  # as `shoal up` where a part does not come up
+STOP_WITHIN: Final = 60.0  # seconds; as BackgroundStack's own
 
 
 class Interrupted(BaseException):
@@ -29,12 +31,19 @@ class Interrupted(BaseException):
         self.exit_status = 128 + number
 
 
+class NotUp(Exception):
+    """The stack did not come up; its output is in the text."""
+
+    def __init__(self, text: str, exit_status: int) -> None:
+        super().__init__(text)
+        self.exit_status = exit_status
+
+
 class DemoStack(BackgroundStack):
     """One Triton with room for `places` models; `say` is told of every part that is ready.
 
-    Signals that come while it starts end the start, with Interrupted; those that come in
-    `interruptible` end that. Any other waits for what is being done, and a second one, while the
-    stack stops, kills it at once.
+    A signal raises Interrupted while it starts, and in or at the next `interruptible`. Another one,
+    or one while it stops, kills it at once.
     """
 
     def __init__(self, repository: Path, places: int, say: Callable[[str], None]) -> None:
@@ -53,14 +62,34 @@ class DemoStack(BackgroundStack):
         self._number = 0
         self._since = 0.0
         self._raising = False
+        self._stopping = False
+
+    def stop(self, within: float = STOP_WITHIN) -> int:
+        if self.process.poll() is not None:
+            return super().stop(within)
+        self._stopping = True
+        began = time.monotonic()
+        try:
+            self._say("\nStopping everything. Ctrl-C kills it at once.")
+        finally:
+            status = super().stop(within)
+        self._say(f"Stopped after {time.monotonic() - began:.1f} s. Nothing runs any more.")
+        return status
 
     def wait_for(self, holds: Callable[[Announced], bool], within: float) -> Announced:
+        """Raises NotUp."""
+
         def told_and_holds(now: Announced) -> bool:
             self._raise_pending()
             self._tell(now)
             return holds(now)
 
-        return super().wait_for(told_and_holds, within)
+        try:
+            return super().wait_for(told_and_holds, within)
+        except RuntimeError as error:
+            raise NotUp(str(error), self.process.returncode) from error
+        except TimeoutError as error:
+            raise NotUp(str(error), _EXIT_LATE) from error
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
@@ -91,8 +120,10 @@ class DemoStack(BackgroundStack):
             if self._raising:
                 self._raising = False
                 raise Interrupted(number)
+            if self._stopping:
+                self.process.send_signal(number)
         elif now - self._since > _SAME_WISH:
-            self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(number)
 
     def _tell(self, now: Announced) -> None:
         for event in now.events[self._told :]:

@@ -10,7 +10,8 @@ from services.embedded.demo.script import Array
 
 Arrays = Mapping[str, Array]
 
-_SHOWN: Final = 8  # values, or characters of a text
+_SHOWN: Final = 8  # values
+_QUOTED: Final = 12  # characters
 _BYTES: Final = 256  # the features of a file are its bytes; this value and above is padding
 
 
@@ -39,22 +40,21 @@ def _labelled(outputs: Arrays) -> str:
     return f"{_text(outputs['LABEL'].flat[0])} {_percent(outputs['SCORE'].flat[0])}"
 
 
-def _counted(outputs: Arrays) -> str:
-    words = int(outputs["COUNTS"][0][1])
-    return f"{words} words, longest {_quoted(outputs['LONGEST_WORD'].flat[0])}"
+def _longest(outputs: Arrays) -> str:
+    return f"longest word {_quoted(outputs['LONGEST_WORD'].flat[0])}"
 
 
 _DESCRIBED: Final[Mapping[str, Callable[[Arrays], str]]] = {
     "file_type": _labelled,
     "file_label": _labelled,
-    "text_stats": _counted,
+    "text_stats": _longest,
 }
 
 
 def _best(scores: Array, labels: list[str]) -> str:
     """The light models have constant weights: all their scores are the same."""
     if np.ptp(scores) == 0:
-        return f"{scores.size} scores, each {scores[0]:.4g}"
+        return f"{scores.size} scores of {scores[0]:.3g}"
     best = int(scores.argmax())
     return f"{labels[best] if labels else f'class {best}'} {_percent(scores[best])}"
 
@@ -69,17 +69,17 @@ def _labels(folder: Path, count: int) -> list[str]:
 
 def _some(array: Array) -> str:
     if array.size <= _SHOWN:
-        return "[" + ", ".join(f"{value:.6g}" for value in array.flat) + "]"
+        return "[" + ", ".join(f"{value:.6g}".replace("e+0", "e") for value in array.flat) + "]"
     if array.dtype.kind == "i":
-        start = bytes(value for value in array.ravel()[: 2 * _SHOWN].tolist() if value < _BYTES)
-        return f"{_quoted(start)}, {array.size} ints"
+        start = bytes(value for value in array.ravel()[: 2 * _QUOTED].tolist() if value < _BYTES)
+        return f"{_quoted(start)} as ints"
     return f"{array.size} scores"
 
 
 def _quoted(value: bytes) -> str:
     first = _text(value).partition("\n")[0]
-    whole = first[: 2 * _SHOWN].strip()
-    return f"`{whole}…`" if len(whole) < len(_text(value).strip()) else f"`{whole}`"
+    shown = first[:_QUOTED].strip()
+    return f"`{shown}…`" if len(shown) < len(_text(value).strip()) else f"`{shown}`"
 
 
 def _text(value: bytes) -> str:

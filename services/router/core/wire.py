@@ -10,7 +10,6 @@ from typing import Final, NamedTuple
 # Field numbers of inference.ModelInferRequest; in ModelInferResponse the first two are the same.
 MODEL_NAME: Final = 1
 MODEL_VERSION: Final = 2
-REQUEST_ID: Final = 3
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _VARINT_BYTES: Final = 10

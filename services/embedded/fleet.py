@@ -1,0 +1,76 @@
+"""What the Controller says of the servers, for whoever watches `shoal up`."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import grpc
+
+from services.common import channels
+from services.embedded import readiness
+from shoal.controller.v1 import controller_service_pb2 as wire
+from shoal.controller.v1 import types_pb2
+from shoal.controller.v1.controller_service_pb2_grpc import ControllerServiceStub
+
+if TYPE_CHECKING:  # the generated module has the name for type checkers alone
+    from shoal.controller.v1.controller_service_pb2_grpc import ControllerServiceAsyncStub
+
+ATTACH_WITHIN: Final = 20.0  # seconds; a server that never answers is another part's failure
+_POLL: Final = 0.05  # seconds
+_ANSWER: Final = 2.0  # seconds
+
+_SETTLED: Final = frozenset({types_pb2.SERVER_STATE_HEALTHY, types_pb2.SERVER_STATE_UNUSABLE})
+_TOLD: Final = {
+    types_pb2.EVENT_KIND_SERVER_LOST: "is lost",
+    types_pb2.EVENT_KIND_SERVER_UNUSABLE: "cannot be used",
+    types_pb2.EVENT_KIND_SERVER_HEALTHY: "is used",
+    types_pb2.EVENT_KIND_LOAD_FAILED: "could not be loaded",
+}
+
+
+async def controller_ready(address: str) -> None:
+    """Until the Controller serves and has taken every server in, or found that it can't."""
+    await readiness.grpc_serving(address)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(ATTACH_WITHIN), channels.control(address) as channel:
+            stub = ControllerServiceStub(channel)
+            while True:
+                if await _settled(stub):
+                    return
+                await asyncio.sleep(_POLL)
+
+
+async def _settled(stub: "ControllerServiceAsyncStub") -> bool:
+    try:
+        servers = await _servers(stub)
+    except grpc.aio.AioRpcError:
+        return False
+    return all(server.state in _SETTLED for server in servers)
+
+
+async def _servers(stub: "ControllerServiceAsyncStub") -> list[types_pb2.Server]:
+    request = wire.ListServersRequest(page_size=1000)
+    return list((await stub.ListServers(request, timeout=_ANSWER)).servers)
+
+
+async def tell(address: str, say: Callable[[str], None]) -> None:
+    """Say what happens to servers, and which loads fail, for ever."""
+    async with channels.control(address) as channel:
+        stub = ControllerServiceStub(channel)
+        while True:
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                await _tell(stub, say)
+            await asyncio.sleep(_POLL)
+
+
+async def _tell(stub: "ControllerServiceAsyncStub", say: Callable[[str], None]) -> None:
+    events = stub.WatchEvents(wire.WatchEventsRequest(), wait_for_ready=True)
+    for server in await _servers(stub):
+        if server.state == types_pb2.SERVER_STATE_UNUSABLE:
+            say(f"{server.name.partition('/')[2]} cannot be used: {server.state_reason}")
+    async for response in events:
+        event = response.event
+        if event.kind in _TOLD:
+            about = event.version or event.server
+            say(f"{about.partition('/')[2]} {_TOLD[event.kind]}: {event.reason}")
