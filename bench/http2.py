@@ -77,9 +77,13 @@ class Connection:
         self._windows: dict[int, int] = {}  # of streams whose body isn't all sent
         self._unsent: deque[tuple[int, int]] = deque()  # stream, and where its body goes on
         self._out: deque[memoryview] = deque()
-        settings = ((_HEADER_TABLE_SIZE, 0), (_ENABLE_PUSH, 0))
-        settings += ((_INITIAL_WINDOW_SIZE, _LARGEST_WINDOW), (_MAX_FRAME_SIZE, 1 << 20))
-        payload = b"".join(struct.pack(">HI", *setting) for setting in settings)
+        settings = {
+            _HEADER_TABLE_SIZE: 0,
+            _ENABLE_PUSH: 0,
+            _INITIAL_WINDOW_SIZE: _LARGEST_WINDOW,
+            _MAX_FRAME_SIZE: 1 << 20,
+        }
+        payload = b"".join(struct.pack(">HI", *setting) for setting in settings.items())
         more = struct.pack(">I", _LARGEST_WINDOW - _DEFAULT_WINDOW)
         self.socket.sendall(_PREFACE + frame(SETTINGS, 0, 0, payload))
         self.socket.sendall(frame(WINDOW_UPDATE, 0, 0, more))

@@ -5,6 +5,7 @@ one of figures by the same generator.
 """
 
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -41,6 +42,14 @@ def available() -> str:
     return "h2load" if shutil.which("h2load") else "python"
 
 
+def described(generator: str) -> str:
+    """With its version."""
+    if generator != "h2load":
+        return "bench/generator.py"
+    said = subprocess.run(["h2load", "--version"], capture_output=True, text=True, check=True)
+    return said.stdout.strip()
+
+
 def send(generator: str, address: str, workload: Workload, message: bytes, requests: int) -> Load:
     """Sends `message` to ModelInfer at `address` so many times. Raises Failed."""
     run = _h2load if generator == "h2load" else _python
@@ -56,7 +65,7 @@ def _python(address: str, workload: Workload, message: bytes, requests: int) -> 
     output = subprocess.run(
         [sys.executable, "-P", "-m", "bench.generator", address, *map(str, numbers)],
         input=message,
-        env={"PYTHONPATH": str(_ROOT)},
+        env={**os.environ, "PYTHONPATH": str(_ROOT)},
         capture_output=True,
         timeout=_WITHIN,
         check=True,

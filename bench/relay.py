@@ -12,6 +12,7 @@ tuning.before_grpc()
 import asyncio
 import signal
 import sys
+from typing import Any
 
 import grpc
 import uvloop
@@ -29,12 +30,12 @@ async def relay(upstream: str) -> None:
     options = (*tuning.SERVER_OPTIONS, ("grpc.max_receive_message_length", -1))
     server = grpc.aio.server(options=options)
     async with grpc.aio.insecure_channel(upstream, options=tuning.CHANNEL_OPTIONS) as channel:
-        forward = channel.unary_unary(MODEL_INFER)
+        forward: Any = channel.unary_unary(MODEL_INFER)
 
-        async def answer(request: bytes, _: object) -> bytes:
+        async def answer(request: bytes, _: object) -> Any:
             return await forward(request)
 
-        handlers = {METHOD: grpc.unary_unary_rpc_method_handler(answer)}
+        handlers: dict[str, Any] = {METHOD: grpc.unary_unary_rpc_method_handler(answer)}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()

@@ -9,7 +9,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import grpc
 from tritonclient.grpc import service_pb2
@@ -24,9 +24,9 @@ from services.embedded.background import BackgroundStack
 from services.embedded.ports import Claims
 from services.embedded.settings import StackSettings
 
-ROUTER: Final = "router"
-ROUTER_1: Final = "router, 1 % traced"
-ROUTER_100: Final = "router, 100 % traced"
+ROUTER: Final = "router"  # that traces nothing
+ROUTER_1: Final = "router, 1 %"
+ROUTER_100: Final = "router, 100 %"
 
 _ROOT: Final = Path(__file__).resolve().parents[1]
 _START_WITHIN: Final = 30.0  # seconds
@@ -129,7 +129,7 @@ def _check(variant: Variant) -> None:
     """Waits until it answers, and compares an answer of every workload's size."""
     deadline = time.monotonic() + _START_WITHIN
     with grpc.insecure_channel(variant.address, options=_OPTIONS) as channel:
-        infer = channel.unary_unary(PATH)
+        infer: Any = channel.unary_unary(PATH)
         for workload in WORKLOADS:
             while True:
                 try:

@@ -165,7 +165,8 @@ def file_type() -> Example:
             "LABEL": byte_strings(PYTHON_LABEL).reshape(1, 1),
             "SCORE": np.array([[PYTHON_SCORE]], dtype=np.float32),
         },
-        rtol=1e-4,
+        # onnxruntime itself answers this model's batches of several by up to 0.00052 otherwise.
+        atol=1e-3,
     )
 
 

@@ -1,8 +1,8 @@
 """The placement table on disk: what is kept of the stream, and what is believed of it later."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +97,17 @@ async def writing(kept: TableFile) -> AsyncIterator[None]:
 
 
 async def seen(holds: Callable[[], object]) -> None:
-    """The disk tells nobody when it changes."""
     async with asyncio.timeout(10):
-        while not holds():
+        while not holds():  # noqa: ASYNC110  (a disk tells nobody when it changes)
             await asyncio.sleep(0.005)
+
+
+def content(path: Path) -> Message:
+    return Message.FromString(path.read_bytes())
+
+
+def files(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
 
 
 async def written(path: Path, *messages: Message) -> Message:
@@ -110,7 +117,7 @@ async def written(path: Path, *messages: Message) -> Message:
         kept.keep(message)
     async with writing(kept):
         await seen(path.exists)
-    return Message.FromString(path.read_bytes())
+    return content(path)
 
 
 # --- keeping --------------------------------------------------------------------------------------
@@ -121,7 +128,7 @@ SERVERS = {"t0": "127.0.0.1:1", "t1": "127.0.0.1:2"}
 async def test_a_snapshot_is_kept_as_it_came(tmp_path: Path) -> None:
     message = snapshot({"m": ["t0"], "n": []}, SERVERS)
     assert await written(tmp_path / "table", message) == message
-    assert list(tmp_path.iterdir()) == [tmp_path / "table"], "nothing else is left"
+    assert files(tmp_path) == ["table"], "nothing else is left"
 
 
 async def test_a_folder_that_is_missing_is_made(tmp_path: Path) -> None:
@@ -183,7 +190,7 @@ async def test_a_checkpoint_alone_is_not_worth_a_file(tmp_path: Path) -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await kept.write()
-    assert list(tmp_path.iterdir()) == []
+    assert files(tmp_path) == []
 
 
 async def test_a_disk_that_takes_nothing_is_no_end(
@@ -233,12 +240,6 @@ async def triton_named(servicer: Named) -> AsyncIterator[str]:
         await server.stop(0)
 
 
-@contextmanager
-def quiet() -> Iterator[list[Any]]:
-    with capture_logs() as logged:
-        yield logged
-
-
 async def restored(path: Path) -> tuple[Table, bool]:
     table = Table()
     return table, await TableFile(path).restore(table)
@@ -248,7 +249,7 @@ async def test_what_was_kept_is_restored(tmp_path: Path) -> None:
     async with triton_named(Named("t0")) as address:
         message = snapshot({"m": ["t0"], "n": []}, {"t0": address}, 4)
         await written(tmp_path / "table", message)
-        with quiet() as logged:
+        with capture_logs() as logged:
             table, there = await restored(tmp_path / "table")
     assert there
     assert table == table_of(message)
@@ -260,7 +261,7 @@ async def test_only_servers_that_are_still_who_they_were_are_believed(tmp_path: 
     async with triton_named(Named("t0")) as right, triton_named(Named("other")) as wrong:
         servers = {"t0": right, "t1": wrong, "t2": "127.0.0.1:1"}
         await written(tmp_path / "table", snapshot({"m": ["t0", "t1"], "n": ["t1", "t2"]}, servers))
-        with quiet():
+        with capture_logs():
             table, there = await restored(tmp_path / "table")
     assert there
     assert table.holds(replica("t0", "m"))
@@ -278,7 +279,7 @@ async def test_a_server_that_says_nothing_is_not_waited_for(
     silent.speak.clear()
     async with triton_named(silent) as address:
         await written(tmp_path / "table", snapshot({"m": ["t0"]}, {"t0": address}))
-        with quiet():
+        with capture_logs():
             table, there = await restored(tmp_path / "table")
     assert there
     assert not table.holds(replica("t0", "m"))
@@ -303,7 +304,7 @@ async def test_the_controller_may_come_while_servers_are_asked(tmp_path: Path) -
 async def test_a_controller_of_a_later_epoch_replaces_what_was_restored(tmp_path: Path) -> None:
     async with triton_named(Named("t0")) as address:
         await written(tmp_path / "table", snapshot({"m": ["t0"]}, {"t0": address}, 90))
-        with quiet():
+        with capture_logs():
             table, _ = await restored(tmp_path / "table")
     with pytest.raises(StaleEpoch):
         table.apply(change_of(snapshot({}, {}, 99, epoch=6)))
@@ -312,7 +313,7 @@ async def test_a_controller_of_a_later_epoch_replaces_what_was_restored(tmp_path
 
 
 async def test_without_a_file_there_is_nothing_to_restore(tmp_path: Path) -> None:
-    with quiet() as logged:
+    with capture_logs() as logged:
         table, there = await restored(tmp_path / "table")
     assert not there
     assert table.revision == NONE
@@ -337,7 +338,7 @@ GOOD = snapshot({"m": ["t0"]}, {}).SerializeToString()
 )
 async def test_a_damaged_file_is_not_used_and_not_fatal(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "table").write_bytes(content)
-    with quiet() as logged:
+    with capture_logs() as logged:
         table, there = await restored(tmp_path / "table")
     assert not there
     assert table == Table()
@@ -346,6 +347,6 @@ async def test_a_damaged_file_is_not_used_and_not_fatal(tmp_path: Path, content:
 
 async def test_a_file_that_cannot_be_read_is_not_fatal(tmp_path: Path) -> None:
     (tmp_path / "table").mkdir()
-    with quiet() as logged:
+    with capture_logs() as logged:
         table, there = await restored(tmp_path / "table")
     assert (there, table, len(logged)) == (False, Table(), 1)
