@@ -7,29 +7,43 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 import uvloop
+from pydantic import ValidationError
 
 from services.common import logs, telemetry
-from services.common.rpc import PortTaken
+from services.common.ports import PortTaken
+from services.common.variables import BadVariable
 
 EXIT_PORT_TAKEN = 75  # EX_TEMPFAIL: another program holds the port
+EXIT_BAD_SETTINGS = 78  # EX_CONFIG
 
 _log = structlog.get_logger(__name__)
 
 
 def run(service: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
     """Run `main(stop)` until it returns; SIGTERM and SIGINT set `stop`. Returns the exit status."""
-    logs.configure(service)
-    telemetry.configure(service)
+    try:
+        logs.configure(service)
+        telemetry.configure(service)
+    except BadVariable as error:
+        _log.error("cannot start", error=str(error))
+        return EXIT_BAD_SETTINGS
     status = 0
     try:
         uvloop.run(_until_stopped(main))
     except* PortTaken as group:
-        for error in _leaves(group):
-            _log.error("cannot start", error=str(error))
+        _say_why(group)
         status = EXIT_PORT_TAKEN
+    except* ValidationError as group:
+        _say_why(group)
+        status = EXIT_BAD_SETTINGS
     finally:
         telemetry.shutdown()
     return status
+
+
+def _say_why(group: BaseExceptionGroup[BaseException]) -> None:
+    for error in _leaves(group):
+        _log.error("cannot start", error=str(error))
 
 
 async def _until_stopped(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:

@@ -8,7 +8,7 @@ import inspect
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import grpc
 import structlog
@@ -20,13 +20,15 @@ from services.common import metrics, telemetry
 from services.common.caller import LOCAL, Caller, CallerPolicy
 from services.common.channels import KEEPALIVE, MAX_CONTROL_MESSAGE
 from services.common.errors import ShoalError
-from services.common.ports import PortTaken as PortTaken
 from services.common.ports import listen
 from services.common.status import abort, grpc_code
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 current_caller: ContextVar[Caller] = ContextVar("current_caller", default=LOCAL)
+
+# The context gives the number alone.
+_CODE_NAMES: Final[dict[Any, str]] = {code.value[0]: code.name for code in grpc.StatusCode}
 
 _log = structlog.get_logger(__name__)
 _tracer = trace.get_tracer("shoal.rpc")
@@ -201,6 +203,8 @@ class _Call:
                     grpc.StatusCode.INTERNAL,
                     f"{self._method} failed inside the service: its log has the details",
                 )
+            elif isinstance(error, grpc.aio.AbortError):
+                code = _CODE_NAMES.get(self._context.code(), "UNKNOWN")
             elif error is not None:
                 code = "CANCELLED"
         finally:
