@@ -40,7 +40,7 @@ demo: setup ## Send real inputs to more models than fit, and show what happens
 
 .PHONY: test
 test: setup ## All tests but the heavy ones, against the real Triton
-	@exec $(BIN)/pytest -m "not soak" $(ARGS)
+	@exec $(BIN)/pytest -m "not soak" -n 2 --dist loadfile $(ARGS)
 
 .PHONY: soak
 soak: setup ## The heavy counts; results go to bench/RESULTS.md

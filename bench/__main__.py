@@ -35,7 +35,7 @@ def main(words: Sequence[str]) -> int:
     about["load"] += f"; load average before: {busy:.1f}"
     found = summaries(samples)
     for table in report.tables(found):
-        console.print(table)
+        console.print(table, "")
     console.print(report.LEGEND, highlight=False)
     for name, text in about.items():
         console.print(f"{name}: {text}", highlight=False)

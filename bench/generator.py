@@ -2,23 +2,33 @@
 
     python -m bench.generator HOST:PORT CONNECTIONS STREAMS REQUESTS < MESSAGE
 
-MESSAGE is a serialized ModelInferRequest. Prints JSON: `seconds` from the first request to the last
-answer, `cpu_seconds` of this process meanwhile, `latencies` in seconds, `failed`.
+MESSAGE is a serialized ModelInferRequest. Prints the fields of Generated as JSON.
 """
 
 import json
 import selectors
 import sys
 import time
+from typing import NamedTuple
 
 from bench.http2 import Connection
 
 PATH = "/inference.GRPCInferenceService/ModelInfer"
 
 
+class Generated(NamedTuple):
+    """`seconds`: from the first request to the last answer. `cpu_seconds`: of this process,
+    meanwhile. `latencies`: in seconds."""
+
+    seconds: float
+    cpu_seconds: float
+    latencies: list[float]
+    failed: int
+
+
 def generate(
     address: str, connections: int, streams: int, requests: int, message: bytes
-) -> dict[str, object]:
+) -> Generated:
     """Raises http2.Broken. An answer whose size is not the first one's counts as failed."""
     opened = [Connection(address, PATH, message) for _ in range(connections)]
     selector = selectors.EpollSelector()
@@ -54,11 +64,11 @@ def generate(
         connection.close()
     right = next(iter(sizes))
     failed = requests - sizes[right] if right else requests
-    return {"seconds": seconds, "cpu_seconds": cpu, "latencies": latencies, "failed": failed}
+    return Generated(seconds, cpu, latencies, failed)
 
 
 if __name__ == "__main__":
     address, *numbers = sys.argv[1:]
     connections, streams, requests = map(int, numbers)
     found = generate(address, connections, streams, requests, sys.stdin.buffer.read())
-    json.dump(found, sys.stdout)
+    json.dump(found._asdict(), sys.stdout)

@@ -107,22 +107,27 @@ def _router(up: BackgroundStack, name: str, ratio: float | None) -> Iterator[Var
 
 @contextlib.contextmanager
 def _process(command: list[str], settings: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Ends with this process, however that ends."""
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-S", launcher.__file__, str(os.getpid()), *command],
-        env={**os.environ, "PYTHONPATH": str(_ROOT), **settings},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-    )
-    try:
-        yield process
-    finally:
-        process.terminate()
+    """Ends with this process, however that ends. What it wrote is told when something Failed."""
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", launcher.__file__, str(os.getpid()), *command],
+            env={**os.environ, "PYTHONPATH": str(_ROOT), **settings},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+        )
         try:
-            process.wait(_STOP_WITHIN)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            yield process
+        except Failed as failed:
+            log.seek(0)
+            raise Failed(f"{failed}\n{log.read()[-2000:].decode(errors='replace')}") from failed
+        finally:
+            process.terminate()
+            try:
+                process.wait(_STOP_WITHIN)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def _check(variant: Variant) -> None:

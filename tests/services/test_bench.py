@@ -1,0 +1,151 @@
+"""The bench's own arithmetic and load generator; no figure is asserted."""
+
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import pytest
+from rich.console import Console
+
+from bench import report, workloads
+from bench.generator import PATH, generate
+from bench.http2 import DATA, END_STREAM, Broken, Connection, frame, grpc_headers
+from bench.rounds import Sample, order, percentile, summaries
+from services.embedded.ports import LOOPBACK
+
+
+def sample(number: int, variant: str, rate: float, proxy_cpu: float | None = None) -> Sample:
+    return Sample(number, "many", variant, rate, 1e6 / rate, 3e6 / rate, proxy_cpu, 70.0, 5.0)
+
+
+SAMPLES = [
+    sample(1, "direct", 1000),
+    sample(1, "relay", 300, 100),
+    sample(1, "router", 240, 120),
+    sample(1, "router", 260, 140),
+    sample(1, "relay", 300, 100),
+    sample(1, "direct", 1000),
+    sample(2, "direct", 500),
+    sample(2, "relay", 200, 200),
+    sample(2, "router", 250, 220),
+    sample(2, "router", 250, 220),
+    sample(2, "relay", 200, 200),
+    sample(2, "direct", 500),
+]
+
+
+def test_a_round_goes_there_and_back() -> None:
+    assert order(["a", "b", "c"]) == ["a", "b", "c", "c", "b", "a"]
+    assert order(["a", "b"]) == ["a", "b", "b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0.0, 1), (0.5, 5), (0.51, 6), (0.99, 10), (1.0, 10)]
+)
+def test_percentiles_are_values_that_were_seen(share: float, expected: int) -> None:
+    assert percentile(range(1, 11), share) == expected
+    assert percentile([7.0], share) == 7.0
+
+
+def test_ratios_are_to_the_same_round() -> None:
+    direct, relay, router = summaries(SAMPLES)
+    assert (direct.of_direct, direct.over_relay, direct.proxy_cpu) == (1.0, None, None)
+    assert relay.over_relay == 1.0
+    assert router.of_direct == pytest.approx((0.25 + 0.5) / 2)
+    assert router.spread == (0.25, 0.5)
+    assert router.over_relay == pytest.approx((1.3 + 1.1) / 2)
+    assert router.rate == 250
+
+
+def test_without_a_base_there_is_no_ratio() -> None:
+    (only,) = summaries([sample(1, "router", 100, 50)])
+    assert (only.of_direct, only.spread, only.times_direct, only.over_relay) == (None,) * 4
+    assert report.cells(only)["of direct"] == ""
+
+
+def test_the_table_fits_a_terminal_and_the_section_has_every_row() -> None:
+    found = summaries(SAMPLES)
+    console = Console(width=80, file=io.StringIO(), record=True)
+    for table in report.tables([one._replace(variant="router, 100 %") for one in found]):
+        console.print(table)
+    text = console.export_text()
+    assert "…" not in text
+    assert text.count("router, 100 %") == 3
+    section = report.section("2026-01-01: a title", {"machine": "2 cores"}, found)
+    assert section.startswith("## 2026-01-01: a title\n\n- machine: 2 cores\n")
+    rows = [line for line in section.splitlines() if line.startswith("| ")]
+    assert {line.count("|") for line in rows} == {len(report.COLUMNS) + 1}
+    assert "0.25 to 0.50" in section
+
+
+def test_requests_are_answered_with_what_was_sent() -> None:
+    asked = workloads.service_pb2.ModelInferRequest.FromString(workloads.request(16))
+    assert len(asked.raw_input_contents[0]) == 64
+    answer = workloads.service_pb2.ModelInferResponse(raw_output_contents=asked.raw_input_contents)
+    answer.outputs.add(name="OUTPUT", shape=[1, 16])
+    assert workloads.is_right(16, answer.SerializeToString())
+    answer.raw_output_contents[0] = bytes(64)
+    assert not workloads.is_right(16, answer.SerializeToString())
+
+
+def test_frames_are_those_of_http2() -> None:
+    assert frame(DATA, END_STREAM, 5, b"x" * 70_000)[:9] == bytes.fromhex("011170000100000005")
+    block = grpc_headers("h:1", "/" + "p" * 200)
+    assert block.startswith(b"\x83\x86\x04\x7f\x4a/ppp")  # 127 + 74 = 201 characters
+
+
+class Echo(grpc.GenericRpcHandler):
+    """Answers with the request; refuses `no`."""
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        assert handler_call_details.method == PATH
+
+        def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
+            if request == b"no":
+                context.abort(grpc.StatusCode.NOT_FOUND, "no")
+            return request
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)]
+    server = grpc.server(ThreadPoolExecutor(4), handlers=[Echo()], options=options)
+    port = server.add_insecure_port(f"{LOOPBACK}:0")
+    server.start()
+    yield f"{LOOPBACK}:{port}"
+    server.stop(0).wait()
+
+
+@pytest.mark.parametrize(
+    ("connections", "streams", "requests", "size"),
+    [(1, 1, 5, 10), (2, 4, 50, 100), (3, 4, 2, 0), (2, 2, 12, 700_000)],
+)
+def test_the_generator_speaks_to_a_real_server(
+    address: str, connections: int, streams: int, requests: int, size: int
+) -> None:
+    found = generate(address, connections, streams, requests, b"x" * size)
+    assert found.failed == 0
+    assert len(found.latencies) == requests
+    assert 0 < max(found.latencies) <= found.seconds
+
+
+def test_errors_count_as_failed(address: str) -> None:
+    assert generate(address, 1, 2, 6, b"no").failed == 6
+
+
+def test_a_closed_connection_is_noticed(address: str) -> None:
+    connection = Connection(address, PATH, b"x")
+    connection.socket.setblocking(True)
+    connection.socket.sendall(b"no HTTP/2 at all, of no sense to a server")
+
+    def read_on() -> None:
+        while True:
+            list(connection.answers())
+
+    with pytest.raises(Broken):
+        read_on()
+    connection.close()
