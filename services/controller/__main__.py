@@ -91,7 +91,7 @@ async def _serve(
             verify=lambda server: watches[server].verify(),
             measure=lambda server: footprints.measure(server),
         )
-        local = (server.id for server in settings.servers if server.local)
+        local = {server.id: server.address for server in settings.servers if server.local}
         footprints = FootprintWatch(loop, local, settings.measure_interval)
         REGISTRY.register(FleetMetrics(engine.fleet, loop.journal))
         for server in servers:

@@ -29,13 +29,22 @@ class Footprints:
     others: Memory
 
 
-def find_server(id_: str) -> psutil.Process | None:
-    """The tritonserver on this host that was started with `--id=<id_>`."""
-    for process in psutil.process_iter(["name", "cmdline"]):
-        command = process.info["cmdline"] or ()
-        if process.info["name"] == "tritonserver" and f"--id={id_}" in command:
+def find_server(address: str) -> psutil.Process | None:
+    """The tritonserver on this host that listens on the port of `address` (host:port). Its id is
+    no good for that: another fleet on the host may use the same."""
+    port = int(address.rpartition(":")[2])
+    for process in psutil.process_iter(["name"]):
+        if process.info["name"] == "tritonserver" and _listens(process, port):
             return process
     return None
+
+
+def _listens(process: psutil.Process, port: int) -> bool:
+    try:
+        sockets = process.net_connections("tcp")
+    except psutil.Error:
+        return False
+    return any(s.status == psutil.CONN_LISTEN and s.laddr.port == port for s in sockets)
 
 
 def measure(server: psutil.Process) -> Footprints | None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Final
 
 import psutil
@@ -116,11 +116,12 @@ class ServerWatch:
 
 
 class FootprintWatch:
-    """Measures the processes of `servers`, those on this host, every `interval` seconds."""
+    """Measures the processes of the servers on this host every `interval` seconds. `addresses`:
+    host:port of their gRPC endpoints, by server id."""
 
-    def __init__(self, loop: Loop, servers: Iterable[str], interval: float) -> None:
+    def __init__(self, loop: Loop, addresses: Mapping[str, str], interval: float) -> None:
         self._loop = loop
-        self._servers = frozenset(servers)
+        self._addresses = addresses
         self._interval = interval
         self._processes: dict[str, psutil.Process] = {}
         self._baselines: dict[str, memory.Memory] = {}
@@ -128,13 +129,13 @@ class FootprintWatch:
     async def run(self) -> None:
         """Measure, for ever."""
         while True:
-            for server in self._servers:
+            for server in self._addresses:
                 await self.measure(server)
             await asyncio.sleep(self._interval)
 
     async def measure(self, server: str) -> None:
         """Feed what the models on `server` take now; nothing where it is not on this host."""
-        if server not in self._servers:
+        if server not in self._addresses:
             return
         found = await asyncio.to_thread(self._measure, server)
         if found is not None:
@@ -143,7 +144,7 @@ class FootprintWatch:
     def _measure(self, server: str) -> footprints.Footprints | None:
         process = self._processes.get(server)
         if process is None or not process.is_running():
-            process = footprints.find_server(server)
+            process = footprints.find_server(self._addresses[server])
             self._baselines.pop(server, None)
             if process is None:
                 return None

@@ -309,3 +309,15 @@ def test_health_over_http_as_triton_has_it(stack: Fleet) -> None:
         url = f"http://{stack.router_http}/v2/health/{path}"
         with urllib.request.urlopen(url, timeout=5) as response:
             assert response.status == 200
+
+
+def test_a_resident_model_is_measured(stack: Fleet) -> None:
+    infer(stack.client, example("squeezenet_onnx"))
+    request = controller.ListReplicasRequest(model="models/squeezenet_onnx")
+
+    def measured() -> int:
+        (replica,) = stack.controller.ListReplicas(request, timeout=5).replicas
+        return replica.memory_measured["ram"]
+
+    wait_until(measured, 5, "its process was measured")
+    assert 20 << 20 < measured() < 300 << 20

@@ -372,7 +372,7 @@ async def test_each_unit_takes_what_its_processes_take(
 
 
 def measured(server: DirectTriton) -> Footprints:
-    process = footprints.find_server(server.spec.id)
+    process = footprints.find_server(server.address)
     assert process is not None
     assert process.pid == server.process.pid
     found = footprints.measure(process)
@@ -381,7 +381,7 @@ def measured(server: DirectTriton) -> Footprints:
 
 
 def test_a_server_of_that_id_is_not_here() -> None:
-    assert footprints.find_server("no-such-server") is None
+    assert footprints.find_server("127.0.0.1:1") is None
 
 
 def test_a_server_that_has_ended_takes_nothing() -> None:
