@@ -321,3 +321,24 @@ def test_a_resident_model_is_measured(stack: Fleet) -> None:
 
     wait_until(measured, 5, "its process was measured")
     assert 20 << 20 < measured() < 300 << 20
+
+
+def waiters(stack: Fleet) -> float:
+    address = stack.stack.announced().endpoints["controller_metrics"]
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as response:
+        lines = response.read().decode().splitlines()
+    return sum(float(line.split()[1]) for line in lines if line.startswith("shoal_controller_wait"))
+
+
+def test_a_caller_that_leaves_waits_no_more(stack: Fleet) -> None:
+    for other in ("alexnet_onnx", "squeezenet_onnx", "shufflenet_onnx"):
+        infer(stack.client, example(other))
+    request = service_pb2.ModelInferRequest(model_name="vgg19_onnx")
+    with grpc.insecure_channel(stack.router_grpc) as channel:
+        call = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            service_pb2.ModelInferRequest.SerializeToString,
+        ).future(request, timeout=60)
+        wait_until(lambda: waiters(stack) == 1, 10, "the Controller knows of it")
+        call.cancel()
+        wait_until(lambda: waiters(stack) == 0, 1, "it is forgotten at once")
