@@ -81,6 +81,7 @@ async def main(stop: asyncio.Event) -> None:
                 work.append(tasks.create_task(kept.write()))
             await rpc.start(settings.host, settings.grpc_port)
             work.append(tasks.create_task(_become_ready(watch, rpc, kept)))
+            tuning.settled()
             await stop.wait()
             await rpc.stop(settings.stop_grace)
             for task in work:

@@ -3,9 +3,8 @@
 import asyncio
 import random
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Collection
+from typing import Any, Final, NamedTuple
 
 import grpc
 from opentelemetry import trace
@@ -23,13 +22,12 @@ MISS_SECONDS: Final = 0.02  # first pause after a miss; doubles, jittered
 MAX_MISS_SECONDS: Final = 0.5
 MISS_PATIENCE: Final = 60.0  # seconds of misses before a caller without a deadline hears of them
 
-Metadata = Sequence[tuple[str, str | bytes]]
+Metadata = Collection[tuple[str, str | bytes]]
 
 _tracer = trace.get_tracer("shoal.router")
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """`leading`, `trailing`: Triton's metadata. `cold`: the Controller was asked."""
 
     message: bytes
@@ -53,7 +51,7 @@ class Forwarder:
         self._controller = controller
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._calls: dict[str, Any] = {}
-        self._running: set[Any] = set()
+        self._outliving: set[Any] = set()
 
     async def close(self) -> None:
         for channel in self._channels.values():
@@ -76,27 +74,29 @@ class Forwarder:
         missed: Replica | None = None
         cold = False
         misses = 0
-        began = time.monotonic()
+        patience = 0.0
         while True:
             replica = self._pick(target) if missed is None else None
             if replica is not None:
-                call = self._send(
-                    replica, self._watch.table.addresses[replica.server], message, metadata
-                )
+                address = self._watch.table.addresses[replica.server]
+                call, span = self._send(replica, address, message, metadata)
             else:
                 cold = True
-                replica, call = await self._send_cold(target, message, metadata, deadline, missed)
-                if call is None:
+                granted = await self._send_cold(target, message, metadata, deadline, missed)
+                if granted is None:
                     missed = None
                     continue
-            code = await call.code()
+                replica, call, span = granted
+            try:
+                code = await call.code()
+            except BaseException:
+                self._outlive(replica, call, span)
+                raise
+            self._ended(replica, span)
             if code is grpc.StatusCode.OK:
-                return Reply(
-                    await call,
-                    tuple(await call.initial_metadata() or ()),
-                    tuple(await call.trailing_metadata() or ()),
-                    cold,
-                )
+                leading = await call.initial_metadata()
+                trailing = await call.trailing_metadata()
+                return Reply(await call, leading, trailing, cold)
             text = await call.details() or ""
             meaning = verdict(code.name, text)
             if meaning is Verdict.ANSWER:
@@ -106,7 +106,8 @@ class Forwarder:
                     raise _lost(replica, text)
                 retry = False
             misses += 1
-            if deadline is None and time.monotonic() - began > MISS_PATIENCE:
+            patience = patience or time.monotonic() + MISS_PATIENCE
+            if deadline is None and time.monotonic() > patience:
                 raise _lost(replica, text)
             missed = replica
             await self._pause(misses, deadline, replica, text)
@@ -131,15 +132,15 @@ class Forwarder:
         metadata: tuple[tuple[str, str | bytes], ...],
         deadline: float | None,
         missed: Replica | None,
-    ) -> tuple[Replica, Any]:
-        """A call to the replica that the Controller named; no call when it was withdrawn since."""
+    ) -> tuple[Replica, Any, trace.Span] | None:
+        """A call to the replica that the Controller named; None when it was withdrawn since."""
         grant = await self._controller.make_resident(target, deadline, missed)
         if self._watch.table.outdated(grant.replica, grant.revision):
-            return grant.replica, None
-        call = self._send(grant.replica, grant.address, message, metadata)
+            return None
+        call, span = self._send(grant.replica, grant.address, message, metadata)
         if grant.use_lease:
             self._watch.started(grant.replica, grant.use_lease)
-        return grant.replica, call
+        return grant.replica, call, span
 
     def _send(
         self,
@@ -147,13 +148,11 @@ class Forwarder:
         address: str,
         message: bytes,
         metadata: tuple[tuple[str, str | bytes], ...],
-    ) -> Any:
-        """The running call. It counts as in flight until Triton has ended it, whatever becomes of
-        the caller: a reset in the middle of a response can leave a Triton before release 25.06
-        unable to unload the model, so a caller that leaves does not end it."""
+    ) -> tuple[Any, trace.Span]:
+        """The running call, which counts as in flight until `_ended` or `_outlive`."""
         self._watch.in_use.begin(replica)
         span: trace.Span = trace.INVALID_SPAN
-        if trace.get_current_span().is_recording():
+        if telemetry.enabled() and trace.get_current_span().is_recording():
             span = _tracer.start_span(
                 "forward",
                 kind=trace.SpanKind.CLIENT,
@@ -165,17 +164,24 @@ class Forwarder:
         except BaseException:
             self._watch.in_use.end(replica)
             raise
+        return call, span
 
-        # A call that nobody holds is cancelled.
-        self._running.add(call)
+    def _ended(self, replica: Replica, span: trace.Span) -> None:
+        self._watch.in_use.end(replica)
+        span.end()
+
+    def _outlive(self, replica: Replica, call: Any, span: trace.Span) -> None:
+        """Its caller is gone, but it counts as in flight until Triton has ended it: a reset in the
+        middle of a response can leave a Triton before release 25.06 unable to unload the model."""
+        # A call that nobody holds is cancelled. The callback makes a reference cycle, which keeps
+        # the messages until the garbage collector runs: so it is not for every call.
+        self._outliving.add(call)
 
         def ended(_: Any) -> None:
-            self._running.discard(call)
-            self._watch.in_use.end(replica)
-            span.end()
+            self._outliving.discard(call)
+            self._ended(replica, span)
 
         call.add_done_callback(ended)
-        return call
 
     def _method(self, address: str) -> Any:
         method = self._calls.get(address)

@@ -35,8 +35,11 @@ SERVER_NAME: Final = "shoal"
 EXTENSIONS: Final = ("classification", "model_configuration", "model_repository")
 
 # Triton's control key and our own identity headers are ours alone; the rest of these belong to one
-# hop only, or are set anew for the next.
-_STRIPPED: Final = ("grpc-", "triton-grpc-protocol-", "x-shoal-", "user-agent", "trace")
+# hop only, or are set anew for the next. A content-length would be wrong for the longer message.
+_STRIPPED: Final = (
+    *("grpc-", "triton-grpc-protocol-", "x-shoal-"),
+    *("content-length", "user-agent", "trace"),
+)
 
 _NOT_PROXIED: Final = {
     "ModelStreamInfer": "send unary ModelInfer requests; streams are not proxied yet.",
@@ -111,11 +114,11 @@ class Inference:
     # --- inference --------------------------------------------------------------------------------
 
     async def model_infer(self, request: bytes, context: Context) -> bytes:
-        began = time.monotonic()
-        received = tuple(context.invocation_metadata() or ())
-        parent = telemetry.parent_context(received)
+        if not telemetry.enabled():
+            return await self._infer(request, context)
+        parent = telemetry.parent_context(context.invocation_metadata() or ())
         if not telemetry.sampled(parent):
-            return await self._infer(request, context, received, began)
+            return await self._infer(request, context)
         with _tracer.start_as_current_span(
             f"{SERVICE}/ModelInfer",
             context=parent,
@@ -123,15 +126,10 @@ class Inference:
             record_exception=False,
             set_status_on_exception=False,
         ):
-            return await self._infer(request, context, received, began)
+            return await self._infer(request, context)
 
-    async def _infer(
-        self,
-        request: bytes,
-        context: Context,
-        received: tuple[tuple[str, str | bytes], ...],
-        began: float,
-    ) -> bytes:
+    async def _infer(self, request: bytes, context: Context) -> bytes:
+        began = time.monotonic()
         target: Target | None = None
         request_id = ""
         failed, cold = True, False
@@ -147,7 +145,7 @@ class Inference:
             reply = await self._forwarder.infer(
                 target,
                 wire.overridden(request, renamed, target.version),
-                forwarded(received),
+                forwarded(context.invocation_metadata() or ()),
                 None if left is None else began + left,
                 retry=routes[target.model].retry,
             )
@@ -175,7 +173,8 @@ class Inference:
         finally:
             if target is not None:
                 self._statistics.add(target, time.monotonic() - began, failed=failed, cold=cold)
-                _describe(target, request_id, cold=cold)
+                if telemetry.enabled():
+                    _describe(target, request_id, cold=cold)
         raise AssertionError("unreachable")
 
     # --- what there is ----------------------------------------------------------------------------
@@ -230,7 +229,7 @@ def forwarded(
     metadata: Metadata,
 ) -> tuple[tuple[str, str | bytes], ...]:
     """The part of a call's metadata that the next hop may see."""
-    return tuple(item for item in metadata if not item[0].startswith(_STRIPPED))
+    return tuple([item for item in metadata if not item[0].startswith(_STRIPPED)])
 
 
 def _answering(answer: Answer) -> Answer:

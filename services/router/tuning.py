@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import os
 from typing import Any, Final
 
@@ -25,6 +26,15 @@ def process() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_TRIM_THRESHOLD, 256 * MIB)
         libc.mallopt(_M_MMAP_THRESHOLD, 32 * MIB)
+
+
+def settled() -> None:
+    """What was made until now stays: the garbage collector needn't look at it ever again.
+
+    A full collection takes 12 ms with it, in which every request waits, and next to none without.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 SERVER_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (

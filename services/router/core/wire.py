@@ -5,6 +5,7 @@ the Router and Triton cannot disagree about which model was asked for, and an ap
 overrides the one before it.
 """
 
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 # Field numbers of inference.ModelInferRequest; in ModelInferResponse the first two are the same.
@@ -68,12 +69,17 @@ def head(message: bytes) -> Head:
 
 def overridden(message: bytes, model: str | None, version: int | None) -> bytes:
     """The message with another model name or version, by appending what then counts."""
+    return message + _tail(model, version)
+
+
+@lru_cache(maxsize=10_000)
+def _tail(model: str | None, version: int | None) -> bytes:
     tail = b""
     if model is not None:
         tail += _field(MODEL_NAME, model)
     if version is not None:
         tail += _field(MODEL_VERSION, str(version))
-    return message + tail
+    return tail
 
 
 def _field(number: int, text: str) -> bytes:
