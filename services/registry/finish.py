@@ -1,10 +1,13 @@
 """Work that is brought to its end even when whoever asked for it has gone."""
 
 import asyncio
-from collections.abc import Coroutine
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import wraps
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+Servicer = TypeVar("Servicer", bound=type)
 
 
 async def finish(work: Coroutine[Any, Any, T]) -> T:
@@ -28,3 +31,25 @@ async def finish(work: Coroutine[Any, Any, T]) -> T:
         task.exception()  # seen
         raise cancelled
     return task.result()
+
+
+def finishing(servicer: Servicer) -> Servicer:
+    """A servicer whose unary calls go on when their client has gone.
+
+    A connection whose caller is cancelled in the middle of a statement keeps its transaction until
+    the garbage collector finds it, and with it the one lock that SQLite has for writing.
+    """
+    for name, method in list(vars(servicer).items()):
+        if name[0].isupper() and inspect.iscoroutinefunction(method):
+            setattr(servicer, name, _finished(method))
+    return servicer
+
+
+def _finished(
+    method: Callable[..., Coroutine[Any, Any, T]],
+) -> Callable[..., Awaitable[T]]:
+    @wraps(method)
+    async def call(*arguments: Any) -> T:
+        return await finish(method(*arguments))
+
+    return call

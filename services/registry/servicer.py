@@ -17,6 +17,7 @@ from services.registry import wire
 from services.registry.catalogue import Catalogue
 from services.registry.core import catalog, traffic, validation
 from services.registry.core.catalog import Entry, Model, Move, TrafficPolicy
+from services.registry.finish import finish, finishing
 from services.registry.inventory import Inventory, Registration
 from services.registry.store import Snapshot
 from shoal import names
@@ -37,6 +38,7 @@ _VERSION_FIELDS: Final = ("declared_memory", "pinned")
 T = TypeVar("T")
 
 
+@finishing
 class RegistryServicer(pb_grpc.RegistryServiceServicer):
     """`idle_seconds`: after so long without a change a watcher gets a checkpoint."""
 
@@ -254,7 +256,7 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         self, request: pb.WatchCatalogRequest, context: Context
     ) -> AsyncIterator[pb.WatchCatalogResponse]:
         news = self._catalogue.log.follow(
-            request.start_revision, self._store.snapshot, self._idle_seconds
+            request.start_revision, lambda: finish(self._store.snapshot()), self._idle_seconds
         )
         async with aclosing(news):
             async for item in news:

@@ -65,6 +65,8 @@ def following(variables: dict[str, str], *arguments: str) -> Iterator["subproces
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Python takes no Ctrl-C where its parent ignores it, as a shell's background jobs do.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         yield process
