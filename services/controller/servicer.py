@@ -155,11 +155,7 @@ class ControllerServicer(ControllerServiceServicer):
     async def EvictModel(
         self, request: wire.EvictModelRequest, context: Context
     ) -> wire.EvictModelResponse:
-        answer = await self._loop.ask(
-            ev.EvictionWanted,
-            units=self._all(request.name),
-            deadline=self._deadline(context),
-        )
+        answer = await self._loop.ask(ev.EvictionWanted, units=self._all(request.name))
         if isinstance(answer, ev.Refused):
             raise answer.error
         assert isinstance(answer, ev.Evicted)

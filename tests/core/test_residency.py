@@ -72,7 +72,7 @@ class World:
 
     def evict(self, *units: Unit) -> int:
         self._waiter += 1
-        self.feed(ev.EvictionWanted(self._waiter, units, self.now + 100))
+        self.feed(ev.EvictionWanted(self._waiter, units))
         return self._waiter
 
     def work(self, fail: Iterable[Unit] = ()) -> None:
@@ -512,6 +512,16 @@ def test_use_of_an_ensemble_is_use_of_its_parts() -> None:
 
 
 # --- the catalogue --------------------------------------------------------------------------------
+
+
+def test_an_eviction_is_over_even_when_the_unit_is_wanted_again() -> None:
+    world = World(ABCD)
+    world.resident(unit("a"))
+    evicting = world.evict(unit("a"))
+    asking = world.ask(unit("a"))
+    world.work()
+    assert isinstance(world.answers[evicting], ev.Evicted)
+    assert isinstance(world.answers[asking], ev.Granted)
 
 
 def test_what_leaves_the_catalogue_is_evicted() -> None:

@@ -83,10 +83,9 @@ def eviction_wanted(fleet: Fleet, event: ev.EvictionWanted, now: float) -> None:
             error = Held(model=replica.unit.model, version=replica.unit.version, holder=reason)
             fleet.out.append(ev.Refused(event.waiter, error))
             return
-    fleet.evictions[event.waiter] = ev_wait = Eviction(
-        event.waiter, tuple(replica.key for replica in targets), event.deadline
-    )
-    for key in ev_wait.keys:
+    keys = tuple(replica.key for replica in targets)
+    fleet.evictions[event.waiter] = Eviction(event.waiter, keys)
+    for key in keys:
         replica = fleet.replicas[key.server][key.unit]
         if replica.state is State.READY:
             draining.withdraw(fleet, replica, "evicted on request", None, "", now)

@@ -72,7 +72,6 @@ class EvictionWanted:
 
     waiter: int
     units: tuple[Unit, ...]
-    deadline: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,6 @@ class Eviction:
 
     waiter: int
     keys: tuple[ReplicaKey, ...]
-    deadline: float
 
 
 class Fleet:

@@ -74,6 +74,7 @@ def _advance(fleet: Fleet, now: float) -> None:
     _age(fleet, now)
     draining.expire(fleet, now)
     demand.expire(fleet, now)
+    demand.finish_evictions(fleet, now)  # before the same unit may be placed there again
     demand.want_pinned(fleet, now)
     demand.abandon(fleet, now)
     demand.grant(fleet, now)  # before anything is evicted: its lease protects what was waited for
@@ -82,7 +83,6 @@ def _advance(fleet: Fleet, now: float) -> None:
     loading.place(fleet, now)
     draining.finish_drains(fleet, now)
     loading.start_loads(fleet, now)
-    demand.finish_evictions(fleet, now)
 
 
 def _age(fleet: Fleet, now: float) -> None:
