@@ -123,6 +123,8 @@ def test_every_part_is_killed_under_load(stack: Fleet) -> None:
 
         began, ended = kill(stack, "router")
         serving(stack, load)
-        # Callers of a Router that dies are told by their own gRPC; afterwards all is well.
-        assert all("StatusCode.UNAVAILABLE" in told for told in load.errors(began, ended))
+        # Callers of a Router that dies are told by their own gRPC, whatever it says, and never
+        # wrongly answered; afterwards all is well.
+        told = load.errors(began, ended)
+        assert [text for text in told if not text.startswith("StatusCode.")] == []
         assert load.errors(ended + 3, time.monotonic()) == []
