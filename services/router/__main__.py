@@ -79,8 +79,7 @@ async def main(stop: asyncio.Event) -> None:
             work = [tasks.create_task(watch.run())]
             if kept is not None:
                 work.append(tasks.create_task(kept.write()))
-            await rpc.start(settings.host, settings.grpc_port)
-            work.append(tasks.create_task(_become_ready(watch, rpc, kept)))
+            work.append(tasks.create_task(_begin(settings, watch, rpc, kept)))
             tuning.settled()
             await stop.wait()
             await rpc.stop(settings.stop_grace)
@@ -88,8 +87,11 @@ async def main(stop: asyncio.Event) -> None:
                 task.cancel()
 
 
-async def _become_ready(watch: PlacementWatch, rpc: RpcServer, kept: TableFile | None) -> None:
-    """Ready with the first table: the Controller's, or while it is away the one on disk."""
+async def _begin(
+    settings: Settings, watch: PlacementWatch, rpc: RpcServer, kept: TableFile | None
+) -> None:
+    """Answer from the first table on: the Controller's, or while it is away the one on disk. Before
+    that, every model would be unknown."""
     if kept is not None:
         try:
             async with asyncio.timeout(FIRST_TABLE_SECONDS):
@@ -98,6 +100,7 @@ async def _become_ready(watch: PlacementWatch, rpc: RpcServer, kept: TableFile |
             if not watch.synchronized.is_set() and await kept.restore(watch.table):
                 watch.synchronized.set()
     await watch.synchronized.wait()
+    await rpc.start(settings.host, settings.grpc_port)
     await rpc.set_ready(True)
 
 
