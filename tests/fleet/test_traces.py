@@ -31,7 +31,7 @@ def traced(
 ) -> dict[str, Span]:
     """Infer with a sampled traceparent; the spans by name once all of `complete` are there.
 
-    Triton 2.51 loses a trace now and then, so it is prepared and asked more than once."""
+    Seldom, not all of them come, and why is not known; so it is asked again."""
     for attempt in range(1, ATTEMPTS + 1):
         prepare()
         try:
