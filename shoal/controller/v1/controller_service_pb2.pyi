@@ -5,8 +5,10 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from shoal.controller.v1 import placement_pb2 as _placement_pb2
 from shoal.controller.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
@@ -19,6 +21,25 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _MissCause:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MissCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MissCause.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MISS_CAUSE_UNSPECIFIED: _MissCause.ValueType  # 0
+    """Not resident, or it broke off."""
+    MISS_CAUSE_UNHEALTHY: _MissCause.ValueType  # 1
+    """It answers that it cannot work any more: a Python model whose process is dead."""
+
+class MissCause(_MissCause, metaclass=_MissCauseEnumTypeWrapper): ...
+
+MISS_CAUSE_UNSPECIFIED: MissCause.ValueType  # 0
+"""Not resident, or it broke off."""
+MISS_CAUSE_UNHEALTHY: MissCause.ValueType  # 1
+"""It answers that it cannot work any more: a Python model whose process is dead."""
+Global___MissCause: _TypeAlias = MissCause  # noqa: Y015
 
 @_typing.final
 class ListServersRequest(_message.Message):
@@ -122,10 +143,13 @@ class MakeResidentRequest(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     ROUTER_FIELD_NUMBER: _builtins.int
     MISSED_FIELD_NUMBER: _builtins.int
+    MISSED_CAUSE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     version: _builtins.int
     router: _builtins.str
     """The Router process that asks, as in Subscribe."""
+    missed_cause: Global___MissCause.ValueType
+    """What the replica that was missed answered."""
     @_builtins.property
     def missed(self) -> _placement_pb2.ReplicaRef:
         """A replica that was asked and answered "not resident", or broke off: its server is looked at
@@ -139,10 +163,11 @@ class MakeResidentRequest(_message.Message):
         version: _builtins.int = ...,
         router: _builtins.str = ...,
         missed: _placement_pb2.ReplicaRef | None = ...,
+        missed_cause: Global___MissCause.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["missed", b"missed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["missed", b"missed", "model", b"model", "router", b"router", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["missed", b"missed", "missed_cause", b"missed_cause", "model", b"model", "router", b"router", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -474,3 +499,448 @@ class WatchEventsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchEventsResponse: _TypeAlias = WatchEventsResponse  # noqa: Y015
+
+@_typing.final
+class WhyResidentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"models/{model}" (its default version) or "models/{model}/versions/{version}"."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WhyResidentRequest: _TypeAlias = WhyResidentRequest  # noqa: Y015
+
+@_typing.final
+class WhyResidentResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaExplanation]:
+        """Of each replica, whatever its state."""
+
+    def __init__(
+        self,
+        *,
+        replicas: _abc.Iterable[Global___ReplicaExplanation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replicas", b"replicas"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WhyResidentResponse: _TypeAlias = WhyResidentResponse  # noqa: Y015
+
+@_typing.final
+class ReplicaExplanation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class WeighedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    REPLICA_FIELD_NUMBER: _builtins.int
+    PLACED_FIELD_NUMBER: _builtins.int
+    KEPT_BY_FIELD_NUMBER: _builtins.int
+    EVICTION_TURN_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    WEIGHED_FIELD_NUMBER: _builtins.int
+    placed: _builtins.str
+    """Why it was placed there, with the numbers."""
+    eviction_turn: _builtins.int
+    """Its turn to leave among what may leave the server now, 1 the first; 0: it may not leave."""
+    candidates: _builtins.int
+    """How many may leave the server now."""
+    @_builtins.property
+    def replica(self) -> _types_pb2.Replica: ...
+    @_builtins.property
+    def kept_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What keeps it from being evicted: "pinned", "its minimum of copies", ... Empty: nothing does."""
+
+    @_builtins.property
+    def weighed(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """What the eviction policy weighs: "idle_seconds", "bytes", "reload_seconds", "uses", ..."""
+
+    def __init__(
+        self,
+        *,
+        replica: _types_pb2.Replica | None = ...,
+        placed: _builtins.str = ...,
+        kept_by: _abc.Iterable[_builtins.str] | None = ...,
+        eviction_turn: _builtins.int = ...,
+        candidates: _builtins.int = ...,
+        weighed: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["replica", b"replica"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "eviction_turn", b"eviction_turn", "kept_by", b"kept_by", "placed", b"placed", "replica", b"replica", "weighed", b"weighed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplicaExplanation: _TypeAlias = ReplicaExplanation  # noqa: Y015
+
+@_typing.final
+class WhyEvictedRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"models/{model}" (its default version) or "models/{model}/versions/{version}"."""
+    page_size: _builtins.int
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WhyEvictedRequest: _TypeAlias = WhyEvictedRequest  # noqa: Y015
+
+@_typing.final
+class WhyEvictedResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVICTIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def evictions(self) -> _containers.RepeatedCompositeFieldContainer[Global___EvictionExplanation]: ...
+    def __init__(
+        self,
+        *,
+        evictions: _abc.Iterable[Global___EvictionExplanation] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evictions", b"evictions", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WhyEvictedResponse: _TypeAlias = WhyEvictedResponse  # noqa: Y015
+
+@_typing.final
+class EvictionExplanation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def event(self) -> _types_pb2.Event: ...
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___EvictionCandidate]:
+        """How the policy ranked what could have left at that moment, the first to leave first; at most 20."""
+
+    def __init__(
+        self,
+        *,
+        event: _types_pb2.Event | None = ...,
+        candidates: _abc.Iterable[Global___EvictionCandidate] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "event", b"event"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvictionExplanation: _TypeAlias = EvictionExplanation  # noqa: Y015
+
+@_typing.final
+class EvictionCandidate(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class WeighedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    EVICTED_FIELD_NUMBER: _builtins.int
+    WEIGHED_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """"models/{model}/versions/{version}"."""
+    evicted: _builtins.bool
+    @_builtins.property
+    def weighed(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        evicted: _builtins.bool = ...,
+        weighed: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evicted", b"evicted", "version", b"version", "weighed", b"weighed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvictionCandidate: _TypeAlias = EvictionCandidate  # noqa: Y015
+
+@_typing.final
+class WhyNotLoadedRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"models/{model}" (its default version) or "models/{model}/versions/{version}"."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WhyNotLoadedRequest: _TypeAlias = WhyNotLoadedRequest  # noqa: Y015
+
+@_typing.final
+class WhyNotLoadedResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    WAITERS_FIELD_NUMBER: _builtins.int
+    TURN_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    SERVERS_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """In one sentence."""
+    waiters: _builtins.int
+    """Callers that wait for it now."""
+    turn: _builtins.int
+    """Its turn among what waits for a place, 1 the first; 0: it does not wait."""
+    @_builtins.property
+    def failure(self) -> Global___LoadFailure:
+        """The last load that failed, while it counts."""
+
+    @_builtins.property
+    def servers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServerVerdict]: ...
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        waiters: _builtins.int = ...,
+        turn: _builtins.int = ...,
+        failure: Global___LoadFailure | None = ...,
+        servers: _abc.Iterable[Global___ServerVerdict] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "reason", b"reason", "servers", b"servers", "turn", b"turn", "waiters", b"waiters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WhyNotLoadedResponse: _TypeAlias = WhyNotLoadedResponse  # noqa: Y015
+
+@_typing.final
+class LoadFailure(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_FIELD_NUMBER: _builtins.int
+    server: _builtins.str
+    """"servers/{server}"."""
+    cause: _builtins.str
+    """Triton's own words."""
+    count: _builtins.int
+    """In a row."""
+    @_builtins.property
+    def retry_after(self) -> _duration_pb2.Duration:
+        """Until it is tried again."""
+
+    def __init__(
+        self,
+        *,
+        server: _builtins.str = ...,
+        cause: _builtins.str = ...,
+        count: _builtins.int = ...,
+        retry_after: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_after", b"retry_after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "count", b"count", "retry_after", b"retry_after", "server", b"server"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadFailure: _TypeAlias = LoadFailure  # noqa: Y015
+
+@_typing.final
+class ServerVerdict(_message.Message):
+    """What a server could do for a version now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: _builtins.int
+    HOLDS_FIELD_NUMBER: _builtins.int
+    POSSIBLE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    VICTIMS_FIELD_NUMBER: _builtins.int
+    server: _builtins.str
+    """"servers/{server}"."""
+    holds: _builtins.bool
+    possible: _builtins.bool
+    reason: _builtins.str
+    """What it would take, or what stands in the way."""
+    score: _builtins.float
+    """In [0, 1], of the placement's scores, when it is possible."""
+    @_builtins.property
+    def victims(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What would have to leave: "models/{model}/versions/{version}"."""
+
+    def __init__(
+        self,
+        *,
+        server: _builtins.str = ...,
+        holds: _builtins.bool = ...,
+        possible: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        score: _builtins.float = ...,
+        victims: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holds", b"holds", "possible", b"possible", "reason", b"reason", "score", b"score", "server", b"server", "victims", b"victims"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServerVerdict: _TypeAlias = ServerVerdict  # noqa: Y015
+
+@_typing.final
+class DrainServerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    RESTART_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"servers/{server}"."""
+    restart: _builtins.bool
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        restart: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "restart", b"restart"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainServerRequest: _TypeAlias = DrainServerRequest  # noqa: Y015
+
+@_typing.final
+class DrainServerResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def server(self) -> _types_pb2.Server: ...
+    def __init__(
+        self,
+        *,
+        server: _types_pb2.Server | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainServerResponse: _TypeAlias = DrainServerResponse  # noqa: Y015
+
+@_typing.final
+class UndrainServerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"servers/{server}"."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndrainServerRequest: _TypeAlias = UndrainServerRequest  # noqa: Y015
+
+@_typing.final
+class UndrainServerResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def server(self) -> _types_pb2.Server: ...
+    def __init__(
+        self,
+        *,
+        server: _types_pb2.Server | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndrainServerResponse: _TypeAlias = UndrainServerResponse  # noqa: Y015

@@ -76,6 +76,31 @@ class ControllerServiceStub(object):
                 request_serializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.GetModelConfigRequest.SerializeToString,
                 response_deserializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.GetModelConfigResponse.FromString,
                 _registered_method=True)
+        self.WhyResident = channel.unary_unary(
+                '/shoal.controller.v1.ControllerService/WhyResident',
+                request_serializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.WhyResidentRequest.SerializeToString,
+                response_deserializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.WhyResidentResponse.FromString,
+                _registered_method=True)
+        self.WhyEvicted = channel.unary_unary(
+                '/shoal.controller.v1.ControllerService/WhyEvicted',
+                request_serializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.WhyEvictedRequest.SerializeToString,
+                response_deserializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.WhyEvictedResponse.FromString,
+                _registered_method=True)
+        self.WhyNotLoaded = channel.unary_unary(
+                '/shoal.controller.v1.ControllerService/WhyNotLoaded',
+                request_serializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.WhyNotLoadedRequest.SerializeToString,
+                response_deserializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.WhyNotLoadedResponse.FromString,
+                _registered_method=True)
+        self.DrainServer = channel.unary_unary(
+                '/shoal.controller.v1.ControllerService/DrainServer',
+                request_serializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.DrainServerRequest.SerializeToString,
+                response_deserializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.DrainServerResponse.FromString,
+                _registered_method=True)
+        self.UndrainServer = channel.unary_unary(
+                '/shoal.controller.v1.ControllerService/UndrainServer',
+                request_serializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.UndrainServerRequest.SerializeToString,
+                response_deserializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.UndrainServerResponse.FromString,
+                _registered_method=True)
         self.WatchPlacements = channel.stream_stream(
                 '/shoal.controller.v1.ControllerService/WatchPlacements',
                 request_serializer=shoal_dot_controller_dot_v1_dot_placement__pb2.WatchPlacementsRequest.SerializeToString,
@@ -150,6 +175,42 @@ class ControllerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WhyResident(self, request, context):
+        """Why a version is where it is, with the numbers that would decide whether it stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WhyEvicted(self, request, context):
+        """Why replicas of a version had to leave, the newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WhyNotLoaded(self, request, context):
+        """Why a version is not READY anywhere, or on fewer servers than there are.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainServer(self, request, context):
+        """Gives a server nothing new and has its replicas leave; with `restart`, it is marked to be
+        restarted once it is empty.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndrainServer(self, request, context):
+        """Takes a drain back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchPlacements(self, request_iterator, context):
         """Placements and traffic policies to Routers, use back from them.
         """
@@ -212,6 +273,31 @@ def add_ControllerServiceServicer_to_server(servicer, server):
                     servicer.GetModelConfig,
                     request_deserializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.GetModelConfigRequest.FromString,
                     response_serializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.GetModelConfigResponse.SerializeToString,
+            ),
+            'WhyResident': grpc.unary_unary_rpc_method_handler(
+                    servicer.WhyResident,
+                    request_deserializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.WhyResidentRequest.FromString,
+                    response_serializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.WhyResidentResponse.SerializeToString,
+            ),
+            'WhyEvicted': grpc.unary_unary_rpc_method_handler(
+                    servicer.WhyEvicted,
+                    request_deserializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.WhyEvictedRequest.FromString,
+                    response_serializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.WhyEvictedResponse.SerializeToString,
+            ),
+            'WhyNotLoaded': grpc.unary_unary_rpc_method_handler(
+                    servicer.WhyNotLoaded,
+                    request_deserializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.WhyNotLoadedRequest.FromString,
+                    response_serializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.WhyNotLoadedResponse.SerializeToString,
+            ),
+            'DrainServer': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainServer,
+                    request_deserializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.DrainServerRequest.FromString,
+                    response_serializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.DrainServerResponse.SerializeToString,
+            ),
+            'UndrainServer': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndrainServer,
+                    request_deserializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.UndrainServerRequest.FromString,
+                    response_serializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.UndrainServerResponse.SerializeToString,
             ),
             'WatchPlacements': grpc.stream_stream_rpc_method_handler(
                     servicer.WatchPlacements,
@@ -446,6 +532,141 @@ class ControllerService(object):
             '/shoal.controller.v1.ControllerService/GetModelConfig',
             shoal_dot_controller_dot_v1_dot_controller__service__pb2.GetModelConfigRequest.SerializeToString,
             shoal_dot_controller_dot_v1_dot_controller__service__pb2.GetModelConfigResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WhyResident(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.controller.v1.ControllerService/WhyResident',
+            shoal_dot_controller_dot_v1_dot_controller__service__pb2.WhyResidentRequest.SerializeToString,
+            shoal_dot_controller_dot_v1_dot_controller__service__pb2.WhyResidentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WhyEvicted(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.controller.v1.ControllerService/WhyEvicted',
+            shoal_dot_controller_dot_v1_dot_controller__service__pb2.WhyEvictedRequest.SerializeToString,
+            shoal_dot_controller_dot_v1_dot_controller__service__pb2.WhyEvictedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WhyNotLoaded(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.controller.v1.ControllerService/WhyNotLoaded',
+            shoal_dot_controller_dot_v1_dot_controller__service__pb2.WhyNotLoadedRequest.SerializeToString,
+            shoal_dot_controller_dot_v1_dot_controller__service__pb2.WhyNotLoadedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainServer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.controller.v1.ControllerService/DrainServer',
+            shoal_dot_controller_dot_v1_dot_controller__service__pb2.DrainServerRequest.SerializeToString,
+            shoal_dot_controller_dot_v1_dot_controller__service__pb2.DrainServerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndrainServer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.controller.v1.ControllerService/UndrainServer',
+            shoal_dot_controller_dot_v1_dot_controller__service__pb2.UndrainServerRequest.SerializeToString,
+            shoal_dot_controller_dot_v1_dot_controller__service__pb2.UndrainServerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,18 @@ class ControllerServiceStub:
     UnpinModel: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.UnpinModelRequest, _controller_service_pb2.UnpinModelResponse]
     GetModelConfig: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.GetModelConfigRequest, _controller_service_pb2.GetModelConfigResponse]
     """The config that a client of Triton would see."""
+    WhyResident: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.WhyResidentRequest, _controller_service_pb2.WhyResidentResponse]
+    """Why a version is where it is, with the numbers that would decide whether it stays."""
+    WhyEvicted: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.WhyEvictedRequest, _controller_service_pb2.WhyEvictedResponse]
+    """Why replicas of a version had to leave, the newest first."""
+    WhyNotLoaded: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.WhyNotLoadedRequest, _controller_service_pb2.WhyNotLoadedResponse]
+    """Why a version is not READY anywhere, or on fewer servers than there are."""
+    DrainServer: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.DrainServerRequest, _controller_service_pb2.DrainServerResponse]
+    """Gives a server nothing new and has its replicas leave; with `restart`, it is marked to be
+    restarted once it is empty.
+    """
+    UndrainServer: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.UndrainServerRequest, _controller_service_pb2.UndrainServerResponse]
+    """Takes a drain back."""
     WatchPlacements: _grpc.StreamStreamMultiCallable[_placement_pb2.WatchPlacementsRequest, _placement_pb2.WatchPlacementsResponse]
     """Placements and traffic policies to Routers, use back from them."""
     ListEvents: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.ListEventsRequest, _controller_service_pb2.ListEventsResponse]
@@ -71,6 +83,18 @@ class ControllerServiceAsyncStub(ControllerServiceStub):
     UnpinModel: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.UnpinModelRequest, _controller_service_pb2.UnpinModelResponse]  # type: ignore[assignment]
     GetModelConfig: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.GetModelConfigRequest, _controller_service_pb2.GetModelConfigResponse]  # type: ignore[assignment]
     """The config that a client of Triton would see."""
+    WhyResident: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.WhyResidentRequest, _controller_service_pb2.WhyResidentResponse]  # type: ignore[assignment]
+    """Why a version is where it is, with the numbers that would decide whether it stays."""
+    WhyEvicted: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.WhyEvictedRequest, _controller_service_pb2.WhyEvictedResponse]  # type: ignore[assignment]
+    """Why replicas of a version had to leave, the newest first."""
+    WhyNotLoaded: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.WhyNotLoadedRequest, _controller_service_pb2.WhyNotLoadedResponse]  # type: ignore[assignment]
+    """Why a version is not READY anywhere, or on fewer servers than there are."""
+    DrainServer: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.DrainServerRequest, _controller_service_pb2.DrainServerResponse]  # type: ignore[assignment]
+    """Gives a server nothing new and has its replicas leave; with `restart`, it is marked to be
+    restarted once it is empty.
+    """
+    UndrainServer: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.UndrainServerRequest, _controller_service_pb2.UndrainServerResponse]  # type: ignore[assignment]
+    """Takes a drain back."""
     WatchPlacements: _aio.StreamStreamMultiCallable[_placement_pb2.WatchPlacementsRequest, _placement_pb2.WatchPlacementsResponse]  # type: ignore[assignment]
     """Placements and traffic policies to Routers, use back from them."""
     ListEvents: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.ListEventsRequest, _controller_service_pb2.ListEventsResponse]  # type: ignore[assignment]
@@ -140,6 +164,48 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_controller_service_pb2.GetModelConfigResponse, _abc.Awaitable[_controller_service_pb2.GetModelConfigResponse]]:
         """The config that a client of Triton would see."""
+
+    @_abc_1.abstractmethod
+    def WhyResident(
+        self,
+        request: _controller_service_pb2.WhyResidentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_service_pb2.WhyResidentResponse, _abc.Awaitable[_controller_service_pb2.WhyResidentResponse]]:
+        """Why a version is where it is, with the numbers that would decide whether it stays."""
+
+    @_abc_1.abstractmethod
+    def WhyEvicted(
+        self,
+        request: _controller_service_pb2.WhyEvictedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_service_pb2.WhyEvictedResponse, _abc.Awaitable[_controller_service_pb2.WhyEvictedResponse]]:
+        """Why replicas of a version had to leave, the newest first."""
+
+    @_abc_1.abstractmethod
+    def WhyNotLoaded(
+        self,
+        request: _controller_service_pb2.WhyNotLoadedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_service_pb2.WhyNotLoadedResponse, _abc.Awaitable[_controller_service_pb2.WhyNotLoadedResponse]]:
+        """Why a version is not READY anywhere, or on fewer servers than there are."""
+
+    @_abc_1.abstractmethod
+    def DrainServer(
+        self,
+        request: _controller_service_pb2.DrainServerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_service_pb2.DrainServerResponse, _abc.Awaitable[_controller_service_pb2.DrainServerResponse]]:
+        """Gives a server nothing new and has its replicas leave; with `restart`, it is marked to be
+        restarted once it is empty.
+        """
+
+    @_abc_1.abstractmethod
+    def UndrainServer(
+        self,
+        request: _controller_service_pb2.UndrainServerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_service_pb2.UndrainServerResponse, _abc.Awaitable[_controller_service_pb2.UndrainServerResponse]]:
+        """Takes a drain back."""
 
     @_abc_1.abstractmethod
     def WatchPlacements(

@@ -27,7 +27,7 @@ from shoal.controller.v1 import types_pb2 as shoal_dot_controller_dot_v1_dot_typ
 from shoal.registry.v1 import types_pb2 as shoal_dot_registry_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#shoal/controller/v1/placement.proto\x12\x13shoal.controller.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fshoal/controller/v1/types.proto\x1a\x1dshoal/registry/v1/types.proto\"8\n\x08Revision\x12\x14\n\x05\x65poch\x18\x01 \x01(\x03R\x05\x65poch\x12\x16\n\x06number\x18\x02 \x01(\x03R\x06number\"T\n\nReplicaRef\x12\x16\n\x06server\x18\x01 \x01(\tR\x06server\x12\x14\n\x05model\x18\x02 \x01(\tR\x05model\x12\x18\n\x07version\x18\x03 \x01(\x03R\x07version\"\xea\x02\n\x16WatchPlacementsRequest\x12>\n\tsubscribe\x18\x01 \x01(\x0b\x32\x1e.shoal.controller.v1.SubscribeH\x00R\tsubscribe\x12,\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x18.shoal.controller.v1.AckH\x00R\x03\x61\x63k\x12/\n\x04nack\x18\x03 \x01(\x0b\x32\x19.shoal.controller.v1.NackH\x00R\x04nack\x12\x38\n\x07\x64rained\x18\x04 \x01(\x0b\x32\x1c.shoal.controller.v1.DrainedH\x00R\x07\x64rained\x12\x38\n\x07started\x18\x05 \x01(\x0b\x32\x1c.shoal.controller.v1.StartedH\x00R\x07started\x12\x32\n\x05usage\x18\x06 \x01(\x0b\x32\x1a.shoal.controller.v1.UsageH\x00R\x05usageB\t\n\x07message\"\x90\x01\n\tSubscribe\x12\x16\n\x06router\x18\x01 \x01(\tR\x06router\x12\x33\n\x05known\x18\x02 \x01(\x0b\x32\x1d.shoal.controller.v1.RevisionR\x05known\x12\x36\n\x06in_use\x18\x03 \x03(\x0b\x32\x1f.shoal.controller.v1.ReplicaRefR\x05inUse\"@\n\x03\x41\x63k\x12\x39\n\x08revision\x18\x01 \x01(\x0b\x32\x1d.shoal.controller.v1.RevisionR\x08revision\"Y\n\x04Nack\x12\x39\n\x08revision\x18\x01 \x01(\x0b\x32\x1d.shoal.controller.v1.RevisionR\x08revision\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\"\x7f\n\x07\x44rained\x12\x39\n\x07replica\x18\x01 \x01(\x0b\x32\x1f.shoal.controller.v1.ReplicaRefR\x07replica\x12\x39\n\x08revision\x18\x02 \x01(\x0b\x32\x1d.shoal.controller.v1.RevisionR\x08revision\"&\n\x07Started\x12\x1b\n\tuse_lease\x18\x01 \x01(\tR\x08useLease\"F\n\x05Usage\x12=\n\x08replicas\x18\x01 \x03(\x0b\x32!.shoal.controller.v1.ReplicaUsageR\x08replicas\"\x93\x01\n\x0cReplicaUsage\x12\x39\n\x07replica\x18\x01 \x01(\x0b\x32\x1f.shoal.controller.v1.ReplicaRefR\x07replica\x12+\n\x03\x61ge\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x03\x61ge\x12\x1b\n\tin_flight\x18\x03 \x01(\x05R\x08inFlight\"\xae\x02\n\x17WatchPlacementsResponse\x12\x39\n\x08revision\x18\x01 \x01(\x0b\x32\x1d.shoal.controller.v1.RevisionR\x08revision\x12\x44\n\x08snapshot\x18\x02 \x01(\x0b\x32&.shoal.controller.v1.PlacementSnapshotH\x00R\x08snapshot\x12;\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32#.shoal.controller.v1.PlacementDeltaH\x00R\x05\x64\x65lta\x12J\n\ncheckpoint\x18\x04 \x01(\x0b\x32(.shoal.controller.v1.PlacementCheckpointH\x00R\ncheckpointB\t\n\x07message\"\x8b\x01\n\x11PlacementSnapshot\x12=\n\x07servers\x18\x01 \x03(\x0b\x32#.shoal.controller.v1.ServerEndpointR\x07servers\x12\x37\n\x06models\x18\x02 \x03(\x0b\x32\x1f.shoal.controller.v1.ModelRouteR\x06models\"\xd8\x01\n\x0ePlacementDelta\x12=\n\x07servers\x18\x01 \x03(\x0b\x32#.shoal.controller.v1.ServerEndpointR\x07servers\x12\x37\n\x06models\x18\x02 \x03(\x0b\x32\x1f.shoal.controller.v1.ModelRouteR\x06models\x12\'\n\x0fremoved_servers\x18\x03 \x03(\tR\x0eremovedServers\x12%\n\x0eremoved_models\x18\x04 \x03(\tR\rremovedModels\"\x15\n\x13PlacementCheckpoint\"z\n\x0eServerEndpoint\x12\x16\n\x06server\x18\x01 \x01(\tR\x06server\x12\x18\n\x07\x61\x64\x64ress\x18\x02 \x01(\tR\x07\x61\x64\x64ress\x12\x36\n\x05state\x18\x03 \x01(\x0e\x32 .shoal.controller.v1.ServerStateR\x05state\"\x84\x03\n\nModelRoute\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\'\n\x0f\x64\x65\x66\x61ult_version\x18\x02 \x01(\x03R\x0e\x64\x65\x66\x61ultVersion\x12\x46\n\x07\x61liases\x18\x03 \x03(\x0b\x32,.shoal.controller.v1.ModelRoute.AliasesEntryR\x07\x61liases\x12=\n\x08versions\x18\x04 \x03(\x0b\x32!.shoal.controller.v1.VersionRouteR\x08versions\x12\x31\n\x04\x61rms\x18\x05 \x03(\x0b\x32\x1d.shoal.controller.v1.ArmRouteR\x04\x61rms\x12\x41\n\x0cretry_policy\x18\x06 \x01(\x0e\x32\x1e.shoal.registry.v1.RetryPolicyR\x0bretryPolicy\x1a:\n\x0c\x41liasesEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\"\x9b\x01\n\x0cVersionRoute\x12\x18\n\x07version\x18\x01 \x01(\x03R\x07version\x12#\n\rconfig_digest\x18\x02 \x01(\tR\x0c\x63onfigDigest\x12\x18\n\x07servers\x18\x03 \x03(\tR\x07servers\x12\x16\n\x06reason\x18\x04 \x01(\tR\x06reason\x12\x1a\n\x08servable\x18\x05 \x01(\x08R\x08servable\"R\n\x08\x41rmRoute\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\x12\x16\n\x06weight\x18\x03 \x01(\x05R\x06weightb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#shoal/controller/v1/placement.proto\x12\x13shoal.controller.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fshoal/controller/v1/types.proto\x1a\x1dshoal/registry/v1/types.proto\"8\n\x08Revision\x12\x14\n\x05\x65poch\x18\x01 \x01(\x03R\x05\x65poch\x12\x16\n\x06number\x18\x02 \x01(\x03R\x06number\"T\n\nReplicaRef\x12\x16\n\x06server\x18\x01 \x01(\tR\x06server\x12\x14\n\x05model\x18\x02 \x01(\tR\x05model\x12\x18\n\x07version\x18\x03 \x01(\x03R\x07version\"\x9e\x03\n\x16WatchPlacementsRequest\x12>\n\tsubscribe\x18\x01 \x01(\x0b\x32\x1e.shoal.controller.v1.SubscribeH\x00R\tsubscribe\x12,\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x18.shoal.controller.v1.AckH\x00R\x03\x61\x63k\x12/\n\x04nack\x18\x03 \x01(\x0b\x32\x19.shoal.controller.v1.NackH\x00R\x04nack\x12\x38\n\x07\x64rained\x18\x04 \x01(\x0b\x32\x1c.shoal.controller.v1.DrainedH\x00R\x07\x64rained\x12\x38\n\x07started\x18\x05 \x01(\x0b\x32\x1c.shoal.controller.v1.StartedH\x00R\x07started\x12\x32\n\x05usage\x18\x06 \x01(\x0b\x32\x1a.shoal.controller.v1.UsageH\x00R\x05usage\x12\x32\n\x05\x62roke\x18\x07 \x01(\x0b\x32\x1a.shoal.controller.v1.BrokeH\x00R\x05\x62rokeB\t\n\x07message\"\x90\x01\n\tSubscribe\x12\x16\n\x06router\x18\x01 \x01(\tR\x06router\x12\x33\n\x05known\x18\x02 \x01(\x0b\x32\x1d.shoal.controller.v1.RevisionR\x05known\x12\x36\n\x06in_use\x18\x03 \x03(\x0b\x32\x1f.shoal.controller.v1.ReplicaRefR\x05inUse\"@\n\x03\x41\x63k\x12\x39\n\x08revision\x18\x01 \x01(\x0b\x32\x1d.shoal.controller.v1.RevisionR\x08revision\"Y\n\x04Nack\x12\x39\n\x08revision\x18\x01 \x01(\x0b\x32\x1d.shoal.controller.v1.RevisionR\x08revision\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\"\x7f\n\x07\x44rained\x12\x39\n\x07replica\x18\x01 \x01(\x0b\x32\x1f.shoal.controller.v1.ReplicaRefR\x07replica\x12\x39\n\x08revision\x18\x02 \x01(\x0b\x32\x1d.shoal.controller.v1.RevisionR\x08revision\"&\n\x07Started\x12\x1b\n\tuse_lease\x18\x01 \x01(\tR\x08useLease\"F\n\x05Usage\x12=\n\x08replicas\x18\x01 \x03(\x0b\x32!.shoal.controller.v1.ReplicaUsageR\x08replicas\"\xcd\x01\n\x0cReplicaUsage\x12\x39\n\x07replica\x18\x01 \x01(\x0b\x32\x1f.shoal.controller.v1.ReplicaRefR\x07replica\x12+\n\x03\x61ge\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x03\x61ge\x12\x1b\n\tin_flight\x18\x03 \x01(\x05R\x08inFlight\x12\x1a\n\x08requests\x18\x04 \x01(\x03R\x08requests\x12\x1c\n\tsequences\x18\x05 \x01(\x05R\tsequences\"}\n\x05\x42roke\x12\x39\n\x07replica\x18\x01 \x01(\x0b\x32\x1f.shoal.controller.v1.ReplicaRefR\x07replica\x12\x39\n\x07\x65\x61rlier\x18\x02 \x01(\x0b\x32\x1f.shoal.controller.v1.ReplicaRefR\x07\x65\x61rlier\"\xae\x02\n\x17WatchPlacementsResponse\x12\x39\n\x08revision\x18\x01 \x01(\x0b\x32\x1d.shoal.controller.v1.RevisionR\x08revision\x12\x44\n\x08snapshot\x18\x02 \x01(\x0b\x32&.shoal.controller.v1.PlacementSnapshotH\x00R\x08snapshot\x12;\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32#.shoal.controller.v1.PlacementDeltaH\x00R\x05\x64\x65lta\x12J\n\ncheckpoint\x18\x04 \x01(\x0b\x32(.shoal.controller.v1.PlacementCheckpointH\x00R\ncheckpointB\t\n\x07message\"\x8b\x01\n\x11PlacementSnapshot\x12=\n\x07servers\x18\x01 \x03(\x0b\x32#.shoal.controller.v1.ServerEndpointR\x07servers\x12\x37\n\x06models\x18\x02 \x03(\x0b\x32\x1f.shoal.controller.v1.ModelRouteR\x06models\"\xd8\x01\n\x0ePlacementDelta\x12=\n\x07servers\x18\x01 \x03(\x0b\x32#.shoal.controller.v1.ServerEndpointR\x07servers\x12\x37\n\x06models\x18\x02 \x03(\x0b\x32\x1f.shoal.controller.v1.ModelRouteR\x06models\x12\'\n\x0fremoved_servers\x18\x03 \x03(\tR\x0eremovedServers\x12%\n\x0eremoved_models\x18\x04 \x03(\tR\rremovedModels\"\x15\n\x13PlacementCheckpoint\"z\n\x0eServerEndpoint\x12\x16\n\x06server\x18\x01 \x01(\tR\x06server\x12\x18\n\x07\x61\x64\x64ress\x18\x02 \x01(\tR\x07\x61\x64\x64ress\x12\x36\n\x05state\x18\x03 \x01(\x0e\x32 .shoal.controller.v1.ServerStateR\x05state\"\x84\x03\n\nModelRoute\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\'\n\x0f\x64\x65\x66\x61ult_version\x18\x02 \x01(\x03R\x0e\x64\x65\x66\x61ultVersion\x12\x46\n\x07\x61liases\x18\x03 \x03(\x0b\x32,.shoal.controller.v1.ModelRoute.AliasesEntryR\x07\x61liases\x12=\n\x08versions\x18\x04 \x03(\x0b\x32!.shoal.controller.v1.VersionRouteR\x08versions\x12\x31\n\x04\x61rms\x18\x05 \x03(\x0b\x32\x1d.shoal.controller.v1.ArmRouteR\x04\x61rms\x12\x41\n\x0cretry_policy\x18\x06 \x01(\x0e\x32\x1e.shoal.registry.v1.RetryPolicyR\x0bretryPolicy\x1a:\n\x0c\x41liasesEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\"\x9b\x01\n\x0cVersionRoute\x12\x18\n\x07version\x18\x01 \x01(\x03R\x07version\x12#\n\rconfig_digest\x18\x02 \x01(\tR\x0c\x63onfigDigest\x12\x18\n\x07servers\x18\x03 \x03(\tR\x07servers\x12\x16\n\x06reason\x18\x04 \x01(\tR\x06reason\x12\x1a\n\x08servable\x18\x05 \x01(\x08R\x08servable\"R\n\x08\x41rmRoute\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\x12\x16\n\x06weight\x18\x03 \x01(\x05R\x06weightb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,37 +41,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPLICAREF']._serialized_start=214
   _globals['_REPLICAREF']._serialized_end=298
   _globals['_WATCHPLACEMENTSREQUEST']._serialized_start=301
-  _globals['_WATCHPLACEMENTSREQUEST']._serialized_end=663
-  _globals['_SUBSCRIBE']._serialized_start=666
-  _globals['_SUBSCRIBE']._serialized_end=810
-  _globals['_ACK']._serialized_start=812
-  _globals['_ACK']._serialized_end=876
-  _globals['_NACK']._serialized_start=878
-  _globals['_NACK']._serialized_end=967
-  _globals['_DRAINED']._serialized_start=969
-  _globals['_DRAINED']._serialized_end=1096
-  _globals['_STARTED']._serialized_start=1098
-  _globals['_STARTED']._serialized_end=1136
-  _globals['_USAGE']._serialized_start=1138
-  _globals['_USAGE']._serialized_end=1208
-  _globals['_REPLICAUSAGE']._serialized_start=1211
-  _globals['_REPLICAUSAGE']._serialized_end=1358
-  _globals['_WATCHPLACEMENTSRESPONSE']._serialized_start=1361
-  _globals['_WATCHPLACEMENTSRESPONSE']._serialized_end=1663
-  _globals['_PLACEMENTSNAPSHOT']._serialized_start=1666
-  _globals['_PLACEMENTSNAPSHOT']._serialized_end=1805
-  _globals['_PLACEMENTDELTA']._serialized_start=1808
-  _globals['_PLACEMENTDELTA']._serialized_end=2024
-  _globals['_PLACEMENTCHECKPOINT']._serialized_start=2026
-  _globals['_PLACEMENTCHECKPOINT']._serialized_end=2047
-  _globals['_SERVERENDPOINT']._serialized_start=2049
-  _globals['_SERVERENDPOINT']._serialized_end=2171
-  _globals['_MODELROUTE']._serialized_start=2174
-  _globals['_MODELROUTE']._serialized_end=2562
-  _globals['_MODELROUTE_ALIASESENTRY']._serialized_start=2504
-  _globals['_MODELROUTE_ALIASESENTRY']._serialized_end=2562
-  _globals['_VERSIONROUTE']._serialized_start=2565
-  _globals['_VERSIONROUTE']._serialized_end=2720
-  _globals['_ARMROUTE']._serialized_start=2722
-  _globals['_ARMROUTE']._serialized_end=2804
+  _globals['_WATCHPLACEMENTSREQUEST']._serialized_end=715
+  _globals['_SUBSCRIBE']._serialized_start=718
+  _globals['_SUBSCRIBE']._serialized_end=862
+  _globals['_ACK']._serialized_start=864
+  _globals['_ACK']._serialized_end=928
+  _globals['_NACK']._serialized_start=930
+  _globals['_NACK']._serialized_end=1019
+  _globals['_DRAINED']._serialized_start=1021
+  _globals['_DRAINED']._serialized_end=1148
+  _globals['_STARTED']._serialized_start=1150
+  _globals['_STARTED']._serialized_end=1188
+  _globals['_USAGE']._serialized_start=1190
+  _globals['_USAGE']._serialized_end=1260
+  _globals['_REPLICAUSAGE']._serialized_start=1263
+  _globals['_REPLICAUSAGE']._serialized_end=1468
+  _globals['_BROKE']._serialized_start=1470
+  _globals['_BROKE']._serialized_end=1595
+  _globals['_WATCHPLACEMENTSRESPONSE']._serialized_start=1598
+  _globals['_WATCHPLACEMENTSRESPONSE']._serialized_end=1900
+  _globals['_PLACEMENTSNAPSHOT']._serialized_start=1903
+  _globals['_PLACEMENTSNAPSHOT']._serialized_end=2042
+  _globals['_PLACEMENTDELTA']._serialized_start=2045
+  _globals['_PLACEMENTDELTA']._serialized_end=2261
+  _globals['_PLACEMENTCHECKPOINT']._serialized_start=2263
+  _globals['_PLACEMENTCHECKPOINT']._serialized_end=2284
+  _globals['_SERVERENDPOINT']._serialized_start=2286
+  _globals['_SERVERENDPOINT']._serialized_end=2408
+  _globals['_MODELROUTE']._serialized_start=2411
+  _globals['_MODELROUTE']._serialized_end=2799
+  _globals['_MODELROUTE_ALIASESENTRY']._serialized_start=2741
+  _globals['_MODELROUTE_ALIASESENTRY']._serialized_end=2799
+  _globals['_VERSIONROUTE']._serialized_start=2802
+  _globals['_VERSIONROUTE']._serialized_end=2957
+  _globals['_ARMROUTE']._serialized_start=2959
+  _globals['_ARMROUTE']._serialized_end=3041
 # @@protoc_insertion_point(module_scope)

@@ -84,6 +84,7 @@ class WatchPlacementsRequest(_message.Message):
     DRAINED_FIELD_NUMBER: _builtins.int
     STARTED_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    BROKE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def subscribe(self) -> Global___Subscribe: ...
     @_builtins.property
@@ -96,6 +97,8 @@ class WatchPlacementsRequest(_message.Message):
     def started(self) -> Global___Started: ...
     @_builtins.property
     def usage(self) -> Global___Usage: ...
+    @_builtins.property
+    def broke(self) -> Global___Broke: ...
     def __init__(
         self,
         *,
@@ -105,12 +108,13 @@ class WatchPlacementsRequest(_message.Message):
         drained: Global___Drained | None = ...,
         started: Global___Started | None = ...,
         usage: Global___Usage | None = ...,
+        broke: Global___Broke | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "drained", b"drained", "message", b"message", "nack", b"nack", "started", b"started", "subscribe", b"subscribe", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "broke", b"broke", "drained", b"drained", "message", b"message", "nack", b"nack", "started", b"started", "subscribe", b"subscribe", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "drained", b"drained", "message", b"message", "nack", b"nack", "started", b"started", "subscribe", b"subscribe", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "broke", b"broke", "drained", b"drained", "message", b"message", "nack", b"nack", "started", b"started", "subscribe", b"subscribe", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["subscribe", "ack", "nack", "drained", "started", "usage"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["subscribe", "ack", "nack", "drained", "started", "usage", "broke"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -273,7 +277,13 @@ class ReplicaUsage(_message.Message):
     REPLICA_FIELD_NUMBER: _builtins.int
     AGE_FIELD_NUMBER: _builtins.int
     IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    SEQUENCES_FIELD_NUMBER: _builtins.int
     in_flight: _builtins.int
+    requests: _builtins.int
+    """Requests begun since the last Usage message of this stream."""
+    sequences: _builtins.int
+    """Sequences that are tied to it: it is not evicted while there are any."""
     @_builtins.property
     def replica(self) -> Global___ReplicaRef: ...
     @_builtins.property
@@ -286,14 +296,44 @@ class ReplicaUsage(_message.Message):
         replica: Global___ReplicaRef | None = ...,
         age: _duration_pb2.Duration | None = ...,
         in_flight: _builtins.int = ...,
+        requests: _builtins.int = ...,
+        sequences: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "replica", b"replica"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "in_flight", b"in_flight", "replica", b"replica"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "in_flight", b"in_flight", "replica", b"replica", "requests", b"requests", "sequences", b"sequences"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReplicaUsage: _TypeAlias = ReplicaUsage  # noqa: Y015
+
+@_typing.final
+class Broke(_message.Message):
+    """A server was lost while it had a request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLICA_FIELD_NUMBER: _builtins.int
+    EARLIER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def replica(self) -> Global___ReplicaRef: ...
+    @_builtins.property
+    def earlier(self) -> Global___ReplicaRef:
+        """Where the same request had been lost before, when it had."""
+
+    def __init__(
+        self,
+        *,
+        replica: Global___ReplicaRef | None = ...,
+        earlier: Global___ReplicaRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["earlier", b"earlier", "replica", b"replica"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["earlier", b"earlier", "replica", b"replica"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Broke: _TypeAlias = Broke  # noqa: Y015
 
 @_typing.final
 class WatchPlacementsResponse(_message.Message):

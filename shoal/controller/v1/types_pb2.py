@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fshoal/controller/v1/types.proto\x12\x13shoal.controller.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x97\x05\n\x06Server\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07\x61\x64\x64ress\x18\x02 \x01(\tR\x07\x61\x64\x64ress\x12\x36\n\x05state\x18\x03 \x01(\x0e\x32 .shoal.controller.v1.ServerStateR\x05state\x12!\n\x0cstate_reason\x18\x04 \x01(\tR\x0bstateReason\x12R\n\rmemory_budget\x18\x05 \x03(\x0b\x32-.shoal.controller.v1.Server.MemoryBudgetEntryR\x0cmemoryBudget\x12X\n\x0fmemory_reserved\x18\x06 \x03(\x0b\x32/.shoal.controller.v1.Server.MemoryReservedEntryR\x0ememoryReserved\x12X\n\x0fmemory_measured\x18\x07 \x03(\x0b\x32/.shoal.controller.v1.Server.MemoryMeasuredEntryR\x0ememoryMeasured\x12\x1d\n\nmax_models\x18\x08 \x01(\x05R\tmaxModels\x12\x16\n\x06models\x18\t \x01(\x05R\x06models\x1a?\n\x11MemoryBudgetEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\x1a\x41\n\x13MemoryReservedEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\x1a\x41\n\x13MemoryMeasuredEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\"\x8c\x05\n\x07Replica\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x37\n\x05state\x18\x03 \x01(\x0e\x32!.shoal.controller.v1.ReplicaStateR\x05state\x12!\n\x0cstate_reason\x18\x04 \x01(\tR\x0bstateReason\x12Y\n\x0fmemory_reserved\x18\x05 \x03(\x0b\x32\x30.shoal.controller.v1.Replica.MemoryReservedEntryR\x0ememoryReserved\x12Y\n\x0fmemory_measured\x18\x06 \x03(\x0b\x32\x30.shoal.controller.v1.Replica.MemoryMeasuredEntryR\x0ememoryMeasured\x12-\n\x04idle\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationR\x04idle\x12\x1b\n\tin_flight\x18\x08 \x01(\x05R\x08inFlight\x12\x16\n\x06pinned\x18\t \x01(\x08R\x06pinned\x12\x17\n\x07held_by\x18\n \x03(\tR\x06heldBy\x12>\n\rload_duration\x18\x0b \x01(\x0b\x32\x19.google.protobuf.DurationR\x0cloadDuration\x1a\x41\n\x13MemoryReservedEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\x1a\x41\n\x13MemoryMeasuredEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\"\x8d\x02\n\x05\x45vent\x12\x1a\n\x08sequence\x18\x01 \x01(\x03R\x08sequence\x12.\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\x12\x32\n\x04kind\x18\x03 \x01(\x0e\x32\x1e.shoal.controller.v1.EventKindR\x04kind\x12\x16\n\x06server\x18\x04 \x01(\tR\x06server\x12\x18\n\x07version\x18\x05 \x01(\tR\x07version\x12\x16\n\x06reason\x18\x06 \x01(\tR\x06reason\x12\x1f\n\x0b\x66or_version\x18\x07 \x01(\tR\nforVersion\x12\x19\n\x08trace_id\x18\x08 \x01(\tR\x07traceId*\x98\x01\n\x0bServerState\x12\x1c\n\x18SERVER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14SERVER_STATE_UNKNOWN\x10\x01\x12\x18\n\x14SERVER_STATE_HEALTHY\x10\x02\x12\x1c\n\x18SERVER_STATE_UNREACHABLE\x10\x03\x12\x19\n\x15SERVER_STATE_UNUSABLE\x10\x04*\xce\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14REPLICA_STATE_QUEUED\x10\x01\x12\x19\n\x15REPLICA_STATE_LOADING\x10\x02\x12\x17\n\x13REPLICA_STATE_READY\x10\x03\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x04\x12\x1b\n\x17REPLICA_STATE_UNLOADING\x10\x05\x12\x18\n\x14REPLICA_STATE_FAILED\x10\x06*\xcc\x03\n\tEventKind\x12\x1a\n\x16\x45VENT_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x45VENT_KIND_QUEUED\x10\x01\x12\x16\n\x12\x45VENT_KIND_LOADING\x10\x02\x12\x14\n\x10\x45VENT_KIND_READY\x10\x03\x12\x1a\n\x16\x45VENT_KIND_LOAD_FAILED\x10\x04\x12\x17\n\x13\x45VENT_KIND_EVICTING\x10\x05\x12\x18\n\x14\x45VENT_KIND_UNLOADING\x10\x06\x12\x17\n\x13\x45VENT_KIND_UNLOADED\x10\x07\x12\x16\n\x12\x45VENT_KIND_REFUSED\x10\x08\x12\x15\n\x11\x45VENT_KIND_PINNED\x10\t\x12\x17\n\x13\x45VENT_KIND_UNPINNED\x10\n\x12\x19\n\x15\x45VENT_KIND_UNEXPECTED\x10\x0b\x12\x1d\n\x19\x45VENT_KIND_SERVER_HEALTHY\x10\x0c\x12\x1a\n\x16\x45VENT_KIND_SERVER_LOST\x10\r\x12\x1e\n\x1a\x45VENT_KIND_SERVER_UNUSABLE\x10\x0e\x12\x1c\n\x18\x45VENT_KIND_ROUTER_JOINED\x10\x0f\x12\x1a\n\x16\x45VENT_KIND_ROUTER_LOST\x10\x10\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fshoal/controller/v1/types.proto\x12\x13shoal.controller.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf1\x08\n\x06Server\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07\x61\x64\x64ress\x18\x02 \x01(\tR\x07\x61\x64\x64ress\x12\x36\n\x05state\x18\x03 \x01(\x0e\x32 .shoal.controller.v1.ServerStateR\x05state\x12!\n\x0cstate_reason\x18\x04 \x01(\tR\x0bstateReason\x12R\n\rmemory_budget\x18\x05 \x03(\x0b\x32-.shoal.controller.v1.Server.MemoryBudgetEntryR\x0cmemoryBudget\x12X\n\x0fmemory_reserved\x18\x06 \x03(\x0b\x32/.shoal.controller.v1.Server.MemoryReservedEntryR\x0ememoryReserved\x12X\n\x0fmemory_measured\x18\x07 \x03(\x0b\x32/.shoal.controller.v1.Server.MemoryMeasuredEntryR\x0ememoryMeasured\x12\x1d\n\nmax_models\x18\x08 \x01(\x05R\tmaxModels\x12\x16\n\x06models\x18\t \x01(\x05R\x06models\x12?\n\x06labels\x18\n \x03(\x0b\x32\'.shoal.controller.v1.Server.LabelsEntryR\x06labels\x12\\\n\x11memory_soft_limit\x18\x0b \x03(\x0b\x32\x30.shoal.controller.v1.Server.MemorySoftLimitEntryR\x0fmemorySoftLimit\x12R\n\rmemory_leaked\x18\x0c \x03(\x0b\x32-.shoal.controller.v1.Server.MemoryLeakedEntryR\x0cmemoryLeaked\x12%\n\x0erestart_wanted\x18\r \x01(\x08R\rrestartWanted\x1a?\n\x11MemoryBudgetEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\x1a\x41\n\x13MemoryReservedEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\x1a\x41\n\x13MemoryMeasuredEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x1a\x42\n\x14MemorySoftLimitEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\x1a?\n\x11MemoryLeakedEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\"\x8c\x05\n\x07Replica\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x37\n\x05state\x18\x03 \x01(\x0e\x32!.shoal.controller.v1.ReplicaStateR\x05state\x12!\n\x0cstate_reason\x18\x04 \x01(\tR\x0bstateReason\x12Y\n\x0fmemory_reserved\x18\x05 \x03(\x0b\x32\x30.shoal.controller.v1.Replica.MemoryReservedEntryR\x0ememoryReserved\x12Y\n\x0fmemory_measured\x18\x06 \x03(\x0b\x32\x30.shoal.controller.v1.Replica.MemoryMeasuredEntryR\x0ememoryMeasured\x12-\n\x04idle\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationR\x04idle\x12\x1b\n\tin_flight\x18\x08 \x01(\x05R\x08inFlight\x12\x16\n\x06pinned\x18\t \x01(\x08R\x06pinned\x12\x17\n\x07held_by\x18\n \x03(\tR\x06heldBy\x12>\n\rload_duration\x18\x0b \x01(\x0b\x32\x19.google.protobuf.DurationR\x0cloadDuration\x1a\x41\n\x13MemoryReservedEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\x1a\x41\n\x13MemoryMeasuredEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\"\x8d\x02\n\x05\x45vent\x12\x1a\n\x08sequence\x18\x01 \x01(\x03R\x08sequence\x12.\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\x12\x32\n\x04kind\x18\x03 \x01(\x0e\x32\x1e.shoal.controller.v1.EventKindR\x04kind\x12\x16\n\x06server\x18\x04 \x01(\tR\x06server\x12\x18\n\x07version\x18\x05 \x01(\tR\x07version\x12\x16\n\x06reason\x18\x06 \x01(\tR\x06reason\x12\x1f\n\x0b\x66or_version\x18\x07 \x01(\tR\nforVersion\x12\x19\n\x08trace_id\x18\x08 \x01(\tR\x07traceId*\xb3\x01\n\x0bServerState\x12\x1c\n\x18SERVER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14SERVER_STATE_UNKNOWN\x10\x01\x12\x18\n\x14SERVER_STATE_HEALTHY\x10\x02\x12\x1c\n\x18SERVER_STATE_UNREACHABLE\x10\x03\x12\x19\n\x15SERVER_STATE_UNUSABLE\x10\x04\x12\x19\n\x15SERVER_STATE_DRAINING\x10\x05*\xce\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14REPLICA_STATE_QUEUED\x10\x01\x12\x19\n\x15REPLICA_STATE_LOADING\x10\x02\x12\x17\n\x13REPLICA_STATE_READY\x10\x03\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x04\x12\x1b\n\x17REPLICA_STATE_UNLOADING\x10\x05\x12\x18\n\x14REPLICA_STATE_FAILED\x10\x06*\x9d\x04\n\tEventKind\x12\x1a\n\x16\x45VENT_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x45VENT_KIND_QUEUED\x10\x01\x12\x16\n\x12\x45VENT_KIND_LOADING\x10\x02\x12\x14\n\x10\x45VENT_KIND_READY\x10\x03\x12\x1a\n\x16\x45VENT_KIND_LOAD_FAILED\x10\x04\x12\x17\n\x13\x45VENT_KIND_EVICTING\x10\x05\x12\x18\n\x14\x45VENT_KIND_UNLOADING\x10\x06\x12\x17\n\x13\x45VENT_KIND_UNLOADED\x10\x07\x12\x16\n\x12\x45VENT_KIND_REFUSED\x10\x08\x12\x15\n\x11\x45VENT_KIND_PINNED\x10\t\x12\x17\n\x13\x45VENT_KIND_UNPINNED\x10\n\x12\x19\n\x15\x45VENT_KIND_UNEXPECTED\x10\x0b\x12\x1d\n\x19\x45VENT_KIND_SERVER_HEALTHY\x10\x0c\x12\x1a\n\x16\x45VENT_KIND_SERVER_LOST\x10\r\x12\x1e\n\x1a\x45VENT_KIND_SERVER_UNUSABLE\x10\x0e\x12\x1c\n\x18\x45VENT_KIND_ROUTER_JOINED\x10\x0f\x12\x1a\n\x16\x45VENT_KIND_ROUTER_LOST\x10\x10\x12\x1e\n\x1a\x45VENT_KIND_SERVER_DRAINING\x10\x11\x12\x15\n\x11\x45VENT_KIND_BROKEN\x10\x12\x12\x18\n\x14\x45VENT_KIND_SET_ASIDE\x10\x13\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,30 +39,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SERVER_MEMORYRESERVEDENTRY']._serialized_options = b'8\001'
   _globals['_SERVER_MEMORYMEASUREDENTRY']._loaded_options = None
   _globals['_SERVER_MEMORYMEASUREDENTRY']._serialized_options = b'8\001'
+  _globals['_SERVER_LABELSENTRY']._loaded_options = None
+  _globals['_SERVER_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_SERVER_MEMORYSOFTLIMITENTRY']._loaded_options = None
+  _globals['_SERVER_MEMORYSOFTLIMITENTRY']._serialized_options = b'8\001'
+  _globals['_SERVER_MEMORYLEAKEDENTRY']._loaded_options = None
+  _globals['_SERVER_MEMORYLEAKEDENTRY']._serialized_options = b'8\001'
   _globals['_REPLICA_MEMORYRESERVEDENTRY']._loaded_options = None
   _globals['_REPLICA_MEMORYRESERVEDENTRY']._serialized_options = b'8\001'
   _globals['_REPLICA_MEMORYMEASUREDENTRY']._loaded_options = None
   _globals['_REPLICA_MEMORYMEASUREDENTRY']._serialized_options = b'8\001'
-  _globals['_SERVERSTATE']._serialized_start=1715
-  _globals['_SERVERSTATE']._serialized_end=1867
-  _globals['_REPLICASTATE']._serialized_start=1870
-  _globals['_REPLICASTATE']._serialized_end=2076
-  _globals['_EVENTKIND']._serialized_start=2079
-  _globals['_EVENTKIND']._serialized_end=2539
+  _globals['_SERVERSTATE']._serialized_start=2189
+  _globals['_SERVERSTATE']._serialized_end=2368
+  _globals['_REPLICASTATE']._serialized_start=2371
+  _globals['_REPLICASTATE']._serialized_end=2577
+  _globals['_EVENTKIND']._serialized_start=2580
+  _globals['_EVENTKIND']._serialized_end=3121
   _globals['_SERVER']._serialized_start=122
-  _globals['_SERVER']._serialized_end=785
-  _globals['_SERVER_MEMORYBUDGETENTRY']._serialized_start=588
-  _globals['_SERVER_MEMORYBUDGETENTRY']._serialized_end=651
-  _globals['_SERVER_MEMORYRESERVEDENTRY']._serialized_start=653
-  _globals['_SERVER_MEMORYRESERVEDENTRY']._serialized_end=718
-  _globals['_SERVER_MEMORYMEASUREDENTRY']._serialized_start=720
-  _globals['_SERVER_MEMORYMEASUREDENTRY']._serialized_end=785
-  _globals['_REPLICA']._serialized_start=788
-  _globals['_REPLICA']._serialized_end=1440
-  _globals['_REPLICA_MEMORYRESERVEDENTRY']._serialized_start=653
-  _globals['_REPLICA_MEMORYRESERVEDENTRY']._serialized_end=718
-  _globals['_REPLICA_MEMORYMEASUREDENTRY']._serialized_start=720
-  _globals['_REPLICA_MEMORYMEASUREDENTRY']._serialized_end=785
-  _globals['_EVENT']._serialized_start=1443
-  _globals['_EVENT']._serialized_end=1712
+  _globals['_SERVER']._serialized_end=1259
+  _globals['_SERVER_MEMORYBUDGETENTRY']._serialized_start=870
+  _globals['_SERVER_MEMORYBUDGETENTRY']._serialized_end=933
+  _globals['_SERVER_MEMORYRESERVEDENTRY']._serialized_start=935
+  _globals['_SERVER_MEMORYRESERVEDENTRY']._serialized_end=1000
+  _globals['_SERVER_MEMORYMEASUREDENTRY']._serialized_start=1002
+  _globals['_SERVER_MEMORYMEASUREDENTRY']._serialized_end=1067
+  _globals['_SERVER_LABELSENTRY']._serialized_start=1069
+  _globals['_SERVER_LABELSENTRY']._serialized_end=1126
+  _globals['_SERVER_MEMORYSOFTLIMITENTRY']._serialized_start=1128
+  _globals['_SERVER_MEMORYSOFTLIMITENTRY']._serialized_end=1194
+  _globals['_SERVER_MEMORYLEAKEDENTRY']._serialized_start=1196
+  _globals['_SERVER_MEMORYLEAKEDENTRY']._serialized_end=1259
+  _globals['_REPLICA']._serialized_start=1262
+  _globals['_REPLICA']._serialized_end=1914
+  _globals['_REPLICA_MEMORYRESERVEDENTRY']._serialized_start=935
+  _globals['_REPLICA_MEMORYRESERVEDENTRY']._serialized_end=1000
+  _globals['_REPLICA_MEMORYMEASUREDENTRY']._serialized_start=1002
+  _globals['_REPLICA_MEMORYMEASUREDENTRY']._serialized_end=1067
+  _globals['_EVENT']._serialized_start=1917
+  _globals['_EVENT']._serialized_end=2186
 # @@protoc_insertion_point(module_scope)

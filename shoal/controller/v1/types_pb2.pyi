@@ -34,6 +34,8 @@ class _ServerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ServerSta
     SERVER_STATE_UNREACHABLE: _ServerState.ValueType  # 3
     SERVER_STATE_UNUSABLE: _ServerState.ValueType  # 4
     """It answers, and its answers cannot be trusted; state_reason says what to do."""
+    SERVER_STATE_DRAINING: _ServerState.ValueType  # 5
+    """It answers for what it holds and is given nothing new."""
 
 class ServerState(_ServerState, metaclass=_ServerStateEnumTypeWrapper): ...
 
@@ -44,6 +46,8 @@ SERVER_STATE_HEALTHY: ServerState.ValueType  # 2
 SERVER_STATE_UNREACHABLE: ServerState.ValueType  # 3
 SERVER_STATE_UNUSABLE: ServerState.ValueType  # 4
 """It answers, and its answers cannot be trusted; state_reason says what to do."""
+SERVER_STATE_DRAINING: ServerState.ValueType  # 5
+"""It answers for what it holds and is given nothing new."""
 Global___ServerState: _TypeAlias = ServerState  # noqa: Y015
 
 class _ReplicaState:
@@ -101,6 +105,12 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     EVENT_KIND_SERVER_UNUSABLE: _EventKind.ValueType  # 14
     EVENT_KIND_ROUTER_JOINED: _EventKind.ValueType  # 15
     EVENT_KIND_ROUTER_LOST: _EventKind.ValueType  # 16
+    EVENT_KIND_SERVER_DRAINING: _EventKind.ValueType  # 17
+    """It takes nothing new; its replicas leave."""
+    EVENT_KIND_BROKEN: _EventKind.ValueType  # 18
+    """A replica that is READY by the server's index and does not answer."""
+    EVENT_KIND_SET_ASIDE: _EventKind.ValueType  # 19
+    """Not tried again for a while: its requests were in flight when servers crashed."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper): ...
 
@@ -122,6 +132,12 @@ EVENT_KIND_SERVER_LOST: EventKind.ValueType  # 13
 EVENT_KIND_SERVER_UNUSABLE: EventKind.ValueType  # 14
 EVENT_KIND_ROUTER_JOINED: EventKind.ValueType  # 15
 EVENT_KIND_ROUTER_LOST: EventKind.ValueType  # 16
+EVENT_KIND_SERVER_DRAINING: EventKind.ValueType  # 17
+"""It takes nothing new; its replicas leave."""
+EVENT_KIND_BROKEN: EventKind.ValueType  # 18
+"""A replica that is READY by the server's index and does not answer."""
+EVENT_KIND_SET_ASIDE: EventKind.ValueType  # 19
+"""Not tried again for a while: its requests were in flight when servers crashed."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 @_typing.final
@@ -190,6 +206,66 @@ class Server(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class MemorySoftLimitEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class MemoryLeakedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -199,6 +275,10 @@ class Server(_message.Message):
     MEMORY_MEASURED_FIELD_NUMBER: _builtins.int
     MAX_MODELS_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    MEMORY_SOFT_LIMIT_FIELD_NUMBER: _builtins.int
+    MEMORY_LEAKED_FIELD_NUMBER: _builtins.int
+    RESTART_WANTED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"servers/{server}"; {server} is what the Triton was started with as --id."""
     address: _builtins.str
@@ -210,6 +290,8 @@ class Server(_message.Message):
     """At most this many (model, version) units; 0: no such limit."""
     models: _builtins.int
     """Units that count against max_models now."""
+    restart_wanted: _builtins.bool
+    """It is to be restarted once it is empty; state_reason says why."""
     @_builtins.property
     def memory_budget(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Resource ("ram", "gpu:0") to bytes, over the server's own baseline."""
@@ -221,6 +303,18 @@ class Server(_message.Message):
     @_builtins.property
     def memory_measured(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Seen at the last measurement."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What models may require: "zone", "gpu", ..."""
+
+    @_builtins.property
+    def memory_soft_limit(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Reserved bytes beyond which what is idle is evicted ahead of need; empty: no such limit."""
+
+    @_builtins.property
+    def memory_leaked(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Measured beyond what its models take: not given back after unloads."""
 
     def __init__(
         self,
@@ -234,10 +328,14 @@ class Server(_message.Message):
         memory_measured: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         max_models: _builtins.int = ...,
         models: _builtins.int = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        memory_soft_limit: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        memory_leaked: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        restart_wanted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "max_models", b"max_models", "memory_budget", b"memory_budget", "memory_measured", b"memory_measured", "memory_reserved", b"memory_reserved", "models", b"models", "name", b"name", "state", b"state", "state_reason", b"state_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "labels", b"labels", "max_models", b"max_models", "memory_budget", b"memory_budget", "memory_leaked", b"memory_leaked", "memory_measured", b"memory_measured", "memory_reserved", b"memory_reserved", "memory_soft_limit", b"memory_soft_limit", "models", b"models", "name", b"name", "restart_wanted", b"restart_wanted", "state", b"state", "state_reason", b"state_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

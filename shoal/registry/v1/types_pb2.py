@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dshoal/registry/v1/types.proto\x12\x11shoal.registry.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf6\x04\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12 \n\x0b\x64\x65scription\x18\x02 \x01(\tR\x0b\x64\x65scription\x12<\n\x06labels\x18\x03 \x03(\x0b\x32$.shoal.registry.v1.Model.LabelsEntryR\x06labels\x12\x41\n\x0cretry_policy\x18\x04 \x01(\x0e\x32\x1e.shoal.registry.v1.RetryPolicyR\x0bretryPolicy\x12\'\n\x0f\x64\x65\x66\x61ult_version\x18\x05 \x01(\x03R\x0e\x64\x65\x66\x61ultVersion\x12?\n\x07\x61liases\x18\x06 \x03(\x0b\x32%.shoal.registry.v1.Model.AliasesEntryR\x07\x61liases\x12G\n\x0etraffic_policy\x18\x07 \x01(\x0b\x32 .shoal.registry.v1.TrafficPolicyR\rtrafficPolicy\x12;\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12;\n\x0bupdate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nupdateTime\x12\x12\n\x04\x65tag\x18\n \x01(\tR\x04\x65tag\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x1a:\n\x0c\x41liasesEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\"\xe0\x04\n\x0cModelVersion\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32\x1f.shoal.registry.v1.VersionStateR\x05state\x12\x16\n\x06source\x18\x03 \x01(\tR\x06source\x12\x16\n\x06\x63onfig\x18\x04 \x01(\x0cR\x06\x63onfig\x12#\n\rconfig_digest\x18\x05 \x01(\tR\x0c\x63onfigDigest\x12%\n\x0e\x61rtifact_bytes\x18\x06 \x01(\x03R\rartifactBytes\x12\\\n\x0f\x64\x65\x63lared_memory\x18\x07 \x03(\x0b\x32\x33.shoal.registry.v1.ModelVersion.DeclaredMemoryEntryR\x0e\x64\x65\x63laredMemory\x12\x1a\n\x08requires\x18\x08 \x03(\tR\x08requires\x12\x1a\n\x08\x65nsemble\x18\t \x01(\x08R\x08\x65nsemble\x12\x16\n\x06pinned\x18\n \x01(\x08R\x06pinned\x12%\n\x0einvalid_reason\x18\x0b \x01(\tR\rinvalidReason\x12;\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12\x12\n\x04\x65tag\x18\r \x01(\tR\x04\x65tag\x12 \n\x0b\x66ingerprint\x18\x0e \x01(\tR\x0b\x66ingerprint\x1a\x41\n\x13\x44\x65\x63laredMemoryEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\"c\n\rTrafficPolicy\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12*\n\x04\x61rms\x18\x02 \x03(\x0b\x32\x16.shoal.registry.v1.ArmR\x04\x61rms\x12\x12\n\x04\x65tag\x18\x03 \x01(\tR\x04\x65tag\"5\n\x03\x41rm\x12\x16\n\x06target\x18\x01 \x01(\tR\x06target\x12\x16\n\x06weight\x18\x02 \x01(\x05R\x06weight\"\x87\x02\n\tFootprint\x12\x18\n\x07version\x18\x01 \x01(\tR\x07version\x12#\n\rconfig_digest\x18\x02 \x01(\tR\x0c\x63onfigDigest\x12@\n\x06memory\x18\x03 \x03(\x0b\x32(.shoal.registry.v1.Footprint.MemoryEntryR\x06memory\x12>\n\rload_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0cloadDuration\x1a\x39\n\x0bMemoryEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\"{\n\x0c\x43\x61talogEntry\x12.\n\x05model\x18\x01 \x01(\x0b\x32\x18.shoal.registry.v1.ModelR\x05model\x12;\n\x08versions\x18\x02 \x03(\x0b\x32\x1f.shoal.registry.v1.ModelVersionR\x08versions*Z\n\x0bRetryPolicy\x12\x1c\n\x18RETRY_POLICY_UNSPECIFIED\x10\x00\x12\x15\n\x11RETRY_POLICY_ONCE\x10\x01\x12\x16\n\x12RETRY_POLICY_NEVER\x10\x02*\x9b\x01\n\x0cVersionState\x12\x1d\n\x19VERSION_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15VERSION_STATE_PENDING\x10\x01\x12\x1a\n\x16VERSION_STATE_APPROVED\x10\x02\x12\x1a\n\x16VERSION_STATE_REJECTED\x10\x03\x12\x19\n\x15VERSION_STATE_INVALID\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dshoal/registry/v1/types.proto\x12\x11shoal.registry.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb2\x05\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12 \n\x0b\x64\x65scription\x18\x02 \x01(\tR\x0b\x64\x65scription\x12<\n\x06labels\x18\x03 \x03(\x0b\x32$.shoal.registry.v1.Model.LabelsEntryR\x06labels\x12\x41\n\x0cretry_policy\x18\x04 \x01(\x0e\x32\x1e.shoal.registry.v1.RetryPolicyR\x0bretryPolicy\x12\'\n\x0f\x64\x65\x66\x61ult_version\x18\x05 \x01(\x03R\x0e\x64\x65\x66\x61ultVersion\x12?\n\x07\x61liases\x18\x06 \x03(\x0b\x32%.shoal.registry.v1.Model.AliasesEntryR\x07\x61liases\x12G\n\x0etraffic_policy\x18\x07 \x01(\x0b\x32 .shoal.registry.v1.TrafficPolicyR\rtrafficPolicy\x12;\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12;\n\x0bupdate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nupdateTime\x12\x12\n\x04\x65tag\x18\n \x01(\tR\x04\x65tag\x12:\n\tresidency\x18\x0b \x01(\x0b\x32\x1c.shoal.registry.v1.ResidencyR\tresidency\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x1a:\n\x0c\x41liasesEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\"\x9e\x03\n\tResidency\x12\"\n\nmin_copies\x18\x01 \x01(\x05H\x00R\tminCopies\x88\x01\x01\x12\"\n\nmax_copies\x18\x02 \x01(\x05H\x01R\tmaxCopies\x88\x01\x01\x12\x34\n\x08idle_ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x07idleTtl\x12\x1d\n\x07preload\x18\x04 \x01(\x08H\x02R\x07preload\x88\x01\x01\x12\x1f\n\x08priority\x18\x05 \x01(\x05H\x03R\x08priority\x88\x01\x01\x12Y\n\x0frequired_labels\x18\x06 \x03(\x0b\x32\x30.shoal.registry.v1.Residency.RequiredLabelsEntryR\x0erequiredLabels\x1a\x41\n\x13RequiredLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x42\r\n\x0b_min_copiesB\r\n\x0b_max_copiesB\n\n\x08_preloadB\x0b\n\t_priority\"\xf6\x04\n\x0cModelVersion\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x35\n\x05state\x18\x02 \x01(\x0e\x32\x1f.shoal.registry.v1.VersionStateR\x05state\x12\x16\n\x06source\x18\x03 \x01(\tR\x06source\x12\x16\n\x06\x63onfig\x18\x04 \x01(\x0cR\x06\x63onfig\x12#\n\rconfig_digest\x18\x05 \x01(\tR\x0c\x63onfigDigest\x12%\n\x0e\x61rtifact_bytes\x18\x06 \x01(\x03R\rartifactBytes\x12\\\n\x0f\x64\x65\x63lared_memory\x18\x07 \x03(\x0b\x32\x33.shoal.registry.v1.ModelVersion.DeclaredMemoryEntryR\x0e\x64\x65\x63laredMemory\x12\x1a\n\x08requires\x18\x08 \x03(\tR\x08requires\x12\x1a\n\x08\x65nsemble\x18\t \x01(\x08R\x08\x65nsemble\x12\x16\n\x06pinned\x18\n \x01(\x08R\x06pinned\x12%\n\x0einvalid_reason\x18\x0b \x01(\tR\rinvalidReason\x12;\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12\x12\n\x04\x65tag\x18\r \x01(\tR\x04\x65tag\x12 \n\x0b\x66ingerprint\x18\x0e \x01(\tR\x0b\x66ingerprint\x12\x14\n\x05probe\x18\x0f \x01(\x0cR\x05probe\x1a\x41\n\x13\x44\x65\x63laredMemoryEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\"c\n\rTrafficPolicy\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12*\n\x04\x61rms\x18\x02 \x03(\x0b\x32\x16.shoal.registry.v1.ArmR\x04\x61rms\x12\x12\n\x04\x65tag\x18\x03 \x01(\tR\x04\x65tag\"5\n\x03\x41rm\x12\x16\n\x06target\x18\x01 \x01(\tR\x06target\x12\x16\n\x06weight\x18\x02 \x01(\x05R\x06weight\"\x87\x02\n\tFootprint\x12\x18\n\x07version\x18\x01 \x01(\tR\x07version\x12#\n\rconfig_digest\x18\x02 \x01(\tR\x0c\x63onfigDigest\x12@\n\x06memory\x18\x03 \x03(\x0b\x32(.shoal.registry.v1.Footprint.MemoryEntryR\x06memory\x12>\n\rload_duration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0cloadDuration\x1a\x39\n\x0bMemoryEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\"{\n\x0c\x43\x61talogEntry\x12.\n\x05model\x18\x01 \x01(\x0b\x32\x18.shoal.registry.v1.ModelR\x05model\x12;\n\x08versions\x18\x02 \x03(\x0b\x32\x1f.shoal.registry.v1.ModelVersionR\x08versions*Z\n\x0bRetryPolicy\x12\x1c\n\x18RETRY_POLICY_UNSPECIFIED\x10\x00\x12\x15\n\x11RETRY_POLICY_ONCE\x10\x01\x12\x16\n\x12RETRY_POLICY_NEVER\x10\x02*\x9b\x01\n\x0cVersionState\x12\x1d\n\x19VERSION_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15VERSION_STATE_PENDING\x10\x01\x12\x1a\n\x16VERSION_STATE_APPROVED\x10\x02\x12\x1a\n\x16VERSION_STATE_REJECTED\x10\x03\x12\x19\n\x15VERSION_STATE_INVALID\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,32 +37,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODEL_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_MODEL_ALIASESENTRY']._loaded_options = None
   _globals['_MODEL_ALIASESENTRY']._serialized_options = b'8\001'
+  _globals['_RESIDENCY_REQUIREDLABELSENTRY']._loaded_options = None
+  _globals['_RESIDENCY_REQUIREDLABELSENTRY']._serialized_options = b'8\001'
   _globals['_MODELVERSION_DECLAREDMEMORYENTRY']._loaded_options = None
   _globals['_MODELVERSION_DECLAREDMEMORYENTRY']._serialized_options = b'8\001'
   _globals['_FOOTPRINT_MEMORYENTRY']._loaded_options = None
   _globals['_FOOTPRINT_MEMORYENTRY']._serialized_options = b'8\001'
-  _globals['_RETRYPOLICY']._serialized_start=1908
-  _globals['_RETRYPOLICY']._serialized_end=1998
-  _globals['_VERSIONSTATE']._serialized_start=2001
-  _globals['_VERSIONSTATE']._serialized_end=2156
+  _globals['_RETRYPOLICY']._serialized_start=2407
+  _globals['_RETRYPOLICY']._serialized_end=2497
+  _globals['_VERSIONSTATE']._serialized_start=2500
+  _globals['_VERSIONSTATE']._serialized_end=2655
   _globals['_MODEL']._serialized_start=118
-  _globals['_MODEL']._serialized_end=748
-  _globals['_MODEL_LABELSENTRY']._serialized_start=631
-  _globals['_MODEL_LABELSENTRY']._serialized_end=688
-  _globals['_MODEL_ALIASESENTRY']._serialized_start=690
-  _globals['_MODEL_ALIASESENTRY']._serialized_end=748
-  _globals['_MODELVERSION']._serialized_start=751
-  _globals['_MODELVERSION']._serialized_end=1359
-  _globals['_MODELVERSION_DECLAREDMEMORYENTRY']._serialized_start=1294
-  _globals['_MODELVERSION_DECLAREDMEMORYENTRY']._serialized_end=1359
-  _globals['_TRAFFICPOLICY']._serialized_start=1361
-  _globals['_TRAFFICPOLICY']._serialized_end=1460
-  _globals['_ARM']._serialized_start=1462
-  _globals['_ARM']._serialized_end=1515
-  _globals['_FOOTPRINT']._serialized_start=1518
-  _globals['_FOOTPRINT']._serialized_end=1781
-  _globals['_FOOTPRINT_MEMORYENTRY']._serialized_start=1724
-  _globals['_FOOTPRINT_MEMORYENTRY']._serialized_end=1781
-  _globals['_CATALOGENTRY']._serialized_start=1783
-  _globals['_CATALOGENTRY']._serialized_end=1906
+  _globals['_MODEL']._serialized_end=808
+  _globals['_MODEL_LABELSENTRY']._serialized_start=691
+  _globals['_MODEL_LABELSENTRY']._serialized_end=748
+  _globals['_MODEL_ALIASESENTRY']._serialized_start=750
+  _globals['_MODEL_ALIASESENTRY']._serialized_end=808
+  _globals['_RESIDENCY']._serialized_start=811
+  _globals['_RESIDENCY']._serialized_end=1225
+  _globals['_RESIDENCY_REQUIREDLABELSENTRY']._serialized_start=1105
+  _globals['_RESIDENCY_REQUIREDLABELSENTRY']._serialized_end=1170
+  _globals['_MODELVERSION']._serialized_start=1228
+  _globals['_MODELVERSION']._serialized_end=1858
+  _globals['_MODELVERSION_DECLAREDMEMORYENTRY']._serialized_start=1793
+  _globals['_MODELVERSION_DECLAREDMEMORYENTRY']._serialized_end=1858
+  _globals['_TRAFFICPOLICY']._serialized_start=1860
+  _globals['_TRAFFICPOLICY']._serialized_end=1959
+  _globals['_ARM']._serialized_start=1961
+  _globals['_ARM']._serialized_end=2014
+  _globals['_FOOTPRINT']._serialized_start=2017
+  _globals['_FOOTPRINT']._serialized_end=2280
+  _globals['_FOOTPRINT_MEMORYENTRY']._serialized_start=2223
+  _globals['_FOOTPRINT_MEMORYENTRY']._serialized_end=2280
+  _globals['_CATALOGENTRY']._serialized_start=2282
+  _globals['_CATALOGENTRY']._serialized_end=2405
 # @@protoc_insertion_point(module_scope)

@@ -127,6 +127,7 @@ class Model(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    RESIDENCY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"models/{model}"."""
     description: _builtins.str
@@ -156,6 +157,10 @@ class Model(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """Output only."""
 
+    @_builtins.property
+    def residency(self) -> Global___Residency:
+        """What it asks of the fleet."""
+
     def __init__(
         self,
         *,
@@ -169,14 +174,98 @@ class Model(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        residency: Global___Residency | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "traffic_policy", b"traffic_policy", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "residency", b"residency", "traffic_policy", b"traffic_policy", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "create_time", b"create_time", "default_version", b"default_version", "description", b"description", "etag", b"etag", "labels", b"labels", "name", b"name", "retry_policy", b"retry_policy", "traffic_policy", b"traffic_policy", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "create_time", b"create_time", "default_version", b"default_version", "description", b"description", "etag", b"etag", "labels", b"labels", "name", b"name", "residency", b"residency", "retry_policy", b"retry_policy", "traffic_policy", b"traffic_policy", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class Residency(_message.Message):
+    """What a model asks of the fleet. What is unset is as the Controller's settings have it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class RequiredLabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    MIN_COPIES_FIELD_NUMBER: _builtins.int
+    MAX_COPIES_FIELD_NUMBER: _builtins.int
+    IDLE_TTL_FIELD_NUMBER: _builtins.int
+    PRELOAD_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    REQUIRED_LABELS_FIELD_NUMBER: _builtins.int
+    min_copies: _builtins.int
+    """Replicas of its default version that are kept, whether they are used or not; 0 to 1000."""
+    max_copies: _builtins.int
+    """Replicas of one version at most; 1 to 1000."""
+    preload: _builtins.bool
+    """Its default version is loaded when a Controller starts. It may be evicted like any other."""
+    priority: _builtins.int
+    """Of its loads among those of other models, -10 to 10, the higher first: each step counts like
+    some seconds of waiting longer, so that nothing starves.
+    """
+    @_builtins.property
+    def idle_ttl(self) -> _duration_pb2.Duration:
+        """Evicted when not used for so long; zero: never for that reason."""
+
+    @_builtins.property
+    def required_labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Only servers that have all of these labels hold it."""
+
+    def __init__(
+        self,
+        *,
+        min_copies: _builtins.int | None = ...,
+        max_copies: _builtins.int | None = ...,
+        idle_ttl: _duration_pb2.Duration | None = ...,
+        preload: _builtins.bool | None = ...,
+        priority: _builtins.int | None = ...,
+        required_labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_copies", b"_max_copies", "_min_copies", b"_min_copies", "_preload", b"_preload", "_priority", b"_priority", "idle_ttl", b"idle_ttl", "max_copies", b"max_copies", "min_copies", b"min_copies", "preload", b"preload", "priority", b"priority"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_copies", b"_max_copies", "_min_copies", b"_min_copies", "_preload", b"_preload", "_priority", b"_priority", "idle_ttl", b"idle_ttl", "max_copies", b"max_copies", "min_copies", b"min_copies", "preload", b"preload", "priority", b"priority", "required_labels", b"required_labels"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_copies: _TypeAlias = _typing.Literal["max_copies"]  # noqa: Y015
+    _WhichOneofArgType__max_copies: _TypeAlias = _typing.Literal["_max_copies", b"_max_copies"]  # noqa: Y015
+    _WhichOneofReturnType__min_copies: _TypeAlias = _typing.Literal["min_copies"]  # noqa: Y015
+    _WhichOneofArgType__min_copies: _TypeAlias = _typing.Literal["_min_copies", b"_min_copies"]  # noqa: Y015
+    _WhichOneofReturnType__preload: _TypeAlias = _typing.Literal["preload"]  # noqa: Y015
+    _WhichOneofArgType__preload: _TypeAlias = _typing.Literal["_preload", b"_preload"]  # noqa: Y015
+    _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
+    _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_copies) -> _WhichOneofReturnType__max_copies | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_copies) -> _WhichOneofReturnType__min_copies | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__preload) -> _WhichOneofReturnType__preload | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
+
+Global___Residency: _TypeAlias = Residency  # noqa: Y015
 
 @_typing.final
 class ModelVersion(_message.Message):
@@ -218,6 +307,7 @@ class ModelVersion(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    PROBE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"models/{model}/versions/{version}", version a whole number from 1 up."""
     state: Global___VersionState.ValueType
@@ -241,6 +331,10 @@ class ModelVersion(_message.Message):
     etag: _builtins.str
     fingerprint: _builtins.str
     """Output only. Changes when its files or its config are changed in place."""
+    probe: _builtins.bytes
+    """Output only. A serialized inference.ModelInferRequest that a server must answer before it counts
+    as READY there; empty: none. From the file shoal_probe.json.
+    """
     @_builtins.property
     def declared_memory(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Memory that the user says it takes: resource ("ram", "gpu:0") to bytes. Empty: learned."""
@@ -272,10 +366,11 @@ class ModelVersion(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
         fingerprint: _builtins.str = ...,
+        probe: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_bytes", b"artifact_bytes", "config", b"config", "config_digest", b"config_digest", "create_time", b"create_time", "declared_memory", b"declared_memory", "ensemble", b"ensemble", "etag", b"etag", "fingerprint", b"fingerprint", "invalid_reason", b"invalid_reason", "name", b"name", "pinned", b"pinned", "requires", b"requires", "source", b"source", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_bytes", b"artifact_bytes", "config", b"config", "config_digest", b"config_digest", "create_time", b"create_time", "declared_memory", b"declared_memory", "ensemble", b"ensemble", "etag", b"etag", "fingerprint", b"fingerprint", "invalid_reason", b"invalid_reason", "name", b"name", "pinned", b"pinned", "probe", b"probe", "requires", b"requires", "source", b"source", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
