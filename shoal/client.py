@@ -24,6 +24,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
+from shoal import failover
 from shoal.controller.v1.controller_service_pb2_grpc import ControllerServiceStub
 from shoal.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from shoal.router.v1.router_service_pb2_grpc import RouterServiceStub
@@ -65,7 +66,7 @@ class CallFailed(Exception):
     `reason`: a value of shoal.errors.v1.ErrorReason without its prefix; "" where the error is not
     Shoal's own (Triton's, or gRPC's when nobody answered). `metadata`: the variables of `message`.
     `retry_after`: seconds after which the same call may succeed, None where the service named
-    none. `address`: what was called, as host:port.
+    none. `address`: what was called, as it was given to `connect`.
     """
 
     def __init__(
@@ -162,7 +163,7 @@ class Client:
         self.timeout = timeout
         self._addresses = _Addresses()
         self._channels = [
-            _opened(grpc.insecure_channel, name, address, options, self._addresses)
+            _opened(failover.channel, name, address, options, self._addresses)
             for name, address in addresses.items()
         ]
 
@@ -258,7 +259,7 @@ class AsyncClient:
         self.timeout = timeout
         self._addresses = _Addresses()
         self._channels = [
-            _opened(grpc.aio.insecure_channel, name, address, options, self._addresses)
+            _opened(failover.async_channel, name, address, options, self._addresses)
             for name, address in addresses.items()
         ]
 
@@ -345,7 +346,8 @@ def connect(
     timeout: float = DEFAULT_TIMEOUT,
     options: Sequence[tuple[str, Any]] = (),
 ) -> Client:
-    """A client of the services whose `host:port` is given. Nothing is sent before the first call.
+    """A client of the services whose `host:port` is given; of several Controllers, separated by
+    commas, the one that acts is called. Nothing is sent before the first call.
 
     `timeout`: seconds for each call that sets none itself. `options`: of the gRPC channels, beside
     CHANNEL_OPTIONS.
@@ -377,7 +379,7 @@ def _opened(
     options: Sequence[tuple[str, Any]],
     addresses: _Addresses,
 ) -> Any:
-    channel = open_channel(address, options=(*CHANNEL_OPTIONS, *options))
+    channel = open_channel(address, (*CHANNEL_OPTIONS, *options))
     addresses.add(name, address, _STUBS[name](channel))
     return channel
 

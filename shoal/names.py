@@ -65,6 +65,14 @@ def replica_name(server: str, model: str, version: int) -> str:
     return f"servers/{server}/replicas/{model}:{version}"
 
 
+def parse_server_name(name: str) -> str | None:
+    """``servers/{server}`` → server, or None where it is not such a name."""
+    match name.split("/"):
+        case ["servers", server] if is_model_name(server):
+            return server
+    return None
+
+
 def parse_model_name(name: str) -> str | None:
     """``models/{model}`` → model, or None where it is not such a name."""
     match name.split("/"):

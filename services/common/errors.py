@@ -161,6 +161,28 @@ class DeadlineBeforeResident(ShoalError):
     )
 
 
+class ServerNotFound(ShoalError):
+    code, reason = Code.NOT_FOUND, "SERVER_NOT_FOUND"
+    template = "no server '{server}' is configured; these are: {servers}."
+
+
+class DeadlineTooShort(ShoalError):
+    code, reason = Code.UNAVAILABLE, "DEADLINE_TOO_SHORT"
+    template = (
+        "model '{model}' version {version} is not resident, loading it takes about {load_seconds} s, "
+        "and only {left_seconds} s are left until the deadline. It is being loaded now: repeat the "
+        "request after that, or with a longer deadline."
+    )
+
+
+class SetAside(ShoalError):
+    code, reason = Code.UNAVAILABLE, "SET_ASIDE"
+    template = (
+        "model '{model}' version {version} is set aside for {backoff_seconds} s: {cause}. Find the "
+        "request that crashes it; `shoal events {model}:{version}` shows what happened."
+    )
+
+
 class NoServer(ShoalError):
     code, reason = Code.UNAVAILABLE, "NO_SERVER"
     template = (
@@ -226,6 +248,11 @@ class NotProxied(ShoalError):
 class NotReady(ShoalError):
     code, reason = Code.UNAVAILABLE, "NOT_READY"
     template = "{service} is not ready: {cause}. Repeat in a moment."
+
+
+class StandsBy(ShoalError):
+    code, reason = Code.UNAVAILABLE, "STANDS_BY"
+    template = "Controller {controller} refuses this: {cause}. Call the one that acts: {holder}."
 
 
 class LeaseHeld(ShoalError):

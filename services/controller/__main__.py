@@ -5,8 +5,12 @@ import sys
 import time
 import uuid
 from contextlib import AsyncExitStack
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
+import grpc
+import structlog
 from prometheus_client import REGISTRY
 
 from services.common import channels, metrics, process
@@ -14,26 +18,43 @@ from services.common.caller import CallerPolicy
 from services.common.rpc import RpcServer
 from services.controller import registry_watch
 from services.controller.catalog import Catalog
-from services.controller.core.entities import Limits, Server
+from services.controller.changes import Changes, Timeouts
 from services.controller.core.residency import Engine
+from services.controller.gpus import Gpus
 from services.controller.journal import Journal
-from services.controller.loop import Loop, Timeouts
+from services.controller.lease import ACTING, EPOCH, Lease, LeaseLost
+from services.controller.loop import Loop
+from services.controller.measurement import FootprintWatch, Remote
 from services.controller.metrics import FleetMetrics
 from services.controller.placements import Placements
-from services.controller.registry_watch import Lease, RegistryWatch
-from services.controller.servers import FootprintWatch, ServerWatch
+from services.controller.processes import Processes
+from services.controller.queues import QueueWatch
+from services.controller.registry_watch import RegistryWatch
+from services.controller.servers import ServerWatch
 from services.controller.servicer import OPEN_METHODS, SERVICE, ControllerServicer
-from services.controller.settings import Settings
+from services.controller.settings import Settings, defaults, limits, metrics_url, server
+from services.controller.standby import Standby
 from services.controller.triton import Triton
+from services.controller.webhook import Webhook
 from shoal.controller.v1.controller_service_pb2_grpc import (
     add_ControllerServiceServicer_to_server,
 )
 from shoal.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 
 STOP_GRACE_SECONDS = 2.0
+EXIT_LEASE_LOST = 69  # EX_UNAVAILABLE: another Controller acts; started again, it stands by
+
+_log = structlog.get_logger(__name__)
 
 
-async def main(stop: asyncio.Event) -> None:
+@dataclass
+class Outcome:
+    """How the process is to end."""
+
+    status: int = 0
+
+
+async def main(outcome: Outcome, stop: asyncio.Event) -> None:
     settings = Settings()
     async with AsyncExitStack() as stack:
         rpc = RpcServer(CallerPolicy(settings.trusted_proxies), open_methods=OPEN_METHODS)
@@ -41,80 +62,109 @@ async def main(stop: asyncio.Event) -> None:
         exporter = metrics.serve(settings.host, settings.metrics_port)
         stack.callback(exporter.close)
         channel = await stack.enter_async_context(channels.control(settings.registry))
+        registry = RegistryServiceStub(channel)
         tritons = {
             server.id: await stack.enter_async_context(
                 Triton(server.id, server.address, settings.triton_admin_key.get_secret_value())
             )
             for server in settings.servers
         }
-        async with asyncio.TaskGroup() as outer:
-            work = outer.create_task(_serve(settings, rpc, RegistryServiceStub(channel), tritons))
-            await stop.wait()
-            await rpc.stop(STOP_GRACE_SECONDS)
-            work.cancel()
+        lease = Lease(registry, settings.holder, uuid.uuid4().hex, settings.lease_ttl)
+        try:
+            async with asyncio.TaskGroup() as outer:
+                work = outer.create_task(_serve(settings, rpc, lease, registry, tritons))
+                await stop.wait()
+                await rpc.stop(STOP_GRACE_SECONDS)
+                work.cancel()
+            await lease.release()
+        except* LeaseLost as lost:
+            outcome.status = EXIT_LEASE_LOST
+            _log.error("another controller acts, start this one again", cause=_cause(lost))
+            await rpc.stop(0)
 
 
 async def _serve(
-    settings: Settings, rpc: RpcServer, registry: Any, tritons: dict[str, Triton]
+    settings: Settings, rpc: RpcServer, lease: Lease, registry: Any, tritons: dict[str, Triton]
 ) -> None:
-    """Take the lease, learn what exists, then act."""
+    """Stand by with what exists at hand, take the lease, then act."""
+    standby = Standby(lease)
+    rpc.grpc.add_generic_rpc_handlers((standby,))
+    await rpc.start(settings.host, settings.port)
+    catalog = Catalog(defaults(settings))
+    watch = RegistryWatch(registry, catalog)
     async with asyncio.TaskGroup() as tasks:
-        lease = Lease(registry, settings.holder, uuid.uuid4().hex, settings.lease_ttl)
-        epoch = await lease.acquire()
-        tasks.create_task(lease.keep())
-        catalog = Catalog()
-        watch = RegistryWatch(registry, catalog)
+        tasks.create_task(watch.run())
+        epoch, fence = await lease.acquire()
+        ACTING.set(1)
+        EPOCH.set(epoch)
+        tasks.create_task(lease.keep(fence))
+        await watch.synchronized.wait()
         await watch.load_footprints()
 
-        servers = [
-            Server(server.id, server.address, server.memory_budget, server.max_models)
-            for server in settings.servers
-        ]
-        limits = Limits(
-            loads_per_server=settings.loads_per_server,
-            router_seconds=settings.router_lease,
-            backoff_seconds=settings.load_backoff,
-            server_patience_seconds=settings.server_patience,
-        )
+        known = {one.id: server(settings, one) for one in settings.servers}
+        local = {one.id: one.address for one in settings.servers if one.local}
+        remotes = {
+            one.id: Remote(tritons[one.id], metrics_url(settings, one))
+            for one in settings.servers
+            if not one.local
+        }
         now = time.monotonic()
         first = epoch == 1  # of all Controllers on this Registry: no Router has another's table
-        engine = Engine(limits, servers, now, now if first else now + settings.router_lease)
+        unload_from = now if first else now + settings.router_lease
+        engine = Engine(limits(settings), known.values(), now, unload_from)
+        processes = Processes(local, Gpus.of_this_host())
         watches: dict[str, ServerWatch] = {}
         loop = Loop(
             engine,
             catalog,
-            tritons,
             Placements(engine.fleet, catalog, epoch),
-            Journal(),
+            Journal(epoch),
             tasks,
-            Timeouts(settings.load_timeout, settings.unload_timeout),
-            verify=lambda server: watches[server].verify(),
-            measure=lambda server: footprints.measure(server),
+            Changes(
+                tritons,
+                catalog,
+                processes,
+                Timeouts(settings.load_timeout, settings.unload_timeout, settings.probe_timeout),
+                verify=lambda id_: watches[id_].verify(),
+                fence=fence,
+            ),
+            measure=lambda id_: footprints.measure(id_),
+            fence=fence,
         )
-        local = {server.id: server.address for server in settings.servers if server.local}
-        footprints = FootprintWatch(loop, local, settings.measure_interval)
+        footprints = FootprintWatch(loop, processes, tritons, remotes, settings.measure_interval)
         REGISTRY.register(FleetMetrics(engine.fleet, loop.journal))
-        for server in servers:
-            watches[server.id] = ServerWatch(
-                server,
-                tritons[server.id],
+        for id_, one in known.items():
+            watches[id_] = ServerWatch(
+                one,
+                tritons[id_],
                 loop,
                 interval=settings.health_interval,
                 selfcheck=settings.selfcheck_model,
             )
-        tasks.create_task(watch.run(loop.catalog_changed))
-        await watch.synchronized.wait()
+        watch.changed = loop.catalog_changed
+        loop.catalog_changed(catalog.entries)
         for server_watch in watches.values():
             tasks.create_task(server_watch.run())
         tasks.create_task(footprints.run())
+        tasks.create_task(QueueWatch(loop, tritons).run())
         tasks.create_task(registry_watch.report(registry, loop.learned))
         tasks.create_task(loop.tick())
+        if settings.events_webhook is not None:
+            url = str(settings.events_webhook.get_secret_value())
+            source = f"/shoal/controllers/{settings.holder}"
+            tasks.create_task(Webhook(url, loop.journal, source).run())
 
         servicer = ControllerServicer(loop, watches, registry, settings.max_wait)
-        add_ControllerServiceServicer_to_server(servicer, rpc.grpc)
-        await rpc.start(settings.host, settings.port)
+        add_ControllerServiceServicer_to_server(servicer, cast("grpc.aio.Server", standby))
         await rpc.set_ready(True)
 
 
+def _cause(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error)
+
+
 if __name__ == "__main__":
-    sys.exit(process.run("controller", main))
+    ended = Outcome()
+    sys.exit(process.run("controller", partial(main, ended)) or ended.status)

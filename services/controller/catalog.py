@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from google.protobuf.duration_pb2 import Duration
+
 from services.controller.core.entities import Unit, UnitSpec
 from services.controller.core.memory import Memory
 from shoal.names import parse_model_name, parse_version_name
@@ -20,10 +22,21 @@ class Learnt:
     load_seconds: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What counts for models that ask for nothing themselves. `preload`, `pinned`: "model" (its
+    default version) or "model:version"."""
+
+    min_copies: int = 0
+    preload: frozenset[str] = frozenset()
+    pinned: frozenset[str] = frozenset()
+
+
 @dataclass
 class Catalog:
     """`entries` by model name; `learnt` by unit, also of units that are not registered now."""
 
+    defaults: Defaults = field(default_factory=Defaults)
     entries: dict[str, registry.CatalogEntry] = field(default_factory=dict)
     learnt: dict[Unit, Learnt] = field(default_factory=dict)
 
@@ -59,15 +72,21 @@ class Catalog:
     def specs(self, models: Iterable[str]) -> tuple[UnitSpec, ...]:
         """What the engine may load of these models."""
         return tuple(
-            self._spec(version)
+            self._spec(self.entries[model].model, version)
             for model in sorted(models)
             if model in self.entries
             for version in self.entries[model].versions
             if version.state in ANSWERABLE
         )
 
-    def _spec(self, version: registry.ModelVersion) -> UnitSpec:
+    def _spec(self, model: registry.Model, version: registry.ModelVersion) -> UnitSpec:
         unit = unit_of(version)
+        asked, default = model.residency, unit.version == model.default_version
+        names = {str(unit), unit.model} if default else {str(unit)}
+        copies = asked.min_copies if asked.HasField("min_copies") else self.defaults.min_copies
+        preload = (
+            asked.preload if asked.HasField("preload") else bool(names & self.defaults.preload)
+        )
         learnt = self.learnt.get(unit)
         if learnt is not None and learnt.config_digest != version.config_digest:
             learnt = None
@@ -85,8 +104,18 @@ class Catalog:
                 if name is not None
             ),
             ensemble=version.ensemble,
-            pinned=version.pinned,
+            pinned=version.pinned or bool(names & self.defaults.pinned),
+            min_copies=copies if default else 0,
+            max_copies=asked.max_copies if asked.HasField("max_copies") else None,
+            idle_ttl=_seconds(asked.idle_ttl) if asked.HasField("idle_ttl") else None,
+            preload=preload and (default or str(unit) in self.defaults.preload),
+            priority=asked.priority,
+            required_labels=dict(asked.required_labels),
         )
+
+
+def _seconds(duration: Duration) -> float:
+    return float(duration.ToNanoseconds() / 1e9)
 
 
 def model_of(entry: registry.CatalogEntry) -> str:

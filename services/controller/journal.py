@@ -1,45 +1,78 @@
 """What happened and why, newest last; bounded."""
 
 import asyncio
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterator
-from typing import Final
+from collections import Counter, OrderedDict, deque
+from collections.abc import AsyncIterator, Iterable, Iterator
+from itertools import chain
+from typing import Final, NamedTuple
 
 import structlog
 
-from services.controller.core.events import Kind, Record
+from services.controller.core.entities import Unit
+from services.controller.core.events import Kind, Record, Weighed
 from shoal.controller.v1 import types_pb2
-from shoal.names import parse_model_name, server_name, version_name
+from shoal.names import parse_model_name, parse_version_name, server_name, version_name
 
 LENGTH: Final = 10_000  # events kept
+# Of a model whose own are long gone from among those: its last ones, of the models that had any
+# most recently.
+LENGTH_PER_MODEL: Final = 20
+MODELS: Final = 2_000
 
 _WARNINGS: Final = frozenset(
-    {Kind.LOAD_FAILED, Kind.SERVER_LOST, Kind.SERVER_UNUSABLE, Kind.UNEXPECTED, Kind.ROUTER_LOST}
+    {
+        *(Kind.LOAD_FAILED, Kind.UNEXPECTED, Kind.BROKEN, Kind.SET_ASIDE, Kind.ROUTER_LOST),
+        *(Kind.SERVER_LOST, Kind.SERVER_UNUSABLE, Kind.SERVER_DRAINING),
+    }
 )
+# What the engine's reasons for an eviction begin with or contain, and what they come down to.
+_WHY: Final = {
+    "not used for": "idle",
+    "head-room": "headroom",
+    "is over its limit": "over_budget",
+    "evicted on request": "request",
+    "drained:": "drain",
+    "broken:": "broken",
+    "set aside:": "set_aside",
+    "catalogue": "catalog",
+    "files or config": "catalog",
+    "one copy less": "copies",
+    "copies, ": "copies",
+}
+
 _log = structlog.get_logger(__name__)
 
 
+class Entry(NamedTuple):
+    """`weighed`: of an eviction, what could have left then, the first to leave first."""
+
+    event: types_pb2.Event
+    weighed: tuple[Weighed, ...]
+
+
 class Journal:
-    def __init__(self) -> None:
-        self._events: deque[types_pb2.Event] = deque(maxlen=LENGTH)
+    """`epoch`: of its Controller, which grows with each that acts; (epoch, sequence) names an event
+    for good. `counts`: of all entries so far, by kind. `evictions_by`: of the evictions, by why in
+    a word: "room" for another unit, "idle", "headroom", "over_budget", "copies", "request", ..."""
+
+    def __init__(self, epoch: int = 0) -> None:
+        self._epoch = epoch
+        self._entries: deque[Entry] = deque(maxlen=LENGTH)
+        self._of_models: OrderedDict[str, deque[Entry]] = OrderedDict()
         self._sequence = 0
         self.counts: Counter[Kind] = Counter()
+        self.evictions_by: Counter[str] = Counter()
         self._wakers: set[asyncio.Event] = set()
 
     def add(self, record: Record) -> None:
         self._sequence += 1
         self.counts[record.kind] += 1
-        event = types_pb2.Event(
-            sequence=self._sequence,
-            kind=types_pb2.EventKind.Value(f"EVENT_KIND_{record.kind.name}"),
-            server=server_name(record.server) if record.server else "",
-            version=version_name(*record.unit) if record.unit is not None else "",
-            reason=record.reason,
-            for_version=version_name(*record.for_unit) if record.for_unit is not None else "",
-            trace_id=record.trace_id,
-        )
-        event.time.GetCurrentTime()
-        self._events.append(event)
+        if record.kind is Kind.EVICTING:
+            self.evictions_by[_why(record)] += 1
+        entry = Entry(self._event(record), record.weighed)
+        self._entries.append(entry)
+        if record.unit is not None:
+            self._keep(record.unit.model, entry)
         for waker in self._wakers:
             waker.set()
         level = _log.warning if record.kind in _WARNINGS else _log.info
@@ -50,24 +83,86 @@ class Journal:
             unit=str(record.unit) if record.unit is not None else None,
         )
 
+    def _event(self, record: Record) -> types_pb2.Event:
+        event = types_pb2.Event(
+            sequence=self._sequence,
+            kind=types_pb2.EventKind.Value(f"EVENT_KIND_{record.kind.name}"),
+            server=server_name(record.server) if record.server else "",
+            version=version_name(*record.unit) if record.unit is not None else "",
+            reason=record.reason,
+            for_version=version_name(*record.for_unit) if record.for_unit is not None else "",
+            trace_id=record.trace_id,
+            epoch=self._epoch,
+        )
+        event.time.GetCurrentTime()
+        return event
+
+    def _keep(self, model: str, entry: Entry) -> None:
+        kept = self._of_models.pop(model, None) or deque(maxlen=LENGTH_PER_MODEL)
+        kept.append(entry)
+        self._of_models[model] = kept
+        if len(self._of_models) > MODELS:
+            self._of_models.popitem(last=False)
+
     def newest(self, about: str) -> Iterator[types_pb2.Event]:
         """Events about a model, a version or a server (all for ""), the newest first."""
-        return (event for event in reversed(self._events) if _is_about(event, about))
+        return (entry.event for entry in self._newest(about))
 
-    async def follow(self, after: int) -> AsyncIterator[types_pb2.Event]:
-        """Events with a sequence above `after` (0: only new ones), for ever."""
-        seen = after or self._sequence
+    def evictions(self, unit: Unit) -> Iterator[Entry]:
+        """The evictions of a version, the newest first."""
+        kind = types_pb2.EVENT_KIND_EVICTING
+        return (e for e in self._newest(version_name(*unit)) if e.event.kind == kind)
+
+    def _newest(self, about: str) -> Iterator[Entry]:
+        oldest = self._entries[0].event.sequence if self._entries else 0
+        own: Iterable[Entry] = self._of_models.get(_model(about), ())
+        earlier = [entry for entry in own if entry.event.sequence < oldest]
+        both = chain(reversed(self._entries), reversed(earlier))
+        return (entry for entry in both if _is_about(entry.event, about))
+
+    async def follow(self, after: int, epoch: int = 0) -> AsyncIterator[types_pb2.Event]:
+        """Events with a sequence above `after` (0: only new ones, -1: all that are kept), for ever.
+        `epoch`: of `after`, 0 for its own; after one of an earlier epoch come all that are kept."""
+        seen = self._seen(after, epoch)
         waker = asyncio.Event()
         self._wakers.add(waker)
         try:
             while True:
-                for event in [event for event in self._events if event.sequence > seen]:
+                for event in self._after(seen):
                     seen = event.sequence
                     yield event
                 await waker.wait()
                 waker.clear()
         finally:
             self._wakers.discard(waker)
+
+    def _seen(self, after: int, epoch: int) -> int:
+        if epoch > self._epoch:  # from one that came later: this one is about to end
+            return self._sequence
+        if 0 < epoch < self._epoch or after > self._sequence:
+            return 0
+        return after or self._sequence
+
+    def _after(self, sequence: int) -> list[types_pb2.Event]:
+        """The events since then, the oldest first."""
+        found: list[types_pb2.Event] = []
+        for entry in reversed(self._entries):
+            if entry.event.sequence <= sequence:
+                break
+            found.append(entry.event)
+        return found[::-1]
+
+
+def _why(record: Record) -> str:
+    if record.for_unit is not None:
+        return "room"
+    return next((why for text, why in _WHY.items() if text in record.reason), "other")
+
+
+def _model(about: str) -> str:
+    """The model that it names, alone or with a version; empty where it names none."""
+    version = parse_version_name(about)
+    return version.model if version is not None else parse_model_name(about) or ""
 
 
 def _is_about(event: types_pb2.Event, about: str) -> bool:

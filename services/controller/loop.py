@@ -3,30 +3,27 @@
 import asyncio
 import itertools
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 from services.controller.catalog import Catalog, Learnt
+from services.controller.changes import Changes
 from services.controller.core import events as ev
-from services.controller.core.entities import Unit
 from services.controller.core.residency import Engine
 from services.controller.journal import Journal
+from services.controller.lease import Fence
 from services.controller.placements import Placements
-from services.controller.triton import Triton, TritonGone, TritonRefused
 
-TICK_SECONDS: Final = 0.1
-CALL_ATTEMPTS: Final = 5
+TICK_SECONDS: Final = 0.5  # between two looks when nothing becomes due
+MEASURE_AFTER_SECONDS: Final = 0.4
+SOONEST_SECONDS: Final = 0.001  # the event loop's own clock is no finer
+
+# Seen again within a second: not kept while the fence is closed.
+PASSING: Final = (ev.Due, ev.Tick, ev.IndexSeen, ev.Measured, ev.QueuesSeen, ev.RouterUsed)
 
 Answer = ev.Granted | ev.Refused | ev.Evicted
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Seconds that one load or unload may take."""
-
-    load: float
-    unload: float
 
 
 @dataclass
@@ -34,26 +31,38 @@ class Loop:
     """The engine and everything that it moves. All of it runs on one event loop, and `feed` does
     not yield, so what the engine decided is published before anything else happens.
 
-    `verify`: looks at a server at once, and calls `server_lost` when it is. `measure`: feeds what
-    its models take now, as far as it can be measured."""
+    `measure`: feeds what a server's models take now, as far as it can be measured. `fence`: while
+    it is closed, events wait and nothing is begun on a server."""
 
     engine: Engine
     catalog: Catalog
-    tritons: dict[str, Triton]
     placements: Placements
     journal: Journal
     tasks: asyncio.TaskGroup
-    timeouts: Timeouts
-    verify: Callable[[str], Awaitable[None]]
+    changes: Changes
     measure: Callable[[str], Awaitable[None]]
+    fence: Fence = field(default_factory=Fence)
     learned: asyncio.Queue[ev.Learned] = field(default_factory=asyncio.Queue)
+    _held: deque[ev.Event] = field(default_factory=deque)
     _waiters: dict[int, asyncio.Future[Answer]] = field(default_factory=dict)
     _numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
     _work: dict[str, set[asyncio.Task[None]]] = field(default_factory=dict)
+    _waking: asyncio.TimerHandle | None = None
+    _wakes_at: float = 0.0
 
     def feed(self, event: ev.Event) -> None:
+        if not self.fence.open():
+            if not isinstance(event, PASSING):
+                self._held.append(event)
+            return
+        while self._held:
+            self._handle(self._held.popleft())
+        self._handle(event)
+
+    def _handle(self, event: ev.Event) -> None:
         for instruction in self.engine.handle(event, time.monotonic()):
             self._carry_out(instruction)
+        self._wake()
 
     async def ask(
         self, make: "type[ev.ResidentWanted] | type[ev.EvictionWanted]", **about: object
@@ -74,7 +83,7 @@ class Loop:
         """Let time pass for the engine, for ever."""
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            self.feed(ev.Tick())
+            self.feed(ev.Tick(time.time()))
 
     def catalog_changed(self, models: Iterable[str]) -> None:
         concerned = frozenset(models)
@@ -88,9 +97,9 @@ class Loop:
 
     def _carry_out(self, instruction: ev.Instruction) -> None:
         match instruction:
-            case ev.Load():
+            case ev.Load() | ev.Settle(loading=True):
                 self._spawn(instruction.key.server, self._load(instruction))
-            case ev.Unload():
+            case ev.Unload() | ev.Settle():
                 self._spawn(instruction.key.server, self._unload(instruction))
             case ev.Granted() | ev.Refused() | ev.Evicted():
                 answer = self._waiters.get(instruction.waiter)
@@ -111,47 +120,35 @@ class Loop:
         self._work.setdefault(server, set()).add(task)
         task.add_done_callback(lambda done: self._work.get(server, set()).discard(done))
 
-    async def _load(self, order: ev.Load) -> None:
-        triton, unit = self.tritons[order.key.server], order.key.unit
-        began = time.monotonic()
-
-        async def apply() -> None:
-            await triton.apply(self._config(unit), order.versions, unit, self.timeouts.load)
-
-        try:
-            await self._through_breaks(order.key.server, apply)
-        except TritonRefused as refusal:
-            self.feed(ev.LoadFailedOnServer(order.key, order.attempt, str(refusal)))
-        else:
-            self.feed(ev.Loaded(order.key, order.attempt, time.monotonic() - began))
-            await self.measure(order.key.server)
-
-    async def _unload(self, order: ev.Unload) -> None:
-        triton, unit = self.tritons[order.key.server], order.key.unit
-
-        async def drop() -> None:
-            await triton.drop(self._config(unit), order.versions, unit, self.timeouts.unload)
-
+    async def _load(self, order: ev.Load | ev.Settle) -> None:
+        change = (
+            self.changes.load(order) if isinstance(order, ev.Load) else self.changes.settle(order)
+        )
+        self.feed(await change)
+        # Not at once: reading the processes takes milliseconds of a core that the first request,
+        # which has waited for the load, can use better.
+        await asyncio.sleep(MEASURE_AFTER_SECONDS)
         await self.measure(order.key.server)
-        try:
-            await self._through_breaks(order.key.server, drop)
-        except TritonRefused as refusal:
-            reason = f"{unit} cannot be unloaded, restart the server: {refusal}"
-            self.server_lost(order.key.server, reason, usable=False)
-        else:
-            self.feed(ev.Unloaded(order.key, order.attempt))
 
-    async def _through_breaks(self, server: str, call: Callable[[], Awaitable[None]]) -> None:
-        """Repeat a call that broke off while its server is there. When the server is lost, this
-        task is cancelled: its replicas went with it."""
-        for _ in range(CALL_ATTEMPTS):
-            try:
-                return await call()
-            except TritonGone as gone:
-                cause = str(gone)
-                await self.verify(server)
-        raise TritonRefused(f"the call broke off {CALL_ATTEMPTS} times: {cause}")
+    async def _unload(self, order: ev.Unload | ev.Settle) -> None:
+        change = (
+            self.changes.unload(order)
+            if isinstance(order, ev.Unload)
+            else self.changes.settle(order)
+        )
+        self.feed(await change)
 
-    def _config(self, unit: Unit) -> bytes:
-        version = self.catalog.version(unit)
-        return version.config if version is not None else b""
+    def _wake(self) -> None:
+        """Have the engine looked at when something of its own becomes due."""
+        due = self.engine.next_wake()
+        if due is None or (self._waking is not None and self._wakes_at <= due):
+            return
+        if self._waking is not None:
+            self._waking.cancel()
+        wait = max(SOONEST_SECONDS, due - time.monotonic())
+        self._wakes_at = due
+        self._waking = asyncio.get_running_loop().call_later(wait, self._woken)
+
+    def _woken(self) -> None:
+        self._waking = None
+        self.feed(ev.Due())

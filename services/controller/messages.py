@@ -6,9 +6,8 @@ from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 
-from services.controller.core.entities import Replica, ReplicaKey, Server, Unit
+from services.controller.core.entities import Health, Replica, ReplicaKey, Server, Unit
 from services.controller.core.fleet import Fleet
-from services.controller.core.residents import holders, occupied, slots_used
 from services.controller.core.states import State
 from services.controller.placements import SERVER_STATES
 from shoal.controller.v1 import placement_pb2, types_pb2
@@ -22,23 +21,28 @@ STATES: Final[dict[State, types_pb2.ReplicaState.ValueType]] = {
 
 
 def server(fleet: Fleet, known: Server) -> types_pb2.Server:
-    here = fleet.replicas[known.id]
+    account = fleet.accounts[known.id]
+    draining = known.health is Health.HEALTHY and known.draining
     return types_pb2.Server(
         name=server_name(known.id),
         address=known.address,
-        state=SERVER_STATES[known.health],
-        state_reason=known.reason,
+        state=types_pb2.SERVER_STATE_DRAINING if draining else SERVER_STATES[known.health],
+        state_reason=known.draining if draining else known.reason,
         memory_budget=known.budget,
-        memory_reserved=fleet.occupied(known.id),
+        memory_reserved=account.occupied,
         memory_measured=known.measured,
+        memory_soft_limit=known.soft,
+        memory_leaked=known.leaked,
         max_models=known.max_models,
-        models=slots_used(occupied(here), fleet.specs),
+        models=account.occupied_slots,
+        labels=known.labels,
+        restart_wanted=known.restart_wanted,
     )
 
 
 def replica(fleet: Fleet, known: Replica) -> types_pb2.Replica:
-    spec = fleet.specs.get(known.unit)
-    users = holders(known.unit, fleet.replicas[known.key.server], fleet.specs)
+    use = fleet.use(known.key)
+    users = fleet.holders(known.unit, known.key.server)
     message = types_pb2.Replica(
         name=replica_name(known.key.server, *known.unit),
         version=version_name(*known.unit),
@@ -46,11 +50,11 @@ def replica(fleet: Fleet, known: Replica) -> types_pb2.Replica:
         state_reason=known.reason,
         memory_reserved=known.reserved,
         memory_measured=known.measured,
-        in_flight=known.in_flight,
-        pinned=spec is not None and spec.pinned,
+        in_flight=use.in_flight,
+        pinned=known.unit in fleet.pinned,
         held_by=[version_name(*unit) for unit in sorted(users)],
     )
-    message.idle.CopyFrom(_duration(max(0.0, time.monotonic() - known.last_used)))
+    message.idle.CopyFrom(_duration(max(0.0, time.monotonic() - use.last_used)))
     if known.load_seconds is not None:
         message.load_duration.CopyFrom(_duration(known.load_seconds))
     return message

@@ -1,11 +1,12 @@
 """The placement table as Routers are told of it: snapshots, then what changed."""
 
 import asyncio
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from services.controller.catalog import ANSWERABLE, Catalog, unit_of
-from services.controller.core.entities import Health
+from services.controller.core.entities import Health, Unit
 from services.controller.core.fleet import Fleet
 from shoal.controller.v1 import placement_pb2 as wire
 from shoal.controller.v1 import types_pb2
@@ -24,8 +25,9 @@ class Subscriber:
     """One Router's stream: what it has not been told yet. Changes that come faster than the Router
     reads are told once, as they are then."""
 
-    def __init__(self) -> None:
-        self.snapshot = True
+    def __init__(self, snapshot: bool = True) -> None:
+        self.snapshot = snapshot
+        self.first = True
         self.models: set[str] = set()
         self.servers: set[str] = set()
         self.changed = asyncio.Event()
@@ -50,16 +52,30 @@ class Placements:
         self._catalog = catalog
         self.epoch = epoch
         self._subscribers: set[Subscriber] = set()
+        self._models_at: dict[str, int] = {}
+        self._servers_at: dict[str, int] = {}
 
-    def subscribe(self) -> Subscriber:
-        subscriber = Subscriber()
+    def subscribe(self, known: wire.Revision) -> Subscriber:
+        """For a Router that holds the table of `known`: what has changed since. Everything, where
+        that was another epoch."""
+        resumes = self.current(known)
+        subscriber = Subscriber(snapshot=not resumes)
+        if resumes:
+            subscriber.mark(_since(self._models_at, known), _since(self._servers_at, known))
         self._subscribers.add(subscriber)
         return subscriber
+
+    def current(self, revision: wire.Revision) -> bool:
+        """Whether it is one of this Controller's."""
+        return revision.epoch == self.epoch
 
     def unsubscribe(self, subscriber: Subscriber) -> None:
         self._subscribers.discard(subscriber)
 
     def mark(self, models: Iterable[str], servers: Iterable[str]) -> None:
+        revision = self._fleet.revision
+        self._models_at.update(dict.fromkeys(models, revision))
+        self._servers_at.update(dict.fromkeys(servers, revision))
         for subscriber in self._subscribers:
             subscriber.mark(models, servers)
 
@@ -72,7 +88,8 @@ class Placements:
         if subscriber.snapshot:
             message.snapshot.servers.extend(self._endpoint(s) for s in self._fleet.servers)
             message.snapshot.models.extend(self._route(model) for model in self._catalog.entries)
-        elif subscriber.models or subscriber.servers:
+        elif subscriber.models or subscriber.servers or subscriber.first:
+            message.delta.SetInParent()  # a Router acks what it applies, be it nothing
             delta = message.delta
             delta.servers.extend(self._endpoint(server) for server in sorted(subscriber.servers))
             for model in sorted(subscriber.models):
@@ -82,7 +99,7 @@ class Placements:
                     delta.removed_models.append(model)
         else:
             message.checkpoint.SetInParent()
-        subscriber.snapshot = False
+        subscriber.snapshot = subscriber.first = False
         subscriber.models.clear()
         subscriber.servers.clear()
         subscriber.changed.clear()
@@ -114,8 +131,13 @@ class Placements:
             config_digest=version.config_digest,
             servers=[replica.key.server for replica in ready],
             reason=self._fleet.status(unit) if answerable else _refusal(version),
-            servable=answerable and (bool(ready) or unit not in self._fleet.failures),
+            servable=answerable and (bool(ready) or not self._failed(unit)),
         )
+
+    def _failed(self, unit: Unit) -> bool:
+        """Whether it failed to load and is not tried again yet."""
+        failure = self._fleet.failures.get(unit)
+        return failure is not None and failure.until > time.monotonic()
 
     def _arm(self, arm: registry.Arm) -> wire.ArmRoute:
         version = parse_version_name(arm.target)
@@ -129,6 +151,10 @@ class Placements:
             )
             return wire.ArmRoute(model=model, version=aliases.get(name, 0), weight=arm.weight)
         return wire.ArmRoute(model=parse_model_name(arm.target) or "", weight=arm.weight)
+
+
+def _since(changed_at: Mapping[str, int], known: wire.Revision) -> list[str]:
+    return [name for name, revision in changed_at.items() if revision > known.number]
 
 
 def _refusal(version: registry.ModelVersion) -> str:

@@ -1,4 +1,4 @@
-"""The Controller's side of the Registry: the catalogue, the lease, and what was learned."""
+"""The Controller's side of the Registry: the catalogue, and what was learned."""
 
 import asyncio
 import functools
@@ -7,7 +7,6 @@ from typing import Any, Final
 
 import grpc
 import structlog
-from google.protobuf.duration_pb2 import Duration
 
 from services.controller.catalog import Catalog
 from services.controller.core.events import Learned
@@ -22,12 +21,9 @@ PAGE: Final = 1000
 _log = structlog.get_logger(__name__)
 
 
-class LeaseLost(Exception):
-    """Another Controller acts now."""
-
-
 class RegistryWatch:
-    """`connected`: whether the Registry is heard from; the catalogue is kept while it is not."""
+    """`connected`: whether the Registry is heard from; the catalogue is kept while it is not.
+    `changed`: told which models changed."""
 
     def __init__(self, stub: Any, catalog: Catalog) -> None:
         self._stub = stub
@@ -35,80 +31,48 @@ class RegistryWatch:
         self._revision = 0
         self.connected = False
         self.synchronized = asyncio.Event()
+        self.changed: Callable[[frozenset[str]], None] = lambda models: None
 
     async def load_footprints(self) -> None:
-        """Read everything learned so far. Raises AioRpcError."""
+        """Read everything learned so far, once the Registry answers."""
         token = ""
         while True:
             request = wire.ListFootprintsRequest(page_size=PAGE, page_token=token)
-            page = await self._stub.ListFootprints(request, timeout=CALL_SECONDS)
+            try:
+                page = await self._stub.ListFootprints(request, timeout=CALL_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                _log.warning("what was learned cannot be read yet", cause=error.details())
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
             for footprint in page.footprints:
                 self._catalog.learn(footprint)
             token = page.next_page_token
             if not token:
                 return
 
-    async def run(self, changed: Callable[[frozenset[str]], None]) -> None:
-        """Keep the catalogue as the Registry has it, for ever; tell which models changed."""
+    async def run(self) -> None:
+        """Keep the catalogue as the Registry has it, for ever."""
         while True:
             try:
                 request = wire.WatchCatalogRequest(start_revision=self._revision)
                 async for response in self._stub.WatchCatalog(request):
                     self.connected = True
-                    self._apply(response, changed)
+                    self._apply(response)
             except grpc.aio.AioRpcError as error:
                 if self.connected:
                     _log.warning("registry lost, the catalogue is kept", cause=error.details())
             self.connected = False
             await asyncio.sleep(RETRY_SECONDS)
 
-    def _apply(
-        self, response: wire.WatchCatalogResponse, changed: Callable[[frozenset[str]], None]
-    ) -> None:
+    def _apply(self, response: wire.WatchCatalogResponse) -> None:
         kind = response.WhichOneof("event")
         if kind == "snapshot":
-            changed(self._catalog.replace(response.snapshot.entries, (), all_=True))
+            self.changed(self._catalog.replace(response.snapshot.entries, (), all_=True))
         elif kind == "delta":
             delta = response.delta
-            changed(self._catalog.replace(delta.entries, delta.removed_models, all_=False))
+            self.changed(self._catalog.replace(delta.entries, delta.removed_models, all_=False))
         self._revision = response.revision
         self.synchronized.set()
-
-
-class Lease:
-    """The right to act, and the epoch that it came with."""
-
-    def __init__(self, stub: Any, holder: str, incarnation: str, ttl: float) -> None:
-        self._stub = stub
-        self._ttl = ttl
-        self._request = wire.HoldControllerLeaseRequest(holder=holder, incarnation=incarnation)
-        ttl_message = Duration()
-        ttl_message.FromMilliseconds(round(ttl * 1000))
-        self._request.ttl.CopyFrom(ttl_message)
-
-    async def acquire(self) -> int:
-        """The epoch, once the Registry answers and nobody else holds the lease."""
-        while True:
-            try:
-                reply = await self._stub.HoldControllerLease(self._request, timeout=CALL_SECONDS)
-            except grpc.aio.AioRpcError as error:
-                _log.info("waiting for the controller lease", cause=error.details())
-                await asyncio.sleep(RETRY_SECONDS)
-            else:
-                return int(reply.epoch)
-
-    async def keep(self) -> None:
-        """Renew for ever. Raises LeaseLost when another holder has it.
-
-        While the Registry is away nobody else can be given the lease by it, so this one goes on.
-        """
-        while True:
-            await asyncio.sleep(self._ttl / 3)
-            try:
-                await self._stub.HoldControllerLease(self._request, timeout=CALL_SECONDS)
-            except grpc.aio.AioRpcError as error:
-                if error.code() is grpc.StatusCode.ABORTED:
-                    raise LeaseLost(error.details()) from error
 
 
 async def report(stub: Any, queue: "asyncio.Queue[Learned]") -> None:

@@ -1,18 +1,14 @@
-"""Watching the Tritons: which are there, what they hold, and what it takes."""
+"""Watching the Tritons: which are there, and what they hold."""
 
 import asyncio
 import time
-from collections.abc import Mapping
 from typing import Final
 
-import psutil
-
-from services.controller import footprints
 from services.controller.core import events as ev
-from services.controller.core import memory
-from services.controller.core.entities import Health, Server, Unit
+from services.controller.core.entities import Health, Server
+from services.controller.inventory import inventory
 from services.controller.loop import Loop
-from services.controller.triton import BUSY, READY, Index, Triton, TritonGone
+from services.controller.triton import READY, Index, Triton, TritonGone
 
 STRIKES: Final = 2  # looks in a row that fail before a server is lost
 STRIKE_SECONDS: Final = 0.1
@@ -77,31 +73,35 @@ class ServerWatch:
             self._loop.server_lost(self._server.id, f"it does not answer: {cause}")
 
     async def _found(self, index: Index, began: float) -> None:
-        resident = frozenset(
-            unit
-            for unit, (state, _) in index.items()
-            if state == READY and unit.model != self._selfcheck
-        )
         if self._health() is Health.HEALTHY:
+            resident = frozenset(
+                unit
+                for unit, (state, _) in index.items()
+                if state == READY and unit.model != self._selfcheck
+            )
             self._loop.feed(ev.IndexSeen(self._server.id, resident, began))
         elif self._health() is not Health.UNUSABLE:
-            await self._attach(index, resident)
+            await self._attach(index)
 
-    async def _attach(self, index: Index, resident: frozenset[Unit]) -> None:
-        """Take the server into the fleet, once nothing is changing on it and its answers are right.
+    async def _attach(self, index: Index) -> None:
+        """Take the server into the fleet, once its answers are right.
 
         A server that holds models already has been checked before and goes on serving."""
-        if any(state in BUSY for state, _ in index.values()):
-            return
+        if not self._loop.fence.open():
+            return  # the self-check loads a model
         try:
-            problem = await self._problem(fresh=not resident)
+            found = await inventory(
+                self._server, self._triton, index, self._loop.catalog, self._selfcheck
+            )
+            fresh = not (found.resident or found.loading or found.unloading)
+            problem = await self._problem(fresh=fresh)
         except TritonGone as gone:
             self._gone(str(gone))
             return
         if problem is not None:
             self._loop.server_lost(self._server.id, problem, usable=False)
             return
-        self._loop.feed(ev.ServerFound(self._server, resident))
+        self._loop.feed(found)
 
     async def _problem(self, *, fresh: bool) -> str | None:
         name = await self._triton.name()
@@ -113,53 +113,3 @@ class ServerWatch:
         if self._selfcheck and fresh:
             return await self._triton.selfcheck(self._selfcheck)
         return None
-
-
-class FootprintWatch:
-    """Measures the processes of the servers on this host every `interval` seconds. `addresses`:
-    host:port of their gRPC endpoints, by server id."""
-
-    def __init__(self, loop: Loop, addresses: Mapping[str, str], interval: float) -> None:
-        self._loop = loop
-        self._addresses = addresses
-        self._interval = interval
-        self._processes: dict[str, psutil.Process] = {}
-        self._baselines: dict[str, memory.Memory] = {}
-
-    async def run(self) -> None:
-        """Measure, for ever."""
-        while True:
-            for server in self._addresses:
-                await self.measure(server)
-            await asyncio.sleep(self._interval)
-
-    async def measure(self, server: str) -> None:
-        """Feed what the models on `server` take now; nothing where it is not on this host."""
-        if server not in self._addresses:
-            return
-        found = await asyncio.to_thread(self._measure, server)
-        if found is not None:
-            self._loop.feed(ev.Measured(server, found.units, self._total(server, found)))
-
-    def _measure(self, server: str) -> footprints.Footprints | None:
-        process = self._processes.get(server)
-        if process is None or not process.is_running():
-            process = footprints.find_server(self._addresses[server])
-            self._baselines.pop(server, None)
-            if process is None:
-                return None
-            self._processes[server] = process
-        found = footprints.measure(process)
-        if found is None:
-            self._processes.pop(server, None)
-        return found
-
-    def _total(self, server: str, found: footprints.Footprints) -> memory.Memory:
-        """What the server takes over what it took when it was first seen without a model."""
-        if server not in self._baselines and not found.units:
-            self._baselines[server] = found.others
-        grown = {
-            resource: max(0, size - self._baselines.get(server, found.others).get(resource, size))
-            for resource, size in found.others.items()
-        }
-        return memory.plus(memory.total(found.units.values()), grown)

@@ -1,6 +1,5 @@
 """proto ↔ core of the Controller's own service."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable
 from itertools import islice
@@ -12,28 +11,28 @@ from opentelemetry import trace
 from services.common import paging, telemetry
 from services.common.errors import (
     InvalidArtifact,
-    InvalidField,
     InvalidName,
     ModelNotFound,
     NoApprovedVersion,
     NotReady,
     RegistryUnavailable,
+    ServerNotFound,
     ShoalError,
     VersionNotFound,
 )
 from services.common.rpc import Context
-from services.controller import messages
+from services.controller import explanations, messages, router_stream
 from services.controller.catalog import ANSWERABLE
 from services.controller.core import events as ev
 from services.controller.core.entities import ReplicaKey, Unit
 from services.controller.loop import Loop
-from services.controller.placements import Subscriber
 from services.controller.servers import ServerWatch
 from shoal.controller.v1 import controller_service_pb2 as wire
 from shoal.controller.v1 import placement_pb2, types_pb2
 from shoal.controller.v1.controller_service_pb2_grpc import ControllerServiceServicer
 from shoal.names import (
     parse_model_name,
+    parse_server_name,
     parse_version_name,
     replica_name,
     version_name,
@@ -43,9 +42,11 @@ from shoal.registry.v1 import registry_service_pb2
 SERVICE: Final = "shoal.controller.v1.ControllerService"
 OPEN_METHODS: Final = frozenset(
     f"/{SERVICE}/{method}"
-    for method in ("ListServers", "ListReplicas", "GetModelConfig", "ListEvents", "WatchEvents")
+    for method in (
+        *("ListServers", "ListReplicas", "GetModelConfig", "ListEvents", "WatchEvents"),
+        *("WhyResident", "WhyEvicted", "WhyNotLoaded"),
+    )
 )
-CHECKPOINT_SECONDS: Final = 1.0
 
 _tracer = trace.get_tracer("shoal.controller")
 
@@ -123,8 +124,23 @@ class ControllerServicer(ControllerServiceServicer):
     async def WatchEvents(
         self, request: wire.WatchEventsRequest, context: Context
     ) -> AsyncIterator[wire.WatchEventsResponse]:
-        async for event in self._loop.journal.follow(request.after_sequence):
+        async for event in self._loop.journal.follow(request.after_sequence, request.after_epoch):
             yield wire.WatchEventsResponse(event=event)
+
+    async def WhyResident(
+        self, request: wire.WhyResidentRequest, context: Context
+    ) -> wire.WhyResidentResponse:
+        return explanations.why_resident(self._loop, self._one(request.name))
+
+    async def WhyEvicted(
+        self, request: wire.WhyEvictedRequest, context: Context
+    ) -> wire.WhyEvictedResponse:
+        return explanations.why_evicted(self._loop, self._one(request.name), request)
+
+    async def WhyNotLoaded(
+        self, request: wire.WhyNotLoadedRequest, context: Context
+    ) -> wire.WhyNotLoadedResponse:
+        return explanations.why_not_loaded(self._loop, self._one(request.name))
 
     # --- moving -----------------------------------------------------------------------------------
 
@@ -133,7 +149,11 @@ class ControllerServicer(ControllerServiceServicer):
     ) -> wire.MakeResidentResponse:
         unit = Unit(request.model, request.version)
         if request.HasField("missed") and request.missed.server in self._watches:
-            await self._watches[request.missed.server].verify()
+            if request.missed_cause == wire.MISS_CAUSE_UNHEALTHY:
+                cause = "a request was answered that its process is not healthy"
+                self._loop.feed(ev.ReplicaBroken(messages.key(request.missed), cause))
+            else:
+                await self._watches[request.missed.server].verify()
         granted = await self._resident(unit, context, request.router or None)
         return wire.MakeResidentResponse(
             replica=placement_pb2.ReplicaRef(
@@ -177,6 +197,29 @@ class ControllerServicer(ControllerServiceServicer):
         await self._set_pinned(self._one(request.name), False)
         return wire.UnpinModelResponse()
 
+    async def DrainServer(
+        self, request: wire.DrainServerRequest, context: Context
+    ) -> wire.DrainServerResponse:
+        reason = "an operator wants it " + ("restarted" if request.restart else "drained")
+        return wire.DrainServerResponse(
+            server=self._drained(request.name, reason, restart=request.restart)
+        )
+
+    async def UndrainServer(
+        self, request: wire.UndrainServerRequest, context: Context
+    ) -> wire.UndrainServerResponse:
+        return wire.UndrainServerResponse(server=self._drained(request.name, "", restart=False))
+
+    def _drained(self, name: str, reason: str, *, restart: bool) -> types_pb2.Server:
+        fleet = self._loop.engine.fleet
+        id_ = parse_server_name(name)
+        if id_ is None:
+            raise InvalidName("name", name)
+        if id_ not in fleet.servers:
+            raise ServerNotFound(server=id_, servers=", ".join(sorted(fleet.servers)) or "none")
+        self._loop.feed(ev.DrainWanted(id_, reason, restart))
+        return messages.server(fleet, fleet.servers[id_])
+
     async def _set_pinned(self, unit: Unit, pinned: bool) -> None:
         """Pins are the Registry's to keep, so that they outlive this process."""
         request = registry_service_pb2.UpdateModelVersionRequest()
@@ -218,65 +261,7 @@ class ControllerServicer(ControllerServiceServicer):
         request_iterator: AsyncIterator[placement_pb2.WatchPlacementsRequest],
         context: Context,
     ) -> None:
-        first = await anext(request_iterator, placement_pb2.WatchPlacementsRequest())
-        if not first.subscribe.router:
-            raise InvalidField(field="message", problem="a stream begins with subscribe.router")
-        router = first.subscribe.router
-        in_use = frozenset(map(messages.key, first.subscribe.in_use))
-        self._loop.feed(ev.RouterJoined(router, in_use))
-        subscriber = self._loop.placements.subscribe()
-        try:
-            async with asyncio.TaskGroup() as group:
-                sender = group.create_task(self._send(subscriber, context))
-                async for message in request_iterator:
-                    self._hear(router, message, subscriber)
-                sender.cancel()
-        except* ShoalError as errors:
-            raise errors.exceptions[0] from None
-        finally:
-            self._loop.placements.unsubscribe(subscriber)
-
-    async def _send(self, subscriber: Subscriber, context: Context) -> None:
-        while True:
-            await context.write(self._loop.placements.next_message(subscriber))
-            try:
-                async with asyncio.timeout(CHECKPOINT_SECONDS):
-                    await subscriber.changed.wait()
-            except TimeoutError:
-                continue
-
-    def _hear(
-        self,
-        router: str,
-        message: placement_pb2.WatchPlacementsRequest,
-        subscriber: Subscriber,
-    ) -> None:
-        if router not in self._loop.engine.fleet.routers:
-            raise NotReady(
-                service="the placement stream",
-                cause=f"router {router} was not heard from for too long; subscribe again",
-            )
-        kind = message.WhichOneof("message")
-        if kind == "ack" and self._current(message.ack.revision):
-            self._loop.feed(ev.RouterAcked(router, message.ack.revision.number))
-        elif kind == "nack":
-            subscriber.restart()
-        elif kind == "drained" and self._current(message.drained.revision):
-            drained = message.drained
-            self._loop.feed(
-                ev.RouterDrained(router, messages.key(drained.replica), drained.revision.number)
-            )
-        elif kind == "started":
-            self._loop.feed(ev.RouterStarted(router, message.started.use_lease))
-        elif kind == "usage":
-            usage = {
-                messages.key(row.replica): (row.age.ToTimedelta().total_seconds(), row.in_flight)
-                for row in message.usage.replicas
-            }
-            self._loop.feed(ev.RouterUsed(router, usage))
-
-    def _current(self, revision: placement_pb2.Revision) -> bool:
-        return revision.epoch == self._loop.placements.epoch
+        await router_stream.follow(self._loop, request_iterator, context)
 
     # --- names ------------------------------------------------------------------------------------
 

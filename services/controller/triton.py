@@ -4,25 +4,34 @@ import asyncio
 import json
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import grpc
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from services.common import channels
 from services.controller.core.entities import Unit
+from services.controller.core.memory import Memory
 from shoal.names import parse_version
 
 ADMIN_KEY_HEADER: Final = "triton-grpc-protocol-admin-key"
 
 READY: Final = "READY"
-BUSY: Final = frozenset({"LOADING", "UNLOADING"})
+LOADING: Final = "LOADING"
+UNLOADING: Final = "UNLOADING"
+BUSY: Final = frozenset({LOADING, UNLOADING})
 POLL_SECONDS: Final = 0.02
 CALL_SECONDS: Final = 2.0
+SELFCHECK_SECONDS: Final = 60.0
 SELFCHECK_VALUES: Final = (1.5, -2.25, 3.0)
+
+# ModelStatistics.memory_usage says "GPU" with the device's number, or where on the host it is.
+GPU_MEMORY: Final = "GPU"
 
 Index = Mapping[Unit, tuple[str, str]]
 
@@ -33,6 +42,41 @@ class TritonGone(Exception):
 
 class TritonRefused(Exception):
     """The server answered that it can't: its own words."""
+
+
+class TritonSlow(Exception):
+    """A load or an unload was not over in its time. It may still come to an end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Since the unit was loaded: requests that left its queue, and the seconds that they spent
+    there, all together. `memory`: bytes by resource, where the backend tells. `last_inference`:
+    seconds since the epoch, 0 when there was none."""
+
+    queued: int
+    queue_seconds: float
+    memory: Memory
+    last_inference: float = 0.0
+
+
+class Deadline(NamedTuple):
+    """`seconds` from `began` (time.monotonic())."""
+
+    began: float
+    seconds: float
+
+    @classmethod
+    def within(cls, seconds: float) -> "Deadline":
+        return cls(time.monotonic(), seconds)
+
+    @property
+    def left(self) -> float:
+        return max(0.0, self.began + self.seconds - time.monotonic())
+
+
+def _never() -> bool:
+    return False
 
 
 class Triton:
@@ -73,50 +117,126 @@ class Triton:
                 found[Unit(row.name, version)] = (row.state, row.reason)
         return found
 
+    async def statistics(self) -> Mapping[Unit, Statistics]:
+        """Of every unit that is READY. Raises TritonGone."""
+        reply = await self._call(self._stub.ModelStatistics, service_pb2.ModelStatisticsRequest())
+        found: dict[Unit, Statistics] = {}
+        for row in reply.model_stats:
+            version = parse_version(row.version)
+            if version is not None:
+                queue = row.inference_stats.queue
+                found[Unit(row.name, version)] = Statistics(
+                    queue.count,
+                    queue.ns / 1e9,
+                    told_memory(row.memory_usage),
+                    row.last_inference / 1000,
+                )
+        return found
+
+    async def config(self, unit: Unit) -> bytes:
+        """The serialized inference.ModelConfig that the unit was loaded with, as Triton has
+        completed it. Raises TritonRefused when it is not READY, TritonGone."""
+        request = service_pb2.ModelConfigRequest(name=unit.model, version=str(unit.version))
+        try:
+            reply = await self._stub.ModelConfig(
+                request, metadata=self._metadata, timeout=CALL_SECONDS
+            )
+        except grpc.aio.AioRpcError as error:
+            await self.index()  # whether it is the server that does not answer
+            raise TritonRefused(f"{error.code().name}: {error.details()}") from error
+        return bytes(reply.config.SerializeToString())
+
     async def apply(
         self, config: bytes, versions: tuple[int, ...], unit: Unit, timeout: float
     ) -> None:
         """Have exactly `versions` of the model loaded, and wait until `unit` is READY.
 
         `config`: a serialized inference.ModelConfig. Raises TritonRefused with Triton's reason,
-        TritonGone. The call's deadline does not end a load, so the index has the last word.
+        TritonSlow when it is not over after `timeout` seconds, TritonGone. The call's deadline does
+        not end a load.
         """
-        request = service_pb2.RepositoryModelLoadRequest(model_name=unit.model)
-        request.parameters["config"].string_param = config_override(config, versions)
-        await self._change(self._stub.RepositoryModelLoad, request, timeout)
-        state, reason = await self._settled(unit, timeout)
-        if state != READY:
-            raise TritonRefused(reason or f"{unit} is {state or 'not in the index'} after the load")
+        deadline = Deadline.within(timeout)
+        await self._loaded(unit.model, deadline)
+        over = await self._want(config, versions, unit, deadline)
+        state, reason = await self.settled(unit, deadline)
+        if state == READY:
+            return
+        if not over:  # somebody else's call came in between, and Triton holds this one back
+            raise TritonSlow(f"the load of {unit} was not begun within {timeout:.3g} s")
+        raise TritonRefused(reason or f"{unit} is {state or 'not in the index'} after the load")
 
     async def drop(
-        self, config: bytes, versions: tuple[int, ...], unit: Unit, timeout: float
+        self,
+        config: bytes,
+        versions: tuple[int, ...],
+        unit: Unit,
+        timeout: float,
+        ended: Callable[[], bool] = _never,
     ) -> None:
-        """Leave only `versions` of the model loaded, and wait until `unit` is gone.
+        """Leave only `versions` of the model loaded, and wait until `unit` is gone, or `ended`.
 
-        Raises TritonRefused (also when it is still there after `timeout` seconds), TritonGone.
+        Raises TritonRefused, TritonSlow when it is not over after `timeout` seconds, TritonGone.
         """
+        deadline = Deadline.within(timeout)
+        await self._loaded(unit.model, deadline)
         if versions:
-            request = service_pb2.RepositoryModelLoadRequest(model_name=unit.model)
-            request.parameters["config"].string_param = config_override(config, versions)
-            await self._change(self._stub.RepositoryModelLoad, request, timeout)
+            over = await self._want(config, versions, unit, deadline)
         else:
             unload = service_pb2.RepositoryModelUnloadRequest(model_name=unit.model)
-            await self._change(self._stub.RepositoryModelUnload, unload, timeout)
-        state, _ = await self._settled(unit, timeout)
+            over = await self._change(self._stub.RepositoryModelUnload, unload, deadline)
+        state, _ = await self.settled(unit, deadline, ended)
         if state == READY:
-            raise TritonRefused(f"{unit} is still READY after it was unloaded")
+            still = f"{unit} is still READY after it was unloaded"
+            raise TritonRefused(still) if over else TritonSlow(still)
+
+    async def settled(
+        self, unit: Unit, deadline: Deadline, ended: Callable[[], bool] = _never
+    ) -> tuple[str, str]:
+        """The unit's state and reason once it is neither LOADING nor UNLOADING; while UNLOADING,
+        also when `ended`. Raises TritonSlow when the deadline has passed, TritonGone."""
+        while True:
+            state, reason = (await self.index()).get(unit, ("", ""))
+            if state not in BUSY or (state == UNLOADING and ended()):
+                return state, reason
+            if not deadline.left:
+                raise TritonSlow(f"{unit} is still {state} after {deadline.seconds:.3g} s")
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def probe(self, unit: Unit, request: bytes, timeout: float) -> None:
+        """Have the unit answer `request`, a serialized inference.ModelInferRequest.
+
+        Raises TritonRefused when it answers with an error or not within `timeout` seconds,
+        TritonGone.
+        """
+        try:
+            message = service_pb2.ModelInferRequest.FromString(request)
+        except DecodeError as error:
+            raise TritonRefused(f"the probe of {unit} is no ModelInferRequest: {error}") from error
+        message.model_name, message.model_version = unit.model, str(unit.version)
+        try:
+            await self._stub.ModelInfer(message, timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise TritonRefused(
+                    f"the probe of {unit} was not answered within {timeout:.3g} s"
+                ) from error
+            await self.index()  # whether it is the server that does not answer
+            raise TritonRefused(
+                f"the probe of {unit} was answered {error.code().name}: {error.details()}"
+            ) from error
 
     async def selfcheck(self, model: str) -> str | None:
         """What is wrong with the server's answers, or None: an identity model is loaded, asked,
         compared and unloaded. Raises TritonGone."""
+        deadline = Deadline.within(SELFCHECK_SECONDS)
         load = service_pb2.RepositoryModelLoadRequest(model_name=model)
         try:
-            await self._change(self._stub.RepositoryModelLoad, load, 60.0)
+            await self._change(self._stub.RepositoryModelLoad, load, deadline)
             problem = await self._identity_problem(model)
             unload = service_pb2.RepositoryModelUnloadRequest(model_name=model)
-            await self._change(self._stub.RepositoryModelUnload, unload, 60.0)
-            await self._settled(Unit(model, 1), 60.0)
-        except TritonRefused as refusal:
+            await self._change(self._stub.RepositoryModelUnload, unload, deadline)
+            await self.settled(Unit(model, 1), deadline)
+        except (TritonRefused, TritonSlow) as refusal:
             return f"the self-check model {model} cannot be loaded: {refusal}"
         return problem
 
@@ -143,26 +263,31 @@ class Triton:
         except grpc.aio.AioRpcError as error:
             raise TritonGone(f"{error.code().name}: {error.details()}") from error
 
-    async def _change(self, method: Any, request: Any, timeout: float) -> None:
+    async def _loaded(self, model: str, deadline: Deadline) -> None:
+        """Return once no version of the model is LOADING. A call that Triton has to hold back until
+        then can end the whole server (SIGSEGV when the load is over, seen with release 24.10)."""
+        for unit, (state, _) in (await self.index()).items():
+            if unit.model == model and state == LOADING:
+                await self.settled(unit, deadline)
+
+    async def _want(
+        self, config: bytes, versions: tuple[int, ...], unit: Unit, deadline: Deadline
+    ) -> bool:
+        request = service_pb2.RepositoryModelLoadRequest(model_name=unit.model)
+        request.parameters["config"].string_param = config_override(config, versions)
+        return await self._change(self._stub.RepositoryModelLoad, request, deadline)
+
+    async def _change(self, method: Any, request: Any, deadline: Deadline) -> bool:
+        """Whether the call came to its end; when not, it goes on inside the server."""
         try:
-            await method(request, metadata=self._metadata, timeout=timeout)
+            await method(request, metadata=self._metadata, timeout=deadline.left)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                return  # it goes on inside the server; the index will tell
+                return False
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
                 raise TritonGone(f"{error.code().name}: {error.details()}") from error
             raise TritonRefused(error.details() or error.code().name) from error
-
-    async def _settled(self, unit: Unit, timeout: float) -> tuple[str, str]:
-        """The unit's state and reason once it is neither LOADING nor UNLOADING."""
-        deadline = time.monotonic() + timeout
-        while True:
-            state, reason = (await self.index()).get(unit, ("", ""))
-            if state not in BUSY:
-                return state, reason
-            if time.monotonic() > deadline:
-                raise TritonRefused(f"{unit} is still {state} after {timeout:.0f} s")
-            await asyncio.sleep(POLL_SECONDS)
+        return True
 
 
 def config_override(config: bytes, versions: tuple[int, ...]) -> str:
@@ -175,3 +300,19 @@ def config_override(config: bytes, versions: tuple[int, ...]) -> str:
     message.version_policy.Clear()
     message.version_policy.specific.versions.extend(versions)
     return json.dumps(MessageToDict(message, preserving_proto_field_name=True))
+
+
+def decoupled(config: bytes) -> bool:
+    """Whether the model answers a request any number of times, so not through ModelInfer.
+    `config`: a serialized inference.ModelConfig."""
+    message = model_config_pb2.ModelConfig.FromString(config)
+    return bool(message.model_transaction_policy.decoupled)
+
+
+def told_memory(rows: Any) -> Memory:
+    """Bytes by resource, of ModelStatistics.memory_usage."""
+    found: dict[str, int] = {}
+    for row in rows:
+        resource = f"gpu:{row.id}" if row.type.upper() == GPU_MEMORY else "ram"
+        found[resource] = found.get(resource, 0) + row.byte_size
+    return found

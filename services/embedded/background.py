@@ -179,6 +179,11 @@ class BackgroundStack:
         return self._address("controller")
 
     @property
+    def controllers(self) -> dict[str, str]:
+        """`host:port` by name of the part."""
+        return dict(self.announced().endpoints["controllers"])
+
+    @property
     def collector_http(self) -> str:
         return self._address("collector_http")
 

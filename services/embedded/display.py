@@ -28,6 +28,7 @@ class Display:
     def __init__(self, console: Console, parts: Sequence[str]) -> None:
         self._console = console
         self._rows = dict.fromkeys(parts, (State.WAITING, ""))
+        self._width = max(12, *(len(part) + 2 for part in parts))
         self._dead: set[str] = set()
         self._up = False
         self._live: Live | None = None
@@ -67,7 +68,8 @@ class Display:
     def _plain(self, event: Event) -> None:
         moment = time.strftime("%H:%M:%S ", time.localtime(event.time)) if self._up else ""
         again = "again " if event.state is State.READY and event.part in self._dead else ""
-        self.line(f"{moment}{event.part:<12}{again}{event.text}", _STYLES.get(event.state, ""))
+        name = f"{event.part:<{self._width}}"
+        self.line(f"{moment}{name}{again}{event.text}", _STYLES.get(event.state, ""))
 
     def _table(self) -> Table:
         table = Table.grid(padding=(0, 2))
@@ -100,7 +102,7 @@ def summary(plan: Plan, seconds: float) -> list[str]:
         "",
         f"  Router      gRPC {at.router_grpc}   HTTP http://{at.router_http} (health, metrics)",
         f"  Registry    {at.registry}",
-        f"  Controller  {at.controller}",
+        f"  Controller  {', '.join(at.controllers.values())}",
         *servers,
         *(collector if at.collector_http else []),
         f"  Logs        {plan.data / 'logs'}",
@@ -130,12 +132,15 @@ def _moved(plan: Plan) -> list[tuple[str, str]]:
         "controller_port": at.controller,
         "otlp_http_port": at.collector_http,
     }
-    return [
+    moved = [
         (variable(key), port)
         for key, address in addresses.items()
         if address
         and (port := address.rpartition(":")[2]) != str(StackSettings.model_fields[key].default)
     ]
+    if len(at.controllers) > 1:
+        moved.append((variable("controller"), ",".join(at.controllers.values())))
+    return moved
 
 
 def swept(found: Swept) -> str:

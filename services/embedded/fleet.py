@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 import grpc
@@ -19,9 +19,19 @@ if TYPE_CHECKING:  # the generated module has the name for type checkers alone
 ATTACH_WITHIN: Final = 20.0  # seconds; a server that never answers is another part's failure
 _POLL: Final = 0.05  # seconds
 _ANSWER: Final = 2.0  # seconds
+_LOOK: Final = 1.0  # seconds between two looks for servers that are to be restarted
 
-_SETTLED: Final = frozenset({types_pb2.SERVER_STATE_HEALTHY, types_pb2.SERVER_STATE_UNUSABLE})
+_SETTLED: Final = frozenset(
+    {
+        types_pb2.SERVER_STATE_HEALTHY,
+        types_pb2.SERVER_STATE_UNUSABLE,
+        types_pb2.SERVER_STATE_DRAINING,
+    }
+)
 _TOLD: Final = {
+    types_pb2.EVENT_KIND_SERVER_DRAINING: "is drained",
+    types_pb2.EVENT_KIND_BROKEN: "does not answer any more",
+    types_pb2.EVENT_KIND_SET_ASIDE: "is set aside",
     types_pb2.EVENT_KIND_SERVER_LOST: "is lost",
     types_pb2.EVENT_KIND_SERVER_UNUSABLE: "cannot be used",
     types_pb2.EVENT_KIND_SERVER_HEALTHY: "is used",
@@ -74,3 +84,26 @@ async def _tell(stub: "ControllerServiceAsyncStub", say: Callable[[str], None]) 
         if event.kind in _TOLD:
             about = event.version or event.server
             say(f"{about.partition('/')[2]} {_TOLD[event.kind]}: {event.reason}")
+
+
+async def restarts(
+    address: str, say: Callable[[str], None], restart: Callable[[str], Awaitable[None]]
+) -> None:
+    """Have servers restarted when the Controller wants it, once each time, for ever, and say why.
+    `restart` is given a server's id."""
+    begun: set[str] = set()
+    async with channels.control(address) as channel:
+        stub = ControllerServiceStub(channel)
+        while True:
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                wanted = {
+                    server.name.partition("/")[2]: server.state_reason
+                    for server in await _servers(stub)
+                    if server.restart_wanted
+                }
+                begun &= wanted.keys()
+                for server in sorted(wanted.keys() - begun):
+                    begun.add(server)
+                    say(f"Restarting {server}: {wanted[server]}")
+                    await restart(server)
+            await asyncio.sleep(_LOOK)

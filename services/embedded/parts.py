@@ -37,7 +37,8 @@ _TRITON_STOP_WITHIN: Final = 12.0
 
 @dataclass(frozen=True)
 class Endpoints:
-    """`host:port` of each part; `tritons` by server id. None: there is no embedded collector."""
+    """`host:port` of each part; `tritons` by server id, `controllers` by name of the part, of which
+    `controller` is the first. None: there is no embedded collector."""
 
     router_grpc: str
     router_http: str
@@ -45,6 +46,8 @@ class Endpoints:
     registry_metrics: str
     controller: str
     controller_metrics: str
+    controllers: Mapping[str, str]
+    controllers_metrics: Mapping[str, str]
     collector_grpc: str | None
     collector_http: str | None
     tritons: Mapping[str, str]
@@ -84,7 +87,10 @@ def plan(
     tritons = _tritons(common, settings, endpoints, python, secret)
     waves = (
         (_router(common, endpoints),),
-        (_controller(common, settings, endpoints, budget, secret),),
+        tuple(
+            _controller(common, settings, endpoints, budget, secret, name)
+            for name in endpoints.controllers
+        ),
         (_registry(common, settings, endpoints),),
         tritons,
         (_collector(common, endpoints),) if endpoints.collector_http else (),
@@ -101,6 +107,7 @@ def _endpoints(settings: StackSettings, claims: Claims, *, collector: bool) -> E
     keys.sort(key=lambda key: getattr(settings, key) == 0)
     at = {key: f"{LOOPBACK}:{claims.take(getattr(settings, key), key)}" for key in keys}
     servers = [f"triton-{number}" for number in range(settings.servers)]
+    first, *others = _controller_names(settings.controllers)
     return Endpoints(
         router_grpc=at["router_grpc_port"],
         router_http=at["router_http_port"],
@@ -108,11 +115,23 @@ def _endpoints(settings: StackSettings, claims: Claims, *, collector: bool) -> E
         registry_metrics=at["registry_metrics_port"],
         controller=at["controller_port"],
         controller_metrics=at["controller_metrics_port"],
+        controllers={
+            first: at["controller_port"],
+            **{name: f"{LOOPBACK}:{claims.take(0)}" for name in others},
+        },
+        controllers_metrics={
+            first: at["controller_metrics_port"],
+            **{name: f"{LOOPBACK}:{claims.take(0)}" for name in others},
+        },
         collector_grpc=at.get("otlp_grpc_port"),
         collector_http=at.get("otlp_http_port"),
         tritons={server: f"{LOOPBACK}:{claims.take(0)}" for server in servers},
         triton_metrics={server: f"{LOOPBACK}:{claims.take(0)}" for server in servers},
     )
+
+
+def _controller_names(count: int) -> list[str]:
+    return [CONTROLLER] if count == 1 else [f"{CONTROLLER}-{number}" for number in range(count)]
 
 
 @dataclass(frozen=True)
@@ -132,9 +151,10 @@ class _Common:
         return {**variables, **leftovers.marks(self.run.name, name), "TMPDIR": str(folder)}
 
     def service(
-        self, name: str, settings: Mapping[str, object]
+        self, name: str, settings: Mapping[str, object], part: str = ""
     ) -> tuple[tuple[str, ...], dict[str, str]]:
-        """Command and environment. A service sees the settings of its own alone."""
+        """Command and environment; `part` where its name is not the service's. A service sees the
+        settings of its own alone."""
         module = f"services.embedded.{name}" if name == COLLECTOR else f"services.{name}"
         others = tuple(f"SHOAL_{other.upper()}_" for other in _SERVICES if other != name)
         kept = {key: value for key, value in self.base.items() if not key.startswith(others)}
@@ -145,7 +165,7 @@ class _Common:
         }
         variables = {**kept, "PYTHONPATH": os.pathsep.join(paths), **own}
         # -P: a folder `services` where the user stands is not ours.
-        return (sys.executable, "-P", "-m", module), self.marked(name, variables)
+        return (sys.executable, "-P", "-m", module), self.marked(part or name, variables)
 
 
 def _collector(common: _Common, endpoints: Endpoints) -> Part:
@@ -182,7 +202,12 @@ def _registry(common: _Common, settings: StackSettings, endpoints: Endpoints) ->
 
 
 def _controller(
-    common: _Common, settings: StackSettings, endpoints: Endpoints, budget: int, secret: str
+    common: _Common,
+    settings: StackSettings,
+    endpoints: Endpoints,
+    budget: int,
+    secret: str,
+    part: str,
 ) -> Part:
     servers = [
         {
@@ -198,18 +223,23 @@ def _controller(
         CONTROLLER,
         {
             **common.traces.variables,
-            "SHOAL_CONTROLLER_PORT": _port(endpoints.controller),
-            "SHOAL_CONTROLLER_METRICS_PORT": _port(endpoints.controller_metrics),
+            "SHOAL_CONTROLLER_PORT": _port(endpoints.controllers[part]),
+            "SHOAL_CONTROLLER_METRICS_PORT": _port(endpoints.controllers_metrics[part]),
             "SHOAL_CONTROLLER_REGISTRY": endpoints.registry,
-            "SHOAL_CONTROLLER_HOLDER": "embedded",
+            "SHOAL_CONTROLLER_HOLDER": part,
             "SHOAL_CONTROLLER_SERVERS": servers,
             "SHOAL_CONTROLLER_TRITON_ADMIN_KEY": secret,
             "SHOAL_CONTROLLER_SELFCHECK_MODEL": SELFCHECK_MODEL,
             "SHOAL_CONTROLLER_STAGING_DIR": str(common.data / "staging"),
         },
+        part,
     )
-    ready = partial(fleet.controller_ready, endpoints.controller)
-    return _service_part(common, CONTROLLER, words, variables, ready)
+    ready = partial(
+        readiness.one_of_several,
+        endpoints.controllers[part],
+        [partial(fleet.controller_ready, address) for address in endpoints.controllers.values()],
+    )
+    return _service_part(common, CONTROLLER, words, variables, ready, part)
 
 
 def _router(common: _Common, endpoints: Endpoints) -> Part:
@@ -219,7 +249,7 @@ def _router(common: _Common, endpoints: Endpoints) -> Part:
             **common.traces.variables,
             "SHOAL_ROUTER_GRPC_PORT": _port(endpoints.router_grpc),
             "SHOAL_ROUTER_HTTP_PORT": _port(endpoints.router_http),
-            "SHOAL_ROUTER_CONTROLLER": endpoints.controller,
+            "SHOAL_ROUTER_CONTROLLER": ",".join(endpoints.controllers.values()),
             "SHOAL_ROUTER_STATE_DIR": str(common.data / "router"),
         },
     )
@@ -233,15 +263,17 @@ def _service_part(
     words: tuple[str, ...],
     variables: Mapping[str, str],
     ready: Callable[[], Awaitable[None]],
+    part: str = "",
 ) -> Part:
+    part = part or name
     return Part(
-        name=name,
+        name=part,
         command=words,
         environment=variables,
-        log=common.log(name),
+        log=common.log(part),
         ready=ready,
         stop_within=_STOP_WITHIN[name],
-        leftovers=partial(_clear, common.run, name, None),
+        leftovers=partial(_clear, common.run, part, None),
     )
 
 

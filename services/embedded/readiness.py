@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import grpc
@@ -28,6 +29,28 @@ async def grpc_serving(address: str) -> None:
                 if answer.status == health_pb2.HealthCheckResponse.SERVING:
                     return
             await asyncio.sleep(_POLL)
+
+
+async def one_of_several(address: str, ready: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    """Until grpc.health.v1 answers at `address`, whatever it says, and one of `ready` returns: of
+    those, one serves and the others stand by."""
+    async with channels.control(address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        while True:
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                request = health_pb2.HealthCheckRequest()
+                await health.Check(request, timeout=_ANSWER, wait_for_ready=True)
+                break
+            await asyncio.sleep(_POLL)
+    waits = [asyncio.ensure_future(one()) for one in ready]
+    try:
+        done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for one in done:
+            one.result()
+    finally:
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
 
 
 async def triton_live(address: str) -> None:

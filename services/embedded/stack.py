@@ -107,7 +107,10 @@ async def _serve(planned: Plan, interrupts: Interrupts, console: Console) -> Non
     beside = [
         asyncio.create_task(logfiles.bound([part.log for part in planned.parts])),
         asyncio.create_task(_tell_of_stop(interrupts, announcement, display)),
-        asyncio.create_task(fleet.tell(planned.endpoints.controller, display.line)),
+        *(
+            asyncio.create_task(fleet.tell(address, display.line))
+            for address in planned.endpoints.controllers.values()
+        ),
     ]
     try:
         supervisor = Supervisor(planned.waves, report)

@@ -15,9 +15,10 @@ from typing import Final
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from services.common.errors import InvalidArtifact
-from services.registry import model_config, tree
+from services.registry import model_config, probe, tree
 from services.registry.core.catalog import Part
 from services.registry.model_config import CONFIG_FILE, Unservable
+from services.registry.probe import PROBE_FILE
 from services.registry.tree import CACHE, Tree, shown
 from shoal import names
 
@@ -29,12 +30,18 @@ _LIKE_A_VERSION = re.compile(r"\s*[+-]?[0-9]")
 # What Triton runs, wherever it lies beside a model, instead of the backend that the config names.
 _CODE = re.compile(r"model\.py|libtriton_.*\.so|batchstrategy\.so|triton_python_backend_stub")
 
+# What says how a version is served, and is no part of what is served.
+_OWN_FILES: Final = frozenset({CONFIG_FILE, PROBE_FILE})
+
 _MODEL_FILES: Final = frozenset(filename for _, _, filename in model_config.BACKENDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
-    """What one version's files say. With a `problem` they cannot be served."""
+    """What one version's files say. With a `problem` they cannot be served.
+
+    `probe`: a serialized inference.ModelInferRequest; empty for none.
+    """
 
     model: str
     source: str
@@ -46,6 +53,7 @@ class Scan:
     fingerprint: str
     ensemble: bool
     parts: tuple[Part, ...]
+    probe: bytes
     problem: str
 
 
@@ -89,7 +97,7 @@ def open_source(path: Path, model: str) -> Source:
     numbers = tuple(sorted(number for number in found.values() if number))
     strays = tuple(sorted(name for name, number in found.items() if not number))
     labels = _labels(config)
-    if not numbers and _is_ensemble(config) and folders.keys() <= {CONFIG_FILE, *labels}:
+    if not numbers and _is_ensemble(config) and folders.keys() <= {*_OWN_FILES, *labels}:
         # Git keeps no empty folders, and an ensemble's version folder is empty.
         numbers = (1,)
     if numbers:
@@ -121,22 +129,23 @@ def scan(source: Source, number: int, kind: str) -> Scan:
     exists = folder.is_dir()
     if not exists and not _is_ensemble(source.config):
         raise InvalidArtifact(path=shown(folder), problem="its folder is gone")
-    config, parts, problem = b"", tuple[Part, ...](), ""
+    config, parts, asked, problem = b"", tuple[Part, ...](), b"", ""
     files, auxiliary = Tree(), source.auxiliary
     try:
         if exists:
-            files = tree.read(folder, source.path, lambda name: not _is_own_config(source, name))
+            files = tree.read(folder, source.path, lambda name: not _is_own(source, name))
         complete = _completed(source, folder if exists else None, kind)
         if not model_config.runs_own_code(complete):
             files, auxiliary = tree.without(files, _is_code), tree.without(auxiliary, _is_code)
         parts = model_config.parts(complete)
+        asked = _read_probe(source, folder, complete)
         config = model_config.serialized(complete)
     except Unservable as error:
         problem = str(error)
     except OSError as error:
         raise tree.unreadable(folder, error) from None
     auxiliary_digest = _digest(auxiliary, source.path)
-    said = f"{auxiliary_digest} {tree.stat_digest(files)} {problem}"
+    said = f"{auxiliary_digest} {tree.stat_digest(files)} {problem}".encode() + asked
     return Scan(
         model=source.model,
         source=str(source.path),
@@ -145,9 +154,10 @@ def scan(source: Source, number: int, kind: str) -> Scan:
         config=config,
         config_digest=model_config.digest(config, auxiliary_digest) if config else "",
         auxiliary_digest=auxiliary_digest,
-        fingerprint=hashlib.sha256(config + b"\0" + said.encode()).hexdigest(),
+        fingerprint=hashlib.sha256(config + b"\0" + said).hexdigest(),
         ensemble=_is_ensemble(source.config),
         parts=parts,
+        probe=asked,
         problem=problem,
     )
 
@@ -239,18 +249,38 @@ def _completed(source: Source, folder: Path | None, kind: str) -> ModelConfig:
 
 def _read_config(path: Path) -> ModelConfig | Unservable:
     """Raises InvalidArtifact for a link out of the folder, OSError."""
-    found = tree.read(path, path, lambda name: name == CONFIG_FILE)
-    if found.folders:
-        return Unservable(f"{CONFIG_FILE} is a folder")
-    (file,) = found.files
-    if file.size > MAX_CONFIG:
-        return Unservable(f"{CONFIG_FILE} has {file.size} bytes, more than {MAX_CONFIG}")
     try:
-        return model_config.parse(Path(file.real).read_bytes().decode())
+        content = _read_file(path, path, CONFIG_FILE, MAX_CONFIG)
+        return model_config.parse(content.decode())
     except UnicodeDecodeError as error:
         return Unservable(f"{CONFIG_FILE} is not UTF-8 text: {error.reason} at byte {error.start}")
     except Unservable as error:
         return error
+
+
+def _read_probe(source: Source, folder: Path, config: ModelConfig) -> bytes:
+    """The version's own, else the model's; empty for none.
+
+    Raises Unservable, InvalidArtifact, OSError.
+    """
+    for place in dict.fromkeys((folder, source.path)):
+        if os.path.lexists(place / PROBE_FILE):
+            content = _read_file(place, source.path, PROBE_FILE, probe.MAX_TEXT)
+            return probe.read(content, config)
+    return b""
+
+
+def _read_file(folder: Path, boundary: Path, name: str, limit: int) -> bytes:
+    """Raises Unservable, InvalidArtifact for a link out of `boundary`, OSError."""
+    found = tree.read(folder, boundary, lambda other: other == name)
+    if found.folders:
+        raise Unservable(f"{name} is a folder")
+    if not found.files:
+        raise Unservable(f"{name} went away while it was read")
+    (file,) = found.files
+    if file.size > limit:
+        raise Unservable(f"{name} has {file.size} bytes, more than {limit}")
+    return Path(file.real).read_bytes()
 
 
 def _labels(config: ModelConfig | Unservable) -> list[str]:
@@ -261,8 +291,8 @@ def _is_ensemble(config: ModelConfig | Unservable) -> bool:
     return not isinstance(config, Unservable) and model_config.is_ensemble(config)
 
 
-def _is_own_config(source: Source, name: str) -> bool:
-    return source.bare and name == CONFIG_FILE
+def _is_own(source: Source, name: str) -> bool:
+    return name == PROBE_FILE or (source.bare and name == CONFIG_FILE)
 
 
 def _is_code(relative: str) -> bool:
@@ -270,4 +300,4 @@ def _is_code(relative: str) -> bool:
 
 
 def _is_auxiliary(name: str) -> bool:
-    return not (name == CONFIG_FILE or name.startswith(".") or _LIKE_A_VERSION.match(name))
+    return not (name in _OWN_FILES or name.startswith(".") or _LIKE_A_VERSION.match(name))

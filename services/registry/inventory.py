@@ -258,6 +258,7 @@ def _version(scan: Scan, number: int) -> Version:
         verdict=VersionState.APPROVED,
         source=scan.source,
         config=scan.config,
+        probe=scan.probe,
         config_digest=scan.config_digest,
         auxiliary_digest=scan.auxiliary_digest,
         artifact_bytes=scan.files.size,

@@ -1,6 +1,7 @@
 """Catalogue values ↔ table rows."""
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import RowMapping
@@ -17,6 +18,7 @@ from services.registry.core.catalog import (
     VersionState,
 )
 from services.registry.core.footprint import Footprint
+from services.registry.core.residency import Residency
 from services.registry.core.traffic import parse_target
 from shoal.names import ModelVersionName
 
@@ -30,6 +32,7 @@ def model_row(model: Model) -> dict[str, Any]:
         "description": model.description,
         "labels": dict(model.labels),
         "retry_policy": model.retry_policy.value,
+        "residency": _set_fields(model.residency),
         "aliases": dict(model.aliases),
         "arms": [[str(arm.target), arm.weight] for arm in policy.arms] if policy else [],
         "policy_revision": policy.revision if policy else 0,
@@ -46,6 +49,7 @@ def model_of(row: Row) -> Model:
         description=row["description"],
         labels=row["labels"],
         retry_policy=RetryPolicy(row["retry_policy"]),
+        residency=Residency(**row["residency"]),
         aliases=row["aliases"],
         policy=TrafficPolicy(arms, row["policy_revision"]) if arms else None,
         created_us=row["created_us"],
@@ -61,6 +65,7 @@ def version_row(version: Version) -> dict[str, Any]:
         "verdict": version.verdict.value,
         "source": version.source,
         "config": version.config,
+        "probe": version.probe or None,
         "config_digest": version.config_digest,
         "auxiliary_digest": version.auxiliary_digest,
         "artifact_bytes": version.artifact_bytes,
@@ -79,6 +84,7 @@ def version_row(version: Version) -> dict[str, Any]:
 def version_of(row: Row) -> Version:
     fields = dict(row)
     fields["verdict"] = VersionState(row["verdict"])
+    fields["probe"] = row["probe"] or b""
     fields["parts"] = tuple(Part(*part) for part in row["parts"])
     return Version(**fields)
 
@@ -117,6 +123,10 @@ def footprint_row(footprint: Footprint) -> dict[str, Any]:
 def footprint_of(row: Row) -> Footprint:
     version = ModelVersionName(row["model"], row["number"])
     return Footprint(version, row["config_digest"], row["memory"], row["load_us"])
+
+
+def _set_fields(residency: Residency) -> dict[str, Any]:
+    return {name: value for name, value in asdict(residency).items() if value not in (None, {})}
 
 
 def _target(text: str) -> Target:

@@ -36,6 +36,8 @@ models = Table(
     Column("description", Text, nullable=False),
     Column("labels", JSON, nullable=False),
     Column("retry_policy", String(16), nullable=False),
+    # Fields that are set, by name.
+    Column("residency", JSON, nullable=False, server_default="{}"),
     Column("aliases", JSON, nullable=False),
     Column("arms", JSON, nullable=False),  # [[target, weight]]; empty: no policy
     Column("policy_revision", BigInteger, nullable=False),
@@ -52,6 +54,7 @@ versions = Table(
     Column("verdict", String(16), nullable=False),
     Column("source", Text, nullable=False),
     Column("config", LargeBinary, nullable=False),
+    Column("probe", LargeBinary, nullable=True),  # null: none
     Column("config_digest", String(64), nullable=False),
     Column("auxiliary_digest", String(64), nullable=False),
     Column("artifact_bytes", BigInteger, nullable=False),

@@ -15,7 +15,7 @@ from services.common.errors import AlreadyExists
 from services.common.rpc import Context
 from services.registry import wire
 from services.registry.catalogue import Catalogue
-from services.registry.core import catalog, traffic, validation
+from services.registry.core import catalog, residency, traffic, validation
 from services.registry.core.catalog import Entry, Model, Move, TrafficPolicy
 from services.registry.finish import finish, finishing
 from services.registry.inventory import Inventory, Registration
@@ -32,7 +32,7 @@ OPEN_METHODS: Final = frozenset(
     if method.name.startswith(("Get", "List", "Watch"))
 )
 
-_MODEL_FIELDS: Final = ("description", "labels", "retry_policy")
+_MODEL_FIELDS: Final = ("description", "labels", "retry_policy", *residency.PATHS)
 _VERSION_FIELDS: Final = ("declared_memory", "pinned")
 
 T = TypeVar("T")
@@ -60,6 +60,7 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
             description=validation.description(request.model.description),
             labels=validation.labels(request.model.labels),
             retry_policy=wire.retry_policy_of(request.model.retry_policy),
+            residency=wire.residency_of(request.model.residency),
         )
         digest = _digest(request)
         async with self._catalogue.change() as change:
@@ -94,10 +95,15 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
             "labels": validation.labels(request.model.labels),
             "retry_policy": wire.retry_policy_of(request.model.retry_policy),
         }
+        asked = wire.residency_of(request.model.residency)
         async with self._catalogue.change() as change:
             entry = await change.entry(name)
             catalog.check_etag(request.model.name, request.model.etag, entry.model.revision)
-            model = replace(entry.model, **{field: given[field] for field in fields})
+            model = replace(
+                entry.model,
+                residency=residency.merged(entry.model.residency, asked, fields),
+                **{field: given[field] for field in fields & given.keys()},
+            )
             change.put(replace(entry, model=model))
         return pb.UpdateModelResponse(model=wire.model(await change.entry(name)))
 

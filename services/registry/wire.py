@@ -1,5 +1,7 @@
 """Catalogue values ↔ protobuf messages."""
 
+from typing import Any
+
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.common.errors import InvalidField
@@ -13,6 +15,7 @@ from services.registry.core.catalog import (
     etag,
 )
 from services.registry.core.footprint import Footprint
+from services.registry.core.residency import Residency, checked, idle_ttl_us
 from services.registry.store import Snapshot
 from services.registry.watch import Delta
 from shoal import names
@@ -46,6 +49,8 @@ def model(entry: Entry) -> types.Model:
     )
     if known.policy is not None:
         message.traffic_policy.CopyFrom(_policy(known.name, known.policy))
+    if known.residency != Residency():
+        message.residency.CopyFrom(_residency(known.residency))
     return message
 
 
@@ -55,6 +60,7 @@ def version(known: Version) -> types.ModelVersion:
         state=_STATES[known.state],
         source=known.source,
         config=known.config,
+        probe=known.probe,
         config_digest=known.config_digest,
         artifact_bytes=known.artifact_bytes,
         fingerprint=known.fingerprint,
@@ -123,6 +129,38 @@ def retry_policy_of(number: int) -> RetryPolicy:
         if number in (value, types.RETRY_POLICY_UNSPECIFIED):
             return policy
     raise InvalidField(field="model.retry_policy", problem=f"{number} is unknown")
+
+
+def residency_of(message: types.Residency) -> Residency:
+    """Raises InvalidField."""
+
+    def said(name: Any) -> Any:
+        return getattr(message, name) if message.HasField(name) else None
+
+    ttl = said("idle_ttl")
+    return checked(
+        Residency(
+            min_copies=said("min_copies"),
+            max_copies=said("max_copies"),
+            idle_ttl_us=None if ttl is None else idle_ttl_us(ttl.ToNanoseconds()),
+            preload=said("preload"),
+            priority=said("priority"),
+            required_labels=dict(sorted(message.required_labels.items())),
+        )
+    )
+
+
+def _residency(known: Residency) -> types.Residency:
+    message = types.Residency(
+        min_copies=known.min_copies,
+        max_copies=known.max_copies,
+        preload=known.preload,
+        priority=known.priority,
+        required_labels=known.required_labels,
+    )
+    if known.idle_ttl_us is not None:
+        message.idle_ttl.FromMicroseconds(known.idle_ttl_us)
+    return message
 
 
 def _policy(model_name: str, known: TrafficPolicy) -> types.TrafficPolicy:

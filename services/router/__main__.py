@@ -51,15 +51,17 @@ async def main(stop: asyncio.Event) -> None:
     rpc.announce(inference.SERVICE, servicer.SERVICE)
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(listen(settings.host, settings.http_port))
-        channel = await stack.enter_async_context(channels.control(settings.controller))
-        stub = ControllerServiceStub(channel)
+        controllers = {
+            address: ControllerServiceStub(
+                await stack.enter_async_context(channels.control(address))
+            )
+            for address in settings.controllers
+        }
         kept = None
         if settings.state_dir is not None:
             kept = TableFile(settings.state_dir / f"router-{settings.grpc_port}.placements")
-        watch = PlacementWatch(stub, f"router-{uuid.uuid4().hex[:12]}", Table(), kept)
-        controller = ControllerClient(
-            stub, settings.controller, watch.router, settings.controller_patience
-        )
+        watch = PlacementWatch(controllers, f"router-{uuid.uuid4().hex[:12]}", Table(), kept)
+        controller = ControllerClient(watch, settings.patience)
         forwarder = Forwarder(watch, controller)
         stack.push_async_callback(forwarder.close)
         statistics = Statistics()

@@ -11,9 +11,10 @@ from opentelemetry import trace
 
 from services.common import telemetry
 from services.common.errors import ServerLost
-from services.router.controller_client import ControllerClient
+from services.router.controller_client import ControllerClient, Miss
 from services.router.core.routes import Replica, Target
 from services.router.core.verdict import Verdict, verdict
+from services.router.core.wire import Sequence
 from services.router.placement_watch import PlacementWatch
 from services.router.tuning import CHANNEL_OPTIONS
 
@@ -65,18 +66,23 @@ class Forwarder:
         deadline: float | None,
         *,
         retry: bool,
+        sequence: Sequence | None = None,
     ) -> Reply:
-        """Have `target` answer `message`, wherever it is or will be.
+        """Have `target` answer `message`, wherever it is or will be; what belongs to a `sequence`,
+        where that began.
 
-        `deadline`: seconds of the monotonic clock, None for none. Raises TritonError, ServerLost,
-        and what the Controller refuses (controller_client.Rejected, ShoalError).
+        `deadline`: seconds of the monotonic clock, None for none. `retry`: whether it may be sent
+        again after a server broke off with it; never within a sequence. Raises TritonError,
+        ServerLost, and what the Controller refuses (controller_client.Rejected, ShoalError).
         """
-        missed: Replica | None = None
+        retry = retry and sequence is None
+        missed: Miss | None = None
+        broke: Replica | None = None
         cold = False
         misses = 0
         patience = 0.0
         while True:
-            replica = self._pick(target) if missed is None else None
+            replica = self._pick(target, sequence) if missed is None else None
             if replica is not None:
                 address = self._watch.table.addresses[replica.server]
                 call, span = self._send(replica, address, message, metadata)
@@ -87,12 +93,16 @@ class Forwarder:
                     missed = None
                     continue
                 replica, call, span = granted
+            if sequence is not None:
+                self._watch.sequences.tie(sequence.id, replica, time.monotonic())
             try:
                 code = await call.code()
             except BaseException:
                 self._outlive(replica, call, span)
                 raise
             self._ended(replica, span)
+            if sequence is not None and (sequence.end or _failed_start(sequence, code)):
+                self._watch.sequences.end(target, sequence.id)
             if code is grpc.StatusCode.OK:
                 leading = await call.initial_metadata()
                 trailing = await call.trailing_metadata()
@@ -102,6 +112,9 @@ class Forwarder:
             if meaning is Verdict.ANSWER:
                 raise TritonError(await _error(call), cold=cold)
             if meaning is Verdict.BROKEN:
+                self._watch.broke(replica, broke)
+                broke = replica
+            if meaning in (Verdict.BROKEN, Verdict.UNHEALTHY):
                 if not retry:
                     raise _lost(replica, text)
                 retry = False
@@ -109,16 +122,21 @@ class Forwarder:
             patience = patience or time.monotonic() + MISS_PATIENCE
             if deadline is None and time.monotonic() > patience:
                 raise _lost(replica, text)
-            missed = replica
+            missed = Miss(replica.server, meaning is Verdict.UNHEALTHY)
             await self._pause(misses, deadline, replica, text)
 
-    def _pick(self, target: Target) -> Replica | None:
-        """The replica with the least in flight of two drawn ones."""
+    def _pick(self, target: Target, sequence: Sequence | None) -> Replica | None:
+        """The replica that the sequence is tied to, or else the one with the least in flight of two
+        drawn ones."""
         route = self._watch.table.routes.get(target.model)
         entry = route.versions.get(target.version) if route is not None else None
         servers = entry.servers if entry is not None else ()
         if not servers:
             return None
+        if sequence is not None and not sequence.start:
+            tied = self._watch.sequences.replica(target, sequence.id)
+            if tied is not None and tied.server in servers:
+                return tied
         if len(servers) == 1:
             return Replica(servers[0], target)
         a, b = (Replica(server, target) for server in random.sample(servers, 2))
@@ -131,7 +149,7 @@ class Forwarder:
         message: bytes,
         metadata: tuple[tuple[str, str | bytes], ...],
         deadline: float | None,
-        missed: Replica | None,
+        missed: Miss | None,
     ) -> tuple[Replica, Any, trace.Span] | None:
         """A call to the replica that the Controller named; None when it was withdrawn since."""
         grant = await self._controller.make_resident(target, deadline, missed)
@@ -200,6 +218,10 @@ class Forwarder:
         if deadline is not None and time.monotonic() + pause >= deadline:
             raise _lost(replica, text)
         await asyncio.sleep(pause)
+
+
+def _failed_start(sequence: Sequence, code: grpc.StatusCode) -> bool:
+    return sequence.start and code is not grpc.StatusCode.OK
 
 
 async def _error(call: Any) -> grpc.aio.AioRpcError:

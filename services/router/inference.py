@@ -2,6 +2,7 @@
 
 import random
 import time
+import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
@@ -138,7 +139,7 @@ class Inference:
                 raise MessageTooLarge(size=len(request), limit=self._max_message)
             head = wire.head(request)
             routes = self._watch.table.routes
-            target = resolve(routes, head.model, head.version, random.random())  # noqa: S311
+            target = resolve(routes, head.model, head.version, _draw(head.sequence))
             request_id = head.id
             renamed = None if target.model == head.model else target.model
             left = cast("float | None", context.time_remaining())  # None without a deadline
@@ -148,6 +149,7 @@ class Inference:
                 forwarded(context.invocation_metadata() or ()),
                 None if left is None else began + left,
                 retry=routes[target.model].retry,
+                sequence=head.sequence,
             )
             failed, cold = False, reply.cold
             if reply.leading:
@@ -223,6 +225,13 @@ class Inference:
                 model=target.model, version=target.version, versions="it is not registered any more"
             )
         return target, found
+
+
+def _draw(sequence: wire.Sequence | None) -> float:
+    """In [0, 1): where a traffic policy sends it. A sequence stays with what it began with."""
+    if sequence is None:
+        return random.random()  # noqa: S311
+    return zlib.crc32(str(sequence.id).encode()) / 2**32
 
 
 def forwarded(

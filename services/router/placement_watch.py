@@ -2,23 +2,26 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import timedelta
 from typing import Any, Final, Protocol
 
 import grpc
 import structlog
 
+from services.router.acting import Acting
 from services.router.core.routes import Arm, Replica, Route, Target, VersionRoute
+from services.router.core.sequences import Sequences
 from services.router.core.table import NONE, Change, Revision, StaleEpoch, Table
-from services.router.in_use import InUse
+from services.router.in_use import InUse, Use
 from shoal.controller.v1 import placement_pb2 as wire
 from shoal.controller.v1 import types_pb2
 from shoal.registry.v1 import types_pb2 as registry
 
 HEARTBEAT_SECONDS: Final = 0.25
-SILENCE_SECONDS: Final = 5.0  # checkpoints come every second
+SILENCE_SECONDS: Final = 2.5  # checkpoints come every second
 RETRY_SECONDS: Final = 0.2
+STANDBY_SECONDS: Final = 0.5  # between two tries of the others, while one is followed
 
 _log = structlog.get_logger(__name__)
 
@@ -30,74 +33,136 @@ class Keeper(Protocol):
 
 
 class PlacementWatch:
-    """`router`: this process's name, new at every start. `connected`: whether the Controller is
-    heard from; the table is used as it was while it is not. `keeper`: is told every change."""
+    """Follows the Controller that acts, of all those that there are.
 
-    def __init__(self, stub: Any, router: str, table: Table, keeper: Keeper | None) -> None:
-        self._stub = stub
+    Every one is tried for ever, at the same time: one on standby refuses, one that was stopped says
+    nothing, one that has been replaced says so by its epoch. Whoever comes with a higher epoch than
+    the table's is followed from then on.
+
+    `controllers`: stubs by address. `router`: this process's name, new at every start. `acting`:
+    the Controller that is heard from; the table is used as it was while there is none. `keeper`: is
+    told every change."""
+
+    def __init__(
+        self, controllers: Mapping[str, Any], router: str, table: Table, keeper: Keeper | None
+    ) -> None:
+        self._controllers = controllers
         self._keeper = keeper
         self.router = router
         self.table = table
-        self.connected = False
+        self.acting: Acting | None = None
+        self.found = asyncio.Event()  # set while there is one
         self.synchronized = asyncio.Event()
         self.in_use = InUse(self._busy, self._idle)
+        self.sequences = Sequences()
         # In use, it may be, without being in the table: withdrawn, or granted and not seen in it.
         self._loose: set[Replica] = set()
         self._told: dict[Replica, float] = {}
-        self._outgoing: asyncio.Queue[wire.WatchPlacementsRequest] = asyncio.Queue()
+
+    @property
+    def connected(self) -> bool:
+        return self.acting is not None
+
+    @property
+    def addresses(self) -> str:
+        return ",".join(self._controllers)
 
     async def run(self) -> None:
-        """Follow the Controller, for ever."""
-        while True:
-            try:
-                await self._follow()
-            except (grpc.aio.AioRpcError, TimeoutError) as error:
-                if self.connected:
-                    cause = error.details() if isinstance(error, grpc.RpcError) else "silence"
-                    _log.warning("controller lost, the table is kept", cause=cause)
-            except StaleEpoch as stale:
-                _log.warning(
-                    "a controller that does not act any more was refused", cause=str(stale)
-                )
-            self.connected = False
-            await asyncio.sleep(RETRY_SECONDS)
+        """Follow whichever Controller acts, for ever."""
+        async with asyncio.TaskGroup() as tasks:
+            for address, stub in self._controllers.items():
+                tasks.create_task(self._try(address, stub))
 
     def started(self, replica: Replica, use_lease: str) -> None:
         """The request that a use lease was given for is in flight on `replica`."""
         self._loose.add(replica)
         message = wire.WatchPlacementsRequest()
         message.started.use_lease = use_lease
-        self._outgoing.put_nowait(message)
+        self._say(message)
 
-    async def _follow(self) -> None:
-        self._outgoing = asyncio.Queue()
-        self._outgoing.put_nowait(self._subscription())
-        call = self._stub.WatchPlacements(self._messages())
+    def broke(self, replica: Replica, earlier: Replica | None) -> None:
+        """The server was lost while it had a request, which had been lost `earlier` before."""
+        message = wire.WatchPlacementsRequest()
+        message.broke.replica.CopyFrom(_ref(replica))
+        if earlier is not None:
+            message.broke.earlier.CopyFrom(_ref(earlier))
+        self._say(message)
+
+    async def _try(self, address: str, stub: Any) -> None:
+        refused = ""
+        while True:
+            acting = Acting(address, stub)
+            cause = "it ended the stream"
+            try:
+                await self._follow(acting)
+            except grpc.aio.AioRpcError as error:
+                cause = error.details() or error.code().name
+            except TimeoutError:
+                cause = f"nothing was heard for {SILENCE_SECONDS} s"
+            except StaleEpoch as stale:
+                cause = str(stale)
+                if refused != cause:
+                    _log.warning("refused, it does not act any more", controller=address)
+                refused = cause
+            self._lose(acting, cause)
+            await asyncio.sleep(STANDBY_SECONDS if self.acting is not None else RETRY_SECONDS)
+
+    async def _follow(self, acting: Acting) -> None:
+        acting.outgoing.put_nowait(self._subscription())
+        call = acting.stub.WatchPlacements(self._messages(acting))
         try:
             responses = aiter(call)
             while True:
                 async with asyncio.timeout(SILENCE_SECONDS):
                     response = await anext(responses, None)
-                if response is None:
+                if response is None or acting.lost:
                     return
-                self._apply(response)
-                if not self.connected:
-                    self.connected = True
-                    _log.info("controller found", revision=str(self.table.revision))
+                if self.acting is not acting and not self._prefer(acting, response):
+                    return
+                self._apply(response, acting)
                 self.synchronized.set()
         finally:
             call.cancel()
 
-    async def _messages(self) -> AsyncIterator[wire.WatchPlacementsRequest]:
-        """What there is to say, as soon as it is there; a heartbeat at least every 250 ms."""
-        outgoing = self._outgoing
-        while True:
-            try:
-                async with asyncio.timeout(HEARTBEAT_SECONDS):
-                    message = await outgoing.get()
-            except TimeoutError:
-                message = self._usage()
-            yield message
+    def _prefer(self, acting: Acting, response: wire.WatchPlacementsResponse) -> bool:
+        """Follow `acting` from now on, unless another one is followed in the same epoch: it is the
+        same one, by another address. Raises StaleEpoch."""
+        before, epoch = self.acting, response.revision.epoch
+        if epoch < self.table.revision.epoch:
+            raise StaleEpoch(f"epoch {epoch} is before {self.table.revision.epoch}")
+        if before is not None:
+            if epoch == self.table.revision.epoch:
+                return False
+            self._lose(before, f"epoch {epoch} has begun")
+        self.acting = acting
+        self.found.set()
+        self.in_use.count_anew()
+        self._told.clear()
+        _log.info("controller found", controller=acting.address, epoch=epoch)
+        return True
+
+    def _lose(self, acting: Acting, cause: str) -> None:
+        acting.end()
+        if self.acting is acting:
+            self.acting = None
+            self.found.clear()
+            _log.warning(
+                "controller lost, the table is kept", controller=acting.address, cause=cause
+            )
+
+    async def _messages(self, acting: Acting) -> AsyncIterator[wire.WatchPlacementsRequest]:
+        """A heartbeat at least every 250 ms, to the one that is followed."""
+        async for message in acting.said(HEARTBEAT_SECONDS):
+            if message is not None:
+                yield message
+            elif self.acting is acting:
+                yield self._usage()
+
+    def _say(self, message: wire.WatchPlacementsRequest) -> None:
+        """While there is nobody to hear it, it is dropped: the next subscription tells what holds
+        then."""
+        if self.acting is not None:
+            self.acting.outgoing.put_nowait(message)
 
     def _subscription(self) -> wire.WatchPlacementsRequest:
         message = wire.WatchPlacementsRequest()
@@ -111,19 +176,27 @@ class PlacementWatch:
         message = wire.WatchPlacementsRequest()
         message.usage.SetInParent()
         now = time.monotonic()
-        for replica, (age, in_flight) in self.in_use.usage().items():
+        used, tied = self.in_use.usage(), self.sequences.used(now)
+        for replica in {**used, **tied}:
+            sequences, age = tied.get(replica, (0, 0.0))
+            use = used.get(replica, Use(age, 0, 0))
             self._told[replica] = now
-            row = message.usage.replicas.add(replica=_ref(replica), in_flight=in_flight)
-            row.age.FromTimedelta(timedelta(seconds=age))
+            row = message.usage.replicas.add(
+                replica=_ref(replica),
+                in_flight=use.in_flight,
+                requests=use.requests,
+                sequences=sequences,
+            )
+            row.age.FromTimedelta(timedelta(seconds=use.age))
         return message
 
-    def _apply(self, response: wire.WatchPlacementsResponse) -> None:
+    def _apply(self, response: wire.WatchPlacementsResponse, acting: Acting) -> None:
         if response.WhichOneof("message") == "checkpoint":
             return
         withdrawn = self.table.apply(change_of(response))
         message = wire.WatchPlacementsRequest()
         message.ack.revision.CopyFrom(response.revision)
-        self._outgoing.put_nowait(message)
+        acting.outgoing.put_nowait(message)
         self._loose |= withdrawn
         for replica in list(self._loose):
             if self.table.holds(replica):
@@ -137,8 +210,9 @@ class PlacementWatch:
 
     def _busy(self, replica: Replica) -> None:
         """Told at once, unless a heartbeat of just now has told it."""
-        if time.monotonic() - self._told.get(replica, 0.0) > HEARTBEAT_SECONDS:
-            self._outgoing.put_nowait(self._usage())
+        told = self._told.get(replica, 0.0)
+        if self.acting is not None and time.monotonic() - told > HEARTBEAT_SECONDS:
+            self._say(self._usage())
 
     def _idle(self, replica: Replica) -> None:
         if replica in self._loose and not self.table.holds(replica):
@@ -148,7 +222,7 @@ class PlacementWatch:
         message = wire.WatchPlacementsRequest()
         message.drained.replica.CopyFrom(_ref(replica))
         message.drained.revision.CopyFrom(_revision(self.table.revision))
-        self._outgoing.put_nowait(message)
+        self._say(message)
 
 
 def change_of(response: wire.WatchPlacementsResponse) -> Change:

@@ -29,7 +29,8 @@ class Given:
 
 @dataclass(frozen=True)
 class Addresses:
-    """`host:port` of each service. `collector`: OTLP over HTTP; None: there is none."""
+    """`host:port` of each service, for the Controller of each one, separated by commas.
+    `collector`: OTLP over HTTP; None: there is none."""
 
     router: str
     controller: str
@@ -45,11 +46,12 @@ class _Known(NamedTuple):
     port_variable: str
     announced: str
     port: int
+    several: bool = False
 
 
 _ROUTER: Final = _Known("--router", "SHOAL_ROUTER", "SHOAL_ROUTER_GRPC_PORT", "router_grpc", 8001)
 _CONTROLLER: Final = _Known(
-    "--controller", "SHOAL_CONTROLLER", "SHOAL_CONTROLLER_PORT", "controller", 9102
+    "--controller", "SHOAL_CONTROLLER", "SHOAL_CONTROLLER_PORT", "controller", 9102, several=True
 )
 _REGISTRY: Final = _Known("--registry", "SHOAL_REGISTRY", "SHOAL_REGISTRY_PORT", "registry", 9101)
 _COLLECTOR_PORT: Final = "SHOAL_OTLP_HTTP_PORT"
@@ -64,11 +66,11 @@ def find(given: Given, environment: Mapping[str, str]) -> Addresses:
 
     def one(known: _Known, flag: str | None) -> str:
         if flag is not None:
-            return _checked(flag, known.flag)
+            return _addresses(flag, known.flag, known)
         if by_flag is not None:
             return str(by_flag[known.announced])
         if variable := environment.get(known.variable):
-            return _checked(variable, known.variable)
+            return _addresses(variable, known.variable, known)
         if by_variable is not None:
             return str(by_variable[known.announced])
         return f"{HOST}:{_port(known, environment)}"
@@ -85,15 +87,17 @@ def announced(path: Path) -> dict[str, Any]:
     """The endpoints that `shoal up --announce` wrote. Raises NotAnnounced."""
     try:
         endpoints = json.loads(path.read_text())["endpoints"]
+        controllers = endpoints.get("controllers") or {"": endpoints["controller"]}
         return {known.announced: endpoints[known.announced] for known in _ANNOUNCED} | {
-            "collector_http": endpoints["collector_http"]
+            "controller": ",".join(controllers.values()),
+            "collector_http": endpoints["collector_http"],
         }
     except OSError as error:
         raise NotAnnounced(
             f"no stack is announced in {path} ({error.strerror}): "
             f"start one with `shoal up --announce {path}`"
         ) from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise NotAnnounced(f"{path} was not written by `shoal up --announce`") from error
 
 
@@ -120,8 +124,19 @@ def _collector(endpoints: Mapping[str, Any] | None, environment: Mapping[str, st
     return None if text == "0" else _checked(f"{HOST}:{text}", _COLLECTOR_PORT)
 
 
+def _addresses(text: str, where: str, known: _Known) -> str:
+    if not known.several:
+        return _checked(text, where)
+    return ",".join(_checked(address.strip(), where) for address in text.split(","))
+
+
 def _checked(address: str, where: str) -> str:
     host, _, port = address.rpartition(":")
-    if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
+    if (
+        not host
+        or "," in host
+        or not (port.isascii() and port.isdigit())
+        or not 0 < int(port) < 65536
+    ):
         raise BadAddress(f"{where}: {address!r} is not HOST:PORT")
     return address

@@ -1,19 +1,22 @@
 """`shoal events`: what happened to models and servers, and why."""
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterator
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
 
-from shoal.cli.calling import calling
+from shoal.cli.calling import EXIT_NOT_READY, calling, cause, complain, exit_status
 from shoal.cli.output import Document, JsonFlag, give, message_json, print_json, printable, table
 from shoal.cli.units import MaybeUnitArgument, resource, short
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from shoal.client import Client
+    from shoal.client import CallFailed, Client
+
+_RETRY: Final = (0.5, 5.0)  # seconds between two tries to reach a Controller, at first and at most
 
 _HEADINGS: Final = ("time", "event", "model", "server", "why")
 
@@ -30,17 +33,24 @@ def events(
     ] = 20,
     json: JsonFlag = False,
 ) -> None:
-    """List the newest events: loads, evictions and why, failures, servers that come and go."""
+    """List the newest events: loads, evictions and why, failures, servers that come and go.
+
+    --follow goes on when the Controller restarts, or when another takes over.
+    """
     with calling(context) as shoal:
         about = resource(shoal, model)
+        newest = _position(shoal) if follow else _NOWHERE
         found = read(shoal, about, limit)
         if not follow:
             give({"events": found}, event_table, json)
             return
         for event in reversed(found):
             _print(event, json)
-        for event in _coming(shoal, about, found):
-            _print(event, json)
+        if found:
+            newest = max(newest, _Position(found[0]["epoch"], found[0]["sequence"]))
+        for event in _coming(shoal, newest):
+            if _is_about(event.version, about):
+                _print(message_json(event), json)
 
 
 def read(shoal: "Client", about: str, limit: int) -> list[Document]:
@@ -52,13 +62,61 @@ def read(shoal: "Client", about: str, limit: int) -> list[Document]:
     return [message_json(event) for event in reply.events]
 
 
-def _coming(shoal: "Client", about: str, seen: list[Document]) -> Iterable[Document]:
+class _Position(NamedTuple):
+    """Of the last event that was seen."""
+
+    epoch: int
+    sequence: int
+
+
+_NOWHERE: Final = _Position(0, 0)
+
+
+def _position(shoal: "Client") -> _Position:
+    from shoal.controller.v1.controller_service_pb2 import ListEventsRequest
+
+    reply = shoal.call(shoal.controller.ListEvents, ListEventsRequest(page_size=1))
+    for event in reply.events:
+        return _Position(event.epoch, event.sequence)
+    return _NOWHERE
+
+
+def _coming(shoal: "Client", position: _Position) -> Iterator[Any]:
+    """The events after `position`, for ever. Raises CallFailed where it was refused."""
+    from shoal.client import CallFailed
+
+    wait, most = _RETRY
+    away = False
+    while True:
+        try:
+            for event in _until_it_breaks(shoal, position):
+                position = _Position(event.epoch, event.sequence)
+                if away:
+                    complain(f"following again, from Controller epoch {event.epoch}")
+                wait, away = _RETRY[0], False
+                yield event
+        except CallFailed as error:
+            if not _may_come_back(error):
+                raise
+            if not away:
+                why = cause(error) if error.unreachable else error.message
+                complain(f"the Controller tells no events now ({why}); waiting until one does")
+            away = True
+        time.sleep(wait)
+        wait = min(2 * wait, most)
+
+
+def _until_it_breaks(shoal: "Client", after: _Position) -> Iterator[Any]:
     from shoal.controller.v1.controller_service_pb2 import WatchEventsRequest
 
-    request = WatchEventsRequest(after_sequence=seen[0]["sequence"] if seen else 0)
+    request = WatchEventsRequest(after_sequence=after.sequence, after_epoch=after.epoch)
     for response in shoal.stream(shoal.controller.WatchEvents, request):
-        if _is_about(response.event.version, about):
-            yield message_json(response.event)
+        yield response.event
+
+
+def _may_come_back(error: "CallFailed") -> bool:
+    """Whether the Controller is away or has ended the stream, rather than refused it."""
+    return exit_status(error) == EXIT_NOT_READY or error.code.name == "CANCELLED"
 
 
 def _is_about(version: str, about: str) -> bool:

@@ -1,5 +1,7 @@
-"""`shoal explain`: what would happen to a request now, and what happened before."""
+"""`shoal explain`: what would happen to a request now, why, and what happened before."""
 
+from collections.abc import Iterable, Iterator
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -7,8 +9,9 @@ import typer
 from shoal import names
 from shoal.cli import events, replicas
 from shoal.cli.calling import addresses, calling, complain, told
-from shoal.cli.output import Document, JsonFlag, give, message_json, printable
-from shoal.cli.units import Unit, UnitArgument, parse_unit
+from shoal.cli.output import Document, JsonFlag, give, message_json, printable, seconds, table
+from shoal.cli.units import Unit, UnitArgument, parse_unit, resource, server_of, short
+from shoal.sizes import format_size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -16,6 +19,12 @@ if TYPE_CHECKING:
     from shoal.client import Client
 
 _EVENTS: Final = 20
+_EVICTIONS: Final = 5
+
+_SERVERS: Final = ("server", "now", ">score", "would leave", "because")
+_STAYS: Final = ("server", "leaves", ">idle", ">uses", ">size", ">load", ">in flight", "because")
+_EVICTED: Final = ("left", "server", "room for", "because")
+_WEIGHED: Final = ("weighed then", "had to leave", ">idle", ">uses", ">size", ">load", "")
 
 
 def explain(
@@ -26,52 +35,168 @@ def explain(
     ] = _EVENTS,
     json: JsonFlag = False,
 ) -> None:
-    """Say where a request for a model would go now, and what happened to it lately."""
+    """Say where a request for a model would go now, why it is loaded there or is not loaded, what
+    would leave for it, and what happened to it lately.
+    """
     from shoal.client import CallFailed
 
+    unit = parse_unit(model)
     with calling(context) as shoal:
-        document = _route(shoal, parse_unit(model))
-        known: Document = {"replicas": None, "events": None}
         try:
-            known = _residency(shoal, document, limit)
+            route, away = _route(shoal, unit), None
         except CallFailed as error:
+            if not error.unreachable:
+                raise
+            route, away = {**_asked(unit), "arms": None, "steps": None}, error
+        known: Document = {"replicas": None, "why": None, "events": None}
+        try:
+            known = _residency(shoal, route, limit)
+        except CallFailed as error:
+            if away is not None:
+                raise (away if error.unreachable else error) from None
             complain(f"replicas and events are not known: {told(error, addresses(context))}")
-        give({**document, **known}, _rendered, json)
+        if away is not None:
+            complain(f"where a request would go is not known: {told(away, addresses(context))}")
+        give({**route, **known}, _rendered, json)
+
+
+def _asked(model: Unit) -> Document:
+    return {"model": model.model, "version": model.version}
 
 
 def _route(shoal: "Client", model: Unit) -> Document:
     from shoal.router.v1.router_service_pb2 import ExplainRouteRequest
 
     request = ExplainRouteRequest(model=model.model, version=model.version)
-    reply = message_json(shoal.call(shoal.router.ExplainRoute, request))
-    return {"model": model.model, "version": model.version, **reply}
+    return {**_asked(model), **message_json(shoal.call(shoal.router.ExplainRoute, request))}
 
 
 def _residency(shoal: "Client", route: Document, limit: int) -> Document:
-    """Of every version that the request could go to; of the whole model where none was named."""
-    targets = dict.fromkeys(_about(arm, route) for arm in route["arms"])
+    """Of every version that the request could go to, replicas and events of the whole model where
+    none was named. Where the Router is away (`arms` is null), of what the Controller takes for it.
+    """
+    asked = Unit(route["model"], route["version"])
+    if route["arms"] is None:
+        versions = targets = [resource(shoal, str(asked))]
+    else:
+        arms = [(arm["model"], arm["version"]) for arm in route["arms"]]
+        versions = list(dict.fromkeys(names.version_name(*arm) for arm in arms))
+        models = list(dict.fromkeys(names.model_name(model) for model, _ in arms))
+        targets = versions if asked.version else models
     found: list[Any] = [one for name in targets for one in replicas.read(shoal, name)["replicas"]]
     happened = [one for name in targets for one in events.read(shoal, name, limit)]
-    happened.sort(key=lambda event: event["sequence"], reverse=True)
-    return {"replicas": found, "events": happened[:limit]}
+    happened.sort(key=lambda event: (event["epoch"], event["sequence"]), reverse=True)
+    why = [_why(shoal, name) for name in versions]
+    return {"replicas": found, "why": why, "events": happened[:limit]}
 
 
-def _about(arm: Document, route: Document) -> str:
-    if route["version"]:
-        return names.version_name(arm["model"], arm["version"])
-    return names.model_name(arm["model"])
+def _why(shoal: "Client", name: str) -> Document:
+    """`{"name", "resident": […], "not_loaded": {…}, "evicted": […]}`. Raises CallFailed."""
+    from shoal.controller.v1 import controller_service_pb2 as wire
+
+    controller = shoal.controller
+    resident = shoal.call(controller.WhyResident, wire.WhyResidentRequest(name=name))
+    absent = shoal.call(controller.WhyNotLoaded, wire.WhyNotLoadedRequest(name=name))
+    asked = wire.WhyEvictedRequest(name=name, page_size=_EVICTIONS)
+    evicted = shoal.call(controller.WhyEvicted, asked)
+    return {
+        "name": name,
+        "resident": message_json(resident)["replicas"],
+        "not_loaded": message_json(absent),
+        "evicted": message_json(evicted)["evictions"],
+    }
+
+
+# --- for people -----------------------------------------------------------------------------------
 
 
 def _rendered(document: Document) -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[RenderableType] = [
-        Text(f"{number}. {printable(step)}") for number, step in enumerate(document["steps"], 1)
-    ]
+    steps = [f"{number}. {step}" for number, step in enumerate(document["steps"] or (), 1)]
+    parts: list[RenderableType] = [Text("\n".join(map(printable, steps)))] if steps else []
+    for why in document["why"] or ():
+        parts += _explained(why)
     for heading, render in (("replicas", replicas.replica_table), ("events", events.event_table)):
         if document[heading]:
-            parts += [Text(""), render(document)]
+            parts.append(render(document))
         elif document[heading] is not None:
-            parts += [Text(""), Text(f"no {heading}", "dim")]
-    return Group(*parts)
+            parts.append(Text(f"no {heading}", "dim"))
+    apart = [line for part in parts for line in (Text(""), part)]
+    return Group(*apart[1:])
+
+
+def _explained(why: Document) -> Iterator["RenderableType"]:
+    """The answers to the three questions about one version."""
+    from rich.console import Group
+    from rich.text import Text
+
+    absent = why["not_loaded"]
+    reason = Text(printable(absent["reason"]))
+    drawn = [reason, table(_SERVERS, map(_server_row, absent["servers"]))]
+    yield Group(*(drawn if absent["servers"] else drawn[:1]))
+    if why["resident"]:
+        yield table(_STAYS, map(_stay_row, why["resident"]))
+    if why["evicted"]:
+        yield table(_EVICTED, map(_evicted_row, why["evicted"]))
+        weighed = why["evicted"][0]["candidates"]
+        if weighed:
+            yield table(_WEIGHED, map(_weighed_row, weighed))
+
+
+def _server_row(verdict: Document) -> tuple[str, ...]:
+    can = "could hold it" if verdict["possible"] else "cannot hold it"
+    return (
+        short(verdict["server"]),
+        "holds it" if verdict["holds"] else can,
+        f"{verdict['score']:.2f}" if verdict["possible"] else "",
+        _names(verdict["victims"]),
+        verdict["reason"],
+    )
+
+
+def _stay_row(stay: Document) -> tuple[str, ...]:
+    turn, kept, numbers = stay["eviction_turn"], "; ".join(stay["kept_by"]), stay["weighed"]
+    leaves = f"{turn} of {stay['candidates']}" if turn else "not now"
+    reasons = [stay["placed"], f"kept: {kept}" if kept else ""]
+    if (ttl := numbers.get("idle_ttl_seconds")) is not None:
+        reasons.append(f"leaves after {seconds(ttl)} without use")
+    return (
+        server_of(stay["replica"]["name"]),
+        leaves,
+        *_numbers(numbers),
+        f"{numbers.get('in_flight', 0):.0f}",
+        "\n".join(filter(None, reasons)),
+    )
+
+
+def _evicted_row(eviction: Document) -> tuple[str, ...]:
+    event = eviction["event"]
+    moment = datetime.fromisoformat(event["time"]).astimezone()
+    return (
+        f"{moment:%Y-%m-%d %H:%M:%S}",
+        short(event["server"]),
+        short(event["for_version"]),
+        event["reason"],
+    )
+
+
+def _weighed_row(candidate: Document) -> tuple[str, ...]:
+    chosen = "yes" if candidate["evicted"] else "no"
+    return (short(candidate["version"]), chosen, *_numbers(candidate["weighed"]), "")
+
+
+def _numbers(weighed: Document) -> tuple[str, ...]:
+    """Idle time, uses, size and time to load."""
+    size = weighed.get("bytes")
+    return (
+        seconds(weighed.get("idle_seconds")),
+        f"{weighed.get('uses', 0):.1f}",
+        format_size(int(size)) if size is not None else "",
+        seconds(weighed.get("reload_seconds")),
+    )
+
+
+def _names(versions: Iterable[str]) -> str:
+    return ", ".join(map(short, versions))

@@ -8,6 +8,7 @@ import typer
 from shoal.cli.calling import addresses, calling, complain, told
 from shoal.cli.output import Document, JsonFlag, give, memory, message_json, table
 from shoal.cli.replicas import read as read_replicas
+from shoal.cli.residency import set_values
 from shoal.cli.units import server_of, short
 
 if TYPE_CHECKING:
@@ -37,7 +38,10 @@ def models(context: typer.Context, json: JsonFlag = False) -> None:
 
 def read(shoal: "Client") -> Document:
     """`{"models": […]}`, each with its `versions`, those with `memory`, `memory_source` (learned,
-    declared or unknown) and `replicas`, which are null until they are known. Raises CallFailed."""
+    declared or unknown), `has_probe` and `replicas`, which are null until they are known.
+
+    Raises CallFailed.
+    """
     from shoal.registry.v1 import registry_service_pb2 as registry
 
     stub = shoal.registry
@@ -47,7 +51,7 @@ def read(shoal: "Client") -> Document:
         for one in page.footprints
     }
     versions = [
-        _version(message_json(one), learned)
+        {**_version(message_json(one), learned), "has_probe": bool(one.probe)}
         for page in shoal.pages(
             stub.ListModelVersions, registry.ListModelVersionsRequest(parent="models/-")
         )
@@ -94,7 +98,7 @@ def model_table(document: Document) -> "RenderableType":
 def _row(model: Document, version: Document | None) -> tuple[str, ...]:
     name = short(model["name"])
     if version is None:
-        return (name, "none", "", "", "", "")
+        return (name, "none", "", "", "", "; ".join(_model_notes(model)))
     number = int(version["name"].rpartition("/")[2])
     default = "*" if number == model["default_version"] else ""
     return (
@@ -118,16 +122,25 @@ def _resident(replicas: list[Document] | None) -> str:
 
 def _notes(model: Document, version: Document, number: int) -> list[str]:
     found = [f"alias {alias}" for alias, target in model["aliases"].items() if target == number]
-    if version is model["versions"][0] and model["traffic_policy"]:
-        found.append(f"traffic {shares(model['traffic_policy'])}")
+    if version is model["versions"][0]:
+        found += _model_notes(model)
     if version["pinned"]:
         found.append("pinned")
+    if version["has_probe"]:
+        found.append("probe")
     if version["memory_source"] == "declared":
         found.append("memory declared")
     if version["requires"]:
         found.append(f"needs {', '.join(map(short, version['requires']))}")
     if version["invalid_reason"]:
         found.append(version["invalid_reason"])
+    return found
+
+
+def _model_notes(model: Document) -> list[str]:
+    found = [f"{name} {value}" for name, value in set_values(model["residency"]).items()]
+    if model["traffic_policy"]:
+        found.append(f"traffic {shares(model['traffic_policy'])}")
     return found
 
 

@@ -19,9 +19,9 @@ _POLL: Final = 0.02  # seconds
 
 
 def await_router(
-    context: typer.Context, shoal: "Client", model: str, asked: str, version: int
+    context: typer.Context, shoal: "Client", model: str, asked: str, version: int | None
 ) -> None:
-    """Until requests for version `asked` of `model` ("" for none) go to `version`.
+    """Until requests for version `asked` of `model` ("" for none) go to `version`, None: nowhere.
 
     Where they don't in time, or the Router can't be asked, a complaint says so: the change itself
     is made.
@@ -32,7 +32,7 @@ def await_router(
     trouble = "it has not heard of it from the Controller"
     try:
         while time.monotonic() < deadline:
-            if _goes_to(shoal, model, asked) == version:
+            if _goes_to(shoal, model, asked) == ([] if version is None else [version]):
                 return
             time.sleep(_POLL)
     except CallFailed as error:
@@ -51,8 +51,8 @@ def await_default(context: typer.Context, shoal: "Client", model: str) -> None:
         await_router(context, shoal, model, "", found.default_version)
 
 
-def _goes_to(shoal: "Client", model: str, asked: str) -> int | None:
-    """None: nothing is known of it there."""
+def _goes_to(shoal: "Client", model: str, asked: str) -> list[int]:
+    """A version for each arm; none where nothing is known of it there."""
     from shoal.client import CallFailed
     from shoal.router.v1.router_service_pb2 import ExplainRouteRequest
 
@@ -61,6 +61,6 @@ def _goes_to(shoal: "Client", model: str, asked: str) -> int | None:
         arms = shoal.call(shoal.router.ExplainRoute, request, timeout=WITHIN).arms
     except CallFailed as error:
         if error.code.name in ("NOT_FOUND", "FAILED_PRECONDITION"):
-            return None
+            return []
         raise
-    return arms[0].version if len(arms) == 1 else None
+    return [arm.version for arm in arms]

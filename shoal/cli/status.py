@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from shoal.client import CallFailed, Client
+
+# One that was drained answers for what it holds: it is as somebody wants it.
+_WANTED: Final = frozenset({"HEALTHY", "DRAINING"})
 
 _POLL: Final = 0.25  # seconds
 _ANSWER: Final = 2.0  # seconds for one answer
@@ -40,7 +43,8 @@ def status(
 ) -> None:
     """Say how Registry, Controller, Router, every Triton server and the trace collector are.
 
-    Exit status: 0 all are ready, 3 one of them is not; the collector may be missing.
+    Exit status: 0 all are ready, 3 one of them is not; the collector may be missing, and some of
+    the servers may be drained.
     """
     with _waiting(wait):
         document = _awaited(context, time.monotonic() + wait)
@@ -79,9 +83,14 @@ def read(at: Addresses) -> Document:
         servers: list[Document] | None = None
         with contextlib.suppress(CallFailed):
             servers = _servers(shoal)
-    ready = all(part["ready"] for part in parts) and bool(servers)
-    ready = ready and all(server["state"] == "HEALTHY" for server in servers or ())
+    ready = all(part["ready"] for part in parts) and usable(servers or ())
     return {"ready": ready, "parts": [*parts, _collector(at)], "servers": servers}
+
+
+def usable(servers: Iterable[Document]) -> bool:
+    """Whether one of them takes models, and none is in trouble."""
+    states = {server["state"] for server in servers}
+    return "HEALTHY" in states and states <= _WANTED
 
 
 def _service(name: str, address: str) -> Document:
@@ -186,14 +195,29 @@ def _server_row(server: Document) -> tuple[str, ...]:
         server["address"],
         server["state"],
         f"{server['models']} of {most}" if most else str(server["models"]),
-        "\n".join(filter(None, (server["state_reason"], *_memory(server)))),
+        "\n".join(_about(server)),
     )
 
 
-def _memory(server: Document) -> Iterator[str]:
+def _about(server: Document) -> Iterator[str]:
+    """What else there is to know of a server, a line for each."""
+    if server["state_reason"]:
+        yield server["state_reason"]
+    if server["restart_wanted"]:
+        yield "nothing is in use on it any more: it waits to be restarted"
     for resource, budget in server["memory_budget"].items():
-        reserved = format_size(server["memory_reserved"].get(resource, 0))
-        text = f"{resource} {reserved} of {format_size(budget)} reserved"
-        if (measured := server["memory_measured"].get(resource)) is not None:
-            text += f", {format_size(measured)} measured"
-        yield text
+        yield _memory(server, resource, budget)
+    if server["labels"]:
+        yield "labels " + ", ".join(f"{name}={value}" for name, value in server["labels"].items())
+
+
+def _memory(server: Document, resource: str, budget: int) -> str:
+    reserved = format_size(server["memory_reserved"].get(resource, 0))
+    text = f"{resource} {reserved} of {format_size(budget)} reserved"
+    if (soft := server["memory_soft_limit"].get(resource)) is not None:
+        text += f" (soft limit {format_size(soft)})"
+    if (measured := server["memory_measured"].get(resource)) is not None:
+        text += f", {format_size(measured)} measured"
+    if leaked := server["memory_leaked"].get(resource):
+        text += f", {format_size(leaked)} leaked"
+    return text

@@ -20,6 +20,9 @@ def up(
         ),
     ] = None,
     servers: Annotated[int | None, typer.Option(help="Triton servers to start (1).")] = None,
+    controllers: Annotated[
+        int | None, typer.Option(help="Controllers to start (1); one acts, the others stand by.")
+    ] = None,
     memory_budget: Annotated[
         str | None,
         typer.Option(

@@ -15,7 +15,8 @@ from services.common.errors import (
     VersionNotFound,
 )
 from services.controller.core import events as ev
-from services.controller.core.entities import Health, Limits, ReplicaKey, Server, Unit, UnitSpec
+from services.controller.core.entities import Health, ReplicaKey, Server, Unit, UnitSpec
+from services.controller.core.limits import Limits
 from services.controller.core.residency import Engine
 from services.controller.core.states import TRANSITIONS, Cause, State, after
 
@@ -194,7 +195,7 @@ def test_room_taken_by_pins_alone_is_said() -> None:
     world.work()
     error = world.refusal(world.ask(unit("d")))
     assert isinstance(error, NoRoom)
-    assert "pinned: a:1, b:1, c:1" in error.message
+    assert "kept there: a:1, b:1, c:1" in error.message
 
 
 def test_unknown_names_and_versions() -> None:
@@ -249,7 +250,7 @@ def test_no_server_is_waited_for_a_while() -> None:
     world.pass_time(2.0)
     error = world.refusal(waiter)
     assert isinstance(error, NoServer)
-    assert "t0 is it does not answer" in error.message
+    assert "t0: it does not answer" in error.message
 
 
 def test_a_lost_server_takes_its_replicas_and_waiters_find_another() -> None:
@@ -317,7 +318,7 @@ def test_a_lost_word_is_made_up_for_by_the_next_heartbeat() -> None:
     world.feed(ev.RouterUsed("r1", {}))
     assert not world.pending, "it has not applied the withdrawal yet"
     world.feed(ev.RouterAcked("r1", world.engine.fleet.revision))
-    world.feed(ev.RouterUsed("r1", {key: (0.0, 1)}))
+    world.feed(ev.RouterUsed("r1", {key: ev.Usage(0.0, 1)}))
     assert not world.pending, "it is still in flight"
     world.feed(ev.RouterUsed("r1", {}))
     assert [type(order) for order in world.pending] == [ev.Unload]
@@ -403,7 +404,7 @@ def test_debt_is_repaid_before_anything_is_loaded() -> None:
     world.feed(ev.Measured("t0", {unit("b"): {"ram": 350 * MIB}}, {}))
     assert unit("a") not in world.ready()
     evicting = [r.reason for r in world.records if r.kind is ev.Kind.EVICTING]
-    assert "over its budget" in evicting[0]
+    assert "over its limit by ram 169 MiB" in evicting[0]
 
 
 def test_a_grown_resident_does_not_leave_a_placed_load_without_room() -> None:
@@ -504,7 +505,7 @@ def test_use_of_an_ensemble_is_use_of_its_parts() -> None:
     world.resident(unit("c"))
     world.feed(ev.RouterJoined("r1", frozenset()))
     world.now += 1
-    world.feed(ev.RouterUsed("r1", {ReplicaKey("t0", unit("e")): (0.0, 0)}))
+    world.feed(ev.RouterUsed("r1", {ReplicaKey("t0", unit("e")): ev.Usage(0.0, 0)}))
     world.feed(ev.RouterAcked("r1", 10**6))
     world.ask(unit("d"))
     assert unit("a") in world.ready()

@@ -75,7 +75,12 @@ def test_a_server_that_broke_off(text: str) -> None:
     ("code", "text"),
     [
         ("INVALID_ARGUMENT", "[request id: <id_unknown>] unexpected shape for input 'IN'"),
-        ("INTERNAL", "Stub process 'm_0_0' is not healthy."),
+        (
+            "INTERNAL",
+            "Failed to process the request(s) for model instance 'm_0_0', message: "
+            "Exception: Stub process 'm_0_0' is not healthy.",
+        ),
+        ("UNAVAILABLE", "Stub process 'm_0_0' is not healthy, and exceeds maximum queue size"),
         ("NOT_FOUND", "the model's own: no such user"),
         ("DEADLINE_EXCEEDED", "Deadline Exceeded"),
         ("CANCELLED", "request cancelled"),
@@ -100,3 +105,14 @@ def test_case_does_not_matter(change: Callable[[str], str]) -> None:
     assert verdict("NOT_FOUND", change(f"{UNKNOWN}'m' is not found")) is Verdict.MISS
     assert verdict("UNAVAILABLE", change("Exceeds maximum queue size")) is Verdict.ANSWER
     assert verdict("UNAVAILABLE", change("Connection refused")) is Verdict.UNREACHED
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Stub process 'm_0_0' is not healthy.",
+        "in ensemble 'outer', in ensemble 'inner', Stub process 'm_group_0_0' is not healthy.",
+    ],
+)
+def test_a_dead_model_process_is_no_answer(text: str) -> None:
+    assert verdict("INTERNAL", text) is Verdict.UNHEALTHY

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
-from services.router.core.wire import Head, Malformed, head, overridden
+from services.router.core.wire import Head, Malformed, Sequence, head, overridden
 
 VARINT, FIXED64, BYTES, OPEN, CLOSE, FIXED32 = range(6)
 LARGEST_FIELD = 2**29 - 1
@@ -266,3 +266,54 @@ def test_an_override_does_not_complete_a_message_that_was_cut() -> None:
     assert completed.model_version == "", "protobuf takes the override for the missing bytes"
     with pytest.raises(Malformed, match="middle of a field"):
         head(cut)
+
+
+# --- sequences ------------------------------------------------------------------------------------
+
+
+def choice(value: int | str | bool, *, unsigned: bool = False) -> Any:
+    if isinstance(value, bool):
+        return service_pb2.InferParameter(bool_param=value)
+    if isinstance(value, str):
+        return service_pb2.InferParameter(string_param=value)
+    if unsigned:
+        return service_pb2.InferParameter(uint64_param=value)
+    return service_pb2.InferParameter(int64_param=value)
+
+
+@given(
+    st.integers(0, 2**63 - 1) | st.text(st.characters(codec="utf-8"), max_size=8),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+)
+def test_a_sequence_is_read(
+    id_: int | str, unsigned: bool, start: bool, end: bool, first: bool
+) -> None:
+    request = service_pb2.ModelInferRequest(model_name="m", id="sequence_id")
+    request.parameters["sequence_start"].CopyFrom(choice(start))
+    request.parameters["sequence_end"].CopyFrom(choice(end))
+    request.parameters["priority"].CopyFrom(choice(7, unsigned=True))
+    request.parameters["ratio"].double_param = 0.5
+    named = service_pb2.ModelInferRequest()
+    named.parameters["sequence_id"].CopyFrom(choice(id_, unsigned=unsigned))
+    parts = [request.SerializeToString(), named.SerializeToString()]
+    found = head(b"".join(parts if first else reversed(parts)))
+    assert found.model == "m"
+    assert found.sequence == (Sequence(id_, start, end) if id_ else None)
+
+
+def test_the_last_word_on_a_sequence_counts() -> None:
+    message = b""
+    for id_ in (1, "two", 3):
+        request = service_pb2.ModelInferRequest()
+        request.parameters["sequence_id"].CopyFrom(choice(id_))
+        message += request.SerializeToString()
+    assert head(message).sequence == Sequence(3, False, False)
+
+
+@pytest.mark.parametrize("cut", [b"\x0a\x7fsequence_id", b"\x0asequence_", b"sequence_\x80\x80"])
+def test_a_parameter_that_breaks_off_is_refused(cut: bytes) -> None:
+    with pytest.raises(Malformed):
+        head(text(4, cut))

@@ -327,7 +327,7 @@ def waiters(stack: Fleet) -> float:
     address = stack.stack.announced().endpoints["controller_metrics"]
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as response:
         lines = response.read().decode().splitlines()
-    return sum(float(line.split()[1]) for line in lines if line.startswith("shoal_controller_wait"))
+    return sum(float(line.split()[1]) for line in lines if line.startswith("shoal_waiters "))
 
 
 def test_a_caller_that_leaves_waits_no_more(stack: Fleet) -> None:

@@ -1,5 +1,6 @@
 """Commands against a real Registry that has no Controller and no Router beside it."""
 
+import io
 import os
 import subprocess
 import sys
@@ -124,6 +125,97 @@ async def test_a_refusal_says_why_and_ends_with_1(run: Shell) -> None:
     assert done.err.endswith("[MODEL_NOT_FOUND]\n")
 
 
+async def test_what_a_model_asks_of_the_fleet(run: Shell) -> None:
+    done = await run("residency", "m")
+    assert (done.status, done.err) == (0, "")
+    heading, *rows = done.out.splitlines()
+    assert heading.split() == ["setting", "value"]
+    assert {row[:10] for row in rows} == {
+        *("min copies", "max copies", "idle ttl  ", "preload   ", "priority  ", "requires  ")
+    }
+    assert all(row.endswith("not set") for row in rows)
+    given = ("--min-copies", 1, "--max-copies", 3, "--idle-ttl", "10m", "--preload")
+    more = ("--priority", -2, "--require", "gpu=a100", "--require", "zone=b")
+    done = await run("residency", "m", *given, *more, "--json")
+    assert (done.status, done.err) == (0, "")
+    wanted = {
+        "min_copies": 1,
+        "max_copies": 3,
+        "idle_ttl": 600.0,
+        "preload": True,
+        "priority": -2,
+        "required_labels": {"gpu": "a100", "zone": "b"},
+    }
+    assert done.json["model"]["residency"] == wanted
+    assert (await run("residency", "m", "--json")).json == done.json
+    first, second = (await run("models")).out.splitlines()[1:]
+    assert first.endswith(
+        "min copies 1; max copies 3; idle ttl 10m00s; preload yes; priority -2; "
+        "requires gpu=a100, zone=b"
+    )
+    assert "copies" not in second
+    changed = ("--no-preload", "--idle-ttl", 0, "--require", "gpu=h200")
+    unset = ("--unset", "min-copies", "--unset", "priority")
+    done = await run("residency", "m", *changed, *unset)
+    assert [row.split()[-1] for row in done.out.splitlines()[1:]] == [
+        *("set", "3", "never", "no", "set", "gpu=h200"),
+    ]
+    every = ("min-copies", "max-copies", "idle-ttl", "preload", "priority", "require")
+    done = await run("residency", "m", *(f"--unset={name}" for name in every), "--json")
+    assert done.json["model"]["residency"] is None
+
+
+async def test_a_probe_is_seen(run: Shell, tmp_path: Path) -> None:
+    source = python_model(tmp_path / "more", "n")
+    (source / "shoal_probe.json").write_text(
+        '{"inputs": [{"name": "IN", "shape": [1], "datatype": "FP32", "data": [1]}]}'
+    )
+    assert (await run("register", source, "--name", "n")).status == 0
+    *_, last = (await run("models")).out.splitlines()
+    assert last.split() == ["n", "1*", "APPROVED", "?", "probe"]
+    m, n = (await run("models", "--json")).json["models"]
+    assert [one["has_probe"] for one in (*m["versions"], *n["versions"])] == [False, False, True]
+
+
+async def test_what_a_model_may_not_ask(run: Shell) -> None:
+    done = await run("residency", "m", "--min-copies", 3, "--max-copies", 2)
+    assert (done.status, done.out) == (1, "")
+    assert "2 are fewer than the min_copies of 3" in done.err
+    assert "INVALID_FIELD" in (await run("residency", "m", "--require", "gpu=a 100")).err
+    assert "MODEL_NOT_FOUND" in (await run("residency", "nope", "--preload")).err
+    assert "MODEL_NOT_FOUND" in (await run("residency", "nope")).err
+
+
+async def test_a_version_and_a_model_are_deleted(run: Shell) -> None:
+    done = await run("delete", "m:1", "--yes")
+    assert (done.status, done.out) == (0, "deleted m:1\n")
+    assert "the Router does not answer by it yet: the Router at" in done.err
+    assert [row.split()[1] for row in (await run("models")).out.splitlines()[1:]] == ["2*"]
+    await run("alias", "m", "live", 2)
+    held = await run("delete", "m:live", "-y")
+    assert (held.status, held.out) == (1, "")
+    assert "alias 'live' names it" in held.err
+    assert (await run("delete", "m", "-y", "--json")).json == {"deleted": "models/m"}
+    assert (await run("models", "--json")).json == {"models": []}
+    assert "MODEL_NOT_FOUND" in (await run("delete", "m", "-y")).err
+    assert "INVALID_VERSION" in (await run("delete", "m:0", "-y")).err
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "left"), [("n\n", 1, 2), ("", 1, 2), ("\n", 1, 2), ("y\n", 0, 1)]
+)
+async def test_nothing_is_deleted_without_a_yes(
+    run: Shell, monkeypatch: pytest.MonkeyPatch, answer: str, status: int, left: int
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
+    done = await run("delete", "m:1", "--json")
+    assert done.status == status
+    assert bool(done.out.strip()) == (status == 0)
+    assert "Delete version m:1? [y/N]" in done.err
+    (model,) = (await run("models", "--json")).json["models"]
+    assert len(model["versions"]) == left
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
@@ -135,6 +227,8 @@ async def test_a_refusal_says_why_and_ends_with_1(run: Shell) -> None:
         (("explain", "m"), "Router"),
         (("infer", "m", "--input", "x=1"), "Router"),
         (("register", ".", "--name", "m"), "Registry"),
+        (("residency", "m", "--preload"), "Registry"),
+        (("delete", "m", "--yes"), "Registry"),
     ],
 )
 def test_nobody_there_ends_with_3(arguments: tuple[str, ...], part: str) -> None:
@@ -158,6 +252,13 @@ def test_nobody_there_ends_with_3(arguments: tuple[str, ...], part: str) -> None
         (("traffic", "m", "1"), "is not TARGET=WEIGHT"),
         (("alias", "m", "a"), "give either VERSION or --delete"),
         (("alias", "m", "a", "1", "--delete"), "give either VERSION or --delete"),
+        (("residency",), "Missing argument"),
+        (("residency", "m", "--min-copies", "1001"), "less than or equal to 1000"),
+        (("residency", "m", "--idle-ttl", "soon"), "'soon' is not a duration"),
+        (("residency", "m", "--require", "gpu"), "'gpu' is not LABEL=VALUE"),
+        (("residency", "m", "--preload", "--unset", "preload"), "preload is both given and"),
+        (("residency", "m", "--unset", "all"), "'all' is not one of"),
+        (("delete", "m:"), "is not MODEL or MODEL:VERSION"),
         (("trace",), "give either a trace's ID or --last"),
         (("trace", "xyz"), "is no trace's ID"),
         (("no-such-command",), "No such command"),

@@ -14,6 +14,7 @@ from shoal.cli.addresses import Addresses, BadAddress, Given, NotAnnounced, find
 from shoal.cli.catalogue import parse_arm, target_name
 from shoal.cli.output import message_json, printable, seconds
 from shoal.cli.register import parse_memory
+from shoal.cli.residency import parse_duration, parse_label
 from shoal.cli.tensors import Tensor, UnusableInput, lines, parse_inputs, serialized, values_json
 from shoal.cli.units import parse_unit, parse_versioned, server_of, short
 from shoal.controller.v1 import types_pb2 as controller
@@ -56,6 +57,25 @@ def test_declared_memory() -> None:
     for text in ("512MiB", "=1", "ram=", "ram=lots", "ram=-1"):
         with pytest.raises(typer.BadParameter, match=r"not a size|RESOURCE=SIZE"):
             parse_memory(text)
+
+
+def test_durations_as_they_are_written() -> None:
+    for text, wanted in (
+        *(("0", 0), ("90", 90), ("1.5", 1.5), ("500ms", 0.5), ("90s", 90), ("10m", 600)),
+        *(("1h30m", 5400), ("2d", 172_800), ("1.5h", 5400), ("1m30s", 90)),
+    ):
+        assert parse_duration(text) == wanted
+    for text in ("", "s", "-1", "10 m", "1y", "1h30", "1e3", "m10", "nan", "1" * 10):
+        with pytest.raises(typer.BadParameter, match="is not a duration"):
+            parse_duration(text)
+
+
+def test_required_labels() -> None:
+    assert parse_label("gpu=a100") == ("gpu", "a100")
+    assert parse_label("a=b=c") == ("a", "b=c")
+    for text in ("gpu", "=a100", "gpu=", ""):
+        with pytest.raises(typer.BadParameter, match="LABEL=VALUE"):
+            parse_label(text)
 
 
 @given(st.integers(min_value=0, max_value=2**50))

@@ -6,17 +6,14 @@ import secrets
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
-import tritonclient.grpc as triton_client
-from google.protobuf import json_format, text_format
+from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
-from tritonclient.grpc import model_config_pb2
+from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
 from services.controller import footprints
@@ -24,69 +21,27 @@ from services.controller.core.entities import Unit
 from services.controller.footprints import RAM, Footprints, stub_unit
 from services.controller.triton import (
     READY,
+    Deadline,
     Triton,
     TritonGone,
     TritonRefused,
+    TritonSlow,
     config_override,
+    told_memory,
 )
 from tests.fleet.triton_direct import ROOT, DirectTriton, triton_direct, triton_python
+from tests.services.triton_models import ask, config, pids, wire, write
 
 triton_only = pytest.mark.triton
 
 MIB = 1 << 20
 SECONDS = 20.0  # for a load or an unload; they take well below one
 
-CODE = """
-import time
-import numpy as np
-import triton_python_backend_utils as pb_utils
-
-class TritonPythonModel:
-    def initialize(self, args):
-        {initialize}
-
-    def execute(self, requests):
-        return [self.answer(request) for request in requests]
-
-    def answer(self, request):
-        x = pb_utils.get_input_tensor_by_name(request, "INPUT").as_numpy()
-        return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", {answer})])
-"""
-
 # One for each test: to unload takes Triton a second, and they need not wait for it.
-PAIRS = [f"pair{number}" for number in range(9)]
+PAIRS = [f"pair{number}" for number in range(10)]
 SELFCHECKS = ("empty", "other", "fails", "broken", "missing")
 
 # --- the server -----------------------------------------------------------------------------------
-
-
-def config(name: str, instances: int = 1) -> model_config_pb2.ModelConfig:
-    made = model_config_pb2.ModelConfig(name=name, backend="python")
-    made.input.add(name="INPUT", data_type=model_config_pb2.TYPE_FP32, dims=[-1])
-    made.output.add(name="OUTPUT", data_type=model_config_pb2.TYPE_FP32, dims=[-1])
-    made.instance_group.add(count=instances, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
-    made.parameters["kept"].string_value = "as it is"
-    return made
-
-
-def wire(name: str, instances: int = 1) -> bytes:
-    return bytes(config(name, instances).SerializeToString())
-
-
-def write(
-    repository: Path,
-    name: str,
-    version: int = 1,
-    *,
-    initialize: str = "pass",
-    answer: str = "x",
-    instances: int = 1,
-) -> None:
-    folder = repository / name / str(version)
-    folder.mkdir(parents=True)
-    (folder / "model.py").write_text(CODE.format(initialize=initialize, answer=answer))
-    text = text_format.MessageToString(config(name, instances))
-    (repository / name / "config.pbtxt").write_text(text)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +53,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DirectTriton]:
         write(models, pair, 3, initialize="raise ValueError('weights are missing')")
     write(models, "slow", initialize="time.sleep(0.8)")
     write(models, "slower", initialize="time.sleep(1.5)")
+    write(models, "slower", 2)
+    write(models, "slowest", initialize="time.sleep(1)")
+    counted = "(self.asked.append(1), x * 0 + len(self.asked))[1]"
+    write(models, "warm", initialize="self.asked = []", answer=counted)
+    write(models, "cold", answer="x.no_such_thing")
     write(models, "ballast", initialize=f"self.kept = np.ones({64 * MIB}, np.uint8)")
     write(models, "spike", initialize=f"np.ones({64 * MIB}, np.uint8).sum()")
     write(models, "twins", instances=2)
@@ -142,24 +102,6 @@ async def ready(triton: Triton, model: str) -> set[int]:
     return {
         unit.version for unit, (state, _) in index.items() if state == READY and unit.model == model
     }
-
-
-def pids(server: DirectTriton, model: str) -> dict[int, set[int]]:
-    """Of the processes of each version."""
-    found: dict[int, set[int]] = {}
-    for child in server.process.children():
-        unit = stub_unit(child.cmdline())
-        if unit is not None and unit.model == model:
-            found.setdefault(unit.version, set()).add(child.pid)
-    return found
-
-
-def ask(server: DirectTriton, model: str, version: int) -> list[float]:
-    values = np.array([1.0, 2.0], np.float32)
-    tensor = triton_client.InferInput("INPUT", [2], "FP32")
-    tensor.set_data_from_numpy(values)
-    result = server.client.infer(model, [tensor], model_version=str(version))
-    return list(result.as_numpy("OUTPUT"))
 
 
 # --- what there is --------------------------------------------------------------------------------
@@ -278,18 +220,92 @@ async def test_what_has_no_files_is_refused(triton: Triton, pair: str) -> None:
 
 
 @triton_only
-async def test_a_load_longer_than_its_call_is_seen_to_its_end(triton: Triton) -> None:
-    await triton.apply(wire("slow"), (1,), Unit("slow", 1), 0.6)
-    assert await ready(triton, "slow") == {1}
+async def test_a_load_that_is_not_over_in_time_goes_on_and_can_be_seen_to_its_end(
+    triton: Triton,
+) -> None:
+    unit = Unit("slow", 1)
+    with pytest.raises(TritonSlow, match=r"slow:1 is still LOADING after 0\.2 s"):
+        await triton.apply(wire("slow"), (1,), unit, 0.2)
+    assert await triton.settled(unit, Deadline.within(SECONDS)) == (READY, "")
 
 
 @triton_only
-async def test_a_load_that_takes_too_long_is_told_as_it_stands(triton: Triton) -> None:
-    unit = Unit("slower", 1)
-    with pytest.raises(TritonRefused, match="slower:1 is still LOADING"):
-        await triton.apply(wire("slower"), (1,), unit, 0.2)
-    await triton.apply(wire("slower"), (1,), unit, SECONDS)
-    assert await ready(triton, "slower") == {1}
+async def test_nothing_is_told_about_a_model_that_is_loading(triton: Triton) -> None:
+    first, second = Unit("slower", 1), Unit("slower", 2)
+    with pytest.raises(TritonSlow, match="slower:1 is still LOADING"):
+        await triton.apply(wire("slower"), (1,), first, 0.2)
+    with pytest.raises(TritonSlow, match="slower:1 is still LOADING"):
+        await triton.drop(wire("slower"), (), first, 0.2)
+    with pytest.raises(TritonSlow, match="slower:1 is still LOADING"):
+        await triton.apply(wire("slower"), (2,), second, 0.2)
+    assert (await triton.settled(first, Deadline.within(SECONDS)))[0] == READY, "not unloaded"
+    await triton.apply(wire("slower"), (1, 2), second, SECONDS)
+    assert await ready(triton, "slower") == {1, 2}
+
+
+@triton_only
+async def test_what_is_dropped_while_it_loads_is_unloaded_after_that(triton: Triton) -> None:
+    unit = Unit("slowest", 1)
+    with pytest.raises(TritonSlow):
+        await triton.apply(wire("slowest"), (1,), unit, 0.2)
+    await triton.drop(wire("slowest"), (), unit, SECONDS)
+    assert (await triton.index())[unit] == ("UNAVAILABLE", "unloaded")
+
+
+# --- a model's own warm-up ------------------------------------------------------------------------
+
+
+def warmed_up(name: str) -> bytes:
+    """A config with Triton's own model_warmup: it is a part of the load."""
+    made = config(name)
+    sample = made.model_warmup.add(name="once", batch_size=1, count=1)
+    sample.inputs["INPUT"].data_type = model_config_pb2.TYPE_FP32
+    sample.inputs["INPUT"].dims.append(2)
+    sample.inputs["INPUT"].zero_data = True
+    return bytes(made.SerializeToString())
+
+
+@triton_only
+async def test_a_model_is_ready_after_its_warm_up(server: DirectTriton, triton: Triton) -> None:
+    await triton.apply(warmed_up("warm"), (1,), Unit("warm", 1), SECONDS)
+    assert ask(server, "warm", 1) == [2.0, 2.0], "the warm-up was its first request"
+
+
+@triton_only
+async def test_a_warm_up_that_fails_is_a_load_that_fails(triton: Triton) -> None:
+    unit = Unit("cold", 1)
+    with pytest.raises(TritonRefused, match="no_such_thing"):
+        await triton.apply(warmed_up("cold"), (1,), unit, SECONDS)
+    assert not await ready(triton, "cold")
+
+
+# --- what requests went through -------------------------------------------------------------------
+
+
+@triton_only
+async def test_the_queues_are_told_by_unit(server: DirectTriton, triton: Triton, pair: str) -> None:
+    unit = Unit(pair, 2)
+    await triton.apply(wire(pair), (2,), unit, SECONDS)
+    assert (await triton.statistics())[unit].queued == 0
+    for _ in range(3):
+        ask(server, pair, 2)
+    async with asyncio.timeout(SECONDS):
+        while True:  # a request is counted a moment after its answer
+            told = (await triton.statistics())[unit]
+            if told.queued >= 3:
+                break
+            await asyncio.sleep(0.01)
+    assert told.queued == 3
+    assert 0 < told.queue_seconds < 1
+    assert told.memory == {}, "the Python backend tells nothing"
+    assert Unit(pair, 1) not in await triton.statistics()
+
+
+def test_memory_as_a_backend_tells_it() -> None:
+    row = service_pb2.ModelStatistics()
+    for type_, id_, size in (("CPU", 0, 5), ("GPU", 1, 7), ("CPU_PINNED", 0, 2), ("GPU", 1, 1)):
+        row.memory_usage.add(type=type_, id=id_, byte_size=size)
+    assert told_memory(row.memory_usage) == {"ram": 7, "gpu:1": 8}
 
 
 # --- the override of a config ---------------------------------------------------------------------

@@ -11,9 +11,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from google.protobuf.duration_pb2 import Duration
 from grpc import StatusCode
+from sqlalchemy import insert
 
 from services.common.errors import InvalidField, LeaseHeld, ModelNotFound, NotReady
 from services.common.paging import START, Page
+from services.registry import migrate, rows
 from services.registry.change import REMEMBERED_US, Change
 from services.registry.core.catalog import (
     Arm,
@@ -27,8 +29,9 @@ from services.registry.core.catalog import (
     VersionState,
 )
 from services.registry.core.footprint import Footprint
+from services.registry.core.residency import Residency
 from services.registry.database import UnknownDatabase, open_engine
-from services.registry.schema import metadata
+from services.registry.schema import metadata, models, versions
 from services.registry.store import Store
 from shoal.names import ModelVersionName
 from shoal.registry.v1 import registry_service_pb2 as pb
@@ -98,6 +101,7 @@ def full_entry(name: str = "m") -> Entry:
         name,
         2**62,
         verdict=VersionState.PENDING,
+        probe=b"\xff\0",
         config_digest="d",
         auxiliary_digest="a",
         artifact_bytes=2**40,
@@ -113,6 +117,14 @@ def full_entry(name: str = "m") -> Entry:
         description="ä",
         labels={"k": "v"},
         retry_policy=RetryPolicy.NEVER,
+        residency=Residency(
+            min_copies=0,
+            max_copies=3,
+            idle_ttl_us=0,
+            preload=False,
+            priority=-1,
+            required_labels={"gpu": "a100"},
+        ),
         aliases={"live": 1},
         policy=TrafficPolicy((Arm(Target("q", alias="x"), 3), Arm(Target(name, version=1), 0))),
     )
@@ -327,6 +339,23 @@ async def test_migrations_make_the_tables_that_the_code_knows(store: Store, url:
         )
     await engine.dispose()
     assert difference == []
+
+
+async def test_what_older_tables_held_is_kept(url: str) -> None:
+    one = version("m", 1, pinned=True)
+    model = rows.model_row(Model(name="m", description="ä"))
+    del model["residency"]
+    old = rows.version_row(one)
+    del old["probe"]
+    engine, _ = open_engine(url)
+    async with engine.begin() as connection:
+        await connection.run_sync(migrate.upgrade, "0001")
+        await connection.execute(insert(models).values(model))
+        await connection.execute(insert(versions).values(old))
+    await engine.dispose()
+    store = await Store.open(url)
+    assert await store.entry("m") == Entry(Model(name="m", description="ä"), {1: one})
+    await store.close()
 
 
 async def test_a_registry_on_each_database(url: str, tmp_path: Path) -> None:

@@ -1,39 +1,119 @@
 """Who waits for what: joining, refusing, granting, and eviction on request."""
 
-from dataclasses import replace
+from bisect import bisect_left, insort
 
 from services.common.errors import (
     DeadlineBeforeResident,
+    DeadlineTooShort,
     Held,
     LoadFailed,
     ModelNotFound,
+    SetAside,
     ShoalError,
     VersionNotFound,
 )
-from services.controller.core import draining, residents
+from services.controller.core import draining
 from services.controller.core import events as ev
 from services.controller.core.entities import Replica, ReplicaKey, Unit
 from services.controller.core.fleet import Eviction, Failure, Fleet
 from services.controller.core.routers import UseLease
 from services.controller.core.states import Cause, State
-from services.controller.core.waiting import Waiter, Want, phases
+from services.controller.core.waiting import Purpose, Waiter, Want, phases
 
 
 def resident_wanted(fleet: Fleet, event: ev.ResidentWanted, now: float) -> None:
     unit = event.unit
     waiter = Waiter(event.waiter, event.deadline, now, event.router, event.trace_id)
-    refusal = hopeless(fleet, unit, now)
+    ready = fleet.ready(unit) if unit in fleet.specs else []
+    if ready:
+        want = Want(unit, since=now)
+        answer(fleet, ready, want, waiter, now)
+        return
+    refusal = hopeless(fleet, unit, now) or too_short(fleet, waiter, unit, now)
     if refusal is not None:
+        if isinstance(refusal, DeadlineTooShort):  # a later try is to find it resident
+            until = now + 2 * (refusal.retry_after or 0.0)
+            wanted(fleet, unit, Purpose.REQUEST, now, until=until)
         refuse(fleet, waiter, unit, refusal, None, now)
         return
-    want = fleet.wants.get(unit) or Want(unit, since=now)
-    fleet.wants[unit] = want.joined(waiter)
+    wanted(fleet, unit, Purpose.REQUEST, now)
+    if fleet.limits.predict and fleet.wall:
+        fleet.patterns.used(unit, fleet.wall + now)
+    fleet.waiting.setdefault(unit, {})[waiter.id] = waiter
+    fleet.asked[waiter.id] = unit
+    fleet.timers.at(waiter.deadline - fleet.limits.answer_margin_seconds)
+
+
+def wanted(
+    fleet: Fleet,
+    unit: Unit,
+    purpose: Purpose,
+    now: float,
+    *,
+    target: int = 1,
+    until: float = 0.0,
+    why: str = "",
+) -> None:
+    """Have `unit` READY on `target` servers; what is wanted already keeps its turn."""
+    known = fleet.wants.get(unit)
+    if known is None:
+        fleet.wants[unit] = Want(unit, now, purpose, target, why or purpose.text, until)
+        fleet.fresh[unit] = None
+        return
+    fresh = known._replace(target=max(known.target, target), until=max(known.until, until))
+    if purpose > known.purpose:
+        leave_queue(fleet, unit)
+        fresh = fresh._replace(purpose=purpose, why=why or purpose.text)
+        fleet.fresh[unit] = None
+    fleet.wants[unit] = fresh
+
+
+def want_kept(fleet: Fleet, now: float) -> None:
+    """Pins and minima of copies are wanted though nobody waits for them."""
+    for unit in sorted(fleet.kept):
+        spec = fleet.specs[unit]
+        if len(fleet.ready(unit)) < spec.kept and hopeless(fleet, unit, now) is None:
+            why = "pinned" if spec.pinned else f"{spec.kept} copies are kept"
+            wanted(fleet, unit, Purpose.KEPT, now, target=spec.kept, why=why)
+
+
+def drop(fleet: Fleet, unit: Unit) -> None:
+    """Nobody wants it any more, or it is where it was wanted."""
+    want = fleet.wants.pop(unit, None)
+    fleet.fresh.pop(unit, None)
+    if want is not None:
+        leave_queue(fleet, unit)
+        for server in [server for server, other in fleet.claims.items() if other == unit]:
+            unclaim(fleet, server)
+
+
+def enqueue(fleet: Fleet, want: Want) -> None:
+    """It found no place: it is tried again in its turn."""
+    turn = fleet.turns[want.unit] = order(fleet, want)
+    insort(fleet.unplaced, turn)
+
+
+def leave_queue(fleet: Fleet, unit: Unit) -> None:
+    turn = fleet.turns.pop(unit, None)
+    if turn is not None:
+        del fleet.unplaced[bisect_left(fleet.unplaced, turn)]
+
+
+def order(fleet: Fleet, want: Want) -> tuple[float, Unit]:
+    spec = fleet.specs.get(want.unit)
+    return want.order(spec.priority if spec is not None else 0, fleet.limits)
+
+
+def unclaim(fleet: Fleet, server: str) -> None:
+    del fleet.claims[server]
+    fleet.changed[server] = None
 
 
 def hopeless(fleet: Fleet, unit: Unit, now: float) -> ShoalError | None:
     """Why `unit` need not be waited for, or None where it may come."""
-    if unit not in fleet.specs:
-        versions = sorted(u.version for u in fleet.specs if u.model == unit.model)
+    spec = fleet.specs.get(unit)
+    if spec is None:
+        versions = sorted(known.version for known in fleet.versions.get(unit.model, ()))
         if not versions:
             return ModelNotFound(model=unit.model)
         return VersionNotFound(
@@ -41,19 +121,48 @@ def hopeless(fleet: Fleet, unit: Unit, now: float) -> ShoalError | None:
             version=unit.version,
             versions=", ".join(map(str, versions)),
         )
-    if not fleet.ready(unit):
-        for member in residents.group(fleet.specs[unit], fleet.specs):
-            failure = fleet.failures.get(member.unit)
-            if failure is not None and now < failure.until:
-                return load_failed(member.unit, failure, now)
+    for member in fleet.group(spec):
+        for part in member.requires:
+            if part not in fleet.specs:
+                return hopeless(fleet, part, now)
+        failure = fleet.failures.get(member.unit)
+        if failure is not None and now < failure.until:
+            return why_failed(member.unit, failure, now)
     return None
+
+
+def too_short(fleet: Fleet, waiter: Waiter, unit: Unit, now: float) -> DeadlineTooShort | None:
+    """Whether it is known already that the waiter can't wait for as long as the load takes."""
+    seconds = fleet.specs[unit].load_seconds
+    if seconds is None:
+        return None
+    want = fleet.wants.get(unit)
+    began = want.load_began if want is not None and want.load_began is not None else now
+    left = max(0.0, began + seconds - now)
+    if now + left <= waiter.deadline:
+        return None
+    return DeadlineTooShort(
+        model=unit.model,
+        version=unit.version,
+        left_seconds=f"{waiter.deadline - now:.2f}",
+        load_seconds=f"{seconds:.2f}",
+        retry_after=left,
+    )
 
 
 def waiter_gone(fleet: Fleet, event: ev.WaiterGone, now: float) -> None:
     fleet.evictions.pop(event.waiter, None)
-    for unit, want in list(fleet.wants.items()):
-        if any(waiter.id == event.waiter for waiter in want.waiters):
-            fleet.wants[unit] = want.without(event.waiter)
+    unit = fleet.asked.pop(event.waiter, None)
+    if unit is not None:
+        forget_waiter(fleet, unit, event.waiter)
+
+
+def forget_waiter(fleet: Fleet, unit: Unit, waiter: int) -> None:
+    waiting = fleet.waiting[unit]
+    del waiting[waiter]
+    if not waiting:
+        del fleet.waiting[unit]
+        fleet.fresh[unit] = None  # is it wanted still?
 
 
 def refuse(
@@ -65,17 +174,21 @@ def refuse(
 
 
 def refuse_all(fleet: Fleet, unit: Unit, error: ShoalError, now: float) -> None:
-    want = fleet.wants.pop(unit, None)
-    for waiter in want.waiters if want is not None else ():
+    """Refuse all that wait for `unit`; it is wanted no more."""
+    want = fleet.wants.get(unit)
+    for waiter in fleet.waiting.pop(unit, {}).values():
+        del fleet.asked[waiter.id]
         refuse(fleet, waiter, unit, error, want, now)
+    drop(fleet, unit)
+    forsake(fleet, want, now)
 
 
 def eviction_wanted(fleet: Fleet, event: ev.EvictionWanted, now: float) -> None:
     targets = [
         replica
-        for here in fleet.replicas.values()
         for unit in event.units
-        if (replica := here.get(unit)) is not None and replica.state is not State.QUEUED
+        for replica in fleet.everywhere(unit)
+        if replica.state is not State.QUEUED
     ]
     for replica in targets:
         reason = holder(fleet, replica)
@@ -88,63 +201,93 @@ def eviction_wanted(fleet: Fleet, event: ev.EvictionWanted, now: float) -> None:
     for key in keys:
         replica = fleet.replicas[key.server][key.unit]
         if replica.state is State.READY:
-            draining.withdraw(fleet, replica, "evicted on request", None, "", now)
+            draining.withdraw(fleet, replica, "evicted on request", now)
 
 
 def holder(fleet: Fleet, replica: Replica) -> str | None:
     """Why `replica` may not be evicted on request, or None where it may."""
+    unit = replica.unit
     if replica.state is State.LOADING:
         return "it is being loaded: wait until it is ready, then evict it."
-    if fleet.specs[replica.unit].pinned if replica.unit in fleet.specs else False:
-        return f"it is pinned: `shoal unpin {replica.unit}` first."
-    here = fleet.replicas[replica.key.server]
-    users = residents.holders(replica.unit, here, fleet.specs)
+    if unit in fleet.pinned:
+        return f"it is pinned: `shoal unpin {unit}` first."
+    if unit in fleet.kept:
+        return (
+            f"it has a minimum of copies: `shoal residency {unit.model} --unset min-copies` first."
+        )
+    users = fleet.holders(unit, replica.key.server)
     if users:
         names = ", ".join(map(str, sorted(users)))
         return f"it is used by {names}: evict that first."
     return None
 
 
-def want_pinned(fleet: Fleet, now: float) -> None:
-    for unit in sorted(fleet.pinned):
+def settle(fleet: Fleet, now: float) -> None:
+    """Answer those whose unit is READY now, and drop the wants that nobody has."""
+    for unit in [*fleet.arrived, *fleet.fresh]:
         want = fleet.wants.get(unit)
-        if want is not None:
-            fleet.wants[unit] = replace(want, desired=True)
-        elif not fleet.ready(unit) and hopeless(fleet, unit, now) is None:
-            fleet.wants[unit] = Want(unit, since=now, desired=True)
-
-
-def abandon(fleet: Fleet, now: float) -> None:
-    """Drop the wants that nobody has, and the places that were kept for them."""
-    for unit, want in list(fleet.wants.items()):
-        desired = want.desired and unit in fleet.specs and fleet.specs[unit].pinned
-        if not want.waiters and not desired:
-            del fleet.wants[unit]
-    needed = {
-        (want.server, member.unit)
-        for unit, want in fleet.wants.items()
-        if want.server is not None and unit in fleet.specs
-        for member in residents.group(fleet.specs[unit], fleet.specs)
-    }
-    for here in fleet.replicas.values():
-        for replica in list(here.values()):
-            if replica.state is State.QUEUED and (replica.key.server, replica.unit) not in needed:
-                fleet.remove(replica, Cause.ABANDONED, now)
-
-
-def grant(fleet: Fleet, now: float) -> None:
-    for unit, want in list(fleet.wants.items()):
-        ready = fleet.ready(unit)
-        if not ready:
+        if want is None:
             continue
-        replica = min(ready, key=lambda r: (r.in_flight, r.key))
-        for waiter in want.waiters:
-            lease = lend(fleet, replica.key, waiter.router, now)
-            fleet.out.append(
-                ev.Granted(waiter.id, replica.key, fleet.revision, lease, phases(want, waiter, now))
-            )
-        fleet.touch(replica.key, now)
-        del fleet.wants[unit]
+        ready = fleet.ready(unit)
+        if ready:
+            for waiter in fleet.waiting.pop(unit, {}).values():
+                del fleet.asked[waiter.id]
+                answer(fleet, ready, want, waiter, now)
+            if want.server is not None and any(r.key.server == want.server for r in ready):
+                want = fleet.wants[unit] = want.unplaced(want.status)
+                fleet.fresh[unit] = None  # for the next copy
+        if len(ready) >= want.target or not still_wanted(fleet, want, now):
+            drop(fleet, unit)
+            forsake(fleet, want, now)
+    fleet.arrived.clear()
+
+
+def still_wanted(fleet: Fleet, want: Want, now: float) -> bool:
+    if want.unit in fleet.waiting or want.until > now:
+        return True
+    if want.purpose is Purpose.REQUEST:
+        return False
+    spec = fleet.specs.get(want.unit)
+    return spec is not None and (want.purpose is not Purpose.KEPT or spec.kept > 0)
+
+
+def forsake(fleet: Fleet, want: Want | None, now: float) -> None:
+    """Give up the places that were kept for a want that is no more, unless others need them."""
+    if want is None or want.server is None or want.unit not in fleet.specs:
+        return
+    here = fleet.replicas[want.server]
+    for member in fleet.group(fleet.specs[want.unit]):
+        replica = here.get(member.unit)
+        if replica is not None and replica.state is State.QUEUED and not needed(fleet, replica.key):
+            fleet.remove(replica, Cause.ABANDONED, now)
+
+
+def needed(fleet: Fleet, key: ReplicaKey) -> bool:
+    """Whether a want that is placed on the server needs the unit there."""
+    return any(
+        (want := fleet.wants.get(unit)) is not None and want.server == key.server
+        for unit in with_users(fleet, key.unit)
+    )
+
+
+def with_users(fleet: Fleet, unit: Unit) -> set[Unit]:
+    """The unit and all of the catalogue that need it, directly or through others."""
+    found = {unit}
+    open_ = [unit]
+    while open_:
+        for user in fleet.users.get(open_.pop(), ()):
+            if user not in found:
+                found.add(user)
+                open_.append(user)
+    return found
+
+
+def answer(fleet: Fleet, ready: list[Replica], want: Want, waiter: Waiter, now: float) -> None:
+    replica = min(ready, key=lambda r: (fleet.use(r.key).in_flight, r.key))
+    lease = lend(fleet, replica.key, waiter.router, now)
+    waited = phases(want, waiter, now)
+    fleet.out.append(ev.Granted(waiter.id, replica.key, fleet.revision, lease, waited))
+    fleet.touch(replica.key, now, 0)
 
 
 def lend(fleet: Fleet, key: ReplicaKey, router: str | None, now: float) -> str:
@@ -154,38 +297,46 @@ def lend(fleet: Fleet, key: ReplicaKey, router: str | None, now: float) -> str:
     lease = f"{key.server}-{fleet.lease}"
     held = UseLease(router, now + fleet.limits.use_lease_seconds)
     fleet.use_leases.setdefault(key, {})[lease] = held
+    fleet.timers.at(held.expires)
     return lease
 
 
 def finish_evictions(fleet: Fleet, now: float) -> None:
     for eviction in list(fleet.evictions.values()):
-        present = [key for key in eviction.keys if fleet.replica(key) is not None]
-        if not present:
+        if all(fleet.replica(key) is None for key in eviction.keys):
             fleet.out.append(ev.Evicted(eviction.waiter, eviction.keys))
             del fleet.evictions[eviction.waiter]
 
 
 def trace_of(fleet: Fleet, unit: Unit) -> str:
     """The trace of a request that waits for `unit`, or for something that it is a part of."""
-    for want in (fleet.wants.get(unit), *fleet.wants.values()):
-        if want is not None and want.waiters and want.unit in fleet.specs:
-            members = residents.group(fleet.specs[want.unit], fleet.specs)
-            if any(member.unit == unit for member in members):
-                return want.waiters[0].trace_id
+    for wanted_unit in with_users(fleet, unit):
+        for waiter in fleet.waiting.get(wanted_unit, {}).values():
+            return waiter.trace_id
     return ""
 
 
 def expire(fleet: Fleet, now: float) -> None:
     """Refuse the waiters whose deadline is here."""
-    for unit, want in list(fleet.wants.items()):
-        for waiter in want.waiters:
+    for unit, waiting in list(fleet.waiting.items()):
+        want = fleet.wants[unit]
+        for waiter in list(waiting.values()):
             if now >= waiter.deadline - fleet.limits.answer_margin_seconds:
                 refuse(fleet, waiter, unit, too_late(want, waiter, now), want, now)
-                fleet.wants[unit] = fleet.wants[unit].without(waiter.id)
+                del fleet.asked[waiter.id]
+                forget_waiter(fleet, unit, waiter.id)
 
 
-def load_failed(unit: Unit, failure: Failure, now: float) -> LoadFailed:
+def why_failed(unit: Unit, failure: Failure, now: float) -> LoadFailed | SetAside:
     wait = max(0.0, failure.until - now)
+    if failure.set_aside:
+        return SetAside(
+            model=unit.model,
+            version=unit.version,
+            cause=failure.cause,
+            backoff_seconds=f"{wait:.0f}",
+            retry_after=wait,
+        )
     cause = failure.cause if failure.cause.endswith((".", "!", "?")) else failure.cause + "."
     return LoadFailed(
         model=unit.model,

@@ -5,19 +5,24 @@ from dataclasses import replace
 from typing import Any
 
 from services.controller.core import events as ev
-from services.controller.core import residents
-from services.controller.core.entities import Replica, Unit
+from services.controller.core.entities import Replica, ReplicaKey, Unit
 from services.controller.core.fleet import Fleet
 from services.controller.core.routers import Drain, RouterView, has_drained
 from services.controller.core.states import Cause, State
 
 
 def router_joined(fleet: Fleet, event: ev.RouterJoined, now: float) -> None:
-    if event.router not in fleet.routers:
+    """Until it has applied the newest table it may send by an older one: every withdrawal that is
+    under way waits for it."""
+    if event.router in fleet.routers:
+        forget_router(fleet, event.router)
+    else:
         fleet.record(ev.Kind.ROUTER_JOINED, event.router)
-    fleet.routers[event.router] = RouterView(now, in_flight=dict.fromkeys(event.in_use, 1))
-    for key in event.in_use & fleet.drains.keys():
-        drain = fleet.drains[key]
+    fleet.routers[event.router] = RouterView(now)
+    watch_routers(fleet, now)
+    in_use = dict.fromkeys(event.in_use, ev.Usage(0.0, 1, 0))
+    router_used(fleet, ev.RouterUsed(event.router, in_use), now)
+    for key, drain in fleet.drains.items():
         fleet.drains[key] = replace(drain, routers=drain.routers | {event.router})
 
 
@@ -49,51 +54,92 @@ def router_started(fleet: Fleet, event: ev.RouterStarted, now: float) -> None:
     for key, leases in list(fleet.use_leases.items()):
         if leases.pop(event.use_lease, None) is not None:
             if not leases:
-                del fleet.use_leases[key]
-            replica = fleet.replica(key)
-            if replica is not None:
-                fleet.put(replace(replica, last_used=now))
+                end_lease(fleet, key)
+            fleet.touch(key, now, 0)
+            return
+
+
+def end_lease(fleet: Fleet, key: ReplicaKey) -> None:
+    """The replica may be evicted again."""
+    del fleet.use_leases[key]
+    fleet.changed[key.server] = None
 
 
 def router_used(fleet: Fleet, event: ev.RouterUsed, now: float) -> None:
-    before = fleet.routers[event.router]
-    in_flight = {key: count for key, (_, count) in event.usage.items() if count}
-    view = replace(before, in_flight=in_flight)
-    fleet.routers[event.router] = view
-    for key in {*event.usage, *before.in_flight}:
-        replica = fleet.replica(key)
-        if replica is None:
+    view = fleet.routers[event.router]
+    was = view.in_use
+    in_use: dict[ReplicaKey, tuple[int, int]] = {}
+    for key, usage in event.usage.items():
+        if fleet.replica(key) is None:
             continue
-        age, _ = event.usage.get(key, (now - replica.last_used, 0))
-        fleet.touch(key, now - age)
-        fleet.put(
-            replace(
-                fleet.replicas[key.server][key.unit],
-                in_flight=sum(r.in_flight.get(key, 0) for r in fleet.routers.values()),
-            )
-        )
+        fleet.touch(key, now - usage.age, usage.requests)
+        if usage.in_flight or usage.sequences:
+            in_use[key] = (usage.in_flight, usage.sequences)
+            _count(fleet, key, was.get(key, (0, 0)), in_use[key])
+    for key, counts in was.items():
+        if key not in in_use:
+            _count(fleet, key, counts, (0, 0))
+    view = replace(view, in_use=in_use)
+    fleet.routers[event.router] = view
     for key, drain in list(fleet.drains.items()):
         if event.router in drain.routers and has_drained(view, key, drain.revision):
             fleet.drains[key] = replace(drain, routers=drain.routers - {event.router})
 
 
+def _count(fleet: Fleet, key: ReplicaKey, before: tuple[int, int], after: tuple[int, int]) -> None:
+    """A Router has other requests and sequences in flight on a replica than before."""
+    if before == after or fleet.replica(key) is None:
+        return
+    use = fleet.use(key)
+    fleet.uses[key.server][key.unit] = use._replace(
+        in_flight=max(0, use.in_flight + after[0] - before[0]),
+        sequences=max(0, use.sequences + after[1] - before[1]),
+    )
+    if before[1] and not after[1]:
+        fleet.changed[key.server] = None
+
+
+def forget_router(fleet: Fleet, router: str) -> None:
+    view = fleet.routers.pop(router)
+    for key, counts in view.in_use.items():
+        _count(fleet, key, counts, (0, 0))
+    for key, drain in fleet.drains.items():
+        fleet.drains[key] = replace(drain, routers=drain.routers - {router})
+
+
 def withdraw_all(fleet: Fleet, unit: Unit, reason: str, now: float) -> None:
-    for replica in fleet.ready(unit):
-        here = fleet.replicas[replica.key.server]
-        family = {unit, *residents.holders(unit, here, fleet.specs)}
-        for member in family:
-            if here[member].state is State.READY:
-                withdraw(fleet, here[member], reason, None, "", now)
+    for replica in list(fleet.everywhere(unit)):
+        if replica.state is State.READY:
+            withdraw_family(fleet, replica, reason, now)
+        elif replica.state is State.LOADING:  # it leaves once it is loaded
+            fleet.put(replica._replace(broken=True))
+
+
+def withdraw_family(fleet: Fleet, replica: Replica, reason: str, now: float) -> None:
+    """A replica, and all that need it on its server."""
+    here = fleet.replicas[replica.key.server]
+    for member in fleet.family(replica.unit, replica.key.server):
+        if here[member].state is State.READY:
+            withdraw(fleet, here[member], reason, now)
 
 
 def withdraw(
-    fleet: Fleet, replica: Replica, reason: str, for_unit: Unit | None, trace_id: str, now: float
+    fleet: Fleet,
+    replica: Replica,
+    reason: str,
+    now: float,
+    *,
+    for_unit: Unit | None = None,
+    trace_id: str = "",
+    weighed: tuple[ev.Weighed, ...] = (),
 ) -> None:
     """Tell the Routers first; the server is told once they have drained it."""
     fleet.move(replica, Cause.EVICTED, reason, now)
     fleet.use_leases.pop(replica.key, None)
     fleet.publish((replica.unit.model,))
     fleet.drains[replica.key] = Drain(fleet.revision, frozenset(fleet.routers), fleet.unload_from)
+    if fleet.unload_from > now:
+        fleet.timers.at(fleet.unload_from)
     fleet.record(
         ev.Kind.EVICTING,
         reason,
@@ -101,35 +147,44 @@ def withdraw(
         unit=replica.unit,
         for_unit=for_unit,
         trace_id=trace_id,
+        weighed=weighed,
     )
 
 
 def finish_drains(fleet: Fleet, now: float) -> None:
     for key, drain in list(fleet.drains.items()):
-        here = fleet.replicas[key.server]
-        if (
-            drain.over(now)
-            and not residents.holders(key.unit, here, fleet.specs)
-            and not fleet.changing(key)
-        ):
-            replica = fleet.move(here[key.unit], Cause.DRAINED, "drained", now)
+        if drain.over(now) and not fleet.holders(key.unit, key.server) and not fleet.changing(key):
+            replica = fleet.replicas[key.server][key.unit]
             del fleet.drains[key]
-            fleet.out.append(ev.Unload(key, replica.attempt, fleet.applied(key)))
-            fleet.record(ev.Kind.UNLOADING, "drained", server=key.server, unit=key.unit)
+            unload(fleet, replica, Cause.DRAINED, "drained", now)
+
+
+def unload(fleet: Fleet, replica: Replica, cause: Cause, reason: str, now: float) -> None:
+    key = replica.key
+    fleet.move(replica, cause, reason, now)
+    fleet.out.append(ev.Unload(key, replica.attempt, fleet.applied(key)))
+    fleet.record(ev.Kind.UNLOADING, reason, server=key.server, unit=key.unit)
+
+
+def watch_routers(fleet: Fleet, now: float) -> None:
+    """Be woken when the Router that was heard from least recently would be lost."""
+    if fleet.routers and fleet.silent_at <= now:
+        heard = min(view.heard for view in fleet.routers.values())
+        fleet.silent_at = heard + fleet.limits.router_seconds
+        fleet.timers.at(fleet.silent_at)
 
 
 def expire(fleet: Fleet, now: float) -> None:
     """Drop the Routers that were not heard from, and the use leases that ran out."""
     for router, view in list(fleet.routers.items()):
-        silence = now - view.heard
-        if silence > fleet.limits.router_seconds:
-            del fleet.routers[router]
+        if now >= view.heard + fleet.limits.router_seconds:
+            forget_router(fleet, router)
+            silence = now - view.heard
             fleet.record(ev.Kind.ROUTER_LOST, f"{router} was not heard from for {silence:.1f} s")
-            for key, drain in fleet.drains.items():
-                fleet.drains[key] = replace(drain, routers=drain.routers - {router})
+    watch_routers(fleet, now)
     for key, leases in list(fleet.use_leases.items()):
         alive = {lease: held for lease, held in leases.items() if held.expires > now}
         if alive:
             fleet.use_leases[key] = alive
         else:
-            del fleet.use_leases[key]
+            end_lease(fleet, key)

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from services.controller.core import memory
 from services.controller.core.memory import NOTHING, Memory
 from services.controller.core.states import State
 
@@ -35,8 +34,12 @@ class UnitSpec:
     """What the Registry says of a unit, as far as it matters for residency.
 
     `fingerprint`: of its files and config; another one means that what is resident is outdated.
-    `declared`, `learned`: bytes by resource, empty when unknown. `load_seconds`: of its last load.
-    `requires`: units that must be READY beside it.
+    `declared`, `learned`: bytes by resource, empty when unknown. `load_seconds`: learned; None when
+    it never was loaded. `requires`: units that must be READY beside it. `min_copies`: replicas that
+    are kept whether used or not; `max_copies`: None for the default of `Limits`. `idle_ttl`:
+    seconds without use until it is evicted, 0 for never, None for the default. `preload`: loaded
+    when the Controller starts. `priority`: of its loads, the higher first. `required_labels`: of
+    the servers that may hold it.
     """
 
     unit: Unit
@@ -49,6 +52,12 @@ class UnitSpec:
     requires: tuple[Unit, ...] = ()
     ensemble: bool = False
     pinned: bool = False
+    min_copies: int = 0
+    max_copies: int | None = None
+    idle_ttl: float | None = None
+    preload: bool = False
+    priority: int = 0
+    required_labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def slots(self) -> int:
@@ -58,6 +67,11 @@ class UnitSpec:
     @property
     def size_known(self) -> bool:
         return self.ensemble or bool(self.declared) or bool(self.learned)
+
+    @property
+    def kept(self) -> int:
+        """How many replicas are wanted when nobody asks for it."""
+        return max(self.min_copies, 1 if self.pinned else 0)
 
 
 class Health(enum.Enum):
@@ -69,8 +83,15 @@ class Health(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One Triton. `budget`: bytes by resource over the server's own baseline, empty for none;
-    `max_models`: how many units at most, 0 for no limit."""
+    """One Triton.
+
+    `budget`: bytes by resource over the server's own baseline, empty for none. `soft`: bytes beyond
+    which idle replicas leave ahead of need. `max_models`: how many units at most, 0 for no limit;
+    `headroom_models`: how many of them are kept free ahead of need. `host`: servers of one host
+    share its cores. `measured`: bytes that its models take; `leaked`: beyond what they should.
+    `draining`: why it is given nothing new, empty when it is; `restart`: because it is to be
+    restarted, `restart_wanted`: now that it is empty.
+    """
 
     id: str
     address: str
@@ -79,87 +100,55 @@ class Server:
     health: Health = Health.UNKNOWN
     reason: str = ""
     measured: Memory = field(default_factory=dict)
+    soft: Memory = field(default_factory=dict)
+    headroom_models: int = 0
+    host: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    leaked: Memory = field(default_factory=dict)
+    draining: str = ""
+    restart: bool = False
+    restart_wanted: bool = False
+
+    @property
+    def accepting(self) -> bool:
+        """Whether something new may be placed on it."""
+        return self.health is Health.HEALTHY and not self.draining
 
 
-@dataclass(frozen=True, slots=True)
-class Replica:
+class Replica(NamedTuple):
     """`reserved`: bytes by resource that count against the budget; `measured`: the high-water mark
-    of this residence. Times are seconds of the caller's monotonic clock."""
+    of this residence. `since`: when it came into its state, seconds of the engine's clock.
+    `reason`: of its state; `placed`: why it is on this server. `slots`: what it takes of the
+    server's `max_models`. `broken`: it is READY by the server's index and does not answer."""
 
     key: ReplicaKey
     state: State
     reserved: Memory
     since: float
     reason: str
-    last_used: float
+    placed: str = ""
     attempt: int = 0
-    measured: Memory = field(default_factory=dict)
-    in_flight: int = 0
+    measured: Memory = NOTHING
     load_seconds: float | None = None
+    slots: int = 1
+    broken: bool = False
 
     @property
     def unit(self) -> Unit:
         return self.key.unit
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Numbers that decide, with their units, so that tests can choose them.
+class Use(NamedTuple):
+    """How a replica is used. `last_used`: seconds of the engine's clock. `uses`: requests, each
+    counting half after every half-life, as of `last_used`. `rank`: what the eviction policy makes
+    of it; the lowest leaves first. `in_flight`, `sequences`: over all Routers, as
+    they last said."""
 
-    unknown_share      share of a budget reserved for a unit of unknown size
-    growth             factor by which a first residence is expected to outgrow its load
-    margin             factor over a learned size, for what measuring misses
-    loads_per_server   loads at the same time on one server
-    use_lease_seconds  how long a replica waits for the request it was made resident for
-    router_seconds     a Router that was not heard from for so long is dropped
-    backoff_seconds    until a failed load is tried again; doubles with each failure
-    max_backoff_seconds
-    server_patience_seconds  how long requests wait for a server when none is healthy
-    answer_margin_seconds    a waiter is refused this long before its deadline, so that it hears why
-    """
-
-    unknown_share: float = 0.25
-    growth: float = 1.34
-    margin: float = 1.05
-    loads_per_server: int = 2
-    use_lease_seconds: float = 3.0
-    router_seconds: float = 5.0
-    backoff_seconds: float = 5.0
-    max_backoff_seconds: float = 300.0
-    server_patience_seconds: float = 15.0
-    answer_margin_seconds: float = 0.02
-
-
-ARTIFACT_FACTOR = 3  # a runtime holds the file, its parsed form and its work space
-
-
-def reservation(spec: UnitSpec, budget: Memory, limits: Limits) -> Memory:
-    """Bytes to set aside before `spec` is loaded on a server with `budget`."""
-    if spec.ensemble:
-        return NOTHING
-    if spec.declared:
-        return memory.highest(spec.declared, spec.learned)
-    if spec.learned:
-        return memory.scaled(spec.learned, limits.margin)
-    return {
-        resource: max(
-            min(ARTIFACT_FACTOR * spec.artifact_bytes, limit),
-            round(limits.unknown_share * limit),
-            spec.artifact_bytes,
-        )
-        for resource, limit in budget.items()
-    }
-
-
-def reservation_of_resident(replica: Replica, spec: UnitSpec, limits: Limits) -> Memory:
-    """Bytes that a READY replica counts for, now that some of it has been measured."""
-    if spec.ensemble or not replica.measured:
-        return replica.reserved
-    if spec.declared:
-        return memory.highest(spec.declared, replica.measured)
-    if spec.learned:
-        return memory.scaled(memory.highest(spec.learned, replica.measured), limits.margin)
-    return memory.scaled(replica.measured, limits.growth)
+    last_used: float
+    uses: float = 0.0
+    rank: float = 0.0
+    in_flight: int = 0
+    sequences: int = 0
 
 
 Replicas = Mapping[Unit, Replica]

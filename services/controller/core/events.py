@@ -6,7 +6,8 @@ anything.
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from services.common.errors import ShoalError
 from services.controller.core.entities import ReplicaKey, Server, Unit, UnitSpec
@@ -25,10 +26,16 @@ class CatalogChanged:
 
 @dataclass(frozen=True, slots=True)
 class ServerFound:
-    """A server answers; `resident` is its index: the units that are READY there."""
+    """A server answers. Its index: the units that are READY, LOADING and UNLOADING there.
+    `outdated`: those of them that were loaded with another config than the catalogue has now.
+    `idle`: seconds since the last inference of each, where the server knows."""
 
     server: Server
     resident: frozenset[Unit]
+    loading: frozenset[Unit] = frozenset()
+    unloading: frozenset[Unit] = frozenset()
+    outdated: frozenset[Unit] = frozenset()
+    idle: Mapping[Unit, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,16 @@ class ServerLost:
     server: str
     reason: str
     usable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class DrainWanted:
+    """A server is to be given nothing new, and its replicas are to leave; with `restart` it is
+    restarted once it is empty. An empty `reason` takes that back."""
+
+    server: str
+    reason: str
+    restart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +106,53 @@ class LoadFailedOnServer:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadHung:
+    """A load was not over within its deadline, and may still come to an end."""
+
+    key: ReplicaKey
+    attempt: int
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
 class Unloaded:
     key: ReplicaKey
     attempt: int
 
 
 @dataclass(frozen=True, slots=True)
+class UnloadHung:
+    """An unload was not over within its deadline: only a restart gives its memory back."""
+
+    key: ReplicaKey
+    attempt: int
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaBroken:
+    """A replica that is READY by the server's index does not answer any more."""
+
+    key: ReplicaKey
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
-    """Bytes by resource of each unit on a server, and of the server over its baseline."""
+    """Bytes by resource of each unit on a server that could be told apart, and `total`: of the
+    server over its baseline."""
 
     server: str
     units: Mapping[Unit, Memory]
     total: Memory
+
+
+@dataclass(frozen=True, slots=True)
+class QueuesSeen:
+    """Mean seconds that requests spent in the server's own queues since the last look, by unit."""
+
+    server: str
+    seconds: Mapping[Unit, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,36 +182,71 @@ class RouterStarted:
     use_lease: str
 
 
+class Usage(NamedTuple):
+    """A Router's use of a replica: seconds since its last request, requests and sequences in
+    flight, and requests begun since the Router said so last."""
+
+    age: float
+    in_flight: int = 0
+    requests: int = 1
+    sequences: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class RouterUsed:
-    """A Router's heartbeat: for each replica in use its age in seconds and requests in flight."""
+    """A Router's heartbeat: the replicas that were used since the last one, or are in use."""
 
     router: str
-    usage: Mapping[ReplicaKey, tuple[float, int]]
+    usage: Mapping[ReplicaKey, Usage]
+
+
+@dataclass(frozen=True, slots=True)
+class RouterBroke:
+    """A server was lost while it had a request; `earlier`: where the same request had been lost
+    before."""
+
+    router: str
+    key: ReplicaKey
+    earlier: ReplicaKey | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """It is the time that the engine asked to be woken at."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time has passed."""
+    """Time has passed: twice a second or so. `wall`: seconds since the epoch, for what depends on
+    the time of day."""
+
+    wall: float = 0.0
 
 
 Event = (
     CatalogChanged
     | ServerFound
     | ServerLost
+    | DrainWanted
     | IndexSeen
     | ResidentWanted
     | WaiterGone
     | EvictionWanted
     | Loaded
     | LoadFailedOnServer
+    | LoadHung
     | Unloaded
+    | UnloadHung
+    | ReplicaBroken
     | Measured
+    | QueuesSeen
     | RouterJoined
     | RouterAcked
     | RouterDrained
     | RouterStarted
     | RouterUsed
+    | RouterBroke
+    | Due
     | Tick
 )
 
@@ -182,6 +269,16 @@ class Unload:
     key: ReplicaKey
     attempt: int
     versions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """The server is loading or unloading it, told so by somebody else: find out what comes of it.
+    Answered as a load is when it was `loading`, else as an unload is."""
+
+    key: ReplicaKey
+    attempt: int
+    loading: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,13 +351,25 @@ class Kind(enum.Enum):
     SERVER_HEALTHY = enum.auto()
     SERVER_LOST = enum.auto()
     SERVER_UNUSABLE = enum.auto()
+    SERVER_DRAINING = enum.auto()
     ROUTER_JOINED = enum.auto()
     ROUTER_LOST = enum.auto()
+    BROKEN = enum.auto()
+    SET_ASIDE = enum.auto()
+
+
+class Weighed(NamedTuple):
+    """What the eviction policy knew of a unit that could have left, and whether it had to."""
+
+    unit: Unit
+    evicted: bool
+    numbers: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Something for the journal: what, where, and why with its numbers."""
+    """Something for the journal: what, where, and why with its numbers. `weighed`: of an eviction,
+    what could have left then, the first to leave first."""
 
     kind: Kind
     reason: str
@@ -268,6 +377,7 @@ class Record:
     unit: Unit | None = None
     for_unit: Unit | None = None
     trace_id: str = ""
+    weighed: tuple[Weighed, ...] = ()
 
 
-Instruction = Load | Unload | Granted | Refused | Evicted | Publish | Learned | Record
+Instruction = Load | Unload | Settle | Granted | Refused | Evicted | Publish | Learned | Record

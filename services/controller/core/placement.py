@@ -1,14 +1,19 @@
-"""Where a unit goes: filter, then score in [0, 1], then pick."""
+"""Where a unit goes: filter, then score in [0, 1], then pick.
+
+Servers with room come before servers where something would have to leave.
+"""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from services.controller.core import memory, victims
-from services.controller.core.entities import Health, Limits, Server, Unit, UnitSpec, reservation
-from services.controller.core.residents import ServerView, Specs, group, reserved
-from services.controller.core.states import State
-from services.controller.core.victims import Blocked, Wait
+from services.controller.core.entities import Server, Unit, UnitSpec
+from services.controller.core.fleet import Fleet
+from services.controller.core.roster import LOOK_AT_ALL
+from services.controller.core.sizing import certain
+from services.controller.core.states import LEAVING
+from services.controller.core.victims import Blocked, Terms, Wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +23,7 @@ class Place:
     server: str
     units: tuple[UnitSpec, ...]
     victims: tuple[Unit, ...]
-    reason: str
+    score: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +35,7 @@ class Never:
 
 @dataclass(frozen=True, slots=True)
 class NoServer:
-    """No healthy server."""
+    """No server that takes anything."""
 
     reason: str
 
@@ -39,146 +44,199 @@ Decision = Place | Wait | Blocked | Never | NoServer
 
 
 def place(
-    spec: UnitSpec, views: Iterable[ServerView], specs: Specs, limits: Limits, now: float
+    fleet: Fleet, spec: UnitSpec, terms: Terms, now: float, only: Iterable[str] | None = None
 ) -> Decision:
-    """Decide for one unit over all servers."""
-    members = group(spec, specs)
-    listed = list(views)
-    healthy = [view for view in listed if view.server.health is Health.HEALTHY]
-    possible = [view for view in listed if _shortage(members, view.server, limits) is None]
-    if listed and not possible:
-        return Never(
-            "; ".join(
-                sorted(
-                    {
-                        shortage
-                        for view in listed
-                        if (shortage := _shortage(members, view.server, limits)) is not None
-                    }
-                )
-            )
-        )
-    if not healthy:
-        return NoServer(
-            ", ".join(
-                f"{view.server.id} is {view.server.reason or view.server.health.value}"
-                for view in listed
-            )
-            or "no server is configured"
-        )
-    outcomes = [
-        _on_server(members, view, specs, limits)
-        for view in possible
-        if view.server.health is Health.HEALTHY
-    ]
-    placed = [
-        (outcome, view)
-        for outcome, view in zip(
-            outcomes, (v for v in possible if v.server.health is Health.HEALTHY), strict=True
-        )
-        if isinstance(outcome, Place)
-    ]
-    if placed:
-        best, _ = max(
-            placed,
-            key=lambda pair: (score(pair[0], pair[1], limits, now), pair[1].server.id),
-        )
-        return best
-    waiting = [outcome for outcome in outcomes if isinstance(outcome, Wait)]
-    if waiting:
-        return waiting[0]
-    blocked = [outcome for outcome in outcomes if isinstance(outcome, Blocked)]
-    if blocked:
-        return blocked[0]
-    return Wait("the servers that could hold it are not healthy")
+    """Decide for one unit over all servers; or over `only` some, when it is known that nothing
+    changed for it on the others."""
+    members = fleet.group(spec)
+    if only is None and len(fleet.servers) > LOOK_AT_ALL:
+        best, _ = _best(fleet, members, fleet.roster.roomy(), terms, now)
+        if best is not None and not best.victims:
+            return best
+        if terms.evict:
+            cheap = fleet.roster.cheap(lambda server: victims.front(fleet, server))
+            best, _ = _best(fleet, members, cheap, terms, now)
+            if best is not None:
+                return best
+    best, others = _best(fleet, members, fleet.servers if only is None else only, terms, now)
+    return best if best is not None else _why_not(fleet, members, others)
 
 
-def _shortage(members: tuple[UnitSpec, ...], server: Server, limits: Limits) -> str | None:
-    """Why `members` can never be on `server` together, or None where they can."""
-    need = memory.total(reservation(member, server.budget, limits) for member in members)
-    # A guess must not rule a unit out: only what was declared, learned or lies on disk does.
-    certain = memory.total(
-        reservation(member, server.budget, limits)
-        if member.size_known
-        else dict.fromkeys(server.budget, member.artifact_bytes)
-        for member in members
+def _best(
+    fleet: Fleet, members: tuple[UnitSpec, ...], servers: Iterable[str], terms: Terms, now: float
+) -> tuple[Place | None, list[Wait | Blocked]]:
+    placed: list[Place] = []
+    others: list[Wait | Blocked] = []
+    for server in servers:
+        outcome = on_server(fleet, members, server, terms, now)
+        if isinstance(outcome, Place):
+            placed.append(outcome)
+        elif isinstance(outcome, Wait | Blocked):
+            others.append(outcome)
+    if not placed:
+        return None, others
+    return max(placed, key=lambda place: (not place.victims, place.score, place.server)), others
+
+
+def on_server(
+    fleet: Fleet, members: tuple[UnitSpec, ...], server: str, terms: Terms, now: float
+) -> Place | Wait | Blocked | None:
+    """What `server` could do for `members`; None where it can't come into question."""
+    known = fleet.servers[server]
+    if not known.accepting or shortage(fleet, members, known) is not None:
+        return None
+    unit = members[-1].unit
+    claimed_by = fleet.claims.get(server)
+    if claimed_by is not None and claimed_by != unit:
+        return Wait(f"{server} is kept for {claimed_by}, which has waited longer")
+    here = fleet.replicas[server]
+    missing = members
+    if any(member.unit in here for member in members):
+        for member in members:
+            there = here.get(member.unit)
+            if there is not None and (there.state in LEAVING or there.broken):
+                return Wait(f"{member.unit} is still on its way out of {server}")
+        if unit in here:
+            return None
+        missing = tuple(member for member in members if member.unit not in here)
+    chosen = victims.choose(fleet, server, members, missing, terms)
+    if not isinstance(chosen, tuple):
+        return chosen
+    return Place(server, missing, chosen, score(fleet, server, members, chosen, now))
+
+
+def reason(choice: Place, need: memory.Memory) -> str:
+    """For people: what it takes, and at whose cost."""
+    after = (
+        f", after {', '.join(map(str, choice.victims))}" if choice.victims else ", which has room"
     )
-    over = memory.excess(certain, server.budget)
-    if over:
-        return (
-            f"{server.id} has {memory.text({r: server.budget[r] for r in over})}, "
-            f"it needs {memory.text({r: need.get(r, 0) for r in over})}"
-        )
-    wanted = sum(member.slots for member in members)
-    if server.max_models and wanted > server.max_models:
-        return f"{server.id} holds {server.max_models} models at a time, it is made of {wanted}"
+    return f"{memory.text(need)} on {choice.server}{after}"
+
+
+def shortage(fleet: Fleet, members: tuple[UnitSpec, ...], server: Server) -> str | None:
+    """Why `members` can never be on `server` together, or None where they can."""
+    for member in members:
+        for label, value in member.required_labels.items() if member.required_labels else ():
+            if server.labels.get(label) != value:
+                has = server.labels.get(label)
+                return f"{server.id} has {label}={has or 'nothing'}, it requires {label}={value}"
+    if server.budget:
+        sure = memory.total([certain(member, server.budget, fleet.limits) for member in members])
+        if not memory.fits(sure, server.budget):
+            over = memory.excess(sure, server.budget)
+            limit = memory.text({r: server.budget[r] for r in over})
+            return f"{server.id} has {limit}, it needs {memory.text({r: sure[r] for r in over})}"
+    if server.max_models:
+        wanted = sum(member.slots for member in members)
+        if wanted > server.max_models:
+            return f"{server.id} holds {server.max_models} models at a time, it is made of {wanted}"
     return None
 
 
-def _on_server(
-    members: tuple[UnitSpec, ...], view: ServerView, specs: Specs, limits: Limits
-) -> Place | Wait | Blocked:
-    leaving = [
-        member.unit
-        for member in members
-        if member.unit in view.replicas
-        and view.replicas[member.unit].state in (State.DRAINING, State.UNLOADING)
+def _why_not(
+    fleet: Fleet, members: tuple[UnitSpec, ...], outcomes: list[Wait | Blocked]
+) -> Decision:
+    for kind in (Wait, Blocked):
+        for outcome in outcomes:
+            if isinstance(outcome, kind):
+                return outcome
+    shortages = {
+        server.id: why
+        for server in fleet.servers.values()
+        if (why := shortage(fleet, members, server)) is not None
+    }
+    if fleet.servers and len(shortages) == len(fleet.servers):
+        some = sorted(set(shortages.values()))[:5]
+        return Never("; ".join(some) + ("; …" if len(set(shortages.values())) > 5 else ""))
+    holding = members[-1].unit
+    closed = [
+        f"{server.id}: {server.draining or server.reason or server.health.value}"
+        for server in fleet.servers.values()
+        if server.id not in shortages and not server.accepting
     ]
-    if leaving:
-        return Wait(f"{leaving[0]} is still on its way out of {view.server.id}")
-    missing = tuple(member for member in members if member.unit not in view.replicas)
-    chosen = victims.choose(members, missing, view, specs, limits)
-    if not isinstance(chosen, tuple):
-        return chosen
-    need = memory.total(reservation(m, view.server.budget, limits) for m in missing)
-    return Place(
-        view.server.id,
-        missing,
-        chosen,
-        f"{memory.text(need)} on {view.server.id}"
-        + (f", after {', '.join(map(str, chosen))}" if chosen else ", which has room"),
-    )
+    if any(server.accepting for server in fleet.servers.values() if server.id not in shortages):
+        return Wait(f"every server that could hold {holding} holds it already")
+    return NoServer(", ".join(closed[:5]) or "no server is configured")
 
 
 # --- scores: each in [0, 1], 1 is best ------------------------------------------------------------
 
 
-def _undisturbed(choice: Place, view: ServerView, limits: Limits, now: float) -> float:
+def _undisturbed(
+    fleet: Fleet, server: str, members: tuple[UnitSpec, ...], leaving: tuple[Unit, ...], now: float
+) -> float:
     """1 when nothing has to leave, else 1 / (1 + victims)."""
-    return 1 / (1 + len(choice.victims))
+    return 1 / (1 + len(leaving))
 
 
-def _victims_idle(choice: Place, view: ServerView, limits: Limits, now: float) -> float:
-    """How long the most recently used victim has been idle: 1/2 at a minute."""
-    if not choice.victims:
+def _little_lost(
+    fleet: Fleet, server: str, members: tuple[UnitSpec, ...], leaving: tuple[Unit, ...], now: float
+) -> float:
+    """How little the victims will be missed. By the policy "lru": how long the most recently used
+    has been idle, 1/2 at a minute. By "gdsf": the seconds of loading that their recent uses would
+    have cost, 1/2 at ten."""
+    if not leaving:
         return 1.0
-    idle = min(max(0.0, now - view.replicas[unit].last_used) for unit in choice.victims)
-    return idle / (idle + 60)
+    uses = fleet.uses[server]
+    if fleet.limits.policy == "lru":
+        idle = min(max(0.0, now - uses[unit].last_used) for unit in leaving)
+        return idle / (idle + 60)
+    lost = sum(uses[unit].uses * fleet.reload_seconds(unit) for unit in leaving)
+    return 10 / (10 + lost)
 
 
-def _memory_free(choice: Place, view: ServerView, limits: Limits, now: float) -> float:
-    """The least free share of any budgeted resource."""
-    taken = reserved(view.replicas.values())
-    shares = [1 - taken.get(r, 0) / limit for r, limit in view.server.budget.items() if limit]
-    return min(1.0, max(0.0, min(shares, default=1.0)))
+def _free(
+    fleet: Fleet, server: str, members: tuple[UnitSpec, ...], leaving: tuple[Unit, ...], now: float
+) -> float:
+    """The least free share of anything budgeted."""
+    return fleet.accounts[server].free_share(fleet.servers[server])
 
 
-def _quiet(choice: Place, view: ServerView, limits: Limits, now: float) -> float:
-    """1 / (1 + loads under way or queued)."""
-    busy = (State.QUEUED, State.LOADING)
-    return 1 / (1 + sum(replica.state in busy for replica in view.replicas.values()))
+def _quiet(
+    fleet: Fleet, server: str, members: tuple[UnitSpec, ...], leaving: tuple[Unit, ...], now: float
+) -> float:
+    """1 / (1 + loads under way or queued on its host)."""
+    busy = sum(fleet.accounts[neighbour].busy for neighbour in fleet.neighbours(server))
+    return 1 / (1 + busy)
 
 
-Score = Callable[[Place, ServerView, Limits, float], float]
+def _apart(
+    fleet: Fleet, server: str, members: tuple[UnitSpec, ...], leaving: tuple[Unit, ...], now: float
+) -> float:
+    """1 when no other copy is in the same zone, 1/2 when one is, 0 when one is on the same host."""
+    others = fleet.where.get(members[-1].unit)
+    if not others:
+        return 1.0
+    if others & set(fleet.neighbours(server)):
+        return 0.0
+    zone = fleet.servers[server].labels.get("zone")
+    shared = zone is not None and any(
+        fleet.servers[other].labels.get("zone") == zone for other in others
+    )
+    return 0.5 if shared else 1.0
+
+
+Score = Callable[[Fleet, str, tuple[UnitSpec, ...], tuple[Unit, ...], float], float]
 
 SCORES: Final[tuple[tuple[float, Score], ...]] = (
-    (0.4, _undisturbed),
-    (0.2, _victims_idle),
-    (0.2, _memory_free),
+    (0.25, _undisturbed),
+    (0.25, _little_lost),
+    (0.2, _free),
     (0.2, _quiet),
+    (0.1, _apart),
 )
 
 
-def score(choice: Place, view: ServerView, limits: Limits, now: float) -> float:
+def score(
+    fleet: Fleet, server: str, members: tuple[UnitSpec, ...], leaving: tuple[Unit, ...], now: float
+) -> float:
     """The weighted mean of `SCORES`, in [0, 1]."""
-    return sum(weight * measure(choice, view, limits, now) for weight, measure in SCORES)
+    return sum(weight * part(fleet, server, members, leaving, now) for weight, part in SCORES)
+
+
+def room_score(fleet: Fleet, server: str) -> float:
+    """How well any newcomer does on a server where nothing has to leave; 0 where none may come."""
+    if not fleet.servers[server].accepting:
+        return 0.0
+    account = fleet.accounts[server]
+    return account.free_share(fleet.servers[server]) + 1 / (1 + account.busy)

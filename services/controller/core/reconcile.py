@@ -1,80 +1,142 @@
 """The picture kept true: the catalogue, the servers' indexes, and what was measured on them."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
 from services.common.errors import VersionNotFound
-from services.controller.core import demand, draining, memory, residents, victims
+from services.controller.core import accounts, demand, draining, memory, victims
 from services.controller.core import events as ev
-from services.controller.core.entities import (
-    Health,
-    Replica,
-    ReplicaKey,
-    Server,
-    Unit,
-    reservation,
-    reservation_of_resident,
-)
+from services.controller.core.entities import Health, Replica, ReplicaKey, Server, Unit, UnitSpec
 from services.controller.core.fleet import Fleet
+from services.controller.core.sizing import reservation, reservation_of_resident
 from services.controller.core.states import APPLIED, OCCUPYING, Cause, State, after
+from services.controller.core.victims import Terms
 
 SETTLED_SECONDS: Final = 10.0  # a residence that lasted so long tells a size worth keeping
 
 
+# --- the catalogue --------------------------------------------------------------------------------
+
+
 def catalog_changed(fleet: Fleet, event: ev.CatalogChanged, now: float) -> None:
     fresh = {spec.unit: spec for spec in event.specs}
-    for unit in [u for u in fleet.specs if u.model in event.models and u not in fresh]:
-        del fleet.specs[unit]
-        fleet.pinned.discard(unit)
-        fleet.failures.pop(unit, None)
-        demand.refuse_all(
-            fleet,
-            unit,
-            VersionNotFound(
-                model=unit.model, version=unit.version, versions="it was removed meanwhile"
-            ),
-            now,
-        )
-        draining.withdraw_all(fleet, unit, "it is no longer in the catalogue", now)
+    for model in event.models:
+        for unit in fleet.versions.pop(model, ()):
+            if unit not in fresh:
+                forget_unit(fleet, unit, now)
     for unit, spec in fresh.items():
-        known = fleet.specs.get(unit)
-        fleet.specs[unit] = spec
-        (fleet.pinned.add if spec.pinned else fleet.pinned.discard)(unit)
-        if known is None:
-            continue
-        same = (known.config_digest, known.fingerprint) == (spec.config_digest, spec.fingerprint)
-        if not same:
-            fleet.failures.pop(unit, None)
-            draining.withdraw_all(fleet, unit, "its files or config have changed", now)
-        if known.pinned != spec.pinned:
-            kind = ev.Kind.PINNED if spec.pinned else ev.Kind.UNPINNED
-            fleet.record(kind, "set in the registry", unit=unit)
+        fleet.versions[unit.model] = (*fleet.versions.get(unit.model, ()), unit)
+        put_spec(fleet, spec, now)
+    demand.want_kept(fleet, now)
     fleet.publish(event.models)
+
+
+def forget_unit(fleet: Fleet, unit: Unit, now: float) -> None:
+    gone = VersionNotFound(
+        model=unit.model, version=unit.version, versions="it was removed meanwhile"
+    )
+    for user in demand.with_users(fleet, unit):
+        demand.refuse_all(fleet, user, gone, now)
+    _unlink(fleet, fleet.specs.pop(unit))
+    for index in (fleet.pinned, fleet.kept, fleet.preload):
+        index.discard(unit)
+    fleet.failures.pop(unit, None)
+    fleet.patterns.forget(unit)
+    for replica in list(fleet.everywhere(unit)):
+        if replica.state is State.QUEUED:
+            fleet.remove(replica, Cause.ABANDONED, now)
+    draining.withdraw_all(fleet, unit, "it is no longer in the catalogue", now)
+
+
+def put_spec(fleet: Fleet, spec: UnitSpec, now: float) -> None:
+    unit = spec.unit
+    known = fleet.specs.get(unit)
+    if known is not None:
+        _unlink(fleet, known)
+    fleet.specs[unit] = spec
+    for part in spec.requires:
+        fleet.users.setdefault(part, set()).add(unit)
+    (fleet.pinned.add if spec.pinned else fleet.pinned.discard)(unit)
+    (fleet.kept.add if spec.kept else fleet.kept.discard)(unit)
+    if spec.preload and not (known is not None and known.preload):
+        fleet.preload.add(unit)
+    if known is None:
+        for stranger in list(fleet.everywhere(unit)):
+            budget = fleet.servers[stranger.key.server].budget
+            reserved = reservation(spec, budget, fleet.limits)
+            fleet.put(stranger._replace(reserved=reserved, slots=spec.slots))
+        return
+    if spec.requires != known.requires and unit in fleet.wants:
+        fleet.fresh[unit] = None
+    if (known.config_digest, known.fingerprint) != (spec.config_digest, spec.fingerprint):
+        fleet.failures.pop(unit, None)
+        draining.withdraw_all(fleet, unit, "its files or config have changed", now)
+    if known.pinned != spec.pinned:
+        kind = ev.Kind.PINNED if spec.pinned else ev.Kind.UNPINNED
+        fleet.record(kind, "set in the registry", unit=unit)
+
+
+def _unlink(fleet: Fleet, spec: UnitSpec) -> None:
+    for part in spec.requires:
+        users = fleet.users.get(part)
+        if users is not None:
+            users.discard(spec.unit)
+            if not users:
+                del fleet.users[part]
+
+
+# --- servers --------------------------------------------------------------------------------------
 
 
 def server_found(fleet: Fleet, event: ev.ServerFound, now: float) -> None:
     server = event.server
+    known = fleet.servers[server.id]
     forget_replicas(fleet, server.id, "the server is inventoried anew", now)
-    fleet.servers[server.id] = replace(server, health=Health.HEALTHY, reason="")
-    fleet.replicas[server.id] = {}
+    kept_out = known.draining if not known.restart else ""  # a restart is over with the restart
+    fleet.put_server(replace(server, health=Health.HEALTHY, reason="", draining=kept_out))
     fleet.record(ev.Kind.SERVER_HEALTHY, f"{len(event.resident)} models resident", server=server.id)
+    found = "found when the server was inventoried"
     for unit in sorted(event.resident):
-        adopt(fleet, server.id, unit, "found when the server was inventoried", now)
+        key = ReplicaKey(server.id, unit)
+        adopt(fleet, key, Cause.ADOPTED, found, now, event.idle.get(unit, 0.0))
+    for unit in sorted(event.outdated & event.resident):
+        resident = fleet.replicas[server.id][unit]
+        if resident.state is State.READY:
+            outdated = "it was loaded with another config than it has now"
+            draining.withdraw_family(fleet, resident, outdated, now)
+    for unit in sorted(event.loading):
+        adopt(fleet, ReplicaKey(server.id, unit), Cause.FOUND_LOADING, found, now)
+    for unit in sorted(event.unloading):
+        adopt(fleet, ReplicaKey(server.id, unit), Cause.FOUND_UNLOADING, found, now)
+    demand.want_kept(fleet, now)
     fleet.publish((), {server.id})
 
 
-def adopt(fleet: Fleet, server: str, unit: Unit, reason: str, now: float) -> None:
-    if unit not in fleet.specs:
-        fleet.record(
-            ev.Kind.UNEXPECTED, "resident but not in the catalogue", server=server, unit=unit
-        )
-        return
-    reserved = reservation(fleet.specs[unit], fleet.servers[server].budget, fleet.limits)
-    fleet.replicas[server][unit] = Replica(
-        ReplicaKey(server, unit), after(State.ABSENT, Cause.ADOPTED), reserved, now, reason, now
-    )
-    fleet.record(ev.Kind.READY, reason, server=server, unit=unit)
-    fleet.publish((unit.model,))
+def adopt(
+    fleet: Fleet, key: ReplicaKey, cause: Cause, reason: str, now: float, idle: float = 0.0
+) -> None:
+    """Take a replica into the picture that the server has already. One that is not in the
+    catalogue takes room all the same; nobody is told of it, and it leaves (`upkeep`)."""
+    spec = fleet.specs.get(key.unit)
+    state = after(State.ABSENT, cause)
+    budget = fleet.servers[key.server].budget
+    reserved = reservation(spec, budget, fleet.limits) if spec is not None else {}
+    slots = spec.slots if spec is not None else 1
+    fleet.attempt += 1
+    replica = Replica(key, state, reserved, now, reason, reason, fleet.attempt, slots=slots)
+    fleet.start_use(replica, now - idle)
+    fleet.put(replica)
+    if state is not State.READY:
+        fleet.out.append(ev.Settle(key, replica.attempt, loading=state is State.LOADING))
+        kind = ev.Kind.LOADING if state is State.LOADING else ev.Kind.UNLOADING
+        fleet.record(kind, reason, server=key.server, unit=key.unit)
+    elif spec is None:
+        unknown = "resident but not in the catalogue"
+        fleet.record(ev.Kind.UNEXPECTED, unknown, server=key.server, unit=key.unit)
+    else:
+        fleet.record(ev.Kind.READY, reason, server=key.server, unit=key.unit)
+        fleet.publish((key.unit.model,))
 
 
 def server_lost(fleet: Fleet, event: ev.ServerLost, now: float) -> None:
@@ -82,19 +144,53 @@ def server_lost(fleet: Fleet, event: ev.ServerLost, now: float) -> None:
     if server is None:
         return
     health = Health.UNREACHABLE if event.usable else Health.UNUSABLE
-    fleet.servers[server.id] = replace(server, health=health, reason=event.reason)
+    fleet.put_server(replace(server, health=health, reason=event.reason, restart_wanted=False))
     kind = ev.Kind.SERVER_LOST if event.usable else ev.Kind.SERVER_UNUSABLE
     fleet.record(kind, event.reason, server=server.id)
     forget_replicas(fleet, server.id, event.reason, now)
+    if server.id in fleet.claims:
+        demand.unclaim(fleet, server.id)
     fleet.publish((), {server.id})
 
 
 def forget_replicas(fleet: Fleet, server: str, reason: str, now: float) -> None:
-    for replica in list(fleet.replicas.get(server, {}).values()):
+    for replica in list(fleet.replicas[server].values()):
         fleet.remove(replica, Cause.LOST, now)
     for unit, want in fleet.wants.items():
         if want.server == server:
             fleet.wants[unit] = want.unplaced(reason)
+            fleet.fresh[unit] = None
+
+
+def drain_wanted(fleet: Fleet, event: ev.DrainWanted, now: float) -> None:
+    server = fleet.servers.get(event.server)
+    if server is None:
+        return
+    if event.reason:
+        drain_server(fleet, server.id, event.reason, restart=event.restart, now=now)
+    elif server.draining:
+        fleet.put_server(replace(server, draining="", restart=False, restart_wanted=False))
+        fleet.record(ev.Kind.SERVER_HEALTHY, "it is drained no more", server=server.id)
+        fleet.publish((), {server.id})
+
+
+def drain_server(fleet: Fleet, server: str, reason: str, *, restart: bool, now: float) -> None:
+    """Nothing new is placed on it; `upkeep` has its replicas leave."""
+    known = fleet.servers[server]
+    if known.draining and known.restart >= restart:
+        return
+    fleet.put_server(replace(known, draining=reason, restart=restart))
+    fleet.record(ev.Kind.SERVER_DRAINING, reason, server=server)
+    if server in fleet.claims:
+        demand.unclaim(fleet, server)
+    for replica in list(fleet.replicas[server].values()):
+        if replica.state is State.QUEUED:
+            fleet.remove(replica, Cause.ABANDONED, now)
+    for unit, want in fleet.wants.items():
+        if want.server == server and want.load_began is None:
+            fleet.wants[unit] = want.unplaced(f"{server} is drained: {reason}")
+            fleet.fresh[unit] = None
+    fleet.publish((), {server})
 
 
 def index_seen(fleet: Fleet, event: ev.IndexSeen, now: float) -> None:
@@ -110,27 +206,75 @@ def index_seen(fleet: Fleet, event: ev.IndexSeen, now: float) -> None:
             )
             fleet.remove(replica, Cause.VANISHED, now)
     for unit in sorted(event.resident - here.keys()):
-        if fleet.departed.get(ReplicaKey(server.id, unit), event.began) > event.began:
-            continue
-        if unit in fleet.specs:
-            fleet.record(ev.Kind.UNEXPECTED, "in the index unasked", server=server.id, unit=unit)
-            adopt(fleet, server.id, unit, "found in the server's index", now)
+        key = ReplicaKey(server.id, unit)
+        if fleet.departed.get(key, event.began - 1) < event.began:
+            if unit in fleet.specs:
+                unasked = "in the index unasked"
+                fleet.record(ev.Kind.UNEXPECTED, unasked, server=server.id, unit=unit)
+            adopt(fleet, key, Cause.ADOPTED, "found in the server's index", now)
+
+
+def replica_broken(fleet: Fleet, event: ev.ReplicaBroken, now: float) -> None:
+    """READY by the index, and useless: it leaves, and may come back after that."""
+    replica = fleet.replica(event.key)
+    if replica is None or replica.broken or replica.state not in APPLIED:
+        return
+    broken = replica._replace(broken=True)
+    fleet.put(broken)
+    fleet.record(ev.Kind.BROKEN, event.cause, server=event.key.server, unit=event.key.unit)
+    if replica.state is State.READY:
+        draining.withdraw_family(fleet, broken, f"broken: {event.cause}", now)
+
+
+# --- memory ---------------------------------------------------------------------------------------
 
 
 def measured(fleet: Fleet, event: ev.Measured, now: float) -> None:
     server = fleet.servers.get(event.server)
     if server is None:
         return
-    fleet.servers[server.id] = replace(server, measured=event.total)
+    here = fleet.replicas[server.id]
     for unit, amount in event.units.items():
-        replica = fleet.replicas[server.id].get(unit)
+        replica = here.get(unit)
         if replica is None or replica.state not in OCCUPYING or unit not in fleet.specs:
             continue
-        measured = replace(replica, measured=memory.highest(replica.measured, amount))
-        fleet.put(resized(fleet, measured))
+        measured = replica._replace(measured=memory.highest(replica.measured, amount))
+        resized_ = resized(fleet, measured)
+        if resized_ != replica:
+            fleet.put(resized_)
         settled = replica.state is State.READY and now - replica.since >= SETTLED_SECONDS
         if settled or fleet.specs[unit].learned:
             fleet.learn(measured)
+    leaked = leak(server, event, here.values())
+    server = fleet.servers[server.id] = replace(server, measured=event.total, leaked=leaked)
+    account = fleet.accounts[server.id]
+    if server.accepting and not account.loads and not account.leaving_slots:
+        beyond = memory.text({n: size for n, size in leaked.items() if too_much(fleet, server, n)})
+        if beyond != "nothing":
+            reason = f"{beyond} not given back by models that are gone"
+            drain_server(fleet, server.id, reason, restart=True, now=now)
+
+
+def leak(server: Server, event: ev.Measured, here: Iterable[Replica]) -> memory.Memory:
+    """What the server takes beyond its models: those that were measured apart, as they are, the
+    others as much as is reserved for them."""
+    explained = memory.total(
+        event.units.get(replica.unit, replica.reserved)
+        for replica in here
+        if replica.state in OCCUPYING
+    )
+    gone = memory.total(
+        size for unit, size in event.units.items() if unit not in {r.unit for r in here}
+    )
+    known = memory.plus(explained, gone)
+    over = {name: event.total.get(name, 0) - known.get(name, 0) for name in server.budget}
+    return {name: size for name, size in over.items() if size > 0}
+
+
+def too_much(fleet: Fleet, server: Server, resource: str) -> bool:
+    limits = fleet.limits
+    bound = max(limits.leak_bytes, limits.leak_share * server.budget[resource])
+    return server.leaked.get(resource, 0) > bound
 
 
 def resized(fleet: Fleet, replica: Replica) -> Replica:
@@ -138,28 +282,18 @@ def resized(fleet: Fleet, replica: Replica) -> Replica:
     now_known = reservation_of_resident(replica, spec, fleet.limits)
     if replica.state is not State.READY:  # it may still grow towards what was reserved
         now_known = memory.highest(now_known, replica.reserved)
-    return replace(replica, reserved=now_known)
+    return replica._replace(reserved=now_known)
 
 
 def repay(fleet: Fleet, server: Server, now: float) -> None:
     """Evict until what stays fits: it grew beyond what was reserved, or came unasked."""
-    here = fleet.replicas.get(server.id, {})
-    while shortage := overfull(fleet, server):
-        families = victims.families(set(), fleet.view(server), fleet.specs)
-        if not families:
+    account = fleet.accounts[server.id]
+    while over := account.excess(server, server.budget, server.max_models):
+        family = victims.first_to_free(fleet, server.id, over, Terms())
+        if family is None:
             return
-        for unit in victims.ensembles_first(families[0], fleet.view(server), fleet.specs):
-            draining.withdraw(fleet, here[unit], f"{server.id} is over {shortage}", None, "", now)
-
-
-def overfull(fleet: Fleet, server: Server) -> str:
-    """By how much what is on the server, or has a place there, is too much; empty when it fits."""
-    here = fleet.replicas.get(server.id, {})
-    staying = [r for r in here.values() if r.state not in (State.DRAINING, State.UNLOADING)]
-    over = memory.excess(residents.reserved(staying), server.budget)
-    if over:
-        return f"its budget by {memory.text(over)}"
-    slots = residents.slots_used(staying, fleet.specs)
-    if server.max_models and slots > server.max_models:
-        return f"its {server.max_models} models by {slots - server.max_models}"
-    return ""
+        reason = f"{server.id} is over its limit by {accounts.excess_text(over)}"
+        chosen = victims.ensembles_first(fleet, server.id, set(family))
+        weighed = victims.weighed(fleet, server.id, chosen, now)
+        for unit in chosen:
+            draining.withdraw(fleet, fleet.replicas[server.id][unit], reason, now, weighed=weighed)

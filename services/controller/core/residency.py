@@ -2,7 +2,8 @@
 
 It decides what is loaded where, what has to leave for it, and when that may happen. It does
 nothing itself, reads no clock (`now` is an argument, seconds that only grow) and draws no random
-numbers, so the service, the tests and a simulation run the same code.
+numbers, so the service, the tests and a simulation run the same code. An event costs as much as
+what it changes, however many servers and models there are.
 
 Invariants, after every event:
 
@@ -12,17 +13,20 @@ Invariants, after every event:
 - A replica is told to unload only after every Router that could send to it has drained it, or has
   not been heard from for `router_seconds`.
 - A unit is loaded once for all that wait for it. Every waiter is answered once.
-- Pinned replicas, the parts of present ensembles, and replicas whose use lease has not started are
-  never evicted.
+- Pinned replicas, the last of a minimum of copies, the parts of present ensembles, replicas with a
+  sequence, and replicas whose use lease has not started are never evicted for another.
 """
 
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from services.controller.core import demand, draining, loading, reconcile
+from services.controller.core import demand, draining, loading, reconcile, upkeep
 from services.controller.core import events as ev
-from services.controller.core.entities import Health, Limits, Server
+from services.controller.core.entities import Health, Server
 from services.controller.core.fleet import Fleet
+from services.controller.core.limits import Limits
+from services.controller.core.placement import room_score
+from services.controller.core.roster import LOOK_AT_ALL
 
 Reaction = Callable[[Fleet, Any, float], None]
 
@@ -30,20 +34,27 @@ REACTIONS: Final[dict[type, Reaction]] = {
     ev.CatalogChanged: reconcile.catalog_changed,
     ev.ServerFound: reconcile.server_found,
     ev.ServerLost: reconcile.server_lost,
+    ev.DrainWanted: reconcile.drain_wanted,
     ev.IndexSeen: reconcile.index_seen,
+    ev.ReplicaBroken: reconcile.replica_broken,
     ev.Measured: reconcile.measured,
+    ev.QueuesSeen: upkeep.queues_seen,
     ev.ResidentWanted: demand.resident_wanted,
     ev.WaiterGone: demand.waiter_gone,
     ev.EvictionWanted: demand.eviction_wanted,
     ev.Loaded: loading.loaded,
     ev.LoadFailedOnServer: loading.load_failed,
+    ev.LoadHung: loading.load_hung,
     ev.Unloaded: loading.unloaded,
+    ev.UnloadHung: loading.unload_hung,
     ev.RouterJoined: draining.router_joined,
     ev.RouterAcked: draining.of_live_router(draining.router_acked),
     ev.RouterDrained: draining.of_live_router(draining.router_drained),
     ev.RouterStarted: draining.of_live_router(draining.router_started),
     ev.RouterUsed: draining.of_live_router(draining.router_used),
-    ev.Tick: lambda fleet, event, now: None,
+    ev.RouterBroke: draining.of_live_router(upkeep.router_broke),
+    ev.Due: lambda fleet, event, now: None,
+    ev.Tick: upkeep.tick,
 }
 
 
@@ -58,8 +69,8 @@ class Engine:
         self, limits: Limits, servers: Iterable[Server], now: float, unload_from: float
     ) -> None:
         self.fleet = Fleet(limits, now, unload_from)
-        self.fleet.servers.update((server.id, server) for server in servers)
-        self.fleet.replicas.update((server, {}) for server in self.fleet.servers)
+        for server in servers:
+            self.fleet.add_server(server)
 
     def handle(self, event: ev.Event, now: float) -> list[ev.Instruction]:
         """Take one event in; return what is to be done, in order."""
@@ -68,26 +79,37 @@ class Engine:
         out, self.fleet.out = self.fleet.out, []
         return out
 
+    def next_wake(self) -> float | None:
+        """When something becomes due though nothing happens: a `Due` is wanted then."""
+        return self.fleet.timers.next()
+
 
 def _advance(fleet: Fleet, now: float) -> None:
-    """What follows from the state as it is now, whatever the event was."""
-    _age(fleet, now)
-    draining.expire(fleet, now)
-    demand.expire(fleet, now)
-    demand.finish_evictions(fleet, now)  # before the same unit may be placed there again
-    demand.want_pinned(fleet, now)
-    demand.abandon(fleet, now)
-    demand.grant(fleet, now)  # before anything is evicted: its lease protects what was waited for
-    for server in fleet.servers.values():
-        reconcile.repay(fleet, server, now)
-    loading.place(fleet, now)
+    """What follows from what has changed, until nothing more does."""
+    if fleet.timers.due(now):
+        draining.expire(fleet, now)
+        demand.expire(fleet, now)
+    demand.finish_evictions(fleet, now)
+    touched: dict[str, None] = {}
+    while fleet.changed or fleet.fresh or fleet.arrived or fleet.displaced:
+        demand.finish_evictions(fleet, now)  # before the same unit may be placed there again
+        demand.settle(fleet, now)  # before anything is evicted: its lease protects what came
+        for server in list(fleet.changed):
+            reconcile.repay(fleet, fleet.servers[server], now)
+        loading.place(fleet, now)
+        draining.finish_drains(fleet, now)
+        changed, fleet.changed = fleet.changed, {}
+        touched |= changed
+        for server in changed:
+            loading.start_loads(fleet, fleet.servers[server], now)
     draining.finish_drains(fleet, now)
-    loading.start_loads(fleet, now)
+    _age(fleet, touched, now)
 
 
-def _age(fleet: Fleet, now: float) -> None:
+def _age(fleet: Fleet, touched: Iterable[str], now: float) -> None:
     if any(server.health is Health.HEALTHY for server in fleet.servers.values()):
         fleet.healthy_at = now
-    for key, when in list(fleet.departed.items()):
-        if now - when > fleet.limits.router_seconds:
-            del fleet.departed[key]
+    if len(fleet.servers) > LOOK_AT_ALL:
+        for server in touched:
+            lowest = fleet.orders[server].lowest() - fleet.clocks[server]
+            fleet.roster.changed(server, room_score(fleet, server), lowest)

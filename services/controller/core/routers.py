@@ -10,12 +10,12 @@ NOT_ACKED = -1
 
 @dataclass(frozen=True, slots=True)
 class RouterView:
-    """`acked`: the newest revision that it applied; `in_flight`: requests by replica, as of its
-    last heartbeat."""
+    """`acked`: the newest revision that it applied; `in_use`: requests and sequences in flight by
+    replica, as of its last heartbeat."""
 
     heard: float
     acked: int = NOT_ACKED
-    in_flight: Mapping[ReplicaKey, int] = field(default_factory=dict)
+    in_use: Mapping[ReplicaKey, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,4 +43,4 @@ def has_drained(view: RouterView, key: ReplicaKey, revision: int) -> bool:
     Heartbeats and acks come in order on one stream, so the last heartbeat after the ack says it
     even when the Router's own word of it was lost with a broken stream.
     """
-    return view.acked >= revision and not view.in_flight.get(key)
+    return view.acked >= revision and key not in view.in_use

@@ -28,8 +28,11 @@ class Cause(enum.Enum):
     STARTED = "load started"
     LOADED = "load succeeded"
     LOAD_FAILED = "load failed"
+    LOAD_HUNG = "load not over in time"
     ABANDONED = "nobody waits for it any more"
     ADOPTED = "found on the server"
+    FOUND_LOADING = "found loading on the server"
+    FOUND_UNLOADING = "found unloading on the server"
     EVICTED = "evicted"
     DRAINED = "drained"
     UNLOADED = "unloaded"
@@ -40,11 +43,14 @@ class Cause(enum.Enum):
 TRANSITIONS: Final[dict[tuple[State, Cause], State]] = {
     (State.ABSENT, Cause.PLACED): State.QUEUED,
     (State.ABSENT, Cause.ADOPTED): State.READY,
+    (State.ABSENT, Cause.FOUND_LOADING): State.LOADING,
+    (State.ABSENT, Cause.FOUND_UNLOADING): State.UNLOADING,
     (State.QUEUED, Cause.STARTED): State.LOADING,
     (State.QUEUED, Cause.ABANDONED): State.ABSENT,
     (State.QUEUED, Cause.LOST): State.ABSENT,
     (State.LOADING, Cause.LOADED): State.READY,
     (State.LOADING, Cause.LOAD_FAILED): State.ABSENT,
+    (State.LOADING, Cause.LOAD_HUNG): State.UNLOADING,
     (State.LOADING, Cause.LOST): State.ABSENT,
     (State.READY, Cause.EVICTED): State.DRAINING,
     (State.READY, Cause.VANISHED): State.ABSENT,
@@ -60,6 +66,10 @@ TRANSITIONS: Final[dict[tuple[State, Cause], State]] = {
 OCCUPYING: Final = frozenset({State.LOADING, State.READY, State.DRAINING, State.UNLOADING})
 # In these the server has the version in its set of wanted versions.
 APPLIED: Final = frozenset({State.READY, State.DRAINING})
+# In these its memory is about to come back.
+LEAVING: Final = frozenset({State.DRAINING, State.UNLOADING})
+# In these it answers, or will.
+COMING: Final = frozenset({State.QUEUED, State.LOADING, State.READY})
 # In these a call about the model is under way; a server takes one at a time.
 CHANGING: Final = frozenset({State.LOADING, State.UNLOADING})
 

@@ -1,25 +1,23 @@
 """What has to leave a server for a newcomer.
 
-The victims are chosen before any of them is touched: the least recently used that free enough, and
-none at all when the newcomer would not fit even then.
+The victims are chosen before any of them is touched: those that the policy ranks lowest, as many as
+free enough and no more, and none at all when the newcomer would not fit even then.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from services.controller.core import memory
-from services.controller.core.entities import Limits, Replica, Unit, UnitSpec, reservation
+from services.controller.core.entities import Replica, Unit, UnitSpec
+from services.controller.core.events import Weighed
+from services.controller.core.fleet import Fleet
 from services.controller.core.memory import Memory
-from services.controller.core.residents import (
-    PINNED,
-    ServerView,
-    Specs,
-    clashes,
-    holders,
-    reserved,
-    slots_used,
-)
-from services.controller.core.states import State
+from services.controller.core.sizing import reservation
+from services.controller.core.states import LEAVING, OCCUPYING, State
+
+FIRM: Final = frozenset({"pinned", "its minimum of copies"})
+SHOWN: Final = 5  # of those that were spared, in an explanation
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,147 +34,312 @@ class Blocked:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a newcomer may do to others: nothing unless `evict`, and nothing to a replica that was
+    used after `idle_since` (seconds of the engine's clock)."""
+
+    evict: bool = True
+    idle_since: float = float("inf")
+
+
+Victims = tuple[Unit, ...]
+
+
 def choose(
+    fleet: Fleet,
+    server: str,
     members: tuple[UnitSpec, ...],
     missing: tuple[UnitSpec, ...],
-    view: ServerView,
-    specs: Specs,
-    limits: Limits,
-) -> tuple[Unit, ...] | Wait | Blocked:
-    """The units that have to leave `view` for `missing`; ensembles before their parts."""
+    terms: Terms,
+) -> Victims | Wait | Blocked:
+    """The units that have to leave `server` for `missing`; ensembles before their parts."""
     wanted = {member.unit for member in members}
-    room = _Room(wanted, missing, view, specs, limits)
-    gone: set[Unit] = set()
+    clashing = _clashing(fleet, server, wanted, missing)
+    if not isinstance(clashing, set):
+        return clashing
+    if any(fleet.uses[server][unit].last_used > terms.idle_since for unit in clashing):
+        return Wait(f"{server} holds another version of it, with another config, that is in use")
+    room = _Room(fleet, server, wanted, missing)
+    gone = set(clashing)
+    for unit in gone:
+        room.free(unit)
+    if not room.enough() and terms.evict:
+        _evict_until_enough(fleet, server, wanted, gone, clashing, room, terms)
+    if not room.enough():
+        return room.refusal(wanted) if terms.evict else Wait(f"{server} has no spare room")
+    if gone and not terms.evict:
+        return Wait(f"{server} holds another version of it with another config")
+    return ensembles_first(fleet, server, gone)
 
-    # Versions of one model that differ in config can't be resident side by side: Triton would
-    # reload the one for the other.
-    for replica in view.replicas.values():
-        clash = clashes(replica.unit, missing, specs)
-        if clash and replica.unit not in wanted:
-            kin = {replica.unit, *holders(replica.unit, view.replicas, specs)}
-            refusal = _refusal(kin, wanted, view)
-            if refusal is not None:
-                return refusal
-            gone |= kin
 
-    if not room.enough(gone):
-        clashing = frozenset(gone)
-        for family in families(wanted | gone, view, specs):
-            gone |= family
-            if room.enough(gone):
-                break
+def _evict_until_enough(
+    fleet: Fleet,
+    server: str,
+    wanted: set[Unit],
+    gone: set[Unit],
+    clashing: set[Unit],
+    room: "_Room",
+    terms: Terms,
+) -> None:
+    for family in families(fleet, server, wanted | gone, terms):
+        for unit in family - gone:
+            room.free(unit)
+        gone |= family
+        if room.enough():
+            break
+    else:
+        return
+    # The last one taken may be so large that some before it can stay: most valuable first.
+    uses = fleet.uses[server]
+    for unit in sorted(gone - clashing, key=lambda u: (uses[u].rank, u), reverse=True):
+        if unit not in gone:
+            continue
+        with_parts = [other for other in gone if other == unit or _needs(fleet, unit, other)]
+        for part in with_parts:
+            room.keep(part)
+        if room.enough() and not clashing.intersection(with_parts):
+            gone.difference_update(with_parts)
         else:
-            return room.refusal(wanted)
-        spared = sorted(gone - clashing, key=lambda unit: (view.replicas[unit].last_used, unit))
-        for unit in reversed(spared):  # the most recently used stay where they can
-            rest = gone - {unit, *_parts(unit, gone, view, specs)}
-            if room.enough(rest):
-                gone = rest
-    return ensembles_first(gone, view, specs)
+            for part in with_parts:
+                room.free(part)
+
+
+def families(
+    fleet: Fleet, server: str, excluded: set[Unit], terms: Terms
+) -> Iterator[frozenset[Unit]]:
+    """What can leave together, the lowest rank first: a unit and all that need it here."""
+    here = fleet.replicas[server]
+    for _, unit in in_order(fleet, server):
+        if unit in excluded or fleet.uses[server][unit].last_used > terms.idle_since:
+            continue
+        spec = fleet.specs.get(unit)
+        if spec is not None and spec.ensemble:
+            continue  # on its own it frees nothing
+        family = fleet.family(unit, server)
+        if not family & excluded and all(may_leave(fleet, here[member]) for member in family):
+            yield frozenset(family)
+
+
+def first_to_free(fleet: Fleet, server: str, over: Memory, terms: Terms) -> frozenset[Unit] | None:
+    """Of what can leave, the first that takes some of what the server has too much of; "models"
+    stands for how many there are."""
+    here = fleet.replicas[server]
+    for family in families(fleet, server, set(), terms):
+        for unit in family:
+            replica = here[unit]
+            if (replica.slots and "models" in over) or any(map(replica.reserved.get, over)):
+                return family
+    return None
+
+
+def in_order(fleet: Fleet, server: str) -> Iterator[tuple[float, Unit]]:
+    """The READY replicas of `server`, the lowest rank first, with their ranks."""
+    here, uses = fleet.replicas[server], fleet.uses[server]
+
+    def rank(unit: Unit) -> float | None:
+        replica = here.get(unit)
+        ready = replica is not None and replica.state is State.READY
+        return uses[unit].rank if ready else None
+
+    yield from fleet.orders[server].walk(rank)
+
+
+def may_leave(fleet: Fleet, replica: Replica) -> bool:
+    return replica.state is State.READY and fleet.protection(replica) is None
+
+
+def front(fleet: Fleet, server: str) -> float:
+    """How much the next victim of `server` matters, over the server's clock; infinity when nothing
+    there may leave."""
+    for rank, unit in in_order(fleet, server):
+        if may_leave(fleet, fleet.replicas[server][unit]):
+            return rank - fleet.clocks[server]
+    return float("inf")
+
+
+def weighed(fleet: Fleet, server: str, victims: Victims, now: float) -> tuple[Weighed, ...]:
+    """The numbers behind a choice: of the victims, and of those that would have been next."""
+    found: list[Weighed] = []
+    spared = 0
+    for _, unit in in_order(fleet, server):
+        evicted = unit in victims
+        if not evicted:
+            if spared == SHOWN:
+                continue
+            spared += 1
+        found.append(Weighed(unit, evicted, numbers(fleet, fleet.replicas[server][unit], now)))
+    return tuple(found)
+
+
+def numbers(fleet: Fleet, replica: Replica, now: float) -> dict[str, float]:
+    """What the eviction policy knows of a replica."""
+    use = fleet.uses[replica.key.server][replica.unit]
+    return {
+        "idle_seconds": max(0.0, now - use.last_used),
+        "uses": use.uses,
+        "bytes": float(sum(replica.reserved.values())),
+        "reload_seconds": fleet.reload_seconds(replica.unit),
+        "in_flight": float(use.in_flight),
+        "rank": use.rank,
+    }
+
+
+def clashing_with(fleet: Fleet, server: str, spec: UnitSpec) -> Unit | None:
+    """A version of the same model that occupies the server with another config, if one does: they
+    can't be resident side by side, Triton would reload the one for the other."""
+    for replica in fleet.of_model_on(spec.unit.model, server):
+        other = fleet.specs.get(replica.unit)
+        if (
+            replica.unit != spec.unit
+            and replica.state in OCCUPYING
+            and other is not None
+            and other.config_digest != spec.config_digest
+        ):
+            return replica.unit
+    return None
+
+
+def _clashing(
+    fleet: Fleet, server: str, wanted: set[Unit], missing: tuple[UnitSpec, ...]
+) -> set[Unit] | Wait | Blocked:
+    """What has to leave because of another config, whole families."""
+    gone: set[Unit] = set()
+    here = fleet.replicas[server]
+    for member in missing:
+        for replica in fleet.of_model_on(member.unit.model, server):
+            other = fleet.specs.get(replica.unit)
+            if (
+                other is None
+                or replica.unit in wanted
+                or other.config_digest == member.config_digest
+                or replica.state in LEAVING
+            ):
+                continue
+            family = fleet.family(replica.unit, server)
+            busy: Wait | None = None
+            for unit in sorted(family):
+                why = fleet.protection(here[unit])
+                if unit in wanted:
+                    return Blocked(f"{unit} needs another version of the same model on {server}")
+                if why in FIRM:
+                    return Blocked(f"{unit} is kept on {server} ({why}) and has another config")
+                if busy is None and (why is not None or here[unit].state is not State.READY):
+                    busy = Wait(f"{unit} is {why or 'changing'} on {server}")
+            if busy is not None:
+                return busy
+            gone |= family
+    return gone
+
+
+def _needs(fleet: Fleet, user: Unit, part: Unit) -> bool:
+    """Whether `part` has to stay where `user` stays."""
+    spec = fleet.specs.get(user)
+    if spec is None or not spec.requires:
+        return False
+    return any(member.unit == part for member in fleet.group(spec)[:-1])
+
+
+def ensembles_first(fleet: Fleet, server: str, gone: set[Unit]) -> Victims:
+    if len(gone) < 2:
+        return tuple(gone)
+    return tuple(sorted(gone, key=lambda unit: (len(fleet.holders(unit, server)), unit)))
 
 
 class _Room:
-    """Whether a server's budget and slots hold the newcomers once some replicas are gone."""
+    """Whether a server's budget and slots hold the newcomers, as replicas are counted out."""
 
     def __init__(
-        self,
-        wanted: set[Unit],
-        missing: tuple[UnitSpec, ...],
-        view: ServerView,
-        specs: Specs,
-        limits: Limits,
+        self, fleet: Fleet, server: str, wanted: set[Unit], missing: tuple[UnitSpec, ...]
     ) -> None:
-        self._view = view
-        self._specs = specs
-        self._need = _need(wanted, missing, view, limits)
+        self._fleet = fleet
+        self._server = fleet.servers[server]
+        self._here = fleet.replicas[server]
         self._slots = sum(member.slots for member in missing)
+        account = fleet.accounts[server]
+        self._need = _need(fleet, server, wanted, missing)
+        planned, leaving, need = account.planned, account.leaving, self._need
+        self._over = {
+            name: planned.get(name, 0) - leaving.get(name, 0) + need.get(name, 0) - limit
+            for name, limit in self._server.budget.items()
+        }
+        most = self._server.max_models
+        self._slots_over = account.staying_slots + self._slots - most if most else 0
 
-    def enough(self, gone: Iterable[Unit]) -> bool:
-        left = self._left(set(gone))
-        server = self._view.server
-        slots_free = (
-            not server.max_models
-            or slots_used(left, self._specs) + self._slots <= server.max_models
-        )
-        return slots_free and memory.fits(memory.plus(reserved(left), self._need), server.budget)
+    def enough(self) -> bool:
+        if self._slots_over > 0:
+            return False
+        for over in self._over.values():  # noqa: SIM110  all() takes twice as long
+            if over > 0:
+                return False
+        return True
 
-    def _left(self, gone: set[Unit]) -> list[Replica]:
-        # What is on its way out already counts as gone: its memory is waited for, not asked twice.
-        return [
-            replica
-            for unit, replica in self._view.replicas.items()
-            if unit not in gone and replica.state not in (State.DRAINING, State.UNLOADING)
-        ]
+    def free(self, unit: Unit) -> None:
+        self._count(unit, -1)
+
+    def keep(self, unit: Unit) -> None:
+        self._count(unit, 1)
+
+    def _count(self, unit: Unit, sign: int) -> None:
+        replica = self._here[unit]
+        for name in self._over:
+            self._over[name] += sign * replica.reserved.get(name, 0)
+        if self._server.max_models:
+            self._slots_over += sign * replica.slots
 
     def refusal(self, wanted: set[Unit]) -> Wait | Blocked:
         """Why not even all victims together are enough, and whether waiting can help."""
-        view = self._view
+        server = self._server
         firm = [
             replica
-            for unit, replica in view.replicas.items()
-            if unit in wanted or view.protected.get(unit) == PINNED
+            for unit, replica in self._here.items()
+            if unit in wanted or _held(self._fleet, replica, FIRM)
         ]
-        room = memory.plus(reserved(firm), self._need)
-        server = view.server
+        room = memory.plus(memory.total(replica.reserved for replica in firm), self._need)
+        slots = sum(replica.slots for replica in firm) + self._slots
         if not memory.fits(room, server.budget) or (
-            server.max_models and slots_used(firm, self._specs) + self._slots > server.max_models
+            server.max_models and slots > server.max_models
         ):
             names = ", ".join(sorted(str(r.unit) for r in firm if r.unit not in wanted))
-            taken = f"what is pinned: {names}" if names else "its own parts, larger than expected"
+            taken = f"what is kept there: {names}" if names else "its own parts, too large together"
             return Blocked(f"on {server.id} the room is taken by {taken}")
         return Wait(f"everything on {server.id} is about to be used or about to leave")
 
 
-def _need(
-    wanted: set[Unit], missing: tuple[UnitSpec, ...], view: ServerView, limits: Limits
-) -> Memory:
+def _held(fleet: Fleet, replica: Replica, reasons: frozenset[str]) -> bool:
+    """Whether a replica, or something that needs it on its server, is protected so."""
+    here = fleet.replicas[replica.key.server]
+    family = fleet.family(replica.unit, replica.key.server)
+    return any(fleet.protection(here[member]) in reasons for member in family)
+
+
+def clears(fleet: Fleet, server: str, members: tuple[UnitSpec, ...]) -> bool:
+    """Whether there will be room for `members` once what is under way is over; a sequence may
+    last for any time."""
+    known, here = fleet.servers[server], fleet.replicas[server]
+    wanted = {member.unit for member in members}
+    lasting = FIRM | {"in use by a sequence"}
+    stays = [r for unit, r in here.items() if unit not in wanted and _held(fleet, r, lasting)]
+    need = _need(fleet, server, set(), members)
+    slots = sum(replica.slots for replica in stays) + sum(member.slots for member in members)
+    room = memory.plus(memory.total(replica.reserved for replica in stays), need)
+    return memory.fits(room, known.budget) and not 0 < known.max_models < slots
+
+
+def _need(fleet: Fleet, server: str, wanted: set[Unit], missing: tuple[UnitSpec, ...]) -> Memory:
     """What `missing` is to have room for. Guesses that add up to more than there is, beside those
     of `wanted` that are there already, are cut: the parts load one by one, and are measured."""
-    budget = view.server.budget
-    total = memory.total(reservation(member, budget, limits) for member in missing)
-    certain = memory.total(
+    budget, limits = fleet.servers[server].budget, fleet.limits
+    if len(missing) == 1 and missing[0].size_known:
+        return reservation(missing[0], budget, limits)
+    total = memory.total([reservation(member, budget, limits) for member in missing])
+    if all(member.size_known for member in missing):
+        return total
+    sure = memory.total(
         reservation(member, budget, limits) for member in missing if member.size_known
     )
-    there = reserved(replica for unit, replica in view.replicas.items() if unit in wanted)
+    here = fleet.replicas[server]
+    there = memory.total(here[unit].reserved for unit in wanted if unit in here)
     most = {name: limit - there.get(name, 0) for name, limit in budget.items()}
     cut = {name: min(amount, most.get(name, amount)) for name, amount in total.items()}
-    return memory.highest(cut, certain)
-
-
-def _refusal(family: set[Unit], wanted: set[Unit], view: ServerView) -> Wait | Blocked | None:
-    for unit in sorted(family):
-        if unit in wanted:
-            return Blocked(f"{unit} needs another version of the same model on {view.server.id}")
-        if view.protected.get(unit) == PINNED:
-            return Blocked(f"{unit} is pinned on {view.server.id} and has another config")
-    for unit in sorted(family):
-        if unit in view.protected or view.replicas[unit].state is not State.READY:
-            return Wait(f"{unit} is {view.protected.get(unit, 'changing')} on {view.server.id}")
-    return None
-
-
-def families(excluded: set[Unit], view: ServerView, specs: Specs) -> list[frozenset[Unit]]:
-    """What can leave together, least recently used first: a unit and all that need it here."""
-    found: list[tuple[float, Unit, frozenset[Unit]]] = []
-    for unit, replica in view.replicas.items():
-        if replica.state is not State.READY or unit in excluded:
-            continue
-        family = frozenset({unit, *holders(unit, view.replicas, specs)})
-        if family & excluded or any(
-            member in view.protected or view.replicas[member].state is not State.READY
-            for member in family
-        ):
-            continue
-        last = max(view.replicas[member].last_used for member in family)
-        found.append((last, unit, family))
-    found.sort(key=lambda row: (row[0], row[1]))
-    return [family for _, _, family in found]
-
-
-def _parts(unit: Unit, among: Iterable[Unit], view: ServerView, specs: Specs) -> set[Unit]:
-    """What of `among` has to stay where `unit` stays."""
-    return {part for part in among if unit in holders(part, view.replicas, specs)}
-
-
-def ensembles_first(gone: Iterable[Unit], view: ServerView, specs: Specs) -> tuple[Unit, ...]:
-    return tuple(sorted(gone, key=lambda unit: (len(holders(unit, view.replicas, specs)), unit)))
+    return memory.highest(cut, sure)

@@ -1,9 +1,37 @@
 """Who waits for what, since when, and what became of it so far."""
 
-from dataclasses import dataclass, replace
+import enum
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from services.controller.core.entities import Unit
 from services.controller.core.events import Phase
+from services.controller.core.limits import Limits
+
+
+class Purpose(enum.IntEnum):
+    """Why a unit is wanted, the more urgent the higher.
+
+    PREDICTED and PRELOAD take spare room only; COPY evicts nothing but what is idle."""
+
+    PREDICTED = 0
+    PRELOAD = 1
+    COPY = 2
+    KEPT = 3
+    REQUEST = 4
+
+    @property
+    def text(self) -> str:
+        return _TEXTS[self]
+
+
+_TEXTS = {
+    Purpose.PREDICTED: "expected to be used soon",
+    Purpose.PRELOAD: "to be loaded at start",
+    Purpose.COPY: "another copy",
+    Purpose.KEPT: "to be kept resident",
+    Purpose.REQUEST: "asked for",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,18 +45,20 @@ class Waiter:
     trace_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Want:
-    """All the waiters for one unit: it is loaded once for all of them.
+class Want(NamedTuple):
+    """A unit that is to be READY on `target` servers: it is loaded once for all that wait.
 
-    `desired`: wanted even when nobody waits, because it is pinned. `status`: for people, what the
-    want is waiting for now. The times are those of its way so far.
+    `why`: for people, why it is wanted; `status`: what it is waiting for now. `server`: where it
+    has a place now. The times are those of its way so far. `until`: wanted without a waiter until
+    then.
     """
 
     unit: Unit
     since: float
-    waiters: tuple[Waiter, ...] = ()
-    desired: bool = False
+    purpose: Purpose = Purpose.REQUEST
+    target: int = 1
+    why: str = ""
+    until: float = 0.0
     status: str = "queued"
     server: str | None = None
     reason: str = ""
@@ -37,21 +67,15 @@ class Want:
     placed_at: float | None = None
     load_began: float | None = None
 
-    @property
-    def order(self) -> tuple[bool, float, Unit]:
-        """Requests before pins, then the oldest first."""
-        return (not self.waiters, self.since, self.unit)
-
-    def joined(self, waiter: Waiter) -> "Want":
-        return replace(self, waiters=(*self.waiters, waiter))
-
-    def without(self, waiter: int) -> "Want":
-        return replace(self, waiters=tuple(w for w in self.waiters if w.id != waiter))
+    def order(self, priority: int, limits: Limits) -> tuple[float, Unit]:
+        """Its turn. A step of urgency or priority counts like so many seconds of waiting, so what
+        is less urgent waits longer, and not for ever."""
+        return (self.since - limits.aging_seconds * (self.purpose + priority), self.unit)
 
     def unplaced(self, status: str) -> "Want":
         """Back to the queue: its server is gone."""
-        return replace(
-            self, server=None, placed_at=None, load_began=None, victims=(), status=status
+        return self._replace(
+            server=None, placed_at=None, load_began=None, victims=(), status=status
         )
 
 

@@ -20,6 +20,7 @@ from services.common.errors import (
     NoApprovedVersion,
     VersionNotFound,
 )
+from services.registry.core.residency import Residency
 from shoal import names
 from shoal.names import ModelVersionName
 
@@ -74,8 +75,9 @@ class Part:
 class Version:
     """One set of files and one config.
 
-    `config` is a serialized inference.ModelConfig. `fingerprint` tells whether the files or the
-    config on disk are still those registered. `parts` stand in the order of the config's steps.
+    `config` is a serialized inference.ModelConfig, `probe` a ModelInferRequest or empty.
+    `fingerprint` tells whether the files, the config or the probe on disk are still those
+    registered. `parts` stand in the order of the config's steps.
     """
 
     model: str
@@ -83,6 +85,7 @@ class Version:
     verdict: VersionState
     source: str
     config: bytes = b""
+    probe: bytes = b""
     config_digest: str = ""
     auxiliary_digest: str = ""
     artifact_bytes: int = 0
@@ -156,6 +159,7 @@ class Model:
     description: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     retry_policy: RetryPolicy = RetryPolicy.ONCE
+    residency: Residency = field(default_factory=Residency)
     aliases: Mapping[str, int] = field(default_factory=dict)
     policy: TrafficPolicy | None = None
     created_us: int = 0

@@ -81,8 +81,10 @@ class Table:
         return entry is not None and replica.server in entry.servers
 
     def outdated(self, replica: Replica, revision: Revision) -> bool:
-        """Whether a grant of `replica` at `revision` was overtaken by a withdrawal."""
-        return self.withdrawn.get(replica, NONE) > revision
+        """Whether a grant of `replica` at `revision` was overtaken: by a withdrawal, or by another
+        Controller that acts now."""
+        overtaken = self.withdrawn.get(replica, NONE) > revision
+        return overtaken or revision.epoch < self.revision.epoch
 
     def _readdress(self, change: Change) -> None:
         for server in change.removed_servers:

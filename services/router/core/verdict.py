@@ -1,6 +1,7 @@
 """What a failed call to a Triton means: for the client, or for another try."""
 
 import enum
+import re
 from typing import Final
 
 
@@ -8,12 +9,15 @@ class Verdict(enum.Enum):
     """ANSWER      the server's own answer: the client's to see.
     MISS        the version is not resident there: ask the Controller, then try again.
     UNREACHED   the server never got the request: as a miss.
-    BROKEN      the server broke off while it had the request: one more try at most."""
+    BROKEN      the server broke off while it had the request: one more try at most.
+    UNHEALTHY   the model's process there is dead, and was when or after it got the request: as
+                BROKEN, and nothing more can come of that replica."""
 
     ANSWER = enum.auto()
     MISS = enum.auto()
     UNREACHED = enum.auto()
     BROKEN = enum.auto()
+    UNHEALTHY = enum.auto()
 
 
 # Triton's own texts under code UNAVAILABLE (release 24.10); any other is the transport's.
@@ -24,6 +28,8 @@ _NEVER_SENT: Final = (
     "no route to host",
     "server exiting",
 )
+# Of a Python model, alone or in ensembles. What a model itself raises comes behind other words.
+_DEAD_PROCESS: Final = re.compile(r"(in ensemble '[^']*', )*stub process '[^']*' is not healthy")
 
 
 def verdict(code: str, text: str) -> Verdict:
@@ -34,6 +40,8 @@ def verdict(code: str, text: str) -> Verdict:
             low.startswith("request for unknown model") or "has no available versions" in low
         )
         return Verdict.ANSWER if resident else Verdict.MISS
+    if code == "INTERNAL" and _DEAD_PROCESS.match(low):
+        return Verdict.UNHEALTHY
     if code != "UNAVAILABLE":
         return Verdict.ANSWER
     if "is not at ready state" in low:

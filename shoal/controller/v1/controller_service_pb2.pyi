@@ -465,16 +465,24 @@ class WatchEventsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
+    AFTER_EPOCH_FIELD_NUMBER: _builtins.int
     after_sequence: _builtins.int
-    """Events after this sequence; 0: only new ones."""
+    """Events after this sequence, as far as they are kept; 0: only new ones. A gap in the sequence
+    is what is kept no more.
+    """
+    after_epoch: _builtins.int
+    """The epoch of `after_sequence`. Of an earlier one than the Controller's own: all events of its
+    own that are kept; those that the earlier one had not sent are gone with it. 0: its own.
+    """
     def __init__(
         self,
         *,
         after_sequence: _builtins.int = ...,
+        after_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_sequence", b"after_sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_epoch", b"after_epoch", "after_sequence", b"after_sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -458,8 +458,9 @@ class Event(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     FOR_VERSION_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """Grows by one with every event of a Controller process."""
+    """Grows by one with every event of an epoch."""
     kind: Global___EventKind.ValueType
     server: _builtins.str
     """"servers/{server}"; empty where no server has a part in it."""
@@ -471,6 +472,10 @@ class Event(_message.Message):
     """For EVICTING: what the room is for. "models/{model}/versions/{version}"."""
     trace_id: _builtins.str
     """Hexadecimal trace id of the request that caused it, where one did and was traced."""
+    epoch: _builtins.int
+    """Of the Controller that it happened in: it grows with each one that acts, and (epoch, sequence)
+    is never used twice.
+    """
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -484,10 +489,11 @@ class Event(_message.Message):
         reason: _builtins.str = ...,
         for_version: _builtins.str = ...,
         trace_id: _builtins.str = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["for_version", b"for_version", "kind", b"kind", "reason", b"reason", "sequence", b"sequence", "server", b"server", "time", b"time", "trace_id", b"trace_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "for_version", b"for_version", "kind", b"kind", "reason", b"reason", "sequence", b"sequence", "server", b"server", "time", b"time", "trace_id", b"trace_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -71,6 +71,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: it is pinned, or held by an ensemble that uses it."""
     ERROR_REASON_NO_ROOM: _ErrorReason.ValueType  # 28
     """UNAVAILABLE: every server's room is pinned or held, so nothing may be evicted for it now."""
+    ERROR_REASON_DEADLINE_TOO_SHORT: _ErrorReason.ValueType  # 29
+    """UNAVAILABLE: loading it takes longer than the caller's deadline allows; it is being loaded."""
+    ERROR_REASON_SET_ASIDE: _ErrorReason.ValueType  # 30
+    """UNAVAILABLE: its requests were in flight when servers crashed; not tried again for a while."""
+    ERROR_REASON_SERVER_NOT_FOUND: _ErrorReason.ValueType  # 31
+    """NOT_FOUND: no server of that name is configured."""
     ERROR_REASON_ADMIN_REQUIRED: _ErrorReason.ValueType  # 40
     """PERMISSION_DENIED: an administrative call from a caller who may not make it."""
     ERROR_REASON_NOT_PROXIED: _ErrorReason.ValueType  # 41
@@ -79,6 +85,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: this service is starting, or is not the one that acts."""
     ERROR_REASON_LEASE_HELD: _ErrorReason.ValueType  # 43
     """ABORTED: another Controller holds the controller lease."""
+    ERROR_REASON_STANDS_BY: _ErrorReason.ValueType  # 44
+    """UNAVAILABLE: this Controller stands by; `holder` says which one acts, where that is known."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper): ...
 
@@ -125,6 +133,12 @@ ERROR_REASON_HELD: ErrorReason.ValueType  # 27
 """FAILED_PRECONDITION: it is pinned, or held by an ensemble that uses it."""
 ERROR_REASON_NO_ROOM: ErrorReason.ValueType  # 28
 """UNAVAILABLE: every server's room is pinned or held, so nothing may be evicted for it now."""
+ERROR_REASON_DEADLINE_TOO_SHORT: ErrorReason.ValueType  # 29
+"""UNAVAILABLE: loading it takes longer than the caller's deadline allows; it is being loaded."""
+ERROR_REASON_SET_ASIDE: ErrorReason.ValueType  # 30
+"""UNAVAILABLE: its requests were in flight when servers crashed; not tried again for a while."""
+ERROR_REASON_SERVER_NOT_FOUND: ErrorReason.ValueType  # 31
+"""NOT_FOUND: no server of that name is configured."""
 ERROR_REASON_ADMIN_REQUIRED: ErrorReason.ValueType  # 40
 """PERMISSION_DENIED: an administrative call from a caller who may not make it."""
 ERROR_REASON_NOT_PROXIED: ErrorReason.ValueType  # 41
@@ -133,4 +147,6 @@ ERROR_REASON_NOT_READY: ErrorReason.ValueType  # 42
 """UNAVAILABLE: this service is starting, or is not the one that acts."""
 ERROR_REASON_LEASE_HELD: ErrorReason.ValueType  # 43
 """ABORTED: another Controller holds the controller lease."""
+ERROR_REASON_STANDS_BY: ErrorReason.ValueType  # 44
+"""UNAVAILABLE: this Controller stands by; `holder` says which one acts, where that is known."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

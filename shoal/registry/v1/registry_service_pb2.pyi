@@ -162,7 +162,7 @@ class UpdateModelRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Of description, labels, retry_policy; "*" means all of them."""
+        """Of description, labels, retry_policy, residency and residency.FIELD; "*" means all of them."""
 
     def __init__(
         self,

@@ -1,0 +1,163 @@
+"""`python -m bench.residency`: cold answers, warm ones beside loads, and no Controller."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from rich.console import Console
+from rich.progress import Progress
+
+from bench import load, machine
+from bench.__main__ import QUIET, RESULTS
+from bench.residency import cold, loss, report, warm
+from bench.residency.report import Table
+
+MEASUREMENTS: Final = ("cold", "warm", "loss")
+_TITLES: Final = {
+    "cold": "what a cold answer costs beyond Triton's own loading",
+    "warm": "warm models while others load",
+    "loss": "resident models without the Controller",
+}
+
+
+class Result(NamedTuple):
+    tables: list[Table]
+    samples: list[dict[str, Any]]
+
+
+def main(words: Sequence[str]) -> int:
+    given = _arguments(words)
+    console = Console()
+    for name in given.measurements:
+        busy = machine.load_average()
+        if busy > QUIET:
+            console.print(f"The machine is busy (load average {busy:.1f}): expect noise.")
+        try:
+            found = _MEASURE[name](given, console)
+        except (load.Failed, OSError, RuntimeError) as failed:
+            console.print(f"bench: {failed}", style="red", markup=False)
+            return 1
+        about = _about(given, name, busy)
+        for table in found.tables:
+            console.print(report.shown(table), "")
+        for key, text in about.items():
+            console.print(f"{key}: {text}", highlight=False)
+        if given.json:
+            _keep(given.json, name, about, found)
+        if given.record:
+            _record(report.section(f"{_today()}: {_TITLES[name]}", about, found.tables))
+    return 0
+
+
+def _cold(given: argparse.Namespace, console: Console) -> Result:
+    found, samples = [], []
+    for case in cold.CASES:
+        if case.name in given.case:
+            steps = cold.measure(case, given.pairs)
+            pairs = _shown(console, f"cold: {case.title}", given.pairs, steps)
+            found.append(cold.summary(case, pairs))
+            samples += pairs
+    return Result(cold.tables(found), [one._asdict() for one in samples])
+
+
+def _warm(given: argparse.Namespace, console: Console) -> Result:
+    steps = warm.measure(given.generator, given.rounds, given.seconds, given.bounds)
+    total = given.rounds * 2 * (5 + 2 * len(given.bounds))
+    samples = _shown(console, "warm", total, steps)
+    return Result(warm.tables(samples), [one._asdict() for one in samples])
+
+
+def _loss(given: argparse.Namespace, console: Console) -> Result:
+    steps = loss.measure(given.generator, given.rounds, given.seconds)
+    samples = _shown(console, "loss", given.rounds * 4 * len(loss.WORKLOADS), steps)
+    return Result(loss.tables(samples), [one._asdict() for one in samples])
+
+
+_MEASURE: Final = {"cold": _cold, "warm": _warm, "loss": _loss}
+
+
+def _shown(console: Console, what: str, total: int, steps: Iterable[Any]) -> list[Any]:
+    """All of `steps`, counted while they come."""
+    found = []
+    # Nothing is drawn while there is something to measure: that would cost CPU, too.
+    with Progress(console=console, transient=True, auto_refresh=False) as progress:
+        task = progress.add_task(what, total=total)
+        for step in steps:
+            found.append(step)
+            progress.update(task, advance=1, refresh=True)
+            if not console.is_terminal and len(found) % 10 == 0:
+                console.print(f"{what}: {len(found)} of {total}", highlight=False)
+    return found
+
+
+def _about(given: argparse.Namespace, name: str, busy: float) -> dict[str, str]:
+    amount = f"{given.rounds} rounds there and back, {given.seconds:g} s each"
+    return {
+        "machine": machine.describe(),
+        "versions": machine.versions("2.51.0"),
+        "load": f"load average before: {busy:.1f}"
+        if name == "cold"
+        else f"{load.described(given.generator)}; {amount}; load average before: {busy:.1f}",
+    }
+
+
+def _keep(path: Path, name: str, about: Mapping[str, str], found: Result) -> None:
+    content = json.loads(path.read_text()) if path.exists() else {}
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    content[name] = {"at": at, **about, "samples": found.samples}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _record(section: str) -> None:
+    before = RESULTS.read_text().strip() if RESULTS.exists() else "# Results"
+    RESULTS.write_text(f"{before}\n\n{section}")
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()
+
+
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.residency", description=__doc__)
+    parser.add_argument(
+        "measurements",
+        nargs="*",
+        metavar="MEASUREMENT",
+        help=f"of {', '.join(MEASUREMENTS)} (all)",
+    )
+    parser.add_argument("--quick", action="store_true", help="a minute or two; noisier")
+    cases = [case.name for case in cold.CASES]
+    parser.add_argument("--case", nargs="+", choices=cases, default=cases, help="of cold (all)")
+    parser.add_argument("--pairs", type=int, help="of cold answers, each case (100)")
+    parser.add_argument("--rounds", type=int, help="of warm and loss, there and back (5)")
+    parser.add_argument("--seconds", type=float, help="of each measurement (6)")
+    parser.add_argument(
+        "--bounds", type=int, nargs="*", help="loads at a time that warm compares (1 2 4)"
+    )
+    parser.add_argument(
+        "--generator",
+        choices=load.GENERATORS,
+        default=load.available(),
+        help="what sends the load (h2load where it is installed)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples there")
+    parser.add_argument(
+        "--record", action="store_true", help=f"append the results to bench/{RESULTS.name}"
+    )
+    given = parser.parse_args(words)
+    if unknown := set(given.measurements) - set(MEASUREMENTS):
+        parser.error(f"no such measurement: {', '.join(sorted(unknown))}")
+    given.measurements = given.measurements or MEASUREMENTS
+    given.pairs = given.pairs or (10 if given.quick else 100)
+    given.rounds = given.rounds or (2 if given.quick else 5)
+    given.seconds = given.seconds or (2.0 if given.quick else 6.0)
+    given.bounds = [1, 2, 4] if given.bounds is None else given.bounds
+    return given
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""The residency engine under a trace of requests, in virtual time, against other policies."""

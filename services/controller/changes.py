@@ -1,0 +1,212 @@
+"""Loads and unloads, each seen to its end and answered with an event."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+import structlog
+
+from services.controller.catalog import Catalog
+from services.controller.core import events as ev
+from services.controller.core.entities import ReplicaKey, Unit
+from services.controller.lease import Fence
+from services.controller.metrics import LOAD_SECONDS
+from services.controller.processes import Processes
+from services.controller.triton import (
+    POLL_SECONDS,
+    READY,
+    Deadline,
+    Triton,
+    TritonGone,
+    TritonRefused,
+    TritonSlow,
+    decoupled,
+)
+
+CALL_ATTEMPTS: Final = 5
+
+# Between Triton's word that a unit is gone and the end of its processes lie milliseconds.
+PROCESS_SECONDS: Final = 5.0
+# A unit that stays UNLOADING for so long after its processes have ended stays so for ever.
+STUCK_SECONDS: Final = 2.0
+
+Outcome = ev.Loaded | ev.LoadFailedOnServer | ev.LoadHung | ev.Unloaded | ev.UnloadHung
+T = TypeVar("T")
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds that one load, unload or probe may take."""
+
+    load: float
+    unload: float
+    probe: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What changes the servers. `verify`: looks at a server at once, and cancels what is under way
+    there when it is lost. `fence`: nothing is begun while it is closed."""
+
+    tritons: dict[str, Triton]
+    catalog: Catalog
+    processes: Processes
+    timeouts: Timeouts
+    verify: Callable[[str], Awaitable[None]]
+    fence: Fence = field(default_factory=Fence)
+
+    async def load(self, order: ev.Load) -> Outcome:
+        triton, unit = self.tritons[order.key.server], order.key.unit
+
+        async def apply() -> None:
+            await triton.apply(self._config(unit), order.versions, unit, self.timeouts.load)
+
+        return await self._loaded(order, apply)
+
+    async def unload(self, order: ev.Unload) -> Outcome:
+        return await self._unloaded(order, lambda: self._drop(order.key, order.versions))
+
+    async def settle(self, order: ev.Settle) -> Outcome:
+        """See what comes of a load or an unload that somebody else has begun."""
+        if order.loading:
+            return await self._loaded(order, lambda: self._settle_load(order.key))
+        return await self._unloaded(order, lambda: self._settle_unload(order.key))
+
+    # --- to READY ---------------------------------------------------------------------------------
+
+    async def _loaded(
+        self, order: ev.Load | ev.Settle, load: Callable[[], Awaitable[None]]
+    ) -> Outcome:
+        key, began = order.key, time.monotonic()
+        outcome: Outcome
+        try:
+            await self._through_breaks(key.server, load)
+            await self._probe(key)
+        except TritonRefused as refusal:
+            outcome = ev.LoadFailedOnServer(key, order.attempt, str(refusal))
+        except TritonSlow as slow:
+            outcome = ev.LoadHung(key, order.attempt, str(slow))
+        else:
+            outcome = ev.Loaded(key, order.attempt, time.monotonic() - began)
+        told = {ev.Loaded: "ready", ev.LoadFailedOnServer: "failed", ev.LoadHung: "hung"}
+        LOAD_SECONDS.labels(told[type(outcome)]).observe(time.monotonic() - began)
+        return outcome
+
+    async def _settle_load(self, key: ReplicaKey) -> None:
+        triton, deadline = self.tritons[key.server], Deadline.within(self.timeouts.load)
+        state, reason = await triton.settled(key.unit, deadline)
+        if state != READY:
+            raise TritonRefused(reason or f"{key.unit} is {state or 'not in the index'}")
+
+    async def _probe(self, key: ReplicaKey) -> None:
+        """Ask what is READY for the first time. One that does not answer is unloaded again."""
+        version = self.catalog.version(key.unit)
+        if version is None or not version.probe or decoupled(version.config):
+            return
+        triton, probe = self.tritons[key.server], version.probe
+        try:
+            await self._through_breaks(
+                key.server, lambda: triton.probe(key.unit, probe, self.timeouts.probe)
+            )
+        except TritonRefused as refusal:
+            await self._withdraw(key, str(refusal))
+            raise
+
+    async def _withdraw(self, key: ReplicaKey, why: str) -> None:
+        """Raises TritonSlow when the unit stays, with its memory."""
+
+        async def withdraw() -> None:
+            await self._drop(key, await self._others(key))
+
+        await self.processes.look(key.server)
+        try:
+            await self._through_breaks(key.server, withdraw)
+        except (TritonRefused, TritonSlow) as stuck:
+            raise TritonSlow(f"{why}; and it cannot be unloaded: {stuck}") from stuck
+
+    # --- from READY -------------------------------------------------------------------------------
+
+    async def _unloaded(
+        self, order: ev.Unload | ev.Settle, unload: Callable[[], Awaitable[None]]
+    ) -> Outcome:
+        try:
+            await self._through_breaks(order.key.server, unload)
+        except (TritonRefused, TritonSlow) as problem:
+            return ev.UnloadHung(order.key, order.attempt, str(problem))
+        return ev.Unloaded(order.key, order.attempt)
+
+    async def _drop(self, key: ReplicaKey, versions: tuple[int, ...]) -> None:
+        triton = self.tritons[key.server]
+        config, timeout = self._config(key.unit), self.timeouts.unload
+        await triton.drop(config, versions, key.unit, timeout, self._stuck(key))
+        await self._until_memory_is_back(key)
+
+    async def _settle_unload(self, key: ReplicaKey) -> None:
+        triton, deadline = self.tritons[key.server], Deadline.within(self.timeouts.unload)
+        state, _ = await triton.settled(key.unit, deadline, self._stuck(key))
+        if state == READY:  # it was loaded again
+            await self._drop(key, await self._others(key))
+        else:
+            await self._until_memory_is_back(key)
+
+    def _stuck(self, key: ReplicaKey) -> Callable[[], bool]:
+        """Says whether the unit stays UNLOADING though its memory is back: Triton waits for ever
+        for the answer of a process that died under a request. It can be loaded again."""
+        since: float | None = None
+
+        def stuck() -> bool:
+            nonlocal since
+            if not self.processes.ended(key.server, key.unit):
+                since = None
+                return False
+            now = time.monotonic()
+            since = now if since is None else since
+            if now - since < STUCK_SECONDS:
+                return False
+            _log.warning("stuck unloading, its processes have ended", replica=str(key))
+            return True
+
+        return stuck
+
+    async def _until_memory_is_back(self, key: ReplicaKey) -> None:
+        deadline = Deadline.within(PROCESS_SECONDS)
+        while self.processes.alive(key.server, key.unit):
+            if not deadline.left:
+                _log.warning("unloaded, and its processes are still there", replica=str(key))
+                break
+            await asyncio.sleep(POLL_SECONDS)
+        self.processes.forget(key.server, key.unit)
+
+    # --- both -------------------------------------------------------------------------------------
+
+    async def _others(self, key: ReplicaKey) -> tuple[int, ...]:
+        """The versions of the model that answer beside it."""
+        index = await self.tritons[key.server].index()
+        return tuple(
+            sorted(
+                unit.version
+                for unit, (state, _) in index.items()
+                if state == READY and unit.model == key.unit.model and unit != key.unit
+            )
+        )
+
+    async def _through_breaks(self, server: str, call: Callable[[], Awaitable[T]]) -> T:
+        """Repeat a call that broke off while its server is there. When the server is lost, this
+        task is cancelled: its replicas went with it. Raises TritonSlow when nothing helps: what
+        became of the call is not known."""
+        for _ in range(CALL_ATTEMPTS):
+            await self.fence.passed()
+            try:
+                return await call()
+            except TritonGone as gone:
+                cause = str(gone)
+                await self.verify(server)
+        raise TritonSlow(f"the call broke off {CALL_ATTEMPTS} times: {cause}")
+
+    def _config(self, unit: Unit) -> bytes:
+        version = self.catalog.version(unit)
+        return version.config if version is not None else b""

@@ -1,0 +1,110 @@
+"""What the replicas of a server take, added up as they change."""
+
+from services.controller.core import memory
+from services.controller.core.entities import Replica, Server
+from services.controller.core.memory import Memory
+from services.controller.core.states import LEAVING, State
+
+
+class Account:
+    """Bytes by resource and slots: `planned` by every replica, `leaving` by those that are on their
+    way out, `queued` by those that the server does not hold yet. `loads`: how many are loading, and
+    `waiting`: how many are queued."""
+
+    __slots__ = (
+        "leaving",
+        "leaving_slots",
+        "loads",
+        "planned",
+        "planned_slots",
+        "queued",
+        "queued_slots",
+        "waiting",
+    )
+
+    def __init__(self) -> None:
+        self.planned: dict[str, int] = {}
+        self.leaving: dict[str, int] = {}
+        self.queued: dict[str, int] = {}
+        self.planned_slots = 0
+        self.leaving_slots = 0
+        self.queued_slots = 0
+        self.loads = 0
+        self.waiting = 0
+
+    def add(self, replica: Replica, sign: int) -> None:
+        """Count `replica` in (`sign` 1) or out (-1)."""
+        slots = sign * replica.slots
+        _add(self.planned, replica.reserved, sign)
+        self.planned_slots += slots
+        state = replica.state
+        if state in LEAVING:
+            _add(self.leaving, replica.reserved, sign)
+            self.leaving_slots += slots
+        elif state is State.QUEUED:
+            _add(self.queued, replica.reserved, sign)
+            self.queued_slots += slots
+            self.waiting += sign
+        elif state is State.LOADING:
+            self.loads += sign
+
+    @property
+    def occupied(self) -> Memory:
+        """Bytes reserved by what the server holds, or may hold at any moment."""
+        return {name: size - self.queued.get(name, 0) for name, size in self.planned.items()}
+
+    @property
+    def occupied_slots(self) -> int:
+        return self.planned_slots - self.queued_slots
+
+    def staying(self, resource: str) -> int:
+        """Bytes reserved by what is there, or comes, and does not leave."""
+        return self.planned.get(resource, 0) - self.leaving.get(resource, 0)
+
+    @property
+    def staying_slots(self) -> int:
+        return self.planned_slots - self.leaving_slots
+
+    @property
+    def busy(self) -> int:
+        """Loads under way or waiting for their turn."""
+        return self.loads + self.waiting
+
+    def fits(self, more: Memory, slots: int, server: Server) -> bool:
+        """Whether `more` bytes and `slots` may be occupied now beside what is."""
+        if server.max_models and self.occupied_slots + slots > server.max_models:
+            return False
+        return memory.fits(memory.plus(self.occupied, more), server.budget)
+
+    def excess(self, server: Server, limit: Memory, slots: int) -> Memory:
+        """What stays beyond `limit` bytes; "models" beyond `slots` of them, 0 for no limit."""
+        over = {name: self.staying(name) - most for name, most in limit.items()}
+        if slots:
+            over["models"] = self.staying_slots - slots
+        return {name: amount for name, amount in over.items() if amount > 0}
+
+    def free_share(self, server: Server) -> float:
+        """The least free share of any budgeted resource and of `max_models`, in [0, 1]."""
+        free = 1.0
+        for name, size in server.budget.items():
+            if size:
+                free = min(free, 1 - self.staying(name) / size)
+        if server.max_models:
+            free = min(free, 1 - self.staying_slots / server.max_models)
+        return max(0.0, free)
+
+
+def excess_text(over: Memory) -> str:
+    """For people: "its budget by ram 300 MiB", "its 3 models by 1"."""
+    parts = []
+    if "models" in over:
+        parts.append(f"{over['models']} too many models")
+    bytes_over = {name: amount for name, amount in over.items() if name != "models"}
+    if bytes_over:
+        parts.append(memory.text(bytes_over))
+    return ", ".join(parts)
+
+
+def _add(into: dict[str, int], amount: Memory, sign: int) -> None:
+    for name, size in amount.items():
+        into[name] = into.get(name, 0) + sign * size

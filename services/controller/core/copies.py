@@ -1,0 +1,90 @@
+"""How many replicas a unit needs: more when they are busy for long, fewer when they are not.
+
+Between what calls for another copy and what lets one go lies a factor of two, and each has to last:
+a load that swings does not make copies come and go.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Final
+
+from services.controller.core.limits import Limits
+
+SMOOTH_SECONDS: Final = 3.0  # time constant of the moving average
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """`in_flight`: requests on all replicas, smoothed. `queue`: mean seconds in the servers' own
+    queues, smoothed. `busy_since`, `idle_since`: since when they call for a copy more, or less."""
+
+    at: float
+    in_flight: float = 0.0
+    queue: float = 0.0
+    busy_since: float | None = None
+    idle_since: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """`by`: 1 for another copy, -1 for one less."""
+
+    by: int
+    reason: str
+
+
+def step(
+    pressure: Pressure, in_flight: int, queue: float, replicas: int, limits: Limits, now: float
+) -> Pressure:
+    """The pressure `now`, when `in_flight` requests are on `replicas` (at least 1) of them, and
+    wait `queue` seconds there."""
+    weight = 1 - math.exp(-max(0.0, now - pressure.at) / SMOOTH_SECONDS)
+    flying = pressure.in_flight + weight * (in_flight - pressure.in_flight)
+    queued = pressure.queue + weight * (queue - pressure.queue)
+    busy = flying / replicas > limits.copy_in_flight or queued > limits.copy_queue_seconds
+    idle = (
+        replicas > 1
+        and flying / (replicas - 1) < limits.copy_in_flight / 2
+        and queued < limits.copy_queue_seconds / 2
+    )
+    return Pressure(
+        now,
+        flying,
+        queued,
+        _since(pressure.busy_since, busy, now),
+        _since(pressure.idle_since, idle, now),
+    )
+
+
+def _since(before: float | None, holds: bool, now: float) -> float | None:
+    if not holds:
+        return None
+    return now if before is None else before
+
+
+def change(
+    pressure: Pressure, replicas: int, least: int, most: int, limits: Limits, now: float
+) -> Change | None:
+    """What is to be done about `replicas`, of which at `least` and at `most` so many are wanted."""
+    if replicas > max(most, least, 1):
+        return Change(-1, f"{replicas} copies, {most} are allowed")
+    busy, idle = pressure.busy_since, pressure.idle_since
+    if busy is not None and now - busy >= limits.copy_up_seconds and replicas < most:
+        return Change(
+            1,
+            f"{pressure.in_flight / replicas:.1f} requests in flight on each of {replicas} "
+            f"(more than {limits.copy_in_flight:g}), {pressure.queue * 1000:.0f} ms in its queue, "
+            f"for {now - busy:.1f} s",
+        )
+    if idle is not None and now - idle >= limits.copy_down_seconds and replicas > max(least, 1):
+        return Change(
+            -1,
+            f"one copy less would have {pressure.in_flight / (replicas - 1):.1f} in flight "
+            f"each (less than {limits.copy_in_flight / 2:g}), for {now - idle:.0f} s",
+        )
+    return None
+
+
+def again(pressure: Pressure) -> Pressure:
+    """After a change: the next one has to be called for anew."""
+    return replace(pressure, busy_since=None, idle_since=None)

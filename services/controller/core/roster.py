@@ -1,0 +1,68 @@
+"""Which servers are worth a look for a newcomer, when there are too many to look at them all.
+
+Two heaps, of the servers with most room and of those whose next victim matters least. An entry is a
+bound, put right when its turn comes: a server that changed has a newer one, and use only ever makes
+a victim matter more.
+"""
+
+import heapq
+from collections.abc import Callable, Iterator
+from typing import Final
+
+LOOK_AT_ALL: Final = 32  # servers; up to so many a newcomer is compared on each
+LOOK_AT: Final = 2  # of each kind, beyond that
+
+
+class Roster:
+    def __init__(self) -> None:
+        self._versions: dict[str, int] = {}
+        self._roomy: list[tuple[float, str, int]] = []
+        self._fronts: list[tuple[float, str, int]] = []
+
+    def changed(self, server: str, room: float, front: float) -> None:
+        """`room`: the higher, the better a newcomer does there without an eviction. `front`: no
+        victim there matters less."""
+        version = self._versions[server] = self._versions.get(server, 0) + 1
+        heapq.heappush(self._roomy, (-room, server, version))
+        heapq.heappush(self._fronts, (front, server, version))
+        if len(self._roomy) > 4 * len(self._versions) + 64:
+            self._compact()
+
+    def roomy(self) -> list[str]:
+        """Servers with most room."""
+        return [server for _, server, _ in self._take(self._roomy, None)]
+
+    def cheap(self, front: Callable[[str], float]) -> list[str]:
+        """Servers where the next victim matters least. `front` tells how much it does now."""
+        return [server for _, server, _ in self._take(self._fronts, front)]
+
+    def _take(
+        self, heap: list[tuple[float, str, int]], now: Callable[[str], float] | None
+    ) -> list[tuple[float, str, int]]:
+        taken: list[tuple[float, str, int]] = []
+        for entry in self._current(heap, now):
+            taken.append(entry)
+            if len(taken) == LOOK_AT:
+                break
+        for entry in taken:
+            heapq.heappush(heap, entry)
+        return taken
+
+    def _current(
+        self, heap: list[tuple[float, str, int]], now: Callable[[str], float] | None
+    ) -> Iterator[tuple[float, str, int]]:
+        while heap:
+            entry = heapq.heappop(heap)
+            bound, server, version = entry
+            if version != self._versions[server]:
+                continue
+            actual = bound if now is None else now(server)
+            if actual > bound:
+                heapq.heappush(heap, (actual, server, version))
+            else:
+                yield entry
+
+    def _compact(self) -> None:
+        for heap in (self._roomy, self._fronts):
+            heap[:] = [entry for entry in heap if entry[2] == self._versions[entry[1]]]
+            heapq.heapify(heap)

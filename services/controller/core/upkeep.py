@@ -1,0 +1,249 @@
+"""What is done when nothing happens: at every tick."""
+
+from dataclasses import replace
+from typing import Final
+
+from services.controller.core import accounts, blame, copies, demand, draining, loading, victims
+from services.controller.core import events as ev
+from services.controller.core.copies import Pressure
+from services.controller.core.entities import Replica, ReplicaKey, Server, Unit
+from services.controller.core.fleet import Failure, Fleet
+from services.controller.core.placement import Place, place
+from services.controller.core.states import COMING, State
+from services.controller.core.victims import Terms
+from services.controller.core.waiting import Purpose
+
+AT_A_TICK: Final = 64  # servers looked after
+STRANGER_SECONDS: Final = 30.0  # what is not in the catalogue may be about to be registered
+BUSY_SECONDS: Final = 10.0  # what was used within them is brought elsewhere before it leaves
+
+
+def tick(fleet: Fleet, event: ev.Tick, now: float) -> None:
+    demand.want_kept(fleet, now)
+    want_preloads(fleet, now)
+    review_wants(fleet)
+    blame_lonely(fleet, now)
+    forgive(fleet, now)
+    follow_demand(fleet, now)
+    for server in some_servers(fleet):
+        clear_out(fleet, server, now)
+        if server.draining:
+            empty(fleet, server, now)
+        else:
+            make_headroom(fleet, server, now)
+    if fleet.limits.predict and event.wall:
+        fleet.wall = event.wall - now
+        predict(fleet, event.wall, now)
+    loading.retry(fleet, now)
+    for key, when in list(fleet.departed.items()):
+        if now - when > fleet.limits.router_seconds:
+            del fleet.departed[key]
+
+
+def some_servers(fleet: Fleet) -> list[Server]:
+    """All servers in turn, a bounded number at each tick."""
+    names = list(fleet.servers)
+    start = fleet.looked_after % len(names) if names else 0
+    fleet.looked_after = start + AT_A_TICK
+    return [
+        fleet.servers[name] for name in (names + names)[start : start + min(len(names), AT_A_TICK)]
+    ]
+
+
+# --- what is wanted though nobody waits -----------------------------------------------------------
+
+
+def want_preloads(fleet: Fleet, now: float) -> None:
+    if fleet.preload and any(server.accepting for server in fleet.servers.values()):
+        for unit in sorted(fleet.preload):
+            if not fleet.ready(unit) and demand.hopeless(fleet, unit, now) is None:
+                demand.wanted(fleet, unit, Purpose.PRELOAD, now)
+        fleet.preload.clear()
+
+
+def review_wants(fleet: Fleet) -> None:
+    """Those that nobody waits for may be over."""
+    for unit in fleet.wants:
+        if unit not in fleet.waiting:
+            fleet.fresh[unit] = None
+
+
+def forgive(fleet: Fleet, now: float) -> None:
+    """What failed to load may be tried again: it is servable once more."""
+    for unit, failure in list(fleet.failures.items()):
+        if fleet.ticked < failure.until <= now:
+            fleet.publish((unit.model,))
+        if now - failure.until > fleet.limits.max_backoff_seconds:
+            del fleet.failures[unit]
+    fleet.ticked = now
+
+
+# --- crashes --------------------------------------------------------------------------------------
+
+
+def router_broke(fleet: Fleet, event: ev.RouterBroke, now: float) -> None:
+    newest = blame.Break(now, event.key, event.earlier)
+    fleet.breaks.append(newest)
+    why = blame.culprit(newest)
+    if why is not None:
+        set_aside(fleet, event.key.unit, event.key.server, why, now)
+
+
+def blame_lonely(fleet: Fleet, now: float) -> None:
+    recent = [b for b in fleet.breaks if now - b.when <= fleet.limits.suspect_seconds]
+    fleet.breaks = recent
+    for unit, why in blame.lonely(recent).items() if recent else ():
+        fleet.breaks = [b for b in fleet.breaks if b.key.unit != unit]
+        set_aside(fleet, unit, "", why, now)
+
+
+def set_aside(fleet: Fleet, unit: Unit, server: str, why: str, now: float) -> None:
+    """One poisonous request must not walk through the fleet: its unit is not loaded for a while."""
+    if unit not in fleet.specs:
+        return
+    count = fleet.failures[unit].count + 1 if unit in fleet.failures else 1
+    limits = fleet.limits
+    seconds = min(limits.set_aside_seconds * 2 ** (count - 1), 10 * limits.set_aside_seconds)
+    failure = Failure(server, why, now + seconds, count, set_aside=True)
+    fleet.failures[unit] = failure
+    fleet.record(ev.Kind.SET_ASIDE, why, server=server, unit=unit)
+    draining.withdraw_all(fleet, unit, f"set aside: {why}", now)
+    for user in demand.with_users(fleet, unit):
+        demand.refuse_all(fleet, user, demand.why_failed(unit, failure, now), now)
+    fleet.publish((unit.model,))
+
+
+# --- copies ---------------------------------------------------------------------------------------
+
+
+def queues_seen(fleet: Fleet, event: ev.QueuesSeen, now: float) -> None:
+    for unit in fleet.replicas.get(event.server, ()):
+        fleet.queues[ReplicaKey(event.server, unit)] = event.seconds.get(unit, 0.0)
+
+
+def follow_demand(fleet: Fleet, now: float) -> None:
+    busy = {key.unit for view in fleet.routers.values() for key in view.in_use}
+    for unit in busy | fleet.pressures.keys():
+        ready = fleet.ready(unit)
+        spec = fleet.specs.get(unit)
+        if not ready or spec is None:
+            fleet.pressures.pop(unit, None)
+            continue
+        in_flight = sum(fleet.use(replica.key).in_flight for replica in ready)
+        queue = max(fleet.queues.get(replica.key, 0.0) for replica in ready)
+        before = fleet.pressures.get(unit) or Pressure(now)
+        pressure = copies.step(before, in_flight, queue, len(ready), fleet.limits, now)
+        most = fleet.limits.max_copies if spec.max_copies is None else spec.max_copies
+        wanted = copies.change(pressure, len(ready), spec.kept, most, fleet.limits, now)
+        if wanted is not None:
+            pressure = copies.again(pressure)
+            if wanted.by > 0:
+                demand.wanted(
+                    fleet, unit, Purpose.COPY, now, target=len(ready) + 1, why=wanted.reason
+                )
+            else:
+                drop_copy(fleet, ready, wanted.reason, now)
+        if len(ready) > 1 or in_flight or pressure.in_flight > 0.01:
+            fleet.pressures[unit] = pressure
+        else:
+            fleet.pressures.pop(unit, None)
+
+
+def drop_copy(fleet: Fleet, ready: list[Replica], reason: str, now: float) -> None:
+    """The least busy of several copies, where one may go."""
+    for replica in sorted(ready, key=lambda r: (fleet.use(r.key).in_flight, fleet.use(r.key).rank)):
+        key = replica.key
+        free = key not in fleet.use_leases and not fleet.use(key).sequences
+        if free and not fleet.holders(key.unit, key.server):
+            draining.withdraw(fleet, replica, reason, now)
+            return
+
+
+# --- rooms to clear -------------------------------------------------------------------------------
+
+
+def clear_out(fleet: Fleet, server: Server, now: float) -> None:
+    """What was not used for too long, and what does not belong there."""
+    default = fleet.limits.idle_ttl_seconds
+    for unit, replica in list(fleet.replicas[server.id].items()):
+        if replica.state is not State.READY:
+            continue
+        spec = fleet.specs.get(unit)
+        if spec is None:
+            if now - replica.since > STRANGER_SECONDS:
+                draining.withdraw(fleet, replica, "it is not in the catalogue", now)
+            continue
+        ttl = default if spec.idle_ttl is None else spec.idle_ttl
+        idle = now - fleet.uses[server.id][unit].last_used
+        if ttl and idle > ttl and not fleet.use(replica.key).in_flight:
+            family = fleet.family(unit, server.id)
+            if len(family) == 1 and victims.may_leave(fleet, replica):
+                reason = f"not used for {idle:.0f} s (its idle TTL is {ttl:.0f} s)"
+                draining.withdraw(fleet, replica, reason, now)
+
+
+def make_headroom(fleet: Fleet, server: Server, now: float) -> None:
+    """Evict what is idle until the server is below its soft limit, ahead of need."""
+    account = fleet.accounts[server.id]
+    slots = server.max_models - server.headroom_models if server.headroom_models else 0
+    if account.waiting or not (server.soft or slots):
+        return
+    terms = Terms(idle_since=now - fleet.limits.headroom_idle_seconds)
+    while over := account.excess(server, server.soft, slots):
+        family = victims.first_to_free(fleet, server.id, over, terms)
+        if family is None:
+            return
+        reason = f"head-room: {server.id} is over its soft limit by {accounts.excess_text(over)}"
+        for unit in victims.ensembles_first(fleet, server.id, set(family)):
+            draining.withdraw(fleet, fleet.replicas[server.id][unit], reason, now)
+
+
+def empty(fleet: Fleet, server: Server, now: float) -> None:
+    """Have a drained server's replicas leave, the busy ones once they are READY elsewhere."""
+    here = list(fleet.replicas[server.id].values())
+    for replica in here:
+        if replica.state is State.READY and not moved_first(fleet, replica, now):
+            draining.withdraw_family(fleet, replica, f"drained: {server.draining}", now)
+    stuck = all(r.state is State.UNLOADING and r.broken for r in here)
+    if server.restart and not server.restart_wanted and stuck:
+        fleet.put_server(replace(server, restart_wanted=True))
+        reason = f"it is empty and to be restarted: {server.draining}"
+        fleet.record(ev.Kind.SERVER_DRAINING, reason, server=server.id)
+        fleet.publish((), {server.id})
+
+
+def moved_first(fleet: Fleet, replica: Replica, now: float) -> bool:
+    """Whether a replica has to wait until its unit is READY elsewhere; that is arranged for."""
+    unit = replica.unit
+    use = fleet.use(replica.key)
+    in_use = use.in_flight or use.sequences or now - use.last_used < BUSY_SECONDS
+    elsewhere = [r for r in fleet.ready(unit) if fleet.servers[r.key.server].accepting]
+    if replica.broken or elsewhere or not (in_use or unit in fleet.kept):
+        return False
+    coming = [r for r in fleet.everywhere(unit) if r.state in COMING]
+    if any(fleet.servers[r.key.server].accepting for r in coming):
+        return True
+    spec = fleet.specs.get(unit)
+    if spec is None or demand.hopeless(fleet, unit, now) is not None:
+        return False
+    if not isinstance(place(fleet, spec, Terms(), now), Place):
+        return False
+    target = len(fleet.ready(unit)) + 1
+    demand.wanted(fleet, unit, Purpose.KEPT, now, target=target, until=now + 60.0, why="moved")
+    return True
+
+
+# --- prediction -----------------------------------------------------------------------------------
+
+
+def predict(fleet: Fleet, wall: float, now: float) -> None:
+    """Load what is expected to be used soon, where there is room to spare."""
+    for key, until in list(fleet.predicted.items()):
+        if now > until:
+            del fleet.predicted[key]
+    for forecast in fleet.patterns.forecast(wall, fleet.limits.predict_seconds):
+        unit = forecast.unit
+        if unit in fleet.where or unit in fleet.wants or demand.hopeless(fleet, unit, now):
+            continue
+        why = f"expected ({forecast.probability:.0%}): {forecast.reason}"
+        demand.wanted(fleet, unit, Purpose.PREDICTED, now, why=why, until=now + 30.0)

@@ -1,0 +1,158 @@
+"""What the models on each server take, and which of them have died."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from services.controller import remote
+from services.controller.core import events as ev
+from services.controller.core import memory
+from services.controller.core.entities import Health, ReplicaKey, Unit
+from services.controller.core.memory import Memory
+from services.controller.core.states import State
+from services.controller.footprints import Footprints
+from services.controller.loop import Loop
+from services.controller.processes import Processes
+from services.controller.triton import READY, Triton, TritonGone
+
+# A reload ends one process of a unit and has another: only one that stays dead has died.
+SURE_SECONDS: Final = 0.1
+
+# Triton's own metrics are no fresher.
+REMOTE_SECONDS: Final = 2.0
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A server on another host. `metrics_url`: of its metrics endpoint, empty when that is not
+    known; not to be used where another server shares the host, since it tells of the whole host."""
+
+    triton: Triton
+    metrics_url: str = ""
+
+
+@dataclass
+class Baselines:
+    """What each server takes without a model, by the first reading of its process."""
+
+    _of: dict[str, tuple[float, Memory]] = field(default_factory=dict)
+
+    def grown(self, server: str, incarnation: float, now: Memory, *, empty: bool) -> Memory:
+        """What it takes over its baseline; nothing where there was none to be had yet."""
+        known = self._of.get(server)
+        if known is None or known[0] != incarnation:
+            if not empty:
+                return dict.fromkeys(now, 0)
+            known = self._of[server] = (incarnation, now)
+        return {name: max(0, size - known[1].get(name, 0)) for name, size in now.items()}
+
+    def forget(self, server: str) -> None:
+        self._of.pop(server, None)
+
+
+class FootprintWatch:
+    """Feeds what the models on every healthy server take, every `interval` seconds: by their
+    processes on this host, by what Triton tells elsewhere. A replica whose process died is told
+    at once."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        processes: Processes,
+        tritons: Mapping[str, Triton],
+        remotes: Mapping[str, Remote],
+        interval: float,
+    ) -> None:
+        self._loop = loop
+        self._processes = processes
+        self._tritons = tritons
+        self._remotes = remotes
+        self._interval = interval
+        self._baselines = Baselines()
+
+    async def run(self) -> None:
+        """Measure, for ever."""
+        async with asyncio.TaskGroup() as tasks:
+            for server in self._tritons:
+                tasks.create_task(self._watch(server))
+
+    async def measure(self, server: str) -> None:
+        """Feed what the models on `server` take now; nothing where it is not on this host."""
+        if not self._processes.sees(server):
+            return
+        found = await self._processes.look(server)
+        if found is not None:
+            self._loop.feed(ev.Measured(server, found.units, self._total(server, found)))
+            await self._tell_of_the_dead(server)
+
+    async def _watch(self, server: str) -> None:
+        while True:
+            if self._processes.sees(server):
+                await self.measure(server)
+                await asyncio.sleep(self._interval)
+            else:
+                await self._measure_remote(server, self._remotes[server])
+                await asyncio.sleep(max(self._interval, REMOTE_SECONDS))
+
+    def _total(self, server: str, found: Footprints) -> Memory:
+        empty = not found.units and self._empty(server)
+        started = self._processes.incarnation(server)
+        grown = self._baselines.grown(server, started, found.others, empty=empty)
+        return memory.plus(memory.total(found.units.values()), grown)
+
+    def _empty(self, server: str) -> bool:
+        return not self._loop.engine.fleet.replicas.get(server)
+
+    async def _measure_remote(self, server: str, about: Remote) -> None:
+        if self._loop.engine.fleet.servers[server].health is not Health.HEALTHY:
+            self._baselines.forget(server)  # it may come back as another process
+            return
+        empty = self._empty(server)
+        try:
+            told = await about.triton.statistics()
+            whole = await _whole(about)
+        except (TritonGone, OSError, ValueError) as error:
+            _log.debug("not measured", server=server, cause=str(error))
+            return
+        units = {unit: found.memory for unit, found in told.items() if found.memory}
+        if whole is not None:
+            total = self._baselines.grown(server, 0.0, whole, empty=empty)
+        elif units:
+            total = memory.total(units.values())
+        else:
+            return  # its backends tell nothing
+        self._loop.feed(ev.Measured(server, units, total))
+
+    async def _tell_of_the_dead(self, server: str) -> None:
+        suspects = self._suspects(server)
+        if not suspects:
+            return
+        await asyncio.sleep(SURE_SECONDS)
+        try:
+            index = await self._tritons[server].index()
+        except TritonGone:
+            return  # all of them went with it
+        await self._processes.look(server)
+        for unit, cause in self._suspects(server).items():
+            if unit in suspects and index.get(unit, ("", ""))[0] == READY:
+                self._loop.feed(ev.ReplicaBroken(ReplicaKey(server, unit), cause))
+
+    def _suspects(self, server: str) -> dict[Unit, str]:
+        """What has died there, of what the engine takes to be answering."""
+        found: dict[Unit, str] = {}
+        for unit, cause in self._processes.broken(server).items():
+            replica = self._loop.engine.fleet.replica(ReplicaKey(server, unit))
+            if replica is not None and replica.state is State.READY and not replica.broken:
+                found[unit] = cause
+        return found
+
+
+async def _whole(about: Remote) -> Memory | None:
+    if not about.metrics_url:
+        return None
+    return await asyncio.to_thread(remote.read, about.metrics_url)

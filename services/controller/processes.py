@@ -1,0 +1,107 @@
+"""The processes of the servers on this host, as they were when they were looked at last."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+
+import psutil
+
+from services.controller import footprints
+from services.controller.core.entities import Unit
+from services.controller.footprints import Footprints, Stub
+from services.controller.gpus import Gpus
+
+
+class Processes:
+    """`addresses`: host:port of the gRPC endpoints of the servers on this host, by server id."""
+
+    def __init__(self, addresses: Mapping[str, str], gpus: Gpus) -> None:
+        self._servers = {server: _Server(address, gpus) for server, address in addresses.items()}
+
+    def sees(self, server: str) -> bool:
+        """Whether the server is on this host."""
+        return server in self._servers
+
+    async def look(self, server: str) -> Footprints | None:
+        """What its units take now; None when it is not there, or not on this host."""
+        if server not in self._servers:
+            return None
+        return await self._servers[server].look()
+
+    def broken(self, server: str) -> Mapping[Unit, str]:
+        """Units that had processes and cannot answer any more, and why."""
+        return self._servers[server].broken if server in self._servers else {}
+
+    def alive(self, server: str, unit: Unit) -> bool:
+        """Whether a process that the unit was seen to have is still there, at this moment."""
+        return server in self._servers and self._servers[server].alive(unit)
+
+    def ended(self, server: str, unit: Unit) -> bool:
+        """Whether the unit had processes, and none of them is there at this moment. False where
+        that cannot be seen."""
+        return server in self._servers and self._servers[server].ended(unit)
+
+    def forget(self, server: str, unit: Unit) -> None:
+        """The unit was unloaded: that it has no process is as it should be."""
+        if server in self._servers:
+            self._servers[server].forget(unit)
+
+    def incarnation(self, server: str) -> float:
+        """When the process that was looked at last was started; another one begins anew."""
+        return self._servers[server].started
+
+
+class _Server:
+    """One look at a time; who asks while one is under way gets the next one."""
+
+    def __init__(self, address: str, gpus: Gpus) -> None:
+        self._address = address
+        self._gpus = gpus
+        self._looking = asyncio.Lock()
+        self._looked = 0.0
+        self._found: Footprints | None = None
+        self._process: psutil.Process | None = None
+        self._stubs: Mapping[int, Stub] = {}
+        self._seen: set[Unit] = set()
+        self.broken: Mapping[Unit, str] = {}
+        self.started = 0.0
+
+    async def look(self) -> Footprints | None:
+        asked = time.monotonic()
+        async with self._looking:
+            if self._looked < asked:
+                began = time.monotonic()
+                self._take(*await asyncio.to_thread(self._read))
+                self._looked = began
+            return self._found
+
+    def alive(self, unit: Unit) -> bool:
+        return any(stub.alive for stub in self._stubs.values() if stub.unit == unit)
+
+    def ended(self, unit: Unit) -> bool:
+        if self.alive(unit):
+            return False
+        # A dead process that was never seen alive may be its own: it has none that lives.
+        return unit in self._seen or (self._found is not None and self._found.nameless > 0)
+
+    def _read(self) -> tuple[psutil.Process | None, Footprints | None]:
+        process = self._process
+        if process is None or not process.is_running():
+            process = footprints.find_server(self._address)
+        if process is None:
+            return None, None
+        known = self._stubs if process == self._process else {}
+        return process, footprints.measure(process, known, self._gpus.used())
+
+    def _take(self, process: psutil.Process | None, found: Footprints | None) -> None:
+        if process != self._process:
+            self._stubs, self._seen = {}, set()
+            self.started = process.create_time() if process is not None else 0.0
+        self._process = process if found is not None else None
+        self._found = found
+        self._stubs = found.stubs if found is not None else {}
+        self._seen |= {stub.unit for stub in self._stubs.values()}
+        self.broken = footprints.broken(self._seen, found) if found is not None else {}
+
+    def forget(self, unit: Unit) -> None:
+        self._seen.discard(unit)

@@ -1,0 +1,157 @@
+"""Several Controllers behind one stub: each call goes to the one that acts.
+
+Each is asked for its health first, because a standby refuses, and a process that was stopped keeps
+its connections open and answers nothing. Where none serves, one that answers is called all the
+same: its refusal says who acts.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+HEALTH_SECONDS: Final = 1.0  # for one answer
+
+_CHECK: Final = "/grpc.health.v1.Health/Check"
+_SERVING: Final = b"\x08\x01"  # grpc.health.v1.HealthCheckResponse{status: SERVING}
+
+
+def channel(addresses: str, options: Sequence[tuple[str, Any]]) -> Any:
+    """To host:port, or to whichever acts of several that are separated by commas."""
+    channels = [grpc.insecure_channel(one, options=options) for one in addresses.split(",")]
+    return channels[0] if len(channels) == 1 else SeveralChannels(channels)
+
+
+def async_channel(addresses: str, options: Sequence[tuple[str, Any]]) -> Any:
+    """As `channel`, for asyncio."""
+    channels = [grpc.aio.insecure_channel(one, options=options) for one in addresses.split(",")]
+    return channels[0] if len(channels) == 1 else SeveralAsyncChannels(channels)
+
+
+class SeveralChannels:
+    """What a stub takes for a channel. `channels`: the Controllers', in any order."""
+
+    def __init__(self, channels: Sequence[Any]) -> None:
+        self._channels = channels
+        self._checks = [channel.unary_unary(_CHECK) for channel in channels]
+        self._last = 0
+
+    def unary_unary(self, *about: Any, **more: Any) -> Any:
+        return _Method(self._serving, self._methods("unary_unary", about, more))
+
+    def unary_stream(self, *about: Any, **more: Any) -> Any:
+        return _Method(self._serving, self._methods("unary_stream", about, more))
+
+    def stream_stream(self, *about: Any, **more: Any) -> Any:
+        return _Method(self._serving, self._methods("stream_stream", about, more))
+
+    def close(self) -> None:
+        for channel in self._channels:
+            channel.close()
+
+    def _methods(self, kind: str, about: Any, more: Any) -> list[Any]:
+        return [getattr(channel, kind)(*about, **more) for channel in self._channels]
+
+    def _serving(self) -> int:
+        answering = None
+        for index in self._order():
+            try:
+                health = self._checks[index](b"", timeout=HEALTH_SECONDS)
+            except grpc.RpcError:
+                continue
+            if health == _SERVING:
+                self._last = index
+                return index
+            answering = index
+        return self._last if answering is None else answering
+
+    def _order(self) -> list[int]:
+        """The one that acted last comes first."""
+        return sorted(range(len(self._checks)), key=lambda index: index != self._last)
+
+
+class SeveralAsyncChannels(SeveralChannels):
+    """The same for grpc.aio."""
+
+    def unary_unary(self, *about: Any, **more: Any) -> Any:
+        return _AsyncMethod(self._serving_async, self._methods("unary_unary", about, more))
+
+    def unary_stream(self, *about: Any, **more: Any) -> Any:
+        return _AsyncStreams(self._serving_async, self._methods("unary_stream", about, more))
+
+    def stream_stream(self, *about: Any, **more: Any) -> Any:
+        return _AsyncStreams(self._serving_async, self._methods("stream_stream", about, more))
+
+    async def close(self) -> None:  # type: ignore[override]
+        for channel in self._channels:
+            await channel.close()
+
+    async def _serving_async(self) -> int:
+        answering = None
+        for index in self._order():
+            try:
+                health = await self._checks[index](b"", timeout=HEALTH_SECONDS)
+            except grpc.RpcError:
+                continue
+            if health == _SERVING:
+                self._last = index
+                return index
+            answering = index
+        return self._last if answering is None else answering
+
+
+class _Method:
+    def __init__(self, serving: Callable[[], Any], methods: Sequence[Any]) -> None:
+        self._serving = serving
+        self._methods = methods
+
+    def __call__(self, request: Any, timeout: float | None = None, **more: Any) -> Any:
+        began = time.monotonic()
+        method = self._methods[self._serving()]
+        return method(request, timeout=_left(timeout, began), **more)
+
+
+class _AsyncMethod(_Method):
+    async def __call__(self, request: Any, timeout: float | None = None, **more: Any) -> Any:
+        began = time.monotonic()
+        method = self._methods[await self._serving()]
+        return await method(request, timeout=_left(timeout, began), **more)
+
+
+class _AsyncStreams(_Method):
+    def __call__(self, request: Any, timeout: float | None = None, **more: Any) -> Any:
+        return _AsyncStream(self._serving, self._methods, request, timeout, more)
+
+
+class _AsyncStream:
+    """Begins with the first read."""
+
+    def __init__(
+        self,
+        serving: Callable[[], Any],
+        methods: Sequence[Any],
+        request: Any,
+        timeout: float | None,
+        more: Any,
+    ) -> None:
+        self._serving = serving
+        self._methods = methods
+        self._about = (request, timeout, more)
+        self._call: Any = None
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        request, timeout, more = self._about
+        began = time.monotonic()
+        method = self._methods[await self._serving()]
+        self._call = method(request, timeout=_left(timeout, began), **more)
+        async for response in self._call:
+            yield response
+
+    def cancel(self) -> bool:
+        return self._call is not None and bool(self._call.cancel())
+
+
+def _left(timeout: float | None, began: float) -> float | None:
+    return None if timeout is None else max(timeout - (time.monotonic() - began), 0.001)

@@ -1,0 +1,136 @@
+"""What must hold of the engine's state after every event, computed from scratch."""
+
+from collections import defaultdict
+
+from services.controller.core import demand, loading, victims
+from services.controller.core.accounts import Account
+from services.controller.core.entities import ReplicaKey
+from services.controller.core.fleet import Fleet
+from services.controller.core.residency import Engine
+from services.controller.core.states import State
+from services.controller.core.timers import STEP_SECONDS
+
+FIGURES = ("planned", "leaving", "queued")
+COUNTS = ("planned_slots", "leaving_slots", "queued_slots", "loads", "waiting")
+
+
+def check(engine: Engine) -> None:
+    fleet = engine.fleet
+    nothing_is_left_over(fleet)
+    accounts_add_up(fleet)
+    indexes_are_right(fleet)
+    orders_are_right(fleet)
+    use_adds_up(fleet)
+    wants_are_in_hand(fleet)
+    it_will_be_woken(engine)
+
+
+def nothing_is_left_over(fleet: Fleet) -> None:
+    assert not (fleet.fresh or fleet.arrived or fleet.displaced or fleet.out)
+
+
+def accounts_add_up(fleet: Fleet) -> None:
+    for server, here in fleet.replicas.items():
+        expected, found = Account(), fleet.accounts[server]
+        for replica in here.values():
+            expected.add(replica, 1)
+        for name in FIGURES:
+            sums, right = getattr(found, name), getattr(expected, name)
+            assert {k: v for k, v in sums.items() if v} == {k: v for k, v in right.items() if v}
+        for name in COUNTS:
+            assert getattr(found, name) == getattr(expected, name), name
+
+
+def indexes_are_right(fleet: Fleet) -> None:
+    where, of_model = defaultdict(set), defaultdict(set)
+    for server, here in fleet.replicas.items():
+        for unit, replica in here.items():
+            assert replica.key == (server, unit)
+            assert replica.state is not State.ABSENT
+            where[unit].add(server)
+            of_model[unit.model].add(replica.key)
+    assert fleet.where == where
+    assert {model: set(keys) for model, keys in fleet.of_model.items()} == of_model
+    users = defaultdict(set)
+    for spec in fleet.specs.values():
+        for part in spec.requires:
+            users[part].add(spec.unit)
+    assert fleet.users == users
+    assert fleet.pinned == {unit for unit, spec in fleet.specs.items() if spec.pinned}
+    assert fleet.kept == {unit for unit, spec in fleet.specs.items() if spec.kept}
+    versions = {unit for units in fleet.versions.values() for unit in units}
+    assert versions == fleet.specs.keys()
+    assert sum(map(len, fleet.versions.values())) == len(versions), "a version is listed twice"
+
+
+def orders_are_right(fleet: Fleet) -> None:
+    """Every READY replica is in its server's order, once, with its rank."""
+    for server, here in fleet.replicas.items():
+        uses = fleet.uses[server]
+        assert uses.keys() == here.keys()
+        ready = sorted((uses[u].rank, u) for u, r in here.items() if r.state is State.READY)
+        assert list(victims.in_order(fleet, server)) == ready
+        if ready:
+            assert fleet.orders[server].lowest() <= ready[0][0]
+
+
+def use_adds_up(fleet: Fleet) -> None:
+    counts: dict[ReplicaKey, tuple[int, int]] = {}
+    for view in fleet.routers.values():
+        for key, (in_flight, sequences) in view.in_use.items():
+            before = counts.get(key, (0, 0))
+            counts[key] = (before[0] + in_flight, before[1] + sequences)
+    draining = set()
+    for here in fleet.replicas.values():
+        for replica in here.values():
+            use = fleet.use(replica.key)
+            assert (use.in_flight, use.sequences) == counts.pop(replica.key, (0, 0))
+            if replica.state is State.DRAINING:
+                draining.add(replica.key)
+            if replica.key in fleet.use_leases:
+                assert replica.state is State.READY
+                assert fleet.use_leases[replica.key], "a key without a lease"
+    assert not counts, "use of what is not there"
+    assert set(fleet.drains) == draining
+    for drain in fleet.drains.values():
+        assert drain.routers <= fleet.routers.keys()
+    for key in fleet.use_leases:
+        assert fleet.replica(key) is not None
+
+
+def wants_are_in_hand(fleet: Fleet) -> None:
+    """Whatever is wanted has a place or is in the queue; what has a place is wanted."""
+    assert fleet.unplaced == sorted(fleet.turns.values())
+    assert all(turn[1] == unit for unit, turn in fleet.turns.items())
+    asked = {waiter: unit for unit, waiting in fleet.waiting.items() for waiter in waiting}
+    assert fleet.asked == asked
+    assert all(fleet.waiting.values())
+    assert fleet.waiting.keys() <= fleet.wants.keys()
+    assert fleet.wants.keys() <= fleet.specs.keys()
+    assert fleet.turns.keys() <= fleet.wants.keys()
+    for unit, want in fleet.wants.items():
+        placed = loading.has_place(fleet, want)
+        assert placed != (unit in fleet.turns), f"{want} is forgotten, or queued though placed"
+        assert len(fleet.ready(unit)) < want.target
+    for server, unit in fleet.claims.items():
+        assert unit in fleet.turns
+        assert fleet.servers[server].accepting
+    assert len(set(fleet.claims.values())) == len(fleet.claims)
+    for here in fleet.replicas.values():
+        for replica in here.values():
+            if replica.state is State.QUEUED:
+                assert demand.needed(fleet, replica.key), f"nobody wants {replica.key}"
+                assert fleet.servers[replica.key.server].accepting
+
+
+def it_will_be_woken(engine: Engine) -> None:
+    fleet, wake = engine.fleet, engine.next_wake()
+    limits = fleet.limits
+    due = [view.heard + limits.router_seconds for view in fleet.routers.values()]
+    due += [held.expires for leases in fleet.use_leases.values() for held in leases.values()]
+    due += [
+        waiter.deadline - limits.answer_margin_seconds
+        for waiting in fleet.waiting.values()
+        for waiter in waiting.values()
+    ]
+    assert not due or (wake is not None and wake <= min(due) + 2 * STEP_SECONDS)

@@ -1,0 +1,63 @@
+"""The few servers that are looked at out of many, against a sort of all of them."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.controller.core.roster import LOOK_AT, Roster
+
+NAMES = [f"t{i}" for i in range(12)]
+names = st.sampled_from(NAMES)
+numbers = st.integers(0, 9).map(float)
+changes = st.lists(st.tuples(names, numbers, numbers), min_size=1, max_size=200)
+
+
+def best(values: dict[str, float], found: list[str], *, highest: bool) -> bool:
+    """Whether `found` are the `LOOK_AT` best of `values`, whichever of equals."""
+    ranked = sorted(values.values(), reverse=highest)[:LOOK_AT]
+    return len(set(found)) == len(found) and [values[name] for name in found] == ranked
+
+
+@given(changes)
+def test_the_servers_with_most_room(history: list[tuple[str, float, float]]) -> None:
+    roster, rooms = Roster(), dict[str, float]()
+    for name, room, front in history:
+        roster.changed(name, room, front)
+        rooms[name] = room
+    assert best(rooms, roster.roomy(), highest=True)
+    assert best(rooms, roster.roomy(), highest=True), "asking changes nothing"
+
+
+@given(changes, st.dictionaries(names, numbers))
+def test_the_servers_whose_next_victim_matters_least(
+    history: list[tuple[str, float, float]], used: dict[str, float]
+) -> None:
+    """Use makes a victim matter more without a word to the roster."""
+    roster, fronts = Roster(), dict[str, float]()
+    for name, room, front in history:
+        roster.changed(name, room, front)
+        fronts[name] = front
+    now = {name: front + used.get(name, 0.0) for name, front in fronts.items()}
+    assert best(now, roster.cheap(now.__getitem__), highest=False)
+    assert best(now, roster.cheap(now.__getitem__), highest=False)
+
+
+def test_servers_where_nothing_may_leave_come_last() -> None:
+    roster = Roster()
+    for i, name in enumerate(NAMES):
+        roster.changed(name, 0.0, float("inf") if i < 10 else float(i))
+    assert roster.cheap(lambda name: float("inf") if name < "t8" else 1.0)[:2] == ["t8", "t9"]
+
+
+@given(changes)
+def test_it_does_not_grow_with_time(history: list[tuple[str, float, float]]) -> None:
+    roster = Roster()
+    for _ in range(5):
+        for name, room, front in history:
+            roster.changed(name, room, front)
+    assert len(roster._roomy) <= 4 * len(NAMES) + 64
+    assert len(roster._fronts) <= 4 * len(NAMES) + 64
+
+
+def test_nothing_is_known_at_first() -> None:
+    assert Roster().roomy() == []
+    assert Roster().cheap(lambda _: 0.0) == []

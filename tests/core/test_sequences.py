@@ -1,0 +1,40 @@
+"""What a sequence of requests stays on."""
+
+from services.router.core.routes import Replica, Target
+from services.router.core.sequences import IDLE_SECONDS, Sequences
+
+ONE, TWO = Target("m", 1), Target("m", 2)
+
+
+def test_a_sequence_stays_until_it_ends() -> None:
+    sequences = Sequences()
+    assert sequences.replica(ONE, 7) is None
+    sequences.tie(7, Replica("a", ONE), 0.0)
+    assert sequences.replica(ONE, 7) == Replica("a", ONE)
+    assert sequences.replica(TWO, 7) is None
+    assert sequences.replica(ONE, "7") is None
+    sequences.end(ONE, 7)
+    sequences.end(ONE, 7)
+    assert sequences.replica(ONE, 7) is None
+
+
+def test_sequences_are_counted_by_replica_with_the_newest_use() -> None:
+    sequences = Sequences()
+    a, b = Replica("a", ONE), Replica("b", ONE)
+    sequences.tie(1, a, 10.0)
+    sequences.tie(2, a, 4.0)
+    sequences.tie("x", b, 12.0)
+    assert sequences.used(15.0) == {a: (2, 5.0), b: (1, 3.0)}
+    sequences.tie(1, b, 15.0)
+    assert sequences.used(15.0) == {a: (1, 11.0), b: (2, 0.0)}
+
+
+def test_one_that_is_not_used_is_given_up() -> None:
+    sequences = Sequences()
+    a = Replica("a", ONE)
+    sequences.tie(1, a, 0.0)
+    sequences.tie(2, a, 1.0)
+    assert sequences.used(IDLE_SECONDS) == {a: (2, IDLE_SECONDS - 1.0)}
+    assert sequences.used(IDLE_SECONDS + 0.5) == {a: (1, IDLE_SECONDS - 0.5)}
+    assert sequences.replica(ONE, 1) is None
+    assert sequences.replica(ONE, 2) == a

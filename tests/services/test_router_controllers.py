@@ -1,0 +1,403 @@
+"""Which Controller a Router follows, what it asks and tells it; the Tritons are real."""
+
+import asyncio
+import os
+import secrets
+import signal
+import struct
+import subprocess
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from pydantic import ValidationError
+from tritonclient.grpc import service_pb2
+
+from services.common.errors import ControllerUnavailable, NotReady, ServerLost
+from services.common.status import abort
+from services.router import placement_watch
+from services.router.controller_client import ControllerClient, Grant
+from services.router.core.routes import Replica, Target
+from services.router.core.table import Revision, Table
+from services.router.core.wire import Sequence
+from services.router.forward import Forwarder, Reply
+from services.router.placement_watch import PlacementWatch
+from services.router.settings import Settings
+from shoal.controller.v1 import controller_service_pb2 as wire
+from shoal.controller.v1 import placement_pb2
+from shoal.controller.v1.controller_service_pb2_grpc import (
+    ControllerServiceServicer,
+    ControllerServiceStub,
+    add_ControllerServiceServicer_to_server,
+)
+from tests.fleet.triton_direct import DirectTriton, triton_direct, triton_python
+from tests.services.triton_models import pids, write
+
+MODEL = "echo"
+TARGET = Target(MODEL, 1)
+SOON = 10.0  # seconds
+
+
+class Scripted(ControllerServiceServicer):
+    """A Controller that says what it is told to say. `servers`: addresses by id, the first one is
+    what it grants unless that is what was missed. `placed`: where the model is in its table."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.standby = False
+        self.frozen = asyncio.Event()
+        self.answering = True
+        self.servers: dict[str, str] = {}
+        self.placed: list[str] = []
+        self.asked: list[wire.MakeResidentRequest] = []
+        self.heard: list[placement_pb2.WatchPlacementsRequest] = []
+        self.address = ""
+
+    async def WatchPlacements(self, request_iterator: Any, context: Any) -> None:
+        if self.standby:
+            await abort(context, NotReady(service="it", cause="it stands by"))
+        if self.frozen.is_set():
+            await asyncio.Event().wait()
+        await context.write(self._snapshot())
+        hearing = asyncio.create_task(self._hear(request_iterator))
+        try:
+            while not self.frozen.is_set() and not self.standby:
+                await asyncio.sleep(0.2)
+                message = placement_pb2.WatchPlacementsResponse(revision=self._revision())
+                message.checkpoint.SetInParent()
+                await context.write(message)
+            if self.frozen.is_set():
+                await asyncio.Event().wait()
+        finally:
+            hearing.cancel()
+
+    async def _hear(self, messages: Any) -> None:
+        async for message in messages:
+            self.heard.append(message)
+
+    async def MakeResident(self, request: Any, context: Any) -> wire.MakeResidentResponse:
+        self.asked.append(request)
+        if not self.answering or self.frozen.is_set():
+            await asyncio.Event().wait()
+        server = next(s for s in self.servers if s != request.missed.server)
+        return wire.MakeResidentResponse(
+            replica=placement_pb2.ReplicaRef(
+                server=server, model=request.model, version=request.version
+            ),
+            address=self.servers[server],
+            revision=self._revision(),
+        )
+
+    def _revision(self) -> placement_pb2.Revision:
+        return placement_pb2.Revision(epoch=self.epoch, number=1)
+
+    def _snapshot(self) -> placement_pb2.WatchPlacementsResponse:
+        message = placement_pb2.WatchPlacementsResponse(revision=self._revision())
+        route = message.snapshot.models.add(model=MODEL, default_version=1)
+        route.versions.add(version=1, servable=True, servers=self.placed)
+        for server, address in self.servers.items():
+            message.snapshot.servers.add(server=server, address=address)
+        return message
+
+    def told(self, kind: str) -> list[Any]:
+        return [getattr(m, kind) for m in self.heard if m.WhichOneof("message") == kind]
+
+
+@asynccontextmanager
+async def serving(controller: Scripted) -> AsyncIterator[None]:
+    server = grpc.aio.server()
+    add_ControllerServiceServicer_to_server(controller, server)
+    controller.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    try:
+        yield
+    finally:
+        await server.stop(0)
+
+
+class Router:
+    """The Router's side, without its own service."""
+
+    def __init__(self, stubs: dict[str, Any]) -> None:
+        self.watch = PlacementWatch(stubs, "router-test", Table(), None)
+        self.client = ControllerClient(self.watch, patience=SOON)
+        self.forwarder = Forwarder(self.watch, self.client)
+
+    @property
+    def epoch(self) -> int:
+        return self.watch.table.revision.epoch
+
+    def follows(self, controller: Scripted) -> bool:
+        acting = self.watch.acting
+        return acting is not None and acting.address == controller.address
+
+    def resident(self, seconds: float = SOON) -> "asyncio.Task[Grant]":
+        deadline = time.monotonic() + seconds
+        return asyncio.create_task(self.client.make_resident(TARGET, deadline, None))
+
+    async def infer(self, *, retry: bool = True, sequence: Sequence | None = None) -> Reply:
+        request = service_pb2.ModelInferRequest(model_name=MODEL, model_version="1")
+        request.inputs.add(name="INPUT", datatype="FP32", shape=[2])
+        request.raw_input_contents.append(struct.pack("<2f", 1.0, 2.0))
+        message, deadline = request.SerializeToString(), time.monotonic() + SOON
+        return await self.forwarder.infer(
+            TARGET, message, (), deadline, retry=retry, sequence=sequence
+        )
+
+
+@asynccontextmanager
+async def following(*controllers: Scripted) -> AsyncIterator[Router]:
+    async with AsyncExitStack() as stack:
+        stubs = {}
+        for controller in controllers:
+            await stack.enter_async_context(serving(controller))
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(controller.address))
+            stubs[controller.address] = ControllerServiceStub(channel)
+        router = Router(stubs)
+        stack.push_async_callback(router.forwarder.close)
+        running = asyncio.create_task(router.watch.run())
+        try:
+            yield router
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+
+async def until(holds: Callable[[], object]) -> None:
+    async with asyncio.timeout(SOON):
+        while not holds():  # noqa: ASYNC110  (several things happen on the way)
+            await asyncio.sleep(0.01)
+
+
+async def in_time(wait: Awaitable[Any]) -> Any:
+    async with asyncio.timeout(SOON):
+        return await wait
+
+
+# --- who is followed ------------------------------------------------------------------------------
+
+
+async def test_the_one_that_acts_is_followed_and_asked() -> None:
+    standby, acting = Scripted(0), Scripted(1)
+    standby.standby = True
+    acting.servers = {"t0": "127.0.0.1:1"}
+    async with following(standby, acting) as router:
+        await until(lambda: router.follows(acting))
+        grant = await in_time(router.resident())
+        assert grant.revision == Revision(1, 1)
+        assert (len(acting.asked), standby.asked) == (1, [])
+
+
+async def test_a_silent_one_is_left_and_what_it_was_asked_is_asked_again() -> None:
+    old, successor = Scripted(1), Scripted(2)
+    successor.standby = True
+    old.answering = False
+    successor.servers = {"t0": "127.0.0.1:1"}
+    async with following(old, successor) as router:
+        await until(lambda: router.follows(old))
+        waiting = router.resident()
+        await until(lambda: old.asked)
+        old.frozen.set()
+        began = time.monotonic()
+        await until(lambda: router.watch.acting is None)
+        assert time.monotonic() - began < placement_watch.SILENCE_SECONDS + 1
+        assert router.watch.table.routes, "the table is kept"
+        assert not waiting.done()
+        successor.standby = False
+        assert (await in_time(waiting)).revision == Revision(2, 1)
+        assert router.follows(successor)
+
+
+async def test_a_higher_epoch_is_preferred_to_one_that_still_talks() -> None:
+    old, successor = Scripted(1), Scripted(2)
+    successor.standby = True
+    old.answering = False
+    successor.servers = {"t0": "127.0.0.1:1"}
+    async with following(old, successor) as router:
+        await until(lambda: router.follows(old))
+        waiting = router.resident()
+        await until(lambda: old.asked)
+        successor.standby = False
+        assert (await in_time(waiting)).revision == Revision(2, 1)
+        assert router.epoch == 2
+
+
+async def test_a_lower_epoch_is_never_followed_again() -> None:
+    old, successor = Scripted(1), Scripted(2)
+    async with following(old, successor) as router:
+        await until(lambda: router.follows(successor))
+        tried = len(old.heard)
+        successor.frozen.set()
+        await until(lambda: router.watch.acting is None)
+        old.servers = {"t0": "127.0.0.1:1"}
+        with pytest.raises(ControllerUnavailable, match="no Controller that acts"):
+            await ControllerClient(router.watch, patience=1.0).make_resident(TARGET, None, None)
+        assert old.asked == []
+        assert {message.WhichOneof("message") for message in old.heard[tried:]} == {"subscribe"}
+        assert router.epoch == 2
+
+
+async def test_one_that_comes_back_in_its_epoch_is_followed_again() -> None:
+    alone = Scripted(1)
+    async with following(alone) as router:
+        await until(lambda: router.follows(alone))
+        alone.frozen.set()
+        await until(lambda: router.watch.acting is None)
+        alone.frozen.clear()
+        await until(lambda: router.follows(alone))
+
+
+def test_a_grant_of_an_earlier_epoch_is_outdated() -> None:
+    table = Table(revision=Revision(2, 1))
+    replica = Replica("t0", TARGET)
+    assert table.outdated(replica, Revision(1, 9))
+    assert not table.outdated(replica, Revision(2, 0))
+
+
+def test_several_controllers_in_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().controllers == ["127.0.0.1:9102"]
+    alone = Settings().patience
+    monkeypatch.setenv("SHOAL_ROUTER_CONTROLLER", "a:1,b:2,a:1")
+    assert Settings().controllers == ["a:1", "b:2"]
+    assert Settings().patience > alone, "a take-over waits for a lease to run out"
+    monkeypatch.setenv("SHOAL_ROUTER_CONTROLLER_PATIENCE", "0")
+    assert Settings().patience == 0
+    for wrong in ("a:1,", "a:1;b", "a:1,b", ""):
+        monkeypatch.setenv("SHOAL_ROUTER_CONTROLLER", wrong)
+        with pytest.raises(ValidationError):
+            Settings()
+
+
+# --- what it is told ------------------------------------------------------------------------------
+
+
+async def test_requests_are_counted_since_they_were_told_last() -> None:
+    acting = Scripted(1)
+    replica = Replica("t0", TARGET)
+    async with following(acting) as router:
+        await until(lambda: router.follows(acting))
+        for _ in range(3):
+            router.watch.in_use.begin(replica)
+        router.watch.in_use.end(replica)
+
+        def rows() -> list[Any]:
+            return [row for usage in acting.told("usage") for row in usage.replicas]
+
+        await until(lambda: sum(row.requests for row in rows()) == 3)
+        told = len(rows())
+        await until(lambda: len(rows()) > told)
+        assert sum(row.requests for row in rows()) == 3
+        assert rows()[-1].in_flight == 2
+
+
+# --- with Tritons ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    write(folder, MODEL)
+    subprocess.run([triton_python(), "-m", "compileall", "-q", folder], check=True)
+    return folder
+
+
+def stopped_at_once(name: str) -> dict[str, Any]:
+    """Settings of a server; one whose models are dead or stopped ends by its time-out alone."""
+    return {"id": f"{name}-{secrets.token_hex(4)}", "exit_timeout_s": 1}
+
+
+@pytest.fixture
+def servers(models: Path, tmp_path: Path) -> Iterator[dict[str, DirectTriton]]:
+    with (
+        triton_direct(tmp_path / "a", models, **stopped_at_once("a")) as first,
+        triton_direct(tmp_path / "b", models, **stopped_at_once("b")) as second,
+    ):
+        found = {"a": first, "b": second}
+        for server in found.values():
+            server.load(MODEL)
+        yield found
+
+
+@asynccontextmanager
+async def routed(
+    servers: dict[str, DirectTriton], placed: tuple[str, ...] = ("a",)
+) -> AsyncIterator[tuple[Router, Scripted]]:
+    """The model is on both servers, by the table on those of `placed` alone."""
+    acting = Scripted(1)
+    acting.servers = {name: server.address for name, server in servers.items()}
+    acting.placed = list(placed)
+    async with following(acting) as router:
+        await until(lambda: router.follows(acting))
+        assert not (await router.infer()).cold
+        yield router, acting
+
+
+def stub(server: DirectTriton) -> int:
+    (pid,) = pids(server, MODEL)[1]
+    return pid
+
+
+@pytest.mark.triton
+async def test_a_dead_model_process_is_a_miss(servers: dict[str, DirectTriton]) -> None:
+    async with routed(servers) as (router, acting):
+        os.kill(stub(servers["a"]), signal.SIGKILL)
+        assert (await router.infer()).cold
+        (asked,) = acting.asked
+        assert asked.missed == placement_pb2.ReplicaRef(server="a", model=MODEL, version=1)
+        assert asked.missed_cause == wire.MISS_CAUSE_UNHEALTHY
+        with pytest.raises(ServerLost, match="not healthy"):
+            await router.infer(retry=False)
+        assert acting.told("broke") == []
+
+
+@pytest.mark.triton
+async def test_a_server_that_is_lost_with_a_request_is_told(
+    servers: dict[str, DirectTriton],
+) -> None:
+    async with routed(servers) as (router, acting):
+        os.kill(stub(servers["a"]), signal.SIGSTOP)
+        os.kill(stub(servers["b"]), signal.SIGSTOP)
+        asking = asyncio.create_task(router.infer())
+        a, b = Replica("a", TARGET), Replica("b", TARGET)
+        await until(lambda: router.watch.in_use.count(a))
+        servers["a"].process.kill()
+        await until(lambda: router.watch.in_use.count(b))
+        servers["b"].process.kill()
+        with pytest.raises(ServerLost):
+            await in_time(asking)
+        await until(lambda: len(acting.told("broke")) == 2)
+        first, second = acting.told("broke")
+        assert (first.replica.server, first.HasField("earlier")) == ("a", False)
+        assert (second.replica.server, second.earlier.server) == ("b", "a")
+        (asked,) = acting.asked
+        assert (asked.missed.server, asked.missed_cause) == ("a", wire.MISS_CAUSE_UNSPECIFIED)
+
+
+@pytest.mark.triton
+async def test_a_sequence_stays_on_its_replica(servers: dict[str, DirectTriton]) -> None:
+    async with routed(servers, placed=("a", "b")) as (router, acting):
+
+        def told() -> list[tuple[str, int, int]]:
+            return [
+                (row.replica.server, row.requests, row.sequences)
+                for usage in acting.told("usage")
+                for row in usage.replicas
+            ]
+
+        await until(lambda: sum(requests for _, requests, _ in told()) == 1)
+        before = len(told())
+        for turn in range(20):
+            await router.infer(sequence=Sequence("s", turn == 0, False))
+        await until(lambda: sum(requests for _, requests, _ in told()[before:]) == 20)
+        assert {server for server, requests, _ in told()[before:] if requests} == {
+            router.watch.sequences.replica(TARGET, "s").server
+        }
+        await until(lambda: told()[-1][2] == 1)
+        await router.infer(sequence=Sequence("s", False, True))
+        heard = len(acting.told("usage"))
+        await until(lambda: len(acting.told("usage")) > heard + 1)
+        assert not any(row.sequences for row in acting.told("usage")[-1].replicas)
