@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -54,27 +54,44 @@ def main(words: Sequence[str]) -> int:
 
 
 def _cold(given: argparse.Namespace, console: Console) -> Result:
-    found, samples = [], []
+    pairs = _earlier(given, "cold", cold.Pair)
     for case in cold.CASES:
         if case.name in given.case:
             steps = cold.measure(case, given.pairs)
-            pairs = _shown(console, f"cold: {case.title}", given.pairs, steps)
-            found.append(cold.summary(case, pairs))
-            samples += pairs
-    return Result(cold.tables(found), [one._asdict() for one in samples])
+            pairs += _shown(console, f"cold: {case.title}", given.pairs, steps)
+    groups = [(case, [pair for pair in pairs if pair.case == case.name]) for case in cold.CASES]
+    found = [cold.summary(case, own) for case, own in groups if own]
+    return Result(cold.tables(found), [one._asdict() for one in pairs])
 
 
 def _warm(given: argparse.Namespace, console: Console) -> Result:
+    samples = _earlier(given, "warm", warm.Sample)
     steps = warm.measure(given.generator, given.rounds, given.seconds, given.bounds)
-    total = given.rounds * 2 * (5 + 2 * len(given.bounds))
-    samples = _shown(console, "warm", total, steps)
+    total = given.rounds * 2 * (6 + 2 * len(given.bounds))
+    samples = _after(samples, _shown(console, "warm", total, steps))
     return Result(warm.tables(samples), [one._asdict() for one in samples])
 
 
 def _loss(given: argparse.Namespace, console: Console) -> Result:
+    samples = _earlier(given, "loss", loss.Sample)
     steps = loss.measure(given.generator, given.rounds, given.seconds)
-    samples = _shown(console, "loss", given.rounds * 4 * len(loss.WORKLOADS), steps)
+    total = given.rounds * 4 * len(loss.WORKLOADS)
+    samples = _after(samples, _shown(console, "loss", total, steps))
     return Result(loss.tables(samples), [one._asdict() for one in samples])
+
+
+def _earlier(given: argparse.Namespace, name: str, kind: Callable[..., Any]) -> list[Any]:
+    """The samples that are to be added to."""
+    if not given.add or not given.json.exists():
+        return []
+    content = json.loads(given.json.read_text())
+    return [kind(**one) for one in content.get(name, {}).get("samples", [])]
+
+
+def _after(earlier: list[Any], later: list[Any]) -> list[Any]:
+    """The rounds of both, numbered through."""
+    last = max((one.round for one in earlier), default=0)
+    return earlier + [one._replace(round=one.round + last) for one in later]
 
 
 _MEASURE: Final = {"cold": _cold, "warm": _warm, "loss": _loss}
@@ -96,6 +113,8 @@ def _shown(console: Console, what: str, total: int, steps: Iterable[Any]) -> lis
 
 def _about(given: argparse.Namespace, name: str, busy: float) -> dict[str, str]:
     amount = f"{given.rounds} rounds there and back, {given.seconds:g} s each"
+    if given.add:
+        amount += ", and earlier ones"
     return {
         "machine": machine.describe(),
         "versions": machine.versions("2.51.0"),
@@ -136,7 +155,11 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="of warm and loss, there and back (5)")
     parser.add_argument("--seconds", type=float, help="of each measurement (6)")
     parser.add_argument(
-        "--bounds", type=int, nargs="*", help="loads at a time that warm compares (1 2 4)"
+        "--bounds",
+        type=int,
+        nargs="+",
+        default=[],
+        help="loads of a server at a time that warm compares, such as 1 2 4 (the default alone)",
     )
     parser.add_argument(
         "--generator",
@@ -145,17 +168,19 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
         help="what sends the load (h2load where it is installed)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples there")
+    parser.add_argument("--add", action="store_true", help="to the samples that FILE has")
     parser.add_argument(
         "--record", action="store_true", help=f"append the results to bench/{RESULTS.name}"
     )
     given = parser.parse_args(words)
     if unknown := set(given.measurements) - set(MEASUREMENTS):
         parser.error(f"no such measurement: {', '.join(sorted(unknown))}")
+    if given.add and not given.json:
+        parser.error("--add needs --json FILE")
     given.measurements = given.measurements or MEASUREMENTS
     given.pairs = given.pairs or (10 if given.quick else 100)
     given.rounds = given.rounds or (2 if given.quick else 5)
     given.seconds = given.seconds or (2.0 if given.quick else 6.0)
-    given.bounds = [1, 2, 4] if given.bounds is None else given.bounds
     return given
 
 

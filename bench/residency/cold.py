@@ -23,29 +23,32 @@ _POLL: Final = 0.02
 
 class Case(NamedTuple):
     """`limit`: ms that Shoal may take beyond bare Triton, at the median. `keeps`: how many models
-    are there between two pairs. `evicts`: whether a request waits until one of them is gone.
-    `arguments`, `variables`: what the stack is started with."""
+    are there between two pairs. `evicts`: whether a request waits until one of them is gone. `mib`:
+    of each model, beside some 30 that Python takes. `arguments`, `variables`: what the stack is
+    started with."""
 
     name: str
     title: str
     limit: float
     keeps: int
     evicts: bool = False
+    mib: int = 0
     arguments: tuple[str, ...] = ()
     variables: Mapping[str, str] = {}
 
 
 CASES: Final = (
     Case("free", "free room", 15.0, 0),
-    Case("evict", "an eviction", 25.0, 3, True, ("--max-models=3",)),
+    Case("evict", "an eviction", 25.0, 3, evicts=True, arguments=("--max-models=3",)),
     Case(
         "soft",
         "soft-limit head-room",
         15.0,
         2,
-        # Two models of about 35 MiB are below the soft limit, three are not, and four fit.
-        arguments=("--memory-budget=150MiB",),
-        variables={"SHOAL_CONTROLLER_SOFT_LIMIT": "0.58", "SHOAL_CONTROLLER_HEADROOM_IDLE": "0"},
+        # Two models of about 70 MiB are below the soft limit, three are not, and four fit.
+        mib=40,
+        arguments=("--memory-budget=320MiB",),
+        variables={"SHOAL_CONTROLLER_SOFT_LIMIT": "0.53", "SHOAL_CONTROLLER_HEADROOM_IDLE": "0"},
     ),
 )
 
@@ -71,7 +74,7 @@ def measure(case: Case, pairs: int) -> Iterator[Pair]:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shoal-bench-")))
         for name in ("shoal", "bare"):
-            write_repository(folder / name, MODELS)
+            write_repository(folder / name, [model._replace(mib=case.mib) for model in MODELS])
         direct = stack.enter_context(bare_triton(folder / "bare"))
         shoal = stack.enter_context(running(folder / "shoal", *case.arguments, **case.variables))
         _warm_up(case, shoal, direct)
@@ -90,7 +93,7 @@ def _warm_up(case: Case, shoal: Shoal, direct: Bare) -> None:
         for model in MODELS:
             shoal.infer(model)
             if not case.evicts:
-                _restore(case, shoal, direct)
+                _settled(case, shoal)
     for model in MODELS:
         direct.load(model)
         direct.infer(model)
@@ -99,6 +102,16 @@ def _warm_up(case: Case, shoal: Shoal, direct: Bare) -> None:
 
 def _restore(case: Case, shoal: Shoal, direct: Bare) -> None:
     """Both sides hold the same models, as many as the case keeps."""
+    present = _settled(case, shoal)
+    for model in MODELS:
+        if model.name in direct.present() - present:
+            direct.unload(model)
+    if present != (found := direct.present()):
+        raise Failed(f"Shoal holds {sorted(present)} and bare Triton {sorted(found)}")
+
+
+def _settled(case: Case, shoal: Shoal) -> set[str]:
+    """What Shoal holds once that is no more than the case keeps."""
     if not case.keeps:
         for model in MODELS:
             if model.name in shoal.present():
@@ -108,11 +121,7 @@ def _restore(case: Case, shoal: Shoal, direct: Bare) -> None:
         if time.monotonic() > deadline:
             raise Failed(f"Shoal keeps {sorted(present)}, not {case.keeps} models")
         time.sleep(_POLL)
-    for model in MODELS:
-        if model.name in direct.present() - present:
-            direct.unload(model)
-    if present != (found := direct.present()):
-        raise Failed(f"Shoal holds {sorted(present)} and bare Triton {sorted(found)}")
+    return present
 
 
 def _pair(case: Case, number: int, first: str, model: Model, shoal: Shoal, direct: Bare) -> Pair:
@@ -143,12 +152,13 @@ def _through_shoal(model: Model, shoal: Shoal) -> dict[str, float]:
 
 
 def parts_of(events: list[Happened], model: str, at: float, until: float) -> dict[str, float]:
-    """Milliseconds from `at` to `until` by what happened in between, at the Controller."""
+    """Milliseconds from `at` to `until` by what happened in between, at the Controller. Evictions
+    that begin after the load did are not waited for, and are left out."""
     marks = {"asked": at}
     for event in events:
         if event.model == model and event.kind in ("QUEUED", "LOADING", "READY"):
             marks[event.kind.lower()] = event.at
-        elif event.kind in ("EVICTING", "UNLOADING", "UNLOADED") and event.at < until:
+        elif event.kind in ("EVICTING", "UNLOADING", "UNLOADED") and "loading" not in marks:
             marks.setdefault(event.kind.lower(), event.at)
     ordered = sorted((when, name) for name, when in marks.items() if when <= until)
     ordered.append((until, "answered"))

@@ -61,16 +61,16 @@ def request(model: Model) -> bytes:
     """A serialized ModelInferRequest with a tensor FP32 [1, FLOATS]."""
     message = service_pb2.ModelInferRequest(model_name=model.name)
     message.inputs.add(name="INPUT", datatype="FP32", shape=[1, FLOATS])
-    message.raw_input_contents.append(_numbers().tobytes())
+    message.raw_input_contents.append(numbers().tobytes())
     return bytes(message.SerializeToString())
 
 
 def is_right(model: Model, answer: bytes) -> bool:
     """Whether `answer`, a serialized ModelInferResponse, is what `model` makes of `request`."""
     message = service_pb2.ModelInferResponse.FromString(answer)
-    wanted = (_numbers() + np.float32(model.addend)).tobytes()
+    wanted = (numbers() + np.float32(model.addend)).tobytes()
     return message.model_name == model.name and list(message.raw_output_contents) == [wanted]
 
 
-def _numbers() -> np.ndarray:
+def numbers() -> np.ndarray:
     return np.arange(FLOATS, dtype="<f4")

@@ -80,22 +80,30 @@ def measure(generator: str, rounds: int, seconds: float, bounds: Sequence[int]) 
 
 
 def _bare_side(direct: Bare, generator: str) -> Side:
-    resident = [*CHURN[:KEPT]]
     for model in (WARM, *CHURN):  # all of them once, for the caches
         direct.load(model)
         direct.infer(model)
     for model in CHURN[KEPT:]:
         direct.unload(model)
+    resident, coming = [*CHURN[:KEPT]], set[Model]()
+    lock, places = threading.Lock(), threading.Semaphore(KEPT)
 
     def turn(model: Model) -> None:
-        if model in resident:
-            return
-        direct.unload(resident.pop(0))
-        direct.load(model)
-        direct.infer(model)
-        resident.append(model)
+        with places:
+            with lock:
+                if model in resident or model in coming:
+                    return
+                coming.add(model)
+                oldest = resident.pop(0)
+            direct.unload(oldest)
+            direct.load(model)
+            direct.infer(model)
+            with lock:
+                coming.remove(model)
+                resident.append(model)
 
-    return Side("bare", Loop(generator, direct.address, direct.metrics), turn, (QUIET, STEADY))
+    loop = Loop(generator, direct.address, direct.metrics)
+    return Side("bare", loop, turn, (QUIET, STEADY, HERD))
 
 
 def _shoal_side(shoal: Shoal, generator: str, bound: int | None) -> Side:

@@ -25,7 +25,7 @@ DEFAULTS: Final = {
     "trace": "zipf,diurnal,bursts,scans",
     "servers": 4,
     "models": 200,
-    "requests": 200_000,
+    "requests": 50_000,
     "rate": 5.0,
     "alpha": 1.0,
     "warmup": 0.1,

@@ -1,6 +1,7 @@
 """One trace under every policy."""
 
 import copy
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from bench.simulate.world import Hardware, Spent, World
 
 BOUND: Final = "bound"
 PEERS: Final = (*peers.POLICIES, BOUND)
-ROUTINE: Final = ("RouterUsed", "Tick")  # comes whether anything was missed or not
+ROUTINE: Final = ("RouterUsed", "Tick", "Due")  # comes whether anything was missed or not
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ Step = Callable[[int], None]
 def engine(case: Case, policy: str, step: Step) -> Row:
     """Run the real engine. `step` is told how many requests more are done."""
     world = World(case.hardware, case.costs, policy, case.resident)
+    gc.collect()  # what earlier runs left is not this one's to clear away
     began = time.process_time()
     for counted, chunk in _split(case.trace(), case.warm):
         if counted == 0:
@@ -86,7 +88,7 @@ def engine(case: Case, policy: str, step: Step) -> Row:
         step(len(chunk.times))
     seconds = time.process_time() - began
     spent = copy.deepcopy(world.figures.spent)
-    world.finish()  # which is idle waiting, and would make the engine look slower or faster
+    world.finish()  # hardly anything happens any more: left out of the speed
     tally = world.figures.tally
     speed = Speed(tally.requests, seconds, spent)
     return Row(case.name, f"engine {policy}", tally, speed)

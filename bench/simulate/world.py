@@ -27,7 +27,7 @@ from services.controller.core.ranking import POLICIES
 from services.controller.core.residency import Engine
 
 HEARTBEAT_SECONDS: Final = 0.25
-TICK_SECONDS: Final = 0.1
+TICK_SECONDS: Final = 0.5
 IDLE_SECONDS: Final = 1.0  # between ticks while nobody waits, heartbeats while nothing is used
 HISTORY_HEARTBEATS: Final = 400  # that tell of the use of what is resident when it begins
 DEADLINE_SECONDS: Final = 120.0  # of every request
@@ -36,6 +36,7 @@ ENGINE_POLICIES: Final = tuple(POLICIES)
 
 _TICK: Final = "tick"
 _HEARTBEAT: Final = "heartbeat"
+_WAKE: Final = "wake"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,7 @@ class World:
         self._times: list[float] = []
         self._noted = 0
         self._due: list[tuple[float, int, ev.Event | str]] = []
+        self._wakes_at = math.inf  # when the engine is woken next
 
         servers = _servers(hardware)
         self._engine = Engine(Limits(policy=policy), servers, 0.0, 0.0)
@@ -169,6 +171,10 @@ class World:
                 self._feed(ev.Tick(self._now))
                 pause = TICK_SECONDS if self._waiters else IDLE_SECONDS
                 self._at(self._now + pause, _TICK)
+            elif what is _WAKE:
+                if self._now == self._wakes_at:  # else it was woken by an earlier one
+                    self._wakes_at = math.inf
+                    self._feed(ev.Due())
             else:
                 assert not isinstance(what, str)
                 self._feed(what)
@@ -225,6 +231,10 @@ class World:
             spent.seconds += seconds
             if out:
                 self._carry_out(out, todo)
+        wake = self._engine.next_wake()
+        if wake is not None and wake < self._wakes_at:
+            self._wakes_at = max(wake, self._now)
+            self._at(self._wakes_at, _WAKE)
 
     def _carry_out(self, instructions: Sequence[ev.Instruction], todo: deque[ev.Event]) -> None:
         tally = self.figures.tally

@@ -1,6 +1,7 @@
 """Composition root of the Controller: `python -m services.controller`."""
 
 import asyncio
+import gc
 import sys
 import time
 import uuid
@@ -143,6 +144,8 @@ async def _serve(
             )
         watch.changed = loop.catalog_changed
         loop.catalog_changed(catalog.entries)
+        gc.collect()
+        gc.freeze()  # a large catalogue makes each full collection a pause of its own
         for server_watch in watches.values():
             tasks.create_task(server_watch.run())
         tasks.create_task(footprints.run())

@@ -15,8 +15,8 @@ from services.controller.lease import Fence
 from services.controller.metrics import LOAD_SECONDS
 from services.controller.processes import Processes
 from services.controller.triton import (
-    POLL_SECONDS,
     READY,
+    SOON_SECONDS,
     Deadline,
     Triton,
     TritonGone,
@@ -91,9 +91,13 @@ class Changes:
         except TritonSlow as slow:
             outcome = ev.LoadHung(key, order.attempt, str(slow))
         else:
-            outcome = ev.Loaded(key, order.attempt, time.monotonic() - began)
-        told = {ev.Loaded: "ready", ev.LoadFailedOnServer: "failed", ev.LoadHung: "hung"}
-        LOAD_SECONDS.labels(told[type(outcome)]).observe(time.monotonic() - began)
+            seconds = time.monotonic() - began
+            if isinstance(order, ev.Settle):  # it began earlier, nobody knows when
+                seconds = max(seconds, self._learnt_seconds(key.unit))
+            outcome = ev.Loaded(key, order.attempt, seconds)
+        if isinstance(order, ev.Load):
+            told = {ev.Loaded: "ready", ev.LoadFailedOnServer: "failed", ev.LoadHung: "hung"}
+            LOAD_SECONDS.labels(told[type(outcome)]).observe(time.monotonic() - began)
         return outcome
 
     async def _settle_load(self, key: ReplicaKey) -> None:
@@ -122,7 +126,6 @@ class Changes:
         async def withdraw() -> None:
             await self._drop(key, await self._others(key))
 
-        await self.processes.look(key.server)
         try:
             await self._through_breaks(key.server, withdraw)
         except (TritonRefused, TritonSlow) as stuck:
@@ -142,11 +145,14 @@ class Changes:
     async def _drop(self, key: ReplicaKey, versions: tuple[int, ...]) -> None:
         triton = self.tritons[key.server]
         config, timeout = self._config(key.unit), self.timeouts.unload
+        if not self.processes.alive(key.server, key.unit):
+            await self.processes.identify(key.server)  # it may have come since they were looked at
         await triton.drop(config, versions, key.unit, timeout, self._stuck(key))
         await self._until_memory_is_back(key)
 
     async def _settle_unload(self, key: ReplicaKey) -> None:
         triton, deadline = self.tritons[key.server], Deadline.within(self.timeouts.unload)
+        await self.processes.look(key.server)
         state, _ = await triton.settled(key.unit, deadline, self._stuck(key))
         if state == READY:  # it was loaded again
             await self._drop(key, await self._others(key))
@@ -178,7 +184,7 @@ class Changes:
             if not deadline.left:
                 _log.warning("unloaded, and its processes are still there", replica=str(key))
                 break
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(SOON_SECONDS)
         self.processes.forget(key.server, key.unit)
 
     # --- both -------------------------------------------------------------------------------------
@@ -206,6 +212,10 @@ class Changes:
                 cause = str(gone)
                 await self.verify(server)
         raise TritonSlow(f"the call broke off {CALL_ATTEMPTS} times: {cause}")
+
+    def _learnt_seconds(self, unit: Unit) -> float:
+        learnt = self.catalog.learnt.get(unit)
+        return (learnt.load_seconds if learnt is not None else None) or 0.0
 
     def _config(self, unit: Unit) -> bytes:
         version = self.catalog.version(unit)

@@ -81,27 +81,34 @@ def measure(
     `known`: the processes as of the last look. `on_gpus`: bytes on GPUs by pid (`gpus`).
     """
     units: dict[Unit, Memory] = {}
-    stubs: dict[int, Stub] = {}
-    nameless = 0
     gpu = on_gpus or {}
     try:
         others = memory.plus({RAM: _proportional(server)}, gpu.get(server.pid, {}))
-        for child in server.children():
-            stub = _stub(child, known or {})
-            if stub is None:
-                nameless += _is_dead_stub(child)
-                continue
-            stubs[child.pid] = stub
-            try:
-                amount = {RAM: _proportional(child)} if stub.alive else {}
-            except (psutil.Error, OSError):
-                continue
-            if amount:
-                taken = (units.get(stub.unit, {}), amount, gpu.get(child.pid, {}))
-                units[stub.unit] = memory.plus(*taken)
+        stubs, nameless = stubs_of(server, known or {})
     except (psutil.Error, OSError):
         return None
+    for pid, stub in stubs.items():
+        try:
+            amount = {RAM: _proportional(stub.process)} if stub.alive else {}
+        except (psutil.Error, OSError):
+            continue
+        if amount:
+            units[stub.unit] = memory.plus(units.get(stub.unit, {}), amount, gpu.get(pid, {}))
     return Footprints(units, others, stubs, nameless)
+
+
+def stubs_of(server: psutil.Process, known: Mapping[int, Stub]) -> tuple[Mapping[int, Stub], int]:
+    """The processes of its units by pid, dead ones included, and how many more dead ones it has.
+    Raises psutil.Error."""
+    stubs: dict[int, Stub] = {}
+    nameless = 0
+    for child in server.children():
+        stub = _stub(child, known)
+        if stub is None:
+            nameless += _is_dead_stub(child)
+        else:
+            stubs[child.pid] = stub
+    return stubs, nameless
 
 
 def broken(units: Iterable[Unit], found: Footprints) -> Mapping[Unit, str]:

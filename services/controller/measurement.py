@@ -1,6 +1,7 @@
 """What the models on each server take, and which of them have died."""
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -16,12 +17,13 @@ from services.controller.core.states import State
 from services.controller.footprints import Footprints
 from services.controller.loop import Loop
 from services.controller.processes import Processes
-from services.controller.triton import READY, Triton, TritonGone
+from services.controller.triton import READY, Triton, TritonGone, has_processes
 
 # A reload ends one process of a unit and has another: only one that stays dead has died.
 SURE_SECONDS: Final = 0.1
 
 # Triton's own metrics are no fresher.
+REST: Final = 20  # times what a look takes, which grows with the number of processes
 REMOTE_SECONDS: Final = 2.0
 
 _log = structlog.get_logger(__name__)
@@ -93,8 +95,10 @@ class FootprintWatch:
     async def _watch(self, server: str) -> None:
         while True:
             if self._processes.sees(server):
+                began = time.monotonic()
                 await self.measure(server)
-                await asyncio.sleep(self._interval)
+                took = time.monotonic() - began
+                await asyncio.sleep(max(self._interval, took * REST))
             else:
                 await self._measure_remote(server, self._remotes[server])
                 await asyncio.sleep(max(self._interval, REMOTE_SECONDS))
@@ -144,12 +148,23 @@ class FootprintWatch:
 
     def _suspects(self, server: str) -> dict[Unit, str]:
         """What has died there, of what the engine takes to be answering."""
+        broken = self._processes.broken(server)
+        # Dead processes that were never seen alive belong to units that have no living one.
+        unseen = self._processes.nameless(server) > 0
         found: dict[Unit, str] = {}
-        for unit, cause in self._processes.broken(server).items():
-            replica = self._loop.engine.fleet.replica(ReplicaKey(server, unit))
-            if replica is not None and replica.state is State.READY and not replica.broken:
-                found[unit] = cause
+        for unit, replica in self._loop.engine.fleet.replicas[server].items():
+            if replica.state is not State.READY or replica.broken:
+                continue
+            if unit in broken:
+                found[unit] = broken[unit]
+            elif unseen and self._has_died_unseen(server, unit):
+                found[unit] = "it has no process any more"
         return found
+
+    def _has_died_unseen(self, server: str, unit: Unit) -> bool:
+        version = self._loop.catalog.version(unit)
+        expected = version is not None and has_processes(version.config)
+        return expected and not self._processes.alive(server, unit)
 
 
 async def _whole(about: Remote) -> Memory | None:

@@ -1,6 +1,7 @@
 """The processes of the servers on this host, as they were when they were looked at last."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping
 
@@ -28,6 +29,11 @@ class Processes:
             return None
         return await self._servers[server].look()
 
+    async def identify(self, server: str) -> None:
+        """Find out whose its processes are, without measuring them."""
+        if server in self._servers:
+            await self._servers[server].identify()
+
     def broken(self, server: str) -> Mapping[Unit, str]:
         """Units that had processes and cannot answer any more, and why."""
         return self._servers[server].broken if server in self._servers else {}
@@ -40,6 +46,11 @@ class Processes:
         """Whether the unit had processes, and none of them is there at this moment. False where
         that cannot be seen."""
         return server in self._servers and self._servers[server].ended(unit)
+
+    def nameless(self, server: str) -> int:
+        """How many dead processes of units it has that were never seen alive."""
+        found = self._servers[server].found if server in self._servers else None
+        return found.nameless if found is not None else 0
 
     def forget(self, server: str, unit: Unit) -> None:
         """The unit was unloaded: that it has no process is as it should be."""
@@ -59,7 +70,7 @@ class _Server:
         self._gpus = gpus
         self._looking = asyncio.Lock()
         self._looked = 0.0
-        self._found: Footprints | None = None
+        self.found: Footprints | None = None
         self._process: psutil.Process | None = None
         self._stubs: Mapping[int, Stub] = {}
         self._seen: set[Unit] = set()
@@ -73,7 +84,15 @@ class _Server:
                 began = time.monotonic()
                 self._take(*await asyncio.to_thread(self._read))
                 self._looked = began
-            return self._found
+            return self.found
+
+    async def identify(self) -> None:
+        async with self._looking:
+            process = self._process
+            if process is not None:
+                with contextlib.suppress(psutil.Error):  # the next look finds that it is gone
+                    found, _ = await asyncio.to_thread(footprints.stubs_of, process, self._stubs)
+                    self._know(found)
 
     def alive(self, unit: Unit) -> bool:
         return any(stub.alive for stub in self._stubs.values() if stub.unit == unit)
@@ -82,26 +101,35 @@ class _Server:
         if self.alive(unit):
             return False
         # A dead process that was never seen alive may be its own: it has none that lives.
-        return unit in self._seen or (self._found is not None and self._found.nameless > 0)
+        return unit in self._seen or (self.found is not None and self.found.nameless > 0)
 
-    def _read(self) -> tuple[psutil.Process | None, Footprints | None]:
+    def _read(self) -> tuple[psutil.Process | None, float, Footprints | None]:
         process = self._process
         if process is None or not process.is_running():
             process = footprints.find_server(self._address)
         if process is None:
-            return None, None
+            return None, 0.0, None
         known = self._stubs if process == self._process else {}
-        return process, footprints.measure(process, known, self._gpus.used())
+        try:
+            started = process.create_time()
+        except psutil.Error:
+            return None, 0.0, None
+        return process, started, footprints.measure(process, known, self._gpus.used())
 
-    def _take(self, process: psutil.Process | None, found: Footprints | None) -> None:
+    def _take(
+        self, process: psutil.Process | None, started: float, found: Footprints | None
+    ) -> None:
         if process != self._process:
             self._stubs, self._seen = {}, set()
-            self.started = process.create_time() if process is not None else 0.0
+        self.started = started
         self._process = process if found is not None else None
-        self._found = found
-        self._stubs = found.stubs if found is not None else {}
-        self._seen |= {stub.unit for stub in self._stubs.values()}
+        self.found = found
+        self._know(found.stubs if found is not None else {})
         self.broken = footprints.broken(self._seen, found) if found is not None else {}
+
+    def _know(self, stubs: Mapping[int, Stub]) -> None:
+        self._stubs = stubs
+        self._seen |= {stub.unit for stub in stubs.values()}
 
     def forget(self, unit: Unit) -> None:
         self._seen.discard(unit)

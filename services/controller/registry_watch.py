@@ -15,6 +15,7 @@ from shoal.registry.v1 import registry_service_pb2 as wire
 from shoal.registry.v1 import types_pb2
 
 CALL_SECONDS: Final = 5.0
+GATHER_SECONDS: Final = 1.0  # what is learned within them is reported at once
 RETRY_SECONDS: Final = 0.5
 PAGE: Final = 1000
 
@@ -79,6 +80,7 @@ async def report(stub: Any, queue: "asyncio.Queue[Learned]") -> None:
     """Bring what was learned to the Registry, for ever; while it is away, later."""
     while True:
         batch = [await queue.get()]
+        await asyncio.sleep(GATHER_SECONDS)
         while not queue.empty():
             batch.append(queue.get_nowait())
         newest = {learned.unit: learned for learned in batch}

@@ -25,7 +25,9 @@ READY: Final = "READY"
 LOADING: Final = "LOADING"
 UNLOADING: Final = "UNLOADING"
 BUSY: Final = frozenset({LOADING, UNLOADING})
-POLL_SECONDS: Final = 0.02
+POLL_SECONDS: Final = 0.05
+SOON_SECONDS: Final = 0.005
+IDLE_UNLOAD_SECONDS: Final = 1.0
 CALL_SECONDS: Final = 2.0
 SELFCHECK_SECONDS: Final = 60.0
 SELFCHECK_VALUES: Final = (1.5, -2.25, 3.0)
@@ -73,6 +75,18 @@ class Deadline(NamedTuple):
     @property
     def left(self) -> float:
         return max(0.0, self.began + self.seconds - time.monotonic())
+
+    @property
+    def spent(self) -> float:
+        return time.monotonic() - self.began
+
+
+def until_next_look(state: str, spent: float) -> float:
+    """Seconds. An idle Python model takes a little over a second to unload, whoever asks; what
+    waits for its room should hear of it soon after that."""
+    if state == UNLOADING and spent < IDLE_UNLOAD_SECONDS:
+        return min(POLL_SECONDS, IDLE_UNLOAD_SECONDS - spent)
+    return SOON_SECONDS if spent < 2 * IDLE_UNLOAD_SECONDS else POLL_SECONDS
 
 
 def _never() -> bool:
@@ -200,7 +214,7 @@ class Triton:
                 return state, reason
             if not deadline.left:
                 raise TritonSlow(f"{unit} is still {state} after {deadline.seconds:.3g} s")
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(until_next_look(state, deadline.spent))
 
     async def probe(self, unit: Unit, request: bytes, timeout: float) -> None:
         """Have the unit answer `request`, a serialized inference.ModelInferRequest.
@@ -264,8 +278,10 @@ class Triton:
             raise TritonGone(f"{error.code().name}: {error.details()}") from error
 
     async def _loaded(self, model: str, deadline: Deadline) -> None:
-        """Return once no version of the model is LOADING. A call that Triton has to hold back until
-        then can end the whole server (SIGSEGV when the load is over, seen with release 24.10)."""
+        """Return once no version of the model is LOADING.
+
+        Triton holds calls about the model back until then. Release 24.10 was seen to end with
+        SIGSEGV, rarely, when such a load came to its end while an unload was held back."""
         for unit, (state, _) in (await self.index()).items():
             if unit.model == model and state == LOADING:
                 await self.settled(unit, deadline)
@@ -307,6 +323,12 @@ def decoupled(config: bytes) -> bool:
     `config`: a serialized inference.ModelConfig."""
     message = model_config_pb2.ModelConfig.FromString(config)
     return bool(message.model_transaction_policy.decoupled)
+
+
+def has_processes(config: bytes) -> bool:
+    """Whether the model surely runs in processes of its own. `config`: a serialized
+    inference.ModelConfig."""
+    return bool(model_config_pb2.ModelConfig.FromString(config).backend == "python")
 
 
 def told_memory(rows: Any) -> Memory:

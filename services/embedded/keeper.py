@@ -71,6 +71,16 @@ class Keeper:
                 self._kill()
                 await _within(_KILL_WITHIN, self._ended.wait())
 
+    async def restart(self) -> None:
+        """SIGTERM, and SIGKILL when the grace is over: it is started again as after a death."""
+        process = self._process
+        if process is None or self._stopping.is_set():
+            return
+        self._terminate()
+        await _within(self.part.stop_within, process.wait())
+        if self._process is process and process.returncode is None:
+            self._kill()
+
     async def _gone(self, at_once: asyncio.Event) -> bool:
         """Whether the part ended by itself, in its time and before `at_once`."""
         waits: set[asyncio.Future[Any]] = {

@@ -112,8 +112,12 @@ async def _serve(planned: Plan, interrupts: Interrupts, console: Console) -> Non
             for address in planned.endpoints.controllers.values()
         ),
     ]
+    supervisor = Supervisor(planned.waves, report)
+    beside += [
+        asyncio.create_task(fleet.restarts(address, display.line, supervisor.restart))
+        for address in planned.endpoints.controllers.values()
+    ]
     try:
-        supervisor = Supervisor(planned.waves, report)
         await supervisor.run(interrupts.stop, interrupts.at_once, when_up)
     finally:
         for task in beside:

@@ -46,6 +46,12 @@ class Supervisor:
         if failures := [keeper.failure for keeper in self._keepers if keeper.failure]:
             raise PartFailed("\n".join(failures))
 
+    async def restart(self, part: str) -> None:
+        """Ends a part gracefully, to be started again; returns when it has ended."""
+        for keeper in self._keepers:
+            if keeper.part.name == part:
+                await keeper.restart()
+
     async def _up(self, stop: asyncio.Event) -> bool:
         """Waits until every part is ready, one has failed, or `stop`; True: all are ready."""
         stopped = asyncio.ensure_future(stop.wait())

@@ -4,7 +4,7 @@ from collections import defaultdict
 
 from services.controller.core import demand, loading, victims
 from services.controller.core.accounts import Account
-from services.controller.core.entities import ReplicaKey
+from services.controller.core.entities import Replica, ReplicaKey
 from services.controller.core.fleet import Fleet
 from services.controller.core.residency import Engine
 from services.controller.core.states import State
@@ -14,7 +14,8 @@ FIGURES = ("planned", "leaving", "queued")
 COUNTS = ("planned_slots", "leaving_slots", "queued_slots", "loads", "waiting")
 
 
-def check(engine: Engine) -> None:
+def check(engine: Engine, now: float | None = None) -> None:
+    """`now`: of the engine's last event, when what is due is to be checked too."""
     fleet = engine.fleet
     nothing_is_left_over(fleet)
     accounts_add_up(fleet)
@@ -22,11 +23,12 @@ def check(engine: Engine) -> None:
     orders_are_right(fleet)
     use_adds_up(fleet)
     wants_are_in_hand(fleet)
-    it_will_be_woken(engine)
+    it_will_be_woken(engine, now)
 
 
 def nothing_is_left_over(fleet: Fleet) -> None:
-    assert not (fleet.fresh or fleet.arrived or fleet.displaced or fleet.out)
+    for left in (fleet.fresh, fleet.arrived, fleet.displaced, fleet.out):
+        assert not left
 
 
 def accounts_add_up(fleet: Fleet) -> None:
@@ -58,9 +60,16 @@ def indexes_are_right(fleet: Fleet) -> None:
     assert fleet.users == users
     assert fleet.pinned == {unit for unit, spec in fleet.specs.items() if spec.pinned}
     assert fleet.kept == {unit for unit, spec in fleet.specs.items() if spec.kept}
+    assert fleet.own_ttl == {unit for unit, spec in fleet.specs.items() if spec.idle_ttl}
+    ready = {r.key for here in fleet.replicas.values() for r in here.values() if is_ready(r)}
+    assert {key for key in ready if key.unit not in fleet.specs} <= fleet.strangers
     versions = {unit for units in fleet.versions.values() for unit in units}
     assert versions == fleet.specs.keys()
     assert sum(map(len, fleet.versions.values())) == len(versions), "a version is listed twice"
+
+
+def is_ready(replica: Replica) -> bool:
+    return replica.state is State.READY
 
 
 def orders_are_right(fleet: Fleet) -> None:
@@ -123,9 +132,12 @@ def wants_are_in_hand(fleet: Fleet) -> None:
                 assert fleet.servers[replica.key.server].accepting
 
 
-def it_will_be_woken(engine: Engine) -> None:
+def it_will_be_woken(engine: Engine, now: float | None) -> None:
     fleet, wake = engine.fleet, engine.next_wake()
     limits = fleet.limits
+    assert fleet.asked.keys() <= {waiter for _, waiter in fleet.deadlines}
+    leases = {lease for leases in fleet.use_leases.values() for lease in leases}
+    assert leases <= {lease for _, lease, _ in fleet.lease_ends} & fleet.lease_keys.keys()
     due = [view.heard + limits.router_seconds for view in fleet.routers.values()]
     due += [held.expires for leases in fleet.use_leases.values() for held in leases.values()]
     due += [
@@ -134,3 +146,4 @@ def it_will_be_woken(engine: Engine) -> None:
         for waiter in waiting.values()
     ]
     assert not due or (wake is not None and wake <= min(due) + 2 * STEP_SECONDS)
+    assert now is None or all(when > now - 2 * STEP_SECONDS for when in due), "it is overdue"

@@ -27,9 +27,7 @@ def alone(name: str, *when: float, server: str = "t0") -> list[Break]:
 
 def test_alone_at_three_crashes() -> None:
     found = lonely(alone("a", 0.0, 10.0, 20.0))
-    assert found == {
-        unit("a"): "only its requests were in flight when servers crashed: t0, t0, t0"
-    }
+    assert found == {unit("a"): "only its requests were in flight when servers crashed: t0, t0, t0"}
 
 
 def test_alone_at_two_is_not_enough() -> None:
@@ -54,7 +52,9 @@ def test_crashes_of_different_servers_at_one_time_are_apart() -> None:
     assert set(lonely(breaks)) == {unit("a"), unit("b")}
 
 
-keys = st.builds(lambda name, server: key(name, server), *map(st.sampled_from, ("ab", ("t0", "t1"))))
+keys = st.builds(
+    lambda name, server: key(name, server), *map(st.sampled_from, ("ab", ("t0", "t1")))
+)
 breaks = st.lists(
     st.builds(Break, st.integers(0, 30).map(float), keys, st.none() | keys), max_size=15
 )

@@ -26,9 +26,7 @@ class Copies:
         until = self.now + seconds
         while self.now < until:
             self.now += TICK
-            self.pressure = step(
-                self.pressure, in_flight, queue, self.replicas, LIMITS, self.now
-            )
+            self.pressure = step(self.pressure, in_flight, queue, self.replicas, LIMITS, self.now)
             found = change(self.pressure, self.replicas, self.least, self.most, LIMITS, self.now)
             if found is not None:
                 self.pressure = again(self.pressure)

@@ -13,13 +13,13 @@ import pytest
 from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
-from services.controller.catalog import Catalog
+from services.controller.catalog import Catalog, Learnt
 from services.controller.changes import Changes, Timeouts
 from services.controller.core import events as ev
 from services.controller.core.entities import ReplicaKey, Unit
 from services.controller.gpus import Gpus
 from services.controller.processes import Processes
-from services.controller.triton import READY, UNLOADING, Triton, TritonSlow
+from services.controller.triton import LOADING, READY, UNLOADING, Triton, TritonSlow
 from shoal.names import model_name, version_name
 from shoal.registry.v1 import types_pb2 as registry
 from tests.fleet.triton_direct import DirectTriton, triton_direct, triton_python
@@ -127,9 +127,13 @@ async def state(triton: Triton, unit: Unit) -> str:
 @contextlib.asynccontextmanager
 async def begun(triton: Triton, unit: Unit) -> AsyncIterator[None]:
     """Somebody else's load of it is under way."""
-    with pytest.raises(TritonSlow):
-        await triton.apply(wire(unit.model), (unit.version,), unit, 0.1)
+    apply = triton.apply(wire(unit.model), (unit.version,), unit, SECONDS)
+    loading = asyncio.ensure_future(apply)
+    async with asyncio.timeout(SECONDS):
+        while await state(triton, unit) != LOADING:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     yield
+    await asyncio.gather(loading, return_exceptions=True)
 
 
 async def killed(server: DirectTriton, changes: Changes, unit: Unit) -> None:
@@ -196,7 +200,9 @@ async def test_a_load_that_was_found_is_seen_to_its_end(changes: Changes, triton
     async with begun(triton, unit):
         impatient = replace(changes, timeouts=replace(TIMEOUTS, load=0.2))
         assert isinstance(await settle(impatient, unit, loading=True), ev.LoadHung)
-        assert isinstance(await settle(changes, unit, loading=True), ev.Loaded)
+        changes.catalog.learnt[unit] = Learnt("", {}, 9.0)
+        found = await settle(changes, unit, loading=True)
+    assert found == ev.Loaded(key(changes, unit), 9, 9.0), "when it began is not known"
     assert await state(triton, unit) == READY
 
 

@@ -1,6 +1,7 @@
 """Who waits for what: joining, refusing, granting, and eviction on request."""
 
 from bisect import bisect_left, insort
+from heapq import heappop, heappush
 
 from services.common.errors import (
     DeadlineBeforeResident,
@@ -41,7 +42,9 @@ def resident_wanted(fleet: Fleet, event: ev.ResidentWanted, now: float) -> None:
         fleet.patterns.used(unit, fleet.wall + now)
     fleet.waiting.setdefault(unit, {})[waiter.id] = waiter
     fleet.asked[waiter.id] = unit
-    fleet.timers.at(waiter.deadline - fleet.limits.answer_margin_seconds)
+    last = waiter.deadline - fleet.limits.answer_margin_seconds
+    heappush(fleet.deadlines, (last, waiter.id))
+    fleet.timers.at(last)
 
 
 def wanted(
@@ -297,6 +300,8 @@ def lend(fleet: Fleet, key: ReplicaKey, router: str | None, now: float) -> str:
     lease = f"{key.server}-{fleet.lease}"
     held = UseLease(router, now + fleet.limits.use_lease_seconds)
     fleet.use_leases.setdefault(key, {})[lease] = held
+    fleet.lease_keys[lease] = key
+    heappush(fleet.lease_ends, (held.expires, lease, key))
     fleet.timers.at(held.expires)
     return lease
 
@@ -318,13 +323,13 @@ def trace_of(fleet: Fleet, unit: Unit) -> str:
 
 def expire(fleet: Fleet, now: float) -> None:
     """Refuse the waiters whose deadline is here."""
-    for unit, waiting in list(fleet.waiting.items()):
-        want = fleet.wants[unit]
-        for waiter in list(waiting.values()):
-            if now >= waiter.deadline - fleet.limits.answer_margin_seconds:
-                refuse(fleet, waiter, unit, too_late(want, waiter, now), want, now)
-                del fleet.asked[waiter.id]
-                forget_waiter(fleet, unit, waiter.id)
+    while fleet.deadlines and fleet.deadlines[0][0] <= now:
+        _, id_ = heappop(fleet.deadlines)
+        unit = fleet.asked.pop(id_, None)
+        if unit is not None:
+            waiter, want = fleet.waiting[unit][id_], fleet.wants[unit]
+            refuse(fleet, waiter, unit, too_late(want, waiter, now), want, now)
+            forget_waiter(fleet, unit, id_)
 
 
 def why_failed(unit: Unit, failure: Failure, now: float) -> LoadFailed | SetAside:

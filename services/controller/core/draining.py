@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from heapq import heappop
 from typing import Any
 
 from services.controller.core import events as ev
@@ -51,12 +52,20 @@ def router_drained(fleet: Fleet, event: ev.RouterDrained, now: float) -> None:
 
 
 def router_started(fleet: Fleet, event: ev.RouterStarted, now: float) -> None:
-    for key, leases in list(fleet.use_leases.items()):
-        if leases.pop(event.use_lease, None) is not None:
-            if not leases:
-                end_lease(fleet, key)
-            fleet.touch(key, now, 0)
-            return
+    key = end_use_lease(fleet, event.use_lease)
+    if key is not None and fleet.replica(key) is not None:
+        fleet.touch(key, now, 0)
+
+
+def end_use_lease(fleet: Fleet, lease: str) -> ReplicaKey | None:
+    """The replica that it was for, or None where the lease had ended before."""
+    key = fleet.lease_keys.pop(lease, None)
+    leases = fleet.use_leases.get(key) if key is not None else None
+    if key is None or leases is None or leases.pop(lease, None) is None:
+        return None
+    if not leases:
+        end_lease(fleet, key)
+    return key
 
 
 def end_lease(fleet: Fleet, key: ReplicaKey) -> None:
@@ -182,9 +191,6 @@ def expire(fleet: Fleet, now: float) -> None:
             silence = now - view.heard
             fleet.record(ev.Kind.ROUTER_LOST, f"{router} was not heard from for {silence:.1f} s")
     watch_routers(fleet, now)
-    for key, leases in list(fleet.use_leases.items()):
-        alive = {lease: held for lease, held in leases.items() if held.expires > now}
-        if alive:
-            fleet.use_leases[key] = alive
-        else:
-            end_lease(fleet, key)
+    while fleet.lease_ends and fleet.lease_ends[0][0] <= now:
+        _, lease, _ = heappop(fleet.lease_ends)
+        end_use_lease(fleet, lease)

@@ -57,6 +57,7 @@ class Fleet:
     def __init__(self, limits: Limits, now: float, unload_from: float) -> None:
         self.limits: Final = limits
         self.rank: Final = POLICIES[limits.policy]
+        self.by_age: Final = limits.policy == "lru"
         self.unload_from: Final = unload_from
         self.healthy_at = now
         self.revision = 0
@@ -68,6 +69,8 @@ class Fleet:
         self.users: dict[Unit, set[Unit]] = {}
         self.kept: set[Unit] = set()
         self.pinned: set[Unit] = set()
+        self.own_ttl: set[Unit] = set()
+        self.strangers: set[ReplicaKey] = set()
 
         self.servers: dict[str, Server] = {}
         self.hosts: dict[str, list[str]] = {}
@@ -83,6 +86,7 @@ class Fleet:
         self.wants: dict[Unit, Want] = {}
         self.waiting: dict[Unit, dict[int, Waiter]] = {}
         self.asked: dict[int, Unit] = {}
+        self.deadlines: list[tuple[float, int]] = []
         self.unplaced: list[tuple[float, Unit]] = []
         self.turns: dict[Unit, tuple[float, Unit]] = {}
         self.claims: dict[str, Unit] = {}
@@ -93,6 +97,8 @@ class Fleet:
         self.silent_at = float("-inf")
         self.drains: dict[ReplicaKey, Drain] = {}
         self.use_leases: dict[ReplicaKey, dict[str, UseLease]] = {}
+        self.lease_ends: list[tuple[float, str, ReplicaKey]] = []
+        self.lease_keys: dict[str, ReplicaKey] = {}
         self.departed: dict[ReplicaKey, float] = {}
 
         self.preload: set[Unit] = set()
@@ -272,9 +278,7 @@ class Fleet:
             (last - before.last_used) / self.limits.half_life_seconds
         )
         uses = faded + requests
-        rank = self.rank(
-            last, uses, self.reload_seconds(unit), self.share(replica), self.clocks[server]
-        )
+        rank = last if self.by_age else self.rank_of(replica, last, uses)
         self.uses[server][unit] = before._replace(last_used=last, uses=uses, rank=rank)
         if rank < before.rank and replica.state is State.READY:
             self.orders[server].push(rank, unit)
@@ -282,11 +286,14 @@ class Fleet:
     def start_use(self, replica: Replica, now: float) -> None:
         """A load counts as a use."""
         server, unit = replica.key
-        rank = self.rank(
-            now, 1.0, self.reload_seconds(unit), self.share(replica), self.clocks[server]
-        )
         before = self.uses[server].get(unit, UNUSED)
+        rank = self.rank_of(replica, now, 1.0)
         self.uses[server][unit] = before._replace(last_used=now, uses=1.0, rank=rank)
+
+    def rank_of(self, replica: Replica, last_used: float, uses: float) -> float:
+        server, unit = replica.key
+        reload = self.reload_seconds(unit)
+        return self.rank(last_used, uses, reload, self.share(replica), self.clocks[server])
 
     # --- the catalogue ----------------------------------------------------------------------------
 

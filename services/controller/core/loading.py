@@ -21,6 +21,7 @@ from services.controller.core.states import COMING, Cause, State, after
 from services.controller.core.victims import Blocked, Terms, Wait
 from services.controller.core.waiting import Purpose, Want
 
+ITS_TURN: Final = "waits for its turn on its server"
 TRIES: Final = 16  # of the wants that found no place, at each event
 COPY_VICTIM_SECONDS: Final = 60.0  # another copy evicts only what was idle for so long
 
@@ -77,7 +78,8 @@ def load_failed(fleet: Fleet, event: ev.LoadFailedOnServer, now: float) -> None:
     replica = fleet.at(event.key, event.attempt, State.LOADING)
     if replica is not None:
         fleet.remove(replica, Cause.LOAD_FAILED, now)
-        failed(fleet, replica, event.cause, now)
+        if not replica.broken:  # else it was of files that have changed since
+            failed(fleet, replica, event.cause, now)
 
 
 def load_hung(fleet: Fleet, event: ev.LoadHung, now: float) -> None:
@@ -169,14 +171,16 @@ def retry(fleet: Fleet, now: float) -> None:
     start = fleet.retried % len(queue) if queue else 0  # in turn: the first may wait for long
     fleet.retried = start + most
     for unit in (queue + queue)[start : start + min(most, len(queue))]:
-        try_again(fleet, unit, None, now)
+        try_again(fleet, unit, None, now, thorough=True)
 
 
-def try_again(fleet: Fleet, unit: Unit, only: Iterable[str] | None, now: float) -> None:
+def try_again(
+    fleet: Fleet, unit: Unit, only: Iterable[str] | None, now: float, *, thorough: bool = False
+) -> None:
     want = fleet.wants.get(unit)
     if want is not None and not has_place(fleet, want):
         demand.leave_queue(fleet, want.unit)
-        try_to_place(fleet, want, only, now)
+        try_to_place(fleet, want, only, now, thorough=thorough)
 
 
 def has_place(fleet: Fleet, want: Want) -> bool:
@@ -199,9 +203,11 @@ def terms(want: Want, now: float) -> Terms:
     return Terms(evict=False)
 
 
-def try_to_place(fleet: Fleet, want: Want, only: Iterable[str] | None, now: float) -> None:
+def try_to_place(
+    fleet: Fleet, want: Want, only: Iterable[str] | None, now: float, *, thorough: bool = False
+) -> None:
     spec = fleet.specs[want.unit]
-    decision = placement.place(fleet, spec, terms(want, now), now, only)
+    decision = placement.place(fleet, spec, terms(want, now), now, only, thorough=thorough)
     if isinstance(decision, placement.Place):
         take_place(fleet, want, decision, now)
     elif only is not None:
@@ -264,6 +270,7 @@ def take_place(fleet: Fleet, want: Want, choice: placement.Place, now: float) ->
     trace_id = demand.trace_of(fleet, want.unit)
     if choice.victims:
         weighed = victims.weighed(fleet, server.id, choice.victims, now)
+        fleet.clocks[server.id] = victims.clock_after(fleet, server.id, weighed)
         for unit in choice.victims:
             evict_for(fleet, server.id, unit, want, trace_id, weighed, now)
     for other in [name for name, unit in fleet.claims.items() if unit == want.unit]:
@@ -302,7 +309,6 @@ def evict_for(
     if fleet.limits.policy == "lru":
         reason = f"least recently used, idle {idle:.1f} s; room for {want.unit}"
     else:
-        fleet.clocks[server] = max(fleet.clocks[server], use.rank)
         reason = (
             f"least worth keeping ({use.uses:.2g} recent uses, back in "
             f"{fleet.reload_seconds(unit):.2g} s, idle {idle:.1f} s); room for {want.unit}"
@@ -325,8 +331,9 @@ def start_loads(fleet: Fleet, server: Server, now: float) -> None:
     if not fleet.accounts[server.id].waiting or not server.accepting:
         return
     queued = [r for r in fleet.replicas[server.id].values() if r.state is State.QUEUED]
-    for replica in sorted(queued, key=lambda replica: turn(fleet, replica)):
-        reason = obstacle(fleet, replica, server)
+    full = fleet.accounts[server.id].loads >= fleet.limits.loads_per_server
+    for replica in queued if full else sorted(queued, key=lambda replica: turn(fleet, replica)):
+        reason = ITS_TURN if full else obstacle(fleet, replica, server)
         if reason is None:
             start(fleet, replica, now)
         elif reason != replica.reason:
@@ -356,7 +363,7 @@ def obstacle(fleet: Fleet, replica: Replica, server: Server) -> str | None:
     if other is not None:
         return f"waits until {other}, whose config differs, is gone"
     if account.loads >= fleet.limits.loads_per_server:
-        return "waits for its turn on its server"
+        return ITS_TURN
     host = sum(fleet.accounts[neighbour].loads for neighbour in fleet.neighbours(server.id))
     if host >= fleet.limits.loads_per_host:
         return "waits for its turn on its host"

@@ -10,7 +10,7 @@ from typing import Final
 from services.controller.core import memory, victims
 from services.controller.core.entities import Server, Unit, UnitSpec
 from services.controller.core.fleet import Fleet
-from services.controller.core.roster import LOOK_AT_ALL
+from services.controller.core.roster import LOOK_AT_ALL, STEPS
 from services.controller.core.sizing import certain
 from services.controller.core.states import LEAVING
 from services.controller.core.victims import Blocked, Terms, Wait
@@ -44,22 +44,45 @@ Decision = Place | Wait | Blocked | Never | NoServer
 
 
 def place(
-    fleet: Fleet, spec: UnitSpec, terms: Terms, now: float, only: Iterable[str] | None = None
+    fleet: Fleet,
+    spec: UnitSpec,
+    terms: Terms,
+    now: float,
+    only: Iterable[str] | None = None,
+    *,
+    thorough: bool = False,
 ) -> Decision:
     """Decide for one unit over all servers; or over `only` some, when it is known that nothing
-    changed for it on the others."""
+    changed for it on the others. Where there are many, all of them are looked at only to be
+    `thorough`, or when it looks as if none could ever hold it."""
     members = fleet.group(spec)
     if only is None and len(fleet.servers) > LOOK_AT_ALL:
-        best, _ = _best(fleet, members, fleet.roster.roomy(), terms, now)
+        best = _among_few(fleet, members, terms, now)
+        if best is not None:
+            return best
+        if not thorough and any(
+            server.accepting and shortage(fleet, members, server) is None
+            for server in fleet.servers.values()
+        ):
+            return Wait("the servers that could hold it are busy with other loads")
+    best, others = _best(fleet, members, fleet.servers if only is None else only, terms, now)
+    return best if best is not None else _why_not(fleet, members, others)
+
+
+def _among_few(
+    fleet: Fleet, members: tuple[UnitSpec, ...], terms: Terms, now: float
+) -> Place | None:
+    """The best of a few servers that are worth a look, more of them as long as none will do."""
+    for count in STEPS:
+        best, _ = _best(fleet, members, fleet.roster.roomy(count), terms, now)
         if best is not None and not best.victims:
             return best
         if terms.evict:
-            cheap = fleet.roster.cheap(lambda server: victims.front(fleet, server))
+            cheap = fleet.roster.cheap(lambda server: victim_score(fleet, server), count)
             best, _ = _best(fleet, members, cheap, terms, now)
             if best is not None:
                 return best
-    best, others = _best(fleet, members, fleet.servers if only is None else only, terms, now)
-    return best if best is not None else _why_not(fleet, members, others)
+    return None
 
 
 def _best(
@@ -240,3 +263,12 @@ def room_score(fleet: Fleet, server: str) -> float:
         return 0.0
     account = fleet.accounts[server]
     return account.free_share(fleet.servers[server]) + 1 / (1 + account.busy)
+
+
+def victim_score(fleet: Fleet, server: str) -> float:
+    """How much the next victim there matters, the less the better; infinity where nothing may
+    leave, and while its queue of loads is long: the age of a victim is no reason to wait."""
+    account = fleet.accounts[server]
+    if not fleet.servers[server].accepting or account.busy >= 2 * fleet.limits.loads_per_server:
+        return float("inf")
+    return victims.front(fleet, server)

@@ -39,7 +39,7 @@ def forget_unit(fleet: Fleet, unit: Unit, now: float) -> None:
     for user in demand.with_users(fleet, unit):
         demand.refuse_all(fleet, user, gone, now)
     _unlink(fleet, fleet.specs.pop(unit))
-    for index in (fleet.pinned, fleet.kept, fleet.preload):
+    for index in (fleet.pinned, fleet.kept, fleet.own_ttl, fleet.preload):
         index.discard(unit)
     fleet.failures.pop(unit, None)
     fleet.patterns.forget(unit)
@@ -59,6 +59,7 @@ def put_spec(fleet: Fleet, spec: UnitSpec, now: float) -> None:
         fleet.users.setdefault(part, set()).add(unit)
     (fleet.pinned.add if spec.pinned else fleet.pinned.discard)(unit)
     (fleet.kept.add if spec.kept else fleet.kept.discard)(unit)
+    (fleet.own_ttl.add if spec.idle_ttl else fleet.own_ttl.discard)(unit)
     if spec.preload and not (known is not None and known.preload):
         fleet.preload.add(unit)
     if known is None:
@@ -107,6 +108,8 @@ def server_found(fleet: Fleet, event: ev.ServerFound, now: float) -> None:
             draining.withdraw_family(fleet, resident, outdated, now)
     for unit in sorted(event.loading):
         adopt(fleet, ReplicaKey(server.id, unit), Cause.FOUND_LOADING, found, now)
+        if unit in event.outdated:  # it leaves once it is loaded
+            fleet.put(fleet.replicas[server.id][unit]._replace(broken=True))
     for unit in sorted(event.unloading):
         adopt(fleet, ReplicaKey(server.id, unit), Cause.FOUND_UNLOADING, found, now)
     demand.want_kept(fleet, now)
@@ -132,6 +135,7 @@ def adopt(
         kind = ev.Kind.LOADING if state is State.LOADING else ev.Kind.UNLOADING
         fleet.record(kind, reason, server=key.server, unit=key.unit)
     elif spec is None:
+        fleet.strangers.add(key)
         unknown = "resident but not in the catalogue"
         fleet.record(ev.Kind.UNEXPECTED, unknown, server=key.server, unit=key.unit)
     else:

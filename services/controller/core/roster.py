@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 LOOK_AT_ALL: Final = 32  # servers; up to so many a newcomer is compared on each
-LOOK_AT: Final = 2  # of each kind, beyond that
+STEPS: Final = (2, 8, 32)  # beyond that: so many, and when none of them will do, so many
 
 
 class Roster:
@@ -28,21 +28,25 @@ class Roster:
         if len(self._roomy) > 4 * len(self._versions) + 64:
             self._compact()
 
-    def roomy(self) -> list[str]:
-        """Servers with most room."""
-        return [server for _, server, _ in self._take(self._roomy, None)]
+    def roomy(self, count: int) -> list[str]:
+        """`count` servers with most room."""
+        return [server for _, server, _ in self._take(self._roomy, None, count)]
 
-    def cheap(self, front: Callable[[str], float]) -> list[str]:
-        """Servers where the next victim matters least. `front` tells how much it does now."""
-        return [server for _, server, _ in self._take(self._fronts, front)]
+    def cheap(self, front: Callable[[str], float], count: int) -> list[str]:
+        """`count` servers where the next victim matters least. `front` tells how much it does
+        now."""
+        return [server for _, server, _ in self._take(self._fronts, front, count)]
 
     def _take(
-        self, heap: list[tuple[float, str, int]], now: Callable[[str], float] | None
+        self,
+        heap: list[tuple[float, str, int]],
+        now: Callable[[str], float] | None,
+        count: int,
     ) -> list[tuple[float, str, int]]:
         taken: list[tuple[float, str, int]] = []
         for entry in self._current(heap, now):
             taken.append(entry)
-            if len(taken) == LOOK_AT:
+            if len(taken) == count:
                 break
         for entry in taken:
             heapq.heappush(heap, entry)
@@ -52,8 +56,11 @@ class Roster:
         self, heap: list[tuple[float, str, int]], now: Callable[[str], float] | None
     ) -> Iterator[tuple[float, str, int]]:
         while heap:
-            entry = heapq.heappop(heap)
+            entry = heap[0]
             bound, server, version = entry
+            if bound == float("inf"):
+                return
+            heapq.heappop(heap)
             if version != self._versions[server]:
                 continue
             actual = bound if now is None else now(server)

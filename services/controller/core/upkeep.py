@@ -25,6 +25,8 @@ def tick(fleet: Fleet, event: ev.Tick, now: float) -> None:
     blame_lonely(fleet, now)
     forgive(fleet, now)
     follow_demand(fleet, now)
+    send_strangers_away(fleet, now)
+    let_parts_go(fleet, now)
     for server in some_servers(fleet):
         clear_out(fleet, server, now)
         if server.draining:
@@ -162,24 +164,40 @@ def drop_copy(fleet: Fleet, ready: list[Replica], reason: str, now: float) -> No
 # --- rooms to clear -------------------------------------------------------------------------------
 
 
+def let_parts_go(fleet: Fleet, now: float) -> None:
+    """What came unasked, or into the catalogue, while a part of it was leaving goes with it."""
+    for part in list(fleet.drains):
+        for user in sorted(fleet.holders(part.unit, part.server)):
+            replica = fleet.replicas[part.server][user]
+            if replica.state is State.READY:
+                draining.withdraw_family(fleet, replica, f"{part.unit} is leaving", now)
+
+
+def send_strangers_away(fleet: Fleet, now: float) -> None:
+    """What is resident and not in the catalogue takes room that is nobody's."""
+    for key in list(fleet.strangers):
+        replica = fleet.replica(key)
+        if replica is None or key.unit in fleet.specs:
+            fleet.strangers.discard(key)
+        elif replica.state is State.READY and now - replica.since > STRANGER_SECONDS:
+            draining.withdraw(fleet, replica, "it is not in the catalogue", now)
+
+
 def clear_out(fleet: Fleet, server: Server, now: float) -> None:
-    """What was not used for too long, and what does not belong there."""
-    default = fleet.limits.idle_ttl_seconds
-    for unit, replica in list(fleet.replicas[server.id].items()):
-        if replica.state is not State.READY:
-            continue
-        spec = fleet.specs.get(unit)
-        if spec is None:
-            if now - replica.since > STRANGER_SECONDS:
-                draining.withdraw(fleet, replica, "it is not in the catalogue", now)
+    """What was not used for too long."""
+    default, here = fleet.limits.idle_ttl_seconds, fleet.replicas[server.id]
+    for unit in list(here) if default else fleet.own_ttl & here.keys():
+        replica, spec = here[unit], fleet.specs.get(unit)
+        if replica.state is not State.READY or spec is None:
             continue
         ttl = default if spec.idle_ttl is None else spec.idle_ttl
-        idle = now - fleet.uses[server.id][unit].last_used
-        if ttl and idle > ttl and not fleet.use(replica.key).in_flight:
-            family = fleet.family(unit, server.id)
-            if len(family) == 1 and victims.may_leave(fleet, replica):
-                reason = f"not used for {idle:.0f} s (its idle TTL is {ttl:.0f} s)"
-                draining.withdraw(fleet, replica, reason, now)
+        use = fleet.use(replica.key)
+        idle = now - use.last_used
+        if ttl and idle > ttl and not use.in_flight and victims.may_leave(fleet, replica):
+            if fleet.holders(unit, server.id):
+                continue  # it leaves with what needs it
+            reason = f"not used for {idle:.0f} s (its idle TTL is {ttl:.0f} s)"
+            draining.withdraw(fleet, replica, reason, now)
 
 
 def make_headroom(fleet: Fleet, server: Server, now: float) -> None:

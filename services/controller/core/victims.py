@@ -17,7 +17,7 @@ from services.controller.core.sizing import reservation
 from services.controller.core.states import LEAVING, OCCUPYING, State
 
 FIRM: Final = frozenset({"pinned", "its minimum of copies"})
-SHOWN: Final = 5  # of those that were spared, in an explanation
+SHOWN: Final = 3  # of those that were spared, in an explanation
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,15 +161,33 @@ def front(fleet: Fleet, server: str) -> float:
 def weighed(fleet: Fleet, server: str, victims: Victims, now: float) -> tuple[Weighed, ...]:
     """The numbers behind a choice: of the victims, and of those that would have been next."""
     found: list[Weighed] = []
-    spared = 0
+    left, spared = len(victims), 0
     for _, unit in in_order(fleet, server):
         evicted = unit in victims
-        if not evicted:
-            if spared == SHOWN:
-                continue
-            spared += 1
-        found.append(Weighed(unit, evicted, numbers(fleet, fleet.replicas[server][unit], now)))
+        left -= evicted
+        if evicted or spared < SHOWN:
+            spared += not evicted
+            found.append(Weighed(unit, evicted, numbers(fleet, fleet.replicas[server][unit], now)))
+        elif not left:
+            break
     return tuple(found)
+
+
+def clock_after(fleet: Fleet, server: str, weighed: tuple[Weighed, ...]) -> float:
+    """The server's clock once the victims among `weighed` are evicted: the highest rank of them,
+    and never beyond what stays though it may leave, which would else seem to matter less than
+    nothing. By the policy "lru" a rank is a time, the same on all servers, and needs no clock."""
+    if fleet.by_age:
+        return fleet.clocks[server]
+    here = fleet.replicas[server]
+    evicted = [row.numbers["rank"] for row in weighed if row.evicted]
+    spared = [
+        row.numbers["rank"]
+        for row in weighed
+        if not row.evicted and may_leave(fleet, here[row.unit])
+    ]
+    highest = max(evicted, default=fleet.clocks[server])
+    return max(fleet.clocks[server], min([highest, *spared]))
 
 
 def numbers(fleet: Fleet, replica: Replica, now: float) -> dict[str, float]:
