@@ -252,7 +252,7 @@ def _claims(samples: Sequence[Sample], found: Sequence[Inflation]) -> Table:
         _claim(
             f"{one.side}: × quiet under {HERD_CLIENTS} cold requests at a time",
             ratios_of(samples, one.side, HERD),
-            OUTRIGHT,
+            None,  # to compare bounds by
         )
         for one in found
         if one.mode == HERD
@@ -260,7 +260,8 @@ def _claims(samples: Sequence[Sample], found: Sequence[Inflation]) -> Table:
     return Table("p99", ("ratio", "median", "range", "at most", "holds"), rows)
 
 
-def _claim(text: str, ratios: Sequence[float], limit: float) -> list[str]:
+def _claim(text: str, ratios: Sequence[float], limit: float | None) -> list[str]:
     middle = median(ratios)
     spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-    return [text, f"{middle:.2f}", spread, f"{limit:g}", "yes" if middle <= limit else "NO"]
+    told = ["", ""] if limit is None else [f"{limit:g}", "yes" if middle <= limit else "NO"]
+    return [text, f"{middle:.2f}", spread, *told]

@@ -169,9 +169,9 @@ class ServerNotFound(ShoalError):
 class DeadlineTooShort(ShoalError):
     code, reason = Code.UNAVAILABLE, "DEADLINE_TOO_SHORT"
     template = (
-        "model '{model}' version {version} is not resident, loading it takes about {load_seconds} s, "
-        "and only {left_seconds} s are left until the deadline. It is being loaded now: repeat the "
-        "request after that, or with a longer deadline."
+        "model '{model}' version {version} is not resident, loading it takes about {load_seconds} "
+        "s, and only {left_seconds} s are left until the deadline. It is being loaded now: repeat "
+        "the request after that, or with a longer deadline."
     )
 
 

@@ -25,21 +25,6 @@ _WARNINGS: Final = frozenset(
         *(Kind.SERVER_LOST, Kind.SERVER_UNUSABLE, Kind.SERVER_DRAINING),
     }
 )
-# What the engine's reasons for an eviction begin with or contain, and what they come down to.
-_WHY: Final = {
-    "not used for": "idle",
-    "head-room": "headroom",
-    "is over its limit": "over_budget",
-    "evicted on request": "request",
-    "drained:": "drain",
-    "broken:": "broken",
-    "set aside:": "set_aside",
-    "catalogue": "catalog",
-    "files or config": "catalog",
-    "one copy less": "copies",
-    "copies, ": "copies",
-}
-
 _log = structlog.get_logger(__name__)
 
 
@@ -67,8 +52,8 @@ class Journal:
     def add(self, record: Record) -> None:
         self._sequence += 1
         self.counts[record.kind] += 1
-        if record.kind is Kind.EVICTING:
-            self.evictions_by[_why(record)] += 1
+        if record.why is not None:
+            self.evictions_by[record.why.value] += 1
         entry = Entry(self._event(record), record.weighed)
         self._entries.append(entry)
         if record.unit is not None:
@@ -151,12 +136,6 @@ class Journal:
                 break
             found.append(entry.event)
         return found[::-1]
-
-
-def _why(record: Record) -> str:
-    if record.for_unit is not None:
-        return "room"
-    return next((why for text, why in _WHY.items() if text in record.reason), "other")
 
 
 def _model(about: str) -> str:

@@ -102,7 +102,15 @@ def put(fleet: Fleet, key: ReplicaKey, there: There, protected: Mapping[str, str
     if key.unit not in fleet.specs or why in (PINNED, KEPT):
         kept = int(why == KEPT)
         reconcile.put_spec(fleet, replace(there.spec, pinned=why == PINNED, min_copies=kept), NOW)
-    replica = Replica(key, there.state, there.spec.declared, 0.0, "", slots=there.spec.slots)
+    replica = Replica(
+        key,
+        there.state,
+        there.spec.declared,
+        0.0,
+        "",
+        slots=there.spec.slots,
+        digest=there.spec.config_digest,
+    )
     rank = fleet.rank(there.used, 1.0, fleet.reload_seconds(key.unit), fleet.share(replica), 0.0)
     fleet.uses[key.server][key.unit] = Use(there.used, 1.0, rank, 0, int(why == SEQUENCE))
     fleet.put(replica)

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 
-from services.controller.core import demand, loading, victims
+from services.controller.core import demand, placing, victims
 from services.controller.core.accounts import Account
 from services.controller.core.entities import Replica, ReplicaKey
 from services.controller.core.fleet import Fleet
@@ -118,7 +118,7 @@ def wants_are_in_hand(fleet: Fleet) -> None:
     assert fleet.wants.keys() <= fleet.specs.keys()
     assert fleet.turns.keys() <= fleet.wants.keys()
     for unit, want in fleet.wants.items():
-        placed = loading.has_place(fleet, want)
+        placed = placing.has_place(fleet, want)
         assert placed != (unit in fleet.turns), f"{want} is forgotten, or queued though placed"
         assert len(fleet.ready(unit)) < want.target
     for server, unit in fleet.claims.items():

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from services.common.errors import ModelNotFound, VersionNotFound
 from services.controller.core import events as ev
 from services.controller.core import explain
-from services.controller.core.entities import ReplicaKey, Server, Unit, UnitSpec
+from services.controller.core.entities import ReplicaKey, Server, UnitSpec
 from services.controller.core.explain import Absence, Stay
 from services.controller.core.limits import Limits
 from services.controller.core.states import State
-from tests.core.test_residency import ABCD, LIMITS, MIB, World, spec, unit
+from tests.core.residency_world import LIMITS, MIB, World, spec, unit
+
+ABCD = [spec("a"), spec("b"), spec("c"), spec("d")]
 
 TWO = (Server("t0", "h:1", {"ram": 300 * MIB}), Server("t1", "h:2", {"ram": 300 * MIB}))
 
@@ -39,22 +41,22 @@ def ensemble(*parts: str) -> UnitSpec:
 def test_the_turns_are_the_order_in_which_they_leave() -> None:
     world = World([*ABCD, spec("f"), spec("g")])
     for name in "abc":
-        world.resident(unit(name))
+        world.resident(name)
         world.now += 10
-    world.resident(unit("a"))  # used again
+    world.resident("a")  # used again
     turns = explain.eviction_turns(world.engine.fleet, "t0")
     assert turns == {unit("b"): 1, unit("c"): 2, unit("a"): 3}
     for name in "dfg":
         world.now += 1
-        world.resident(unit(name))
+        world.resident(name)
     left = [r.unit for r in world.records if r.kind is ev.Kind.EVICTING]
     assert left == sorted(turns, key=lambda u: turns[u])
 
 
 def test_a_replica_tells_why_it_was_placed_and_what_is_known_of_it() -> None:
     world = World(ABCD, limits=replace(LIMITS, idle_ttl_seconds=60.0))
-    world.resident(unit("a"))
-    world.resident(unit("b"))
+    world.resident("a")
+    world.resident("b")
     world.now += 5
     found = stay(world, "a")
     assert found.placed == "asked for: ram 100 MiB on t0, which has room"
@@ -68,8 +70,8 @@ def test_a_replica_tells_why_it_was_placed_and_what_is_known_of_it() -> None:
 def test_a_ttl_of_its_own_comes_before_the_default_and_0_is_none() -> None:
     limits = replace(LIMITS, idle_ttl_seconds=60.0)
     world = World([spec("a", idle_ttl=5.0), spec("b", idle_ttl=0.0)], limits=limits)
-    world.resident(unit("a"))
-    world.resident(unit("b"))
+    world.resident("a")
+    world.resident("b")
     assert stay(world, "a").numbers["idle_ttl_seconds"] == 5
     assert "idle_ttl_seconds" not in stay(world, "b").numbers
 
@@ -78,7 +80,7 @@ def test_what_may_not_leave_says_why_and_has_no_turn() -> None:
     world = World([spec("a", pinned=True), spec("b", min_copies=1), spec("c")])
     world.work()
     world.feed(ev.RouterJoined("r1", frozenset()))
-    world.resident(unit("c"), router="r1")
+    world.resident("c", router="r1")
     for name, why in (("a", "pinned"), ("b", "its minimum of copies"), ("c", "about to be used")):
         found = stay(world, name)
         assert (found.kept_by, found.turn, found.candidates) == ((why,), 0, 0)
@@ -87,7 +89,7 @@ def test_what_may_not_leave_says_why_and_has_no_turn() -> None:
 def test_a_part_is_kept_by_the_ensemble_above_it_that_may_not_leave() -> None:
     world = World([*ABCD, replace(ensemble("a"), pinned=True)])
     world.work()
-    world.resident(unit("b"))
+    world.resident("b")
     assert stay(world, "a").kept_by == ("needed by e:1 (pinned)",)
     assert stay(world, "e").kept_by == ("pinned",)
     assert stay(world, "b").turn == 1
@@ -95,9 +97,9 @@ def test_a_part_is_kept_by_the_ensemble_above_it_that_may_not_leave() -> None:
 
 def test_an_ensemble_leaves_just_before_its_first_part() -> None:
     world = World([*ABCD, ensemble("a", "b")])
-    world.resident(unit("c"))
+    world.resident("c")
     world.now += 1
-    world.resident(unit("e"))
+    world.resident("e")
     turns = explain.eviction_turns(world.engine.fleet, "t0")
     assert turns == {unit("c"): 1, unit("e"): 2, unit("a"): 3, unit("b"): 4}
 
@@ -105,7 +107,7 @@ def test_an_ensemble_leaves_just_before_its_first_part() -> None:
 def test_an_ensemble_whose_parts_stay_stays() -> None:
     world = World([spec("a", pinned=True), ensemble("a")])
     world.work()
-    world.resident(unit("e"))
+    world.resident("e")
     assert stay(world, "e").kept_by == (
         "an ensemble takes no room: it leaves with one of its parts",
     )
@@ -113,7 +115,7 @@ def test_an_ensemble_whose_parts_stay_stays() -> None:
 
 def test_what_is_on_its_way_has_neither_turn_nor_excuse() -> None:
     world = World(ABCD)
-    world.ask(unit("a"))
+    world.ask("a")
     found = stay(world, "a")
     assert (found.replica.state, found.kept_by, found.turn) == (State.LOADING, (), 0)
     assert explain.why_resident(world.engine.fleet, unit("b"), world.now) == ()
@@ -125,25 +127,25 @@ def test_what_is_on_its_way_has_neither_turn_nor_excuse() -> None:
 def test_what_nothing_asks_for_tells_what_a_request_would_do() -> None:
     world = World(ABCD, TWO)
     for name in "abc":
-        world.resident(unit(name))
+        world.resident(name)
     found = absence(world, "d")
     assert found.reason.startswith("nothing asks for d:1; a request would load it: ram 100 MiB on ")
     assert (found.waiters, found.turn, found.failure) == (0, 0, None)
     first = found.verdicts[0]
     assert first.possible
     assert 0 < first.score <= 1
-    assert world.resident(unit("d")).server == first.server
+    assert world.resident("d").server == first.server
 
 
 def test_the_victims_are_those_that_leave() -> None:
     world = World(ABCD)
     for name in "abc":
-        world.resident(unit(name))
+        world.resident(name)
     (verdict,) = absence(world, "d").verdicts
     assert verdict.victims == (unit("a"),)
     assert verdict.reason == "ram 100 MiB on t0, after a:1"
-    world.resident(unit("d"))
-    assert world.ready() == {unit("b"), unit("c"), unit("d")}
+    world.resident("d")
+    assert world.ready() == {"b", "c", "d"}
 
 
 def test_the_verdicts_come_in_the_order_in_which_they_would_be_taken() -> None:
@@ -158,10 +160,10 @@ def test_the_verdicts_come_in_the_order_in_which_they_would_be_taken() -> None:
     world.feed(ev.ServerLost("away", "connection refused"))
     world.feed(ev.DrainWanted("empty", "an operator wants it drained"))
     world.feed(ev.DrainWanted("full", "for a moment"))
-    assert world.resident(unit("b")).server == "holds"
+    assert world.resident("b").server == "holds"
     world.feed(ev.DrainWanted("full", ""))
     world.feed(ev.DrainWanted("holds", "for a moment"))
-    assert world.resident(unit("c")).server == "full"
+    assert world.resident("c").server == "full"
     world.feed(ev.DrainWanted("holds", ""))
     found = {verdict.server: verdict for verdict in absence(world, "b").verdicts}
     assert list(found) == ["holds", "full", "away", "empty", "small"]
@@ -200,8 +202,8 @@ def test_no_server_is_there() -> None:
 
 def test_a_load_that_failed_says_when_it_is_tried_again() -> None:
     world = World([*ABCD, ensemble("a", "b")])
-    world.ask(unit("a"))
-    world.work(fail=[unit("a")])
+    world.ask("a")
+    world.work(fail=["a"])
     failed_at = world.now
     world.now += 2
     found = absence(world, "a")
@@ -221,11 +223,11 @@ def test_a_load_that_failed_says_when_it_is_tried_again() -> None:
 def test_what_fails_again_and_again_says_how_often() -> None:
     world = World(ABCD)
     for _ in range(2):
-        world.ask(unit("a"))
-        world.work(fail=[unit("a")])
+        world.ask("a")
+        world.work(fail=["a"])
         world.now += 20
-    world.ask(unit("a"))
-    world.work(fail=[unit("a")])
+    world.ask("a")
+    world.work(fail=["a"])
     assert "could not be loaded on t0, 3 times in a row, and is" in absence(world, "a").reason
 
 
@@ -239,8 +241,8 @@ def test_what_is_set_aside_says_so() -> None:
 
 def test_what_loads_tells_for_how_long_and_how_long_it_takes() -> None:
     world = World([spec("a", load_seconds=7.0)])
-    world.ask(unit("a"))
-    world.ask(unit("a"))
+    world.ask("a")
+    world.ask("a")
     world.now += 2
     found = absence(world, "a")
     assert found.reason == (
@@ -253,8 +255,8 @@ def test_what_loads_tells_for_how_long_and_how_long_it_takes() -> None:
 def test_what_has_a_place_tells_what_it_waits_for() -> None:
     limits = replace(LIMITS, loads_per_server=1)
     world = World(ABCD, limits=limits)
-    world.ask(unit("a"))
-    world.ask(unit("b"))
+    world.ask("a")
+    world.ask("b")
     assert absence(world, "b").reason == (
         "b:1 is wanted (asked for) and has a place on t0: waits for its turn on its server"
     )
@@ -263,9 +265,9 @@ def test_what_has_a_place_tells_what_it_waits_for() -> None:
 def test_what_waits_for_a_place_has_a_turn() -> None:
     world = World([spec("a", 300), *ABCD[1:], ensemble("c")])
     world.feed(ev.RouterJoined("r1", frozenset()))
-    world.resident(unit("a"), router="r1")  # about to be used: nothing can be evicted
-    world.ask(unit("b"))
-    world.ask(unit("e"))
+    world.resident("a", router="r1")  # about to be used: nothing can be evicted
+    world.ask("b")
+    world.ask("e")
     assert [absence(world, name).turn for name in "bec"] == [1, 2, 2]
     assert absence(world, "b").reason == (
         "b:1 is wanted (asked for) and waits for a place, turn 1 of 2: "
@@ -278,8 +280,8 @@ def test_what_waits_for_a_place_has_a_turn() -> None:
 
 def test_what_is_leaving_says_why() -> None:
     world = World(ABCD)
-    world.resident(unit("a"))
-    world.evict(unit("a"))
+    world.resident("a")
+    world.evict("a")
     assert absence(world, "a").reason == (
         "a:1 is unloading on t0 (drained), and nothing asks for it"
     )
@@ -287,8 +289,8 @@ def test_what_is_leaving_says_why() -> None:
 
 def test_what_is_ready_tells_what_another_copy_takes() -> None:
     world = World([spec("a", max_copies=1), spec("b")], TWO)
-    world.resident(unit("a"))
-    world.resident(unit("b"))
+    world.resident("a")
+    world.resident("b")
     assert absence(world, "a").reason == "a:1 is READY on t1, as many as it may have (max_copies 1)"
     assert absence(world, "b").reason == (
         "b:1 is READY on t0; another copy comes after 3 s with more than 4 requests in flight on "
@@ -299,7 +301,7 @@ def test_what_is_ready_tells_what_another_copy_takes() -> None:
 def test_what_is_not_known() -> None:
     world = World(ABCD)
     with pytest.raises(VersionNotFound, match="Registered versions: 1"):
-        explain.why_not_loaded(world.engine.fleet, unit("a", 9), world.now)
+        explain.why_not_loaded(world.engine.fleet, unit("a:9"), world.now)
     with pytest.raises(ModelNotFound):
         explain.why_not_loaded(world.engine.fleet, unit("nope"), world.now)
     assert explain.why_resident(world.engine.fleet, unit("nope"), world.now) == ()
@@ -307,12 +309,12 @@ def test_what_is_not_known() -> None:
 
 # --- asking changes nothing -----------------------------------------------------------------------
 
-UNITS = [unit(name) for name in "abcdef"]
+NAMES = list("abcdef")
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("ask"), st.sampled_from(UNITS)),
-        st.tuples(st.just("fail"), st.sampled_from(UNITS)),
-        st.tuples(st.just("evict"), st.sampled_from(UNITS)),
+        st.tuples(st.just("ask"), st.sampled_from(NAMES)),
+        st.tuples(st.just("fail"), st.sampled_from(NAMES)),
+        st.tuples(st.just("evict"), st.sampled_from(NAMES)),
         st.tuples(st.just("wait"), st.sampled_from([0.1, 1.0, 30.0])),
     ),
     min_size=1,
@@ -337,17 +339,17 @@ def went(policy: str, steps: Iterable[tuple[str, object]], *, explained: bool) -
     world = crowd(policy)
     for kind, about in steps:
         match kind, about:
-            case "ask", Unit():
+            case "ask", str():
                 world.ask(about)
                 world.work()
-            case "fail", Unit():
+            case "fail", str():
                 world.ask(about)
                 world.work(fail=[about])
-            case "evict", Unit():
+            case "evict", str():
                 world.evict(about)
             case _, float():
                 world.pass_time(about)
-        for each in UNITS if explained else ():
+        for each in map(unit, NAMES if explained else ()):
             explain.why_resident(world.engine.fleet, each, world.now)
             explain.why_not_loaded(world.engine.fleet, each, world.now)
     return world

@@ -9,7 +9,7 @@ from services.controller.core.states import LEAVING, State
 class Account:
     """Bytes by resource and slots: `planned` by every replica, `leaving` by those that are on their
     way out, `queued` by those that the server does not hold yet. `loads`: how many are loading, and
-    `waiting`: how many are queued."""
+    `waiting`: how many are queued. `ready_at`: when one became READY last."""
 
     __slots__ = (
         "leaving",
@@ -19,6 +19,7 @@ class Account:
         "planned_slots",
         "queued",
         "queued_slots",
+        "ready_at",
         "waiting",
     )
 
@@ -31,6 +32,7 @@ class Account:
         self.queued_slots = 0
         self.loads = 0
         self.waiting = 0
+        self.ready_at = float("-inf")
 
     def add(self, replica: Replica, sign: int) -> None:
         """Count `replica` in (`sign` 1) or out (-1)."""
@@ -47,6 +49,8 @@ class Account:
             self.waiting += sign
         elif state is State.LOADING:
             self.loads += sign
+        elif sign > 0:
+            self.ready_at = max(self.ready_at, replica.since)
 
     @property
     def occupied(self) -> Memory:

@@ -129,7 +129,7 @@ def hopeless(fleet: Fleet, unit: Unit, now: float) -> ShoalError | None:
             if part not in fleet.specs:
                 return hopeless(fleet, part, now)
         failure = fleet.failures.get(member.unit)
-        if failure is not None and now < failure.until:
+        if failure is not None and now < failure.until and not fleet.ready(member.unit):
             return why_failed(member.unit, failure, now)
     return None
 
@@ -204,7 +204,7 @@ def eviction_wanted(fleet: Fleet, event: ev.EvictionWanted, now: float) -> None:
     for key in keys:
         replica = fleet.replicas[key.server][key.unit]
         if replica.state is State.READY:
-            draining.withdraw(fleet, replica, "evicted on request", now)
+            draining.withdraw(fleet, replica, ev.Why.REQUEST, "evicted on request", now)
 
 
 def holder(fleet: Fleet, replica: Replica) -> str | None:

@@ -116,25 +116,26 @@ def forget_router(fleet: Fleet, router: str) -> None:
         fleet.drains[key] = replace(drain, routers=drain.routers - {router})
 
 
-def withdraw_all(fleet: Fleet, unit: Unit, reason: str, now: float) -> None:
+def withdraw_all(fleet: Fleet, unit: Unit, why: ev.Why, reason: str, now: float) -> None:
     for replica in list(fleet.everywhere(unit)):
         if replica.state is State.READY:
-            withdraw_family(fleet, replica, reason, now)
+            withdraw_family(fleet, replica, why, reason, now)
         elif replica.state is State.LOADING:  # it leaves once it is loaded
             fleet.put(replica._replace(broken=True))
 
 
-def withdraw_family(fleet: Fleet, replica: Replica, reason: str, now: float) -> None:
+def withdraw_family(fleet: Fleet, replica: Replica, why: ev.Why, reason: str, now: float) -> None:
     """A replica, and all that need it on its server."""
     here = fleet.replicas[replica.key.server]
     for member in fleet.family(replica.unit, replica.key.server):
         if here[member].state is State.READY:
-            withdraw(fleet, here[member], reason, now)
+            withdraw(fleet, here[member], why, reason, now)
 
 
 def withdraw(
     fleet: Fleet,
     replica: Replica,
+    why: ev.Why,
     reason: str,
     now: float,
     *,
@@ -157,6 +158,7 @@ def withdraw(
         for_unit=for_unit,
         trace_id=trace_id,
         weighed=weighed,
+        why=why,
     )
 
 

@@ -119,7 +119,8 @@ class Replica(NamedTuple):
     """`reserved`: bytes by resource that count against the budget; `measured`: the high-water mark
     of this residence. `since`: when it came into its state, seconds of the engine's clock.
     `reason`: of its state; `placed`: why it is on this server. `slots`: what it takes of the
-    server's `max_models`. `broken`: it is READY by the server's index and does not answer."""
+    server's `max_models`; `digest`: of the config that it is loaded with. `broken`: it is READY by
+    the server's index and does not answer, or it is to leave as soon as it is READY."""
 
     key: ReplicaKey
     state: State
@@ -131,6 +132,7 @@ class Replica(NamedTuple):
     measured: Memory = NOTHING
     load_seconds: float | None = None
     slots: int = 1
+    digest: str = ""
     broken: bool = False
 
     @property

@@ -1,7 +1,6 @@
 """What happens to the engine (events) and what it wants done (instructions).
 
-Whoever carries an instruction out feeds its outcome back as a later event. Nothing here does
-anything.
+Whoever carries an instruction out feeds its outcome back as a later event.
 """
 
 import enum
@@ -358,6 +357,22 @@ class Kind(enum.Enum):
     SET_ASIDE = enum.auto()
 
 
+class Why(enum.Enum):
+    """What an eviction is for."""
+
+    ROOM = "room"
+    OVER_LIMIT = "over_limit"
+    HEADROOM = "headroom"
+    IDLE = "idle"
+    REQUEST = "request"
+    DRAIN = "drain"
+    BROKEN = "broken"
+    SET_ASIDE = "set_aside"
+    CATALOG = "catalog"
+    PART = "part"
+    COPIES = "copies"
+
+
 class Weighed(NamedTuple):
     """What the eviction policy knew of a unit that could have left, and whether it had to."""
 
@@ -369,7 +384,8 @@ class Weighed(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Record:
     """Something for the journal: what, where, and why with its numbers. `weighed`: of an eviction,
-    what could have left then, the first to leave first."""
+    what could have left then, the first to leave first;
+    `why`: what it is for."""
 
     kind: Kind
     reason: str
@@ -378,6 +394,7 @@ class Record:
     for_unit: Unit | None = None
     trace_id: str = ""
     weighed: tuple[Weighed, ...] = ()
+    why: Why | None = None
 
 
 Instruction = Load | Unload | Settle | Granted | Refused | Evicted | Publish | Learned | Record

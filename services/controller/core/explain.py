@@ -7,7 +7,7 @@ Nothing is changed by asking.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from services.controller.core import demand, loading, memory, placement, victims
+from services.controller.core import demand, memory, placement, placing, victims
 from services.controller.core.copies import Pressure
 from services.controller.core.entities import Replica, Unit, UnitSpec
 from services.controller.core.fleet import Failure, Fleet
@@ -163,7 +163,7 @@ def _failed(fleet: Fleet, spec: UnitSpec, now: float) -> tuple[Unit, Failure] | 
 
 def _verdicts(fleet: Fleet, spec: UnitSpec, want: Want | None, now: float) -> tuple[Verdict, ...]:
     """First where it is, then where it could be, the best first, then the rest."""
-    terms = loading.terms(want, now) if want is not None else Terms()
+    terms = placing.terms(want, now) if want is not None else Terms()
     found = [_verdict(fleet, spec, name, terms, now) for name in sorted(fleet.servers)]
     possible = [verdict for verdict in found if verdict.possible]
     possible.sort(key=lambda v: (not v.victims, v.score, v.server), reverse=True)

@@ -48,7 +48,7 @@ class Eviction:
 
 
 class Fleet:
-    """`unload_from`: nothing is unloaded earlier. `healthy_at`: when a server was last healthy.
+    """`unload_from`: nothing is unloaded earlier.
     `departed`: when a replica was last removed, kept for a while. `claims`: servers that are kept
     for a unit that waited long. `silent_at`: when a Router may have been silent for too long.
     `changed`, `fresh`, `arrived`, `displaced`: servers, wants, units, and replicas that are no more
@@ -59,7 +59,6 @@ class Fleet:
         self.rank: Final = POLICIES[limits.policy]
         self.by_age: Final = limits.policy == "lru"
         self.unload_from: Final = unload_from
-        self.healthy_at = now
         self.revision = 0
         self.attempt = 0
         self.lease = 0

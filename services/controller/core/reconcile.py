@@ -46,7 +46,7 @@ def forget_unit(fleet: Fleet, unit: Unit, now: float) -> None:
     for replica in list(fleet.everywhere(unit)):
         if replica.state is State.QUEUED:
             fleet.remove(replica, Cause.ABANDONED, now)
-    draining.withdraw_all(fleet, unit, "it is no longer in the catalogue", now)
+    draining.withdraw_all(fleet, unit, ev.Why.CATALOG, "it is no longer in the catalogue", now)
 
 
 def put_spec(fleet: Fleet, spec: UnitSpec, now: float) -> None:
@@ -72,7 +72,7 @@ def put_spec(fleet: Fleet, spec: UnitSpec, now: float) -> None:
         fleet.fresh[unit] = None
     if (known.config_digest, known.fingerprint) != (spec.config_digest, spec.fingerprint):
         fleet.failures.pop(unit, None)
-        draining.withdraw_all(fleet, unit, "its files or config have changed", now)
+        draining.withdraw_all(fleet, unit, ev.Why.CATALOG, "its files or config have changed", now)
     if known.pinned != spec.pinned:
         kind = ev.Kind.PINNED if spec.pinned else ev.Kind.UNPINNED
         fleet.record(kind, "set in the registry", unit=unit)
@@ -105,7 +105,7 @@ def server_found(fleet: Fleet, event: ev.ServerFound, now: float) -> None:
         resident = fleet.replicas[server.id][unit]
         if resident.state is State.READY:
             outdated = "it was loaded with another config than it has now"
-            draining.withdraw_family(fleet, resident, outdated, now)
+            draining.withdraw_family(fleet, resident, ev.Why.CATALOG, outdated, now)
     for unit in sorted(event.loading):
         adopt(fleet, ReplicaKey(server.id, unit), Cause.FOUND_LOADING, found, now)
         if unit in event.outdated:  # it leaves once it is loaded
@@ -126,8 +126,11 @@ def adopt(
     budget = fleet.servers[key.server].budget
     reserved = reservation(spec, budget, fleet.limits) if spec is not None else {}
     slots = spec.slots if spec is not None else 1
+    digest = spec.config_digest if spec is not None else ""
     fleet.attempt += 1
-    replica = Replica(key, state, reserved, now, reason, reason, fleet.attempt, slots=slots)
+    replica = Replica(
+        key, state, reserved, now, reason, reason, fleet.attempt, slots=slots, digest=digest
+    )
     fleet.start_use(replica, now - idle)
     fleet.put(replica)
     if state is not State.READY:
@@ -227,7 +230,8 @@ def replica_broken(fleet: Fleet, event: ev.ReplicaBroken, now: float) -> None:
     fleet.put(broken)
     fleet.record(ev.Kind.BROKEN, event.cause, server=event.key.server, unit=event.key.unit)
     if replica.state is State.READY:
-        draining.withdraw_family(fleet, broken, f"broken: {event.cause}", now)
+        reason = f"broken: {event.cause}"
+        draining.withdraw_family(fleet, broken, ev.Why.BROKEN, reason, now)
 
 
 # --- memory ---------------------------------------------------------------------------------------
@@ -300,4 +304,5 @@ def repay(fleet: Fleet, server: Server, now: float) -> None:
         chosen = victims.ensembles_first(fleet, server.id, set(family))
         weighed = victims.weighed(fleet, server.id, chosen, now)
         for unit in chosen:
-            draining.withdraw(fleet, fleet.replicas[server.id][unit], reason, now, weighed=weighed)
+            replica = fleet.replicas[server.id][unit]
+            draining.withdraw(fleet, replica, ev.Why.OVER_LIMIT, reason, now, weighed=weighed)

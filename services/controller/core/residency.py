@@ -20,9 +20,9 @@ Invariants, after every event:
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from services.controller.core import demand, draining, loading, reconcile, upkeep
+from services.controller.core import demand, draining, loading, placing, reconcile, upkeep
 from services.controller.core import events as ev
-from services.controller.core.entities import Health, Server
+from services.controller.core.entities import Server
 from services.controller.core.fleet import Fleet
 from services.controller.core.limits import Limits
 from services.controller.core.placement import room_score
@@ -96,19 +96,18 @@ def _advance(fleet: Fleet, now: float) -> None:
         demand.settle(fleet, now)  # before anything is evicted: its lease protects what came
         for server in list(fleet.changed):
             reconcile.repay(fleet, fleet.servers[server], now)
-        loading.place(fleet, now)
+        placing.place(fleet, now)
         draining.finish_drains(fleet, now)
         changed, fleet.changed = fleet.changed, {}
         touched |= changed
         for server in changed:
             loading.start_loads(fleet, fleet.servers[server], now)
     draining.finish_drains(fleet, now)
-    _age(fleet, touched, now)
+    _enrol(fleet, touched)
 
 
-def _age(fleet: Fleet, touched: Iterable[str], now: float) -> None:
-    if any(server.health is Health.HEALTHY for server in fleet.servers.values()):
-        fleet.healthy_at = now
+def _enrol(fleet: Fleet, touched: Iterable[str]) -> None:
+    """Tell the roster what became of the servers that were touched."""
     if len(fleet.servers) > LOOK_AT_ALL:
         for server in touched:
             lowest = fleet.orders[server].lowest() - fleet.clocks[server]

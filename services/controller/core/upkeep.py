@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Final
 
-from services.controller.core import accounts, blame, copies, demand, draining, loading, victims
+from services.controller.core import accounts, blame, copies, demand, draining, placing, victims
 from services.controller.core import events as ev
 from services.controller.core.copies import Pressure
 from services.controller.core.entities import Replica, ReplicaKey, Server, Unit
@@ -15,6 +15,7 @@ from services.controller.core.waiting import Purpose
 
 AT_A_TICK: Final = 64  # servers looked after
 STRANGER_SECONDS: Final = 30.0  # what is not in the catalogue may be about to be registered
+CALM_SECONDS: Final = 1.0
 BUSY_SECONDS: Final = 10.0  # what was used within them is brought elsewhere before it leaves
 
 
@@ -36,7 +37,7 @@ def tick(fleet: Fleet, event: ev.Tick, now: float) -> None:
     if fleet.limits.predict and event.wall:
         fleet.wall = event.wall - now
         predict(fleet, event.wall, now)
-    loading.retry(fleet, now)
+    placing.retry(fleet, now)
     for key, when in list(fleet.departed.items()):
         if now - when > fleet.limits.router_seconds:
             del fleet.departed[key]
@@ -109,7 +110,7 @@ def set_aside(fleet: Fleet, unit: Unit, server: str, why: str, now: float) -> No
     failure = Failure(server, why, now + seconds, count, set_aside=True)
     fleet.failures[unit] = failure
     fleet.record(ev.Kind.SET_ASIDE, why, server=server, unit=unit)
-    draining.withdraw_all(fleet, unit, f"set aside: {why}", now)
+    draining.withdraw_all(fleet, unit, ev.Why.SET_ASIDE, f"set aside: {why}", now)
     for user in demand.with_users(fleet, unit):
         demand.refuse_all(fleet, user, demand.why_failed(unit, failure, now), now)
     fleet.publish((unit.model,))
@@ -157,7 +158,7 @@ def drop_copy(fleet: Fleet, ready: list[Replica], reason: str, now: float) -> No
         key = replica.key
         free = key not in fleet.use_leases and not fleet.use(key).sequences
         if free and not fleet.holders(key.unit, key.server):
-            draining.withdraw(fleet, replica, reason, now)
+            draining.withdraw(fleet, replica, ev.Why.COPIES, reason, now)
             return
 
 
@@ -170,7 +171,8 @@ def let_parts_go(fleet: Fleet, now: float) -> None:
         for user in sorted(fleet.holders(part.unit, part.server)):
             replica = fleet.replicas[part.server][user]
             if replica.state is State.READY:
-                draining.withdraw_family(fleet, replica, f"{part.unit} is leaving", now)
+                leaving = f"{part.unit} is leaving"
+                draining.withdraw_family(fleet, replica, ev.Why.PART, leaving, now)
 
 
 def send_strangers_away(fleet: Fleet, now: float) -> None:
@@ -180,7 +182,8 @@ def send_strangers_away(fleet: Fleet, now: float) -> None:
         if replica is None or key.unit in fleet.specs:
             fleet.strangers.discard(key)
         elif replica.state is State.READY and now - replica.since > STRANGER_SECONDS:
-            draining.withdraw(fleet, replica, "it is not in the catalogue", now)
+            unknown = "it is not in the catalogue"
+            draining.withdraw(fleet, replica, ev.Why.CATALOG, unknown, now)
 
 
 def clear_out(fleet: Fleet, server: Server, now: float) -> None:
@@ -197,15 +200,17 @@ def clear_out(fleet: Fleet, server: Server, now: float) -> None:
             if fleet.holders(unit, server.id):
                 continue  # it leaves with what needs it
             reason = f"not used for {idle:.0f} s (its idle TTL is {ttl:.0f} s)"
-            draining.withdraw(fleet, replica, reason, now)
+            draining.withdraw(fleet, replica, ev.Why.IDLE, reason, now)
 
 
 def make_headroom(fleet: Fleet, server: Server, now: float) -> None:
     """Evict what is idle until the server is below its soft limit, ahead of need."""
     account = fleet.accounts[server.id]
     slots = server.max_models - server.headroom_models if server.headroom_models else 0
-    if account.waiting or not (server.soft or slots):
+    if not (server.soft or slots):
         return
+    if account.busy or now - account.ready_at < CALM_SECONDS:
+        return  # an unload would take its share of what the newcomer's first requests need
     terms = Terms(idle_since=now - fleet.limits.headroom_idle_seconds)
     while over := account.excess(server, server.soft, slots):
         family = victims.first_to_free(fleet, server.id, over, terms)
@@ -213,7 +218,8 @@ def make_headroom(fleet: Fleet, server: Server, now: float) -> None:
             return
         reason = f"head-room: {server.id} is over its soft limit by {accounts.excess_text(over)}"
         for unit in victims.ensembles_first(fleet, server.id, set(family)):
-            draining.withdraw(fleet, fleet.replicas[server.id][unit], reason, now)
+            replica = fleet.replicas[server.id][unit]
+            draining.withdraw(fleet, replica, ev.Why.HEADROOM, reason, now)
 
 
 def empty(fleet: Fleet, server: Server, now: float) -> None:
@@ -221,7 +227,8 @@ def empty(fleet: Fleet, server: Server, now: float) -> None:
     here = list(fleet.replicas[server.id].values())
     for replica in here:
         if replica.state is State.READY and not moved_first(fleet, replica, now):
-            draining.withdraw_family(fleet, replica, f"drained: {server.draining}", now)
+            reason = f"drained: {server.draining}"
+            draining.withdraw_family(fleet, replica, ev.Why.DRAIN, reason, now)
     stuck = all(r.state is State.UNLOADING and r.broken for r in here)
     if server.restart and not server.restart_wanted and stuck:
         fleet.put_server(replace(server, restart_wanted=True))

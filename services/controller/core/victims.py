@@ -207,13 +207,8 @@ def clashing_with(fleet: Fleet, server: str, spec: UnitSpec) -> Unit | None:
     """A version of the same model that occupies the server with another config, if one does: they
     can't be resident side by side, Triton would reload the one for the other."""
     for replica in fleet.of_model_on(spec.unit.model, server):
-        other = fleet.specs.get(replica.unit)
-        if (
-            replica.unit != spec.unit
-            and replica.state in OCCUPYING
-            and other is not None
-            and other.config_digest != spec.config_digest
-        ):
+        other = replica.unit != spec.unit and replica.digest != spec.config_digest
+        if other and replica.state in OCCUPYING:
             return replica.unit
     return None
 
@@ -226,13 +221,8 @@ def _clashing(
     here = fleet.replicas[server]
     for member in missing:
         for replica in fleet.of_model_on(member.unit.model, server):
-            other = fleet.specs.get(replica.unit)
-            if (
-                other is None
-                or replica.unit in wanted
-                or other.config_digest == member.config_digest
-                or replica.state in LEAVING
-            ):
+            same = replica.digest == member.config_digest or replica.unit in wanted
+            if same or replica.state in LEAVING:
                 continue
             family = fleet.family(replica.unit, server)
             busy: Wait | None = None

@@ -49,7 +49,8 @@ class Want(NamedTuple):
     """A unit that is to be READY on `target` servers: it is loaded once for all that wait.
 
     `why`: for people, why it is wanted; `status`: what it is waiting for now. `server`: where it
-    has a place now. The times are those of its way so far. `until`: wanted without a waiter until
+    has a place now. The times are those of its way so far; `no_server_since`: since when no
+    server that could hold it takes anything. `until`: wanted without a waiter until
     then.
     """
 
@@ -66,6 +67,7 @@ class Want(NamedTuple):
     victims: tuple[Unit, ...] = ()
     placed_at: float | None = None
     load_began: float | None = None
+    no_server_since: float | None = None
 
     def order(self, priority: int, limits: Limits) -> tuple[float, Unit]:
         """Its turn. A step of urgency or priority counts like so many seconds of waiting, so what
