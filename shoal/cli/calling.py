@@ -68,7 +68,7 @@ def reported(at: Addresses) -> Iterator[None]:
 
 def exit_status(error: "CallFailed") -> int:
     """EXIT_NOT_READY where repeating it later may help, EXIT_REFUSED where it was refused."""
-    late = error.code.name == "DEADLINE_EXCEEDED"
+    late = error.code.name == "DEADLINE_EXCEEDED" or error.reason == "DEADLINE_TOO_SHORT"
     away = error.unreachable or error.reason in _AWAY
     return EXIT_NOT_READY if late or away else EXIT_REFUSED
 

@@ -6,7 +6,7 @@ import pytest
 
 from services.controller import journal as module
 from services.controller.core.entities import Unit
-from services.controller.core.events import Kind, Record, Weighed
+from services.controller.core.events import Kind, Record, Weighed, Why
 from services.controller.journal import Journal
 from shoal.controller.v1 import types_pb2
 
@@ -15,7 +15,8 @@ BUSY, QUIET = Unit("busy", 1), Unit("quiet", 3)
 
 def evicting(unit: Unit, reason: str, for_unit: Unit | None = None) -> Record:
     weighed = (Weighed(unit, True, {"idle_seconds": 9.0}),)
-    return Record(Kind.EVICTING, reason, "t0", unit, for_unit, weighed=weighed)
+    why = Why.REQUEST if for_unit is None else Why.ROOM
+    return Record(Kind.EVICTING, reason, "t0", unit, for_unit, weighed=weighed, why=why)
 
 
 def test_every_kind_has_its_name_in_the_protos() -> None:

@@ -24,6 +24,7 @@ _EXIT_WRONG: Final = 1
 _EXIT_UNAVAILABLE: Final = 69  # as in sysexits.h
 _MOST: Final = 1000  # requests; the collector lists no more traces
 _SPANS_WITHIN: Final = 15.0  # seconds
+_TRIED: Final = 4  # cold requests, for one that Triton has traced too
 
 
 def main(words: Sequence[str]) -> int:
@@ -90,7 +91,10 @@ def _traced(stack: DemoStack, answers: Sequence[Answer], display: Display) -> di
         if endpoint:
             display.trace_ids(answers)
         return {"endpoint": endpoint, "spans": {}, "waterfall": None}
-    shown = _cold_one(answers)
+    candidates = _cold_ones(answers)
+    with stack.interruptible():
+        whole = (one for one in candidates[:_TRIED] if traces.has_tritons(address, one.trace_id))
+        shown = next(whole, candidates[0] if candidates else None)
     spans: Sequence[traces.Span] = ()
     if shown is not None:
         display.say(f"Where the time went, in a cold request for {shown.question.name}:\n")
@@ -118,12 +122,13 @@ def _traced(stack: DemoStack, answers: Sequence[Answer], display: Display) -> di
     }
 
 
-def _cold_one(answers: Sequence[Answer]) -> Answer | None:
-    """The middle one by time of those that one model left for, else of all cold ones."""
+def _cold_ones(answers: Sequence[Answer]) -> list[Answer]:
+    """Those that one model left for, else all cold ones; the middle one by time first."""
     cold = [answer for answer in answers if len(answer.loaded) == 1 and not answer.wrong]
     chosen = [answer for answer in cold if answer.evicted] or cold
     chosen.sort(key=lambda answer: answer.milliseconds)
-    return chosen[len(chosen) // 2] if chosen else None
+    middle = len(chosen) // 2
+    return sorted(chosen, key=lambda answer: abs(chosen.index(answer) - middle))
 
 
 def _request(answer: Answer) -> dict[str, Any]:

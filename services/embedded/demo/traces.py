@@ -11,6 +11,7 @@ Span = Mapping[str, Any]
 
 _ASK_WITHIN: Final = 5.0  # seconds
 _POLL: Final = 0.1  # seconds
+_TRITONS_WITHIN: Final = 2.0  # seconds
 _LISTED: Final = 1000  # the most that the collector lists
 _OTLP_DEFAULT: Final = "http://localhost:4317"
 
@@ -19,6 +20,9 @@ _OTLP_DEFAULT: Final = "http://localhost:4317"
 COLD: Final = frozenset(
     {"ModelInfer", "make_resident", "MakeResident", "queue", "reserve", "load", "forward"}
 )
+
+
+TRITONS: Final = frozenset({"InferRequest", "compute"})
 
 
 def elsewhere(environment: Mapping[str, str]) -> str | None:
@@ -48,6 +52,13 @@ def whole(address: str, trace_id: str, wanted: Iterable[str], within: float) -> 
         if not missing(spans, wanted) or time.monotonic() > deadline:
             return spans
         time.sleep(_POLL)
+
+
+def has_tritons(address: str, trace_id: str) -> bool:
+    """Whether Triton has traced the request, and that has arrived.
+
+    Raises shoal.cli.collector.CollectorAway."""
+    return not missing(whole(address, trace_id, TRITONS, _TRITONS_WITHIN), TRITONS)
 
 
 def missing(spans: Iterable[Span], wanted: Iterable[str]) -> set[str]:
