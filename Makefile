@@ -50,6 +50,10 @@ soak: setup ## The heavy counts; results go to bench/RESULTS.md
 bench: setup ## Direct Triton against the Router
 	@exec $(BIN)/python -m bench $(ARGS)
 
+.PHONY: simulate
+simulate: .venv/.shoal-stamp ## The residency engine under a trace, in virtual time
+	@exec $(BIN)/python -m bench.simulate $(ARGS)
+
 .PHONY: lint
 lint: .venv/.shoal-stamp ## Style, formatting, types, protos
 	$(BIN)/ruff check

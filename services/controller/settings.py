@@ -1,5 +1,6 @@
 """The Controller's settings: environment variables that start with SHOAL_CONTROLLER_."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
@@ -148,8 +149,10 @@ class Settings(BaseSettings):
     loads_per_server: int = Field(
         default=_DEFAULT.loads_per_server, ge=1, description="at the same time"
     )
-    loads_per_host: int = Field(
-        default=_DEFAULT.loads_per_host, ge=1, description="at the same time"
+    loads_per_host: int | None = Field(
+        default=None,
+        ge=1,
+        description="at the same time; None: as many as this host has cores, 4 at most",
     )
     load_backoff: float = Field(
         default=_DEFAULT.backoff_seconds,
@@ -215,7 +218,7 @@ def limits(settings: Settings) -> Limits:
         idle_ttl_seconds=settings.idle_ttl,
         headroom_idle_seconds=settings.headroom_idle,
         loads_per_server=settings.loads_per_server,
-        loads_per_host=settings.loads_per_host,
+        loads_per_host=settings.loads_per_host or min(_DEFAULT.loads_per_host, os.cpu_count() or 1),
         backoff_seconds=settings.load_backoff,
         server_patience_seconds=settings.server_patience,
         router_seconds=settings.router_lease,

@@ -1,6 +1,7 @@
 """The Controller's settings, and what the engine is told of them."""
 
 import json
+import os
 
 import pytest
 from pydantic import ValidationError
@@ -19,7 +20,7 @@ def settings(monkeypatch: pytest.MonkeyPatch, *servers: dict[str, object], **mor
 
 
 def test_without_settings_the_limits_are_the_engines_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert limits(settings(monkeypatch)) == Limits()
+    assert limits(settings(monkeypatch)) == Limits(loads_per_host=min(4, os.cpu_count() or 1))
 
 
 def test_what_an_operator_turns(monkeypatch: pytest.MonkeyPatch) -> None:
