@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # the generated module has the name for type checkers alone
 ATTACH_WITHIN: Final = 20.0  # seconds; a server that never answers is another part's failure
 _POLL: Final = 0.05  # seconds
 _ANSWER: Final = 2.0  # seconds
-_LOOK: Final = 1.0  # seconds between two looks for servers that are to be restarted
+_LOOK: Final = 1.0  # seconds until a Controller that did not answer is asked again, or looked at
 
 _SETTLED: Final = frozenset(
     {
@@ -71,7 +71,7 @@ async def tell(address: str, say: Callable[[str], None]) -> None:
         while True:
             with contextlib.suppress(grpc.aio.AioRpcError):
                 await _tell(stub, say)
-            await asyncio.sleep(_POLL)
+            await asyncio.sleep(_LOOK)
 
 
 async def _tell(stub: "ControllerServiceAsyncStub", say: Callable[[str], None]) -> None:
