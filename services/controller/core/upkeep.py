@@ -6,7 +6,7 @@ from typing import Final
 from services.controller.core import accounts, blame, copies, demand, draining, placing, victims
 from services.controller.core import events as ev
 from services.controller.core.copies import Pressure
-from services.controller.core.entities import Replica, ReplicaKey, Server, Unit
+from services.controller.core.entities import Health, Replica, ReplicaKey, Server, Unit
 from services.controller.core.fleet import Failure, Fleet
 from services.controller.core.placement import Place, place
 from services.controller.core.states import COMING, State
@@ -30,6 +30,8 @@ def tick(fleet: Fleet, event: ev.Tick, now: float) -> None:
     let_parts_go(fleet, now)
     for server in some_servers(fleet):
         clear_out(fleet, server, now)
+        if server.health is not Health.HEALTHY:
+            continue
         if server.draining:
             empty(fleet, server, now)
         else:

@@ -11,6 +11,9 @@ class Revision(NamedTuple):
     epoch: int
     number: int
 
+    def __str__(self) -> str:
+        return f"revision {self.number} of epoch {self.epoch}"
+
 
 NONE = Revision(0, 0)
 
