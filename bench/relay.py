@@ -24,7 +24,7 @@ SERVICE, METHOD = MODEL_INFER.strip("/").split("/")
 
 async def relay(upstream: str) -> None:
     """Relays ModelInfer to `upstream` (host:port) until SIGTERM."""
-    tuning.process()
+    tuning.process(batch=False)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     options = (*tuning.SERVER_OPTIONS, ("grpc.max_receive_message_length", -1))

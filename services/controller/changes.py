@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, TypeVar
 
 import structlog
@@ -147,7 +148,8 @@ class Changes:
         config, timeout = self._config(key.unit), self.timeouts.unload
         if not self.processes.alive(key.server, key.unit):
             await self.processes.identify(key.server)  # it may have come since they were looked at
-        await triton.drop(config, versions, key.unit, timeout, self._stuck(key))
+        lives = partial(self.processes.alive, key.server, key.unit)
+        await triton.drop(config, versions, key.unit, timeout, self._stuck(key), lives)
         await self._until_memory_is_back(key)
 
     async def _settle_unload(self, key: ReplicaKey) -> None:

@@ -23,7 +23,7 @@ from services.controller.triton import READY, Triton, TritonGone, has_processes
 SURE_SECONDS: Final = 0.1
 
 # Triton's own metrics are no fresher.
-REST: Final = 20  # times what a look takes, which grows with the number of processes
+REST: Final = 50  # times what a look takes, which grows with the number of processes
 REMOTE_SECONDS: Final = 2.0
 
 _log = structlog.get_logger(__name__)

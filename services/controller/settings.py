@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     )
 
     health_interval: float = Field(default=0.5, gt=0)
-    measure_interval: float = Field(default=0.5, gt=0)
+    measure_interval: float = Field(default=1.0, gt=0)
     load_timeout: float = Field(default=300.0, gt=0, description="a longer load counts as hung")
     unload_timeout: float = Field(default=60.0, gt=0, description="a longer unload counts as hung")
     probe_timeout: float = Field(

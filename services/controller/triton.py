@@ -89,6 +89,14 @@ def until_next_look(state: str, spent: float) -> float:
     return SOON_SECONDS if spent < 2 * IDLE_UNLOAD_SECONDS else POLL_SECONDS
 
 
+async def _while(lives: Callable[[], bool], seconds: float) -> None:
+    """Return when it does not any more, or after `seconds`: a look at a process costs next to
+    nothing, a look at an index keeps two processes busy."""
+    end = time.monotonic() + seconds
+    while lives() and time.monotonic() < end:  # noqa: ASYNC110  nobody tells of a process's end
+        await asyncio.sleep(SOON_SECONDS)
+
+
 def _never() -> bool:
     return False
 
@@ -186,8 +194,10 @@ class Triton:
         unit: Unit,
         timeout: float,
         ended: Callable[[], bool] = _never,
+        lives: Callable[[], bool] = _never,
     ) -> None:
         """Leave only `versions` of the model loaded, and wait until `unit` is gone, or `ended`.
+        `lives`: whether a process of it is seen, without which it will be gone soon.
 
         Raises TritonRefused, TritonSlow when it is not over after `timeout` seconds, TritonGone.
         """
@@ -198,13 +208,17 @@ class Triton:
         else:
             unload = service_pb2.RepositoryModelUnloadRequest(model_name=unit.model)
             over = await self._change(self._stub.RepositoryModelUnload, unload, deadline)
-        state, _ = await self.settled(unit, deadline, ended)
+        state, _ = await self.settled(unit, deadline, ended, lives)
         if state == READY:
             still = f"{unit} is still READY after it was unloaded"
             raise TritonRefused(still) if over else TritonSlow(still)
 
     async def settled(
-        self, unit: Unit, deadline: Deadline, ended: Callable[[], bool] = _never
+        self,
+        unit: Unit,
+        deadline: Deadline,
+        ended: Callable[[], bool] = _never,
+        lives: Callable[[], bool] = _never,
     ) -> tuple[str, str]:
         """The unit's state and reason once it is neither LOADING nor UNLOADING; while UNLOADING,
         also when `ended`. Raises TritonSlow when the deadline has passed, TritonGone."""
@@ -214,7 +228,10 @@ class Triton:
                 return state, reason
             if not deadline.left:
                 raise TritonSlow(f"{unit} is still {state} after {deadline.seconds:.3g} s")
-            await asyncio.sleep(until_next_look(state, deadline.spent))
+            if state == UNLOADING and lives():
+                await _while(lives, POLL_SECONDS)
+            else:
+                await asyncio.sleep(until_next_look(state, deadline.spent))
 
     async def probe(self, unit: Unit, request: bytes, timeout: float) -> None:
         """Have the unit answer `request`, a serialized inference.ModelInferRequest.

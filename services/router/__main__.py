@@ -37,7 +37,7 @@ FIRST_TABLE_SECONDS = 2.0  # for the Controller's; then the one on disk is used
 
 async def main(stop: asyncio.Event) -> None:
     settings = Settings()
-    tuning.process()
+    tuning.process(batch=settings.batch_scheduling)
     rpc = RpcServer(
         CallerPolicy(settings.trusted_proxies),
         open_methods=servicer.OPEN_METHODS,

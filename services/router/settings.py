@@ -31,6 +31,11 @@ class Settings(BaseSettings):
     max_message_bytes: int = Field(default=MAX_MESSAGE, gt=0, le=MAX_MESSAGE)
     trusted_proxies: list[str] = Field(default_factory=list)
     controller_patience: float | None = Field(default=None, ge=0)
+    batch_scheduling: bool = Field(
+        default=False,
+        description="SCHED_BATCH: more requests a second, and later answers while models load "
+        "beside it",
+    )
     stop_grace: float = Field(default=5.0, ge=0)
 
     @property
