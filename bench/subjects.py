@@ -122,12 +122,16 @@ def _process(command: list[str], settings: Mapping[str, str]) -> Iterator[subpro
             log.seek(0)
             raise Failed(f"{failed}\n{log.read()[-2000:].decode(errors='replace')}") from failed
         finally:
-            process.terminate()
-            try:
-                process.wait(_STOP_WITHIN)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end(process)
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_WITHIN)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _check(variant: Variant) -> None:

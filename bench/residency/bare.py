@@ -17,6 +17,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from bench.generator import PATH
 from bench.load import Failed
 from bench.residency.models import Model, is_right, request
+from bench.subjects import end
 from services.embedded import launcher, leftovers, machine
 from services.embedded.backends import assemble
 from services.embedded.ports import LOOPBACK, Claims
@@ -24,7 +25,6 @@ from services.embedded.tritonserver import ADMIN_METADATA, TritonSpec, command, 
 
 POLL: Final = 0.005  # seconds between two questions to the index
 _WITHIN: Final = 60.0  # seconds for any one thing
-_STOP_WITHIN: Final = 15.0
 
 
 class Bare:
@@ -117,7 +117,7 @@ def bare_triton(repository: Path, load_threads: int = 4) -> Iterator[Bare]:
                 yield server
             finally:
                 server.close()
-                _stop(process)
+                end(process)
                 leftovers.remove_shared_memory(spec.shm_prefix)
                 leftovers.remove_backend_folders(began)
 
@@ -128,12 +128,3 @@ def _poll(holds: Callable[[], bool], what: str) -> None:
         if time.monotonic() > deadline:
             raise Failed(f"bare Triton: not {what} within {_WITHIN:g} s")
         time.sleep(POLL)
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    process.terminate()
-    try:
-        process.wait(_STOP_WITHIN)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

@@ -19,7 +19,6 @@ from bench.residency.shoal import Shoal, running
 from bench.rounds import order
 
 EVERY: Final = 1.6  # seconds from the beginning of a load to that of the next
-SIDES: Final = ("bare", "shoal")
 QUIET, STEADY, HERD = "quiet", "steady", "herd"
 TIMES_BARE: Final = 1.2  # Shoal's inflation by bare Triton's, at most
 OUTRIGHT: Final = 1.5  # Shoal's inflation, at most

@@ -29,22 +29,21 @@ async def inventory(
     server: Server, triton: Triton, index: Index, catalog: Catalog, selfcheck: str
 ) -> ev.ServerFound:
     """`selfcheck`: the model that is no part of it. Raises TritonGone."""
-
-    def units(wanted: str) -> frozenset[Unit]:
-        return frozenset(
-            unit
-            for unit, (state, _) in index.items()
-            if state == wanted and unit.model != selfcheck
-        )
-
-    resident = units(READY)
+    resident = units_in(index, READY, selfcheck)
     return ev.ServerFound(
         server,
         resident,
-        loading=units(LOADING),
-        unloading=units(UNLOADING),
+        loading=units_in(index, LOADING, selfcheck),
+        unloading=units_in(index, UNLOADING, selfcheck),
         outdated=await _outdated(triton, resident, catalog),
         idle=await _idle(triton) if resident else {},
+    )
+
+
+def units_in(index: Index, wanted: str, selfcheck: str) -> frozenset[Unit]:
+    """The units that are in the state `wanted`, without those of the model `selfcheck`."""
+    return frozenset(
+        unit for unit, (state, _) in index.items() if state == wanted and unit.model != selfcheck
     )
 
 

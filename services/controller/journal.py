@@ -38,7 +38,7 @@ class Entry(NamedTuple):
 class Journal:
     """`epoch`: of its Controller, which grows with each that acts; (epoch, sequence) names an event
     for good. `counts`: of all entries so far, by kind. `evictions_by`: of the evictions, by why in
-    a word: "room" for another unit, "idle", "headroom", "over_budget", "copies", "request", ..."""
+    a word: "room" for another unit, "idle", "headroom", "over_limit", "copies", "request", ..."""
 
     def __init__(self, epoch: int = 0) -> None:
         self._epoch = epoch

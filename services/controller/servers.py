@@ -6,7 +6,7 @@ from typing import Final
 
 from services.controller.core import events as ev
 from services.controller.core.entities import Health, Server
-from services.controller.inventory import inventory
+from services.controller.inventory import inventory, units_in
 from services.controller.loop import Loop
 from services.controller.triton import READY, Index, Triton, TritonGone
 
@@ -74,11 +74,7 @@ class ServerWatch:
 
     async def _found(self, index: Index, began: float) -> None:
         if self._health() is Health.HEALTHY:
-            resident = frozenset(
-                unit
-                for unit, (state, _) in index.items()
-                if state == READY and unit.model != self._selfcheck
-            )
+            resident = units_in(index, READY, self._selfcheck)
             self._loop.feed(ev.IndexSeen(self._server.id, resident, began))
         elif self._health() is not Health.UNUSABLE:
             await self._attach(index)

@@ -20,7 +20,6 @@ from services.controller.core.entities import (
 from services.controller.core.fleet import Fleet
 from services.controller.core.limits import Limits
 from services.controller.core.placement import Place, place
-from services.controller.core.routers import UseLease
 from services.controller.core.states import State
 from services.controller.core.victims import Terms
 from tests.core.residency_world import unit
@@ -115,7 +114,7 @@ def put(fleet: Fleet, key: ReplicaKey, there: There, protected: Mapping[str, str
     fleet.uses[key.server][key.unit] = Use(there.used, 1.0, rank, 0, int(why == SEQUENCE))
     fleet.put(replica)
     if why == LEASED:
-        fleet.use_leases[key] = {"l": UseLease("r", NOW + 1)}
+        fleet.use_leases[key] = {"l"}
 
 
 def decide(

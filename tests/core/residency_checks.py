@@ -137,9 +137,9 @@ def it_will_be_woken(engine: Engine, now: float | None) -> None:
     limits = fleet.limits
     assert fleet.asked.keys() <= {waiter for _, waiter in fleet.deadlines}
     leases = {lease for leases in fleet.use_leases.values() for lease in leases}
-    assert leases <= {lease for _, lease, _ in fleet.lease_ends} & fleet.lease_keys.keys()
+    assert leases <= {lease for _, lease in fleet.lease_ends} & fleet.lease_keys.keys()
     due = [view.heard + limits.router_seconds for view in fleet.routers.values()]
-    due += [held.expires for leases in fleet.use_leases.values() for held in leases.values()]
+    due += [ends for ends, lease in fleet.lease_ends if lease in leases]
     due += [
         waiter.deadline - limits.answer_margin_seconds
         for waiting in fleet.waiting.values()

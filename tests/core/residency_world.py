@@ -27,6 +27,9 @@ def spec(name: str, size: int = 100, **more: Any) -> UnitSpec:
     return UnitSpec(unit(name), **{"config_digest": "d", "declared": declared, **more})
 
 
+ABCD = [spec(name) for name in "abcd"]
+
+
 def ensemble(name: str, *parts: str, **more: Any) -> UnitSpec:
     return UnitSpec(unit(name), requires=tuple(map(unit, parts)), ensemble=True, **more)
 

@@ -14,9 +14,7 @@ from services.controller.core.entities import ReplicaKey, Server, UnitSpec
 from services.controller.core.explain import Absence, Stay
 from services.controller.core.limits import Limits
 from services.controller.core.states import State
-from tests.core.residency_world import LIMITS, MIB, World, spec, unit
-
-ABCD = [spec("a"), spec("b"), spec("c"), spec("d")]
+from tests.core.residency_world import ABCD, LIMITS, MIB, World, spec, unit
 
 TWO = (Server("t0", "h:1", {"ram": 300 * MIB}), Server("t1", "h:2", {"ram": 300 * MIB}))
 

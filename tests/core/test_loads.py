@@ -20,6 +20,7 @@ from services.controller.core.states import State
 from services.controller.core.waiting import Purpose
 from tests.core.residency_checks import check
 from tests.core.residency_world import (
+    ABCD,
     LIMITS,
     MIB,
     ONE,
@@ -30,8 +31,6 @@ from tests.core.residency_world import (
     spec,
     unit,
 )
-
-ABCD = [spec(name) for name in "abcd"]
 
 
 def loading(world: World, server: str = "t0") -> set[str]:

@@ -16,9 +16,7 @@ from services.controller.core import events as ev
 from services.controller.core.entities import Health, ReplicaKey, Server, UnitSpec
 from services.controller.core.limits import Limits
 from services.controller.core.states import TRANSITIONS, Cause, State, after
-from tests.core.residency_world import MIB, World, ensemble, spec, unit
-
-ABCD = [spec("a"), spec("b"), spec("c"), spec("d")]
+from tests.core.residency_world import ABCD, MIB, World, ensemble, spec, unit
 
 
 def test_every_move_is_in_the_table() -> None:

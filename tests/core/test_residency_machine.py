@@ -172,10 +172,11 @@ class Residency(RuleBasedStateMachine):
     def unstarted(self, event: ev.Event) -> set[ReplicaKey]:
         """Replicas with a use lease that neither ran out nor starts with `event`."""
         started = event.use_lease if isinstance(event, ev.RouterStarted) else ""
+        ends = {lease: at for at, lease in self.fleet.lease_ends}
         return {
             key
             for key, leases in self.fleet.use_leases.items()
-            if any(held.expires > self.now for lease, held in leases.items() if lease != started)
+            if any(ends[lease] > self.now for lease in leases if lease != started)
         }
 
     def check_load(self, order: ev.Load) -> None:

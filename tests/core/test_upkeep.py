@@ -11,6 +11,7 @@ from services.controller.core.limits import Limits
 from services.controller.core.states import State
 from tests.core.residency_checks import check
 from tests.core.residency_world import (
+    ABCD,
     LIMITS,
     MIB,
     World,
@@ -21,7 +22,6 @@ from tests.core.residency_world import (
     unit,
 )
 
-ABCD = [spec(name) for name in "abcd"]
 QUIET = replace(LIMITS, router_seconds=1e6)
 TTL = replace(QUIET, idle_ttl_seconds=60.0)
 

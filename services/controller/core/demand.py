@@ -16,8 +16,7 @@ from services.common.errors import (
 from services.controller.core import draining
 from services.controller.core import events as ev
 from services.controller.core.entities import Replica, ReplicaKey, Unit
-from services.controller.core.fleet import Eviction, Failure, Fleet
-from services.controller.core.routers import UseLease
+from services.controller.core.fleet import Failure, Fleet
 from services.controller.core.states import Cause, State
 from services.controller.core.waiting import Purpose, Waiter, Want, phases
 
@@ -86,8 +85,7 @@ def drop(fleet: Fleet, unit: Unit) -> None:
     fleet.fresh.pop(unit, None)
     if want is not None:
         leave_queue(fleet, unit)
-        for server in [server for server, other in fleet.claims.items() if other == unit]:
-            unclaim(fleet, server)
+        give_claims_back(fleet, unit)
 
 
 def enqueue(fleet: Fleet, want: Want) -> None:
@@ -105,6 +103,11 @@ def leave_queue(fleet: Fleet, unit: Unit) -> None:
 def order(fleet: Fleet, want: Want) -> tuple[float, Unit]:
     spec = fleet.specs.get(want.unit)
     return want.order(spec.priority if spec is not None else 0, fleet.limits)
+
+
+def give_claims_back(fleet: Fleet, unit: Unit) -> None:
+    for server in [server for server, other in fleet.claims.items() if other == unit]:
+        unclaim(fleet, server)
 
 
 def unclaim(fleet: Fleet, server: str) -> None:
@@ -128,10 +131,18 @@ def hopeless(fleet: Fleet, unit: Unit, now: float) -> ShoalError | None:
         for part in member.requires:
             if part not in fleet.specs:
                 return hopeless(fleet, part, now)
-        failure = fleet.failures.get(member.unit)
-        if failure is not None and now < failure.until and not fleet.ready(member.unit):
+        failure = failing(fleet, member.unit, now)
+        if failure is not None:
             return why_failed(member.unit, failure, now)
     return None
+
+
+def failing(fleet: Fleet, unit: Unit, now: float) -> Failure | None:
+    """Why `unit` is not tried now; None where it may be, or answers somewhere."""
+    failure = fleet.failures.get(unit)
+    if failure is None or now >= failure.until or fleet.ready(unit):
+        return None
+    return failure
 
 
 def too_short(fleet: Fleet, waiter: Waiter, unit: Unit, now: float) -> DeadlineTooShort | None:
@@ -200,7 +211,7 @@ def eviction_wanted(fleet: Fleet, event: ev.EvictionWanted, now: float) -> None:
             fleet.out.append(ev.Refused(event.waiter, error))
             return
     keys = tuple(replica.key for replica in targets)
-    fleet.evictions[event.waiter] = Eviction(event.waiter, keys)
+    fleet.evictions[event.waiter] = keys
     for key in keys:
         replica = fleet.replicas[key.server][key.unit]
         if replica.state is State.READY:
@@ -298,19 +309,19 @@ def lend(fleet: Fleet, key: ReplicaKey, router: str | None, now: float) -> str:
         return ""
     fleet.lease += 1
     lease = f"{key.server}-{fleet.lease}"
-    held = UseLease(router, now + fleet.limits.use_lease_seconds)
-    fleet.use_leases.setdefault(key, {})[lease] = held
+    ends = now + fleet.limits.use_lease_seconds
+    fleet.use_leases.setdefault(key, set()).add(lease)
     fleet.lease_keys[lease] = key
-    heappush(fleet.lease_ends, (held.expires, lease, key))
-    fleet.timers.at(held.expires)
+    heappush(fleet.lease_ends, (ends, lease))
+    fleet.timers.at(ends)
     return lease
 
 
 def finish_evictions(fleet: Fleet, now: float) -> None:
-    for eviction in list(fleet.evictions.values()):
-        if all(fleet.replica(key) is None for key in eviction.keys):
-            fleet.out.append(ev.Evicted(eviction.waiter, eviction.keys))
-            del fleet.evictions[eviction.waiter]
+    for waiter, keys in list(fleet.evictions.items()):
+        if all(fleet.replica(key) is None for key in keys):
+            fleet.out.append(ev.Evicted(waiter, keys))
+            del fleet.evictions[waiter]
 
 
 def trace_of(fleet: Fleet, unit: Unit) -> str:
@@ -330,6 +341,25 @@ def expire(fleet: Fleet, now: float) -> None:
             waiter, want = fleet.waiting[unit][id_], fleet.wants[unit]
             refuse(fleet, waiter, unit, too_late(want, waiter, now), want, now)
             forget_waiter(fleet, unit, id_)
+
+
+def fail(
+    fleet: Fleet,
+    unit: Unit,
+    server: str,
+    cause: str,
+    seconds: tuple[float, float],
+    now: float,
+    *,
+    set_aside: bool = False,
+) -> Failure:
+    """Have `unit` not tried again for a while. `seconds`: the first time, and at most; they double
+    each time."""
+    count = fleet.failures[unit].count + 1 if unit in fleet.failures else 1
+    first, most = seconds
+    until = now + min(first * 2 ** (count - 1), most)
+    failure = fleet.failures[unit] = Failure(server, cause, until, count, set_aside)
+    return failure
 
 
 def why_failed(unit: Unit, failure: Failure, now: float) -> LoadFailed | SetAside:

@@ -60,18 +60,13 @@ def router_started(fleet: Fleet, event: ev.RouterStarted, now: float) -> None:
 def end_use_lease(fleet: Fleet, lease: str) -> ReplicaKey | None:
     """The replica that it was for, or None where the lease had ended before."""
     key = fleet.lease_keys.pop(lease, None)
-    leases = fleet.use_leases.get(key) if key is not None else None
-    if key is None or leases is None or leases.pop(lease, None) is None:
+    if key is None or lease not in fleet.use_leases.get(key, ()):
         return None
-    if not leases:
-        end_lease(fleet, key)
+    fleet.use_leases[key].discard(lease)
+    if not fleet.use_leases[key]:  # the replica may be evicted again
+        del fleet.use_leases[key]
+        fleet.changed[key.server] = None
     return key
-
-
-def end_lease(fleet: Fleet, key: ReplicaKey) -> None:
-    """The replica may be evicted again."""
-    del fleet.use_leases[key]
-    fleet.changed[key.server] = None
 
 
 def router_used(fleet: Fleet, event: ev.RouterUsed, now: float) -> None:
@@ -194,5 +189,4 @@ def expire(fleet: Fleet, now: float) -> None:
             fleet.record(ev.Kind.ROUTER_LOST, f"{router} was not heard from for {silence:.1f} s")
     watch_routers(fleet, now)
     while fleet.lease_ends and fleet.lease_ends[0][0] <= now:
-        _, lease, _ = heappop(fleet.lease_ends)
-        end_use_lease(fleet, lease)
+        end_use_lease(fleet, heappop(fleet.lease_ends)[1])

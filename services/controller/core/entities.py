@@ -151,6 +151,3 @@ class Use(NamedTuple):
     rank: float = 0.0
     in_flight: int = 0
     sequences: int = 0
-
-
-Replicas = Mapping[Unit, Replica]

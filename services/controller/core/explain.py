@@ -84,9 +84,7 @@ def _stay(fleet: Fleet, replica: Replica, now: float) -> Stay:
     turn = turns.get(replica.unit, 0)
     numbers = victims.numbers(fleet, replica, now)
     spec = fleet.specs.get(replica.unit)
-    ttl = spec.idle_ttl if spec is not None else None
-    if ttl is None:
-        ttl = fleet.limits.idle_ttl_seconds
+    ttl = fleet.limits.idle_ttl(spec) if spec is not None else fleet.limits.idle_ttl_seconds
     if ttl:
         numbers["idle_ttl_seconds"] = ttl
     kept_by = () if turn or replica.state is not State.READY else _kept_by(fleet, replica)
@@ -155,8 +153,8 @@ def _turn(fleet: Fleet, want: Want | None) -> int:
 
 def _failed(fleet: Fleet, spec: UnitSpec, now: float) -> tuple[Unit, Failure] | None:
     for member in fleet.group(spec):
-        failure = fleet.failures.get(member.unit)
-        if failure is not None and now < failure.until:
+        failure = demand.failing(fleet, member.unit, now)
+        if failure is not None:
             return member.unit, failure
     return None
 
@@ -223,7 +221,7 @@ def _no_more(fleet: Fleet, spec: UnitSpec, want: Want | None) -> str:
     there = f"{unit} is READY on {', '.join(replica.key.server for replica in ready)}"
     if want is not None and want.unit == unit:
         return f"{there}; another copy is wanted ({want.why}): {want.status}"
-    most = fleet.limits.max_copies if spec.max_copies is None else spec.max_copies
+    most = fleet.limits.most_copies(spec)
     if len(ready) >= most:
         return f"{there}, as many as it may have (max_copies {most})"
     limits, pressure = fleet.limits, fleet.pressures.get(unit) or Pressure(0.0)

@@ -19,7 +19,7 @@ from services.controller.core.limits import Limits
 from services.controller.core.prediction import Patterns
 from services.controller.core.ranking import POLICIES, RELOAD_SECONDS, Order
 from services.controller.core.roster import Roster
-from services.controller.core.routers import Drain, RouterView, UseLease
+from services.controller.core.routers import Drain, RouterView
 from services.controller.core.states import APPLIED, CHANGING, COMING, Cause, State, after
 from services.controller.core.timers import Timers
 from services.controller.core.waiting import Waiter, Want
@@ -39,20 +39,13 @@ class Failure:
     set_aside: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Eviction:
-    """Somebody waits until these replicas are gone."""
-
-    waiter: int
-    keys: tuple[ReplicaKey, ...]
-
-
 class Fleet:
-    """`unload_from`: nothing is unloaded earlier.
-    `departed`: when a replica was last removed, kept for a while. `claims`: servers that are kept
-    for a unit that waited long. `silent_at`: when a Router may have been silent for too long.
-    `changed`, `fresh`, `arrived`, `displaced`: servers, wants, units, and replicas that are no more
-    or leave, to be looked at before the present event is done with. `out`: instructions so far."""
+    """`unload_from`: nothing is unloaded earlier. `by_age`: a rank is the time of the last use, and
+    no more. `departed`: when a replica was last removed, kept for a while. `claims`: servers that
+    are kept for a unit that waited long. `evictions`: what somebody wants gone, by who waits for
+    it. `silent_at`: when a Router may have been silent for too long. `changed`, `fresh`, `arrived`,
+    `displaced`: servers, wants, units, and replicas that are no more or leave, to be looked at
+    before the present event is done with. `out`: instructions so far."""
 
     def __init__(self, limits: Limits, now: float, unload_from: float) -> None:
         self.limits: Final = limits
@@ -90,13 +83,13 @@ class Fleet:
         self.turns: dict[Unit, tuple[float, Unit]] = {}
         self.claims: dict[str, Unit] = {}
         self.failures: dict[Unit, Failure] = {}
-        self.evictions: dict[int, Eviction] = {}
+        self.evictions: dict[int, tuple[ReplicaKey, ...]] = {}
 
         self.routers: dict[str, RouterView] = {}
         self.silent_at = float("-inf")
         self.drains: dict[ReplicaKey, Drain] = {}
-        self.use_leases: dict[ReplicaKey, dict[str, UseLease]] = {}
-        self.lease_ends: list[tuple[float, str, ReplicaKey]] = []
+        self.use_leases: dict[ReplicaKey, set[str]] = {}
+        self.lease_ends: list[tuple[float, str]] = []
         self.lease_keys: dict[str, ReplicaKey] = {}
         self.departed: dict[ReplicaKey, float] = {}
 
@@ -139,6 +132,12 @@ class Fleet:
     def neighbours(self, server: str) -> list[str]:
         """The servers on the same host, itself included."""
         return self.hosts[self.servers[server].host or server]
+
+    def look_at_host(self, server: str) -> None:
+        """Something has ended on the server: its host's loads are bounded together, so another may
+        start on any server there."""
+        for neighbour in self.neighbours(server):
+            self.changed[neighbour] = None
 
     # --- replicas ---------------------------------------------------------------------------------
 
@@ -210,8 +209,7 @@ class Fleet:
         self.uses[server].pop(unit, None)
         _discard(self.where, unit, server)
         _discard(self.of_model, unit.model, key)
-        for neighbour in self.neighbours(server):  # the host's loads are bounded together
-            self.changed[neighbour] = None
+        self.look_at_host(server)
 
     def at(self, key: ReplicaKey, attempt: int, state: State) -> Replica | None:
         """The replica that an outcome is about, or None where it is about a former one."""

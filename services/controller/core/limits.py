@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from services.controller.core.entities import UnitSpec
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -83,3 +85,11 @@ class Limits:
 
     predict: bool = False
     predict_seconds: float = 120.0
+
+    def most_copies(self, spec: UnitSpec) -> int:
+        """Replicas that `spec` may have at most."""
+        return self.max_copies if spec.max_copies is None else spec.max_copies
+
+    def idle_ttl(self, spec: UnitSpec) -> float:
+        """Seconds without use after which `spec` leaves; 0: never for that reason."""
+        return self.idle_ttl_seconds if spec.idle_ttl is None else spec.idle_ttl

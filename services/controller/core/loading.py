@@ -11,7 +11,7 @@ from services.controller.core import (
 )
 from services.controller.core import events as ev
 from services.controller.core.entities import Replica, Server, Unit
-from services.controller.core.fleet import Failure, Fleet
+from services.controller.core.fleet import Fleet
 from services.controller.core.states import COMING, Cause, State
 from services.controller.core.waiting import Purpose
 
@@ -41,7 +41,7 @@ def loaded(fleet: Fleet, event: ev.Loaded, now: float) -> None:
         trace_id=demand.trace_of(fleet, unit),
     )
     fleet.publish((unit.model,))
-    look_at_host(fleet, replica.key.server)
+    fleet.look_at_host(replica.key.server)
     if unit in fleet.specs:
         ready = reconcile.resized(fleet, ready)
         fleet.put(ready)
@@ -62,12 +62,6 @@ def parts_gone(fleet: Fleet, replica: Replica) -> bool:
     )
 
 
-def look_at_host(fleet: Fleet, server: str) -> None:
-    """A load is over: another may start, on any server of the same host."""
-    for neighbour in fleet.neighbours(server):
-        fleet.changed[neighbour] = None
-
-
 def load_failed(fleet: Fleet, event: ev.LoadFailedOnServer, now: float) -> None:
     replica = fleet.at(event.key, event.attempt, State.LOADING)
     if replica is not None:
@@ -82,16 +76,14 @@ def load_hung(fleet: Fleet, event: ev.LoadHung, now: float) -> None:
     if replica is not None:
         failed(fleet, replica, event.cause, now)
         draining.unload(fleet, replica, Cause.LOAD_HUNG, event.cause, now)
-        look_at_host(fleet, replica.key.server)
+        fleet.look_at_host(replica.key.server)
 
 
 def failed(fleet: Fleet, replica: Replica, cause: str, now: float) -> None:
     """Not tried again for a while; what waits for it is told why."""
     unit, server = replica.unit, replica.key.server
-    count = fleet.failures[unit].count + 1 if unit in fleet.failures else 1
-    backoff = min(fleet.limits.backoff_seconds * 2 ** (count - 1), fleet.limits.max_backoff_seconds)
-    failure = Failure(server, cause, now + backoff, count)
-    fleet.failures[unit] = failure
+    backoff = (fleet.limits.backoff_seconds, fleet.limits.max_backoff_seconds)
+    failure = demand.fail(fleet, unit, server, cause, backoff, now)
     fleet.record(
         ev.Kind.LOAD_FAILED,
         cause,

@@ -201,7 +201,7 @@ def _little_lost(
     if not leaving:
         return 1.0
     uses = fleet.uses[server]
-    if fleet.limits.policy == "lru":
+    if fleet.by_age:
         idle = min(max(0.0, now - uses[unit].last_used) for unit in leaving)
         return idle / (idle + 60)
     lost = sum(uses[unit].uses * fleet.reload_seconds(unit) for unit in leaving)

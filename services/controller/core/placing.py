@@ -157,8 +157,7 @@ def take_place(fleet: Fleet, want: Want, choice: placement.Place, now: float) ->
         fleet.clocks[server.id] = victims.clock_after(fleet, server.id, weighed)
         for unit in choice.victims:
             evict_for(fleet, server.id, unit, want, trace_id, weighed, now)
-    for other in [name for name, unit in fleet.claims.items() if unit == want.unit]:
-        demand.unclaim(fleet, other)
+    demand.give_claims_back(fleet, want.unit)
     needs = [reservation(spec, server.budget, fleet.limits) for spec in choice.units]
     need = memory.total(needs)
     reason = placement.reason(choice, need)
@@ -192,7 +191,7 @@ def evict_for(
 ) -> None:
     use = fleet.uses[server][unit]
     idle = now - use.last_used
-    if fleet.limits.policy == "lru":
+    if fleet.by_age:
         reason = f"least recently used, idle {idle:.1f} s; room for {want.unit}"
     else:
         reason = (

@@ -19,12 +19,6 @@ class RouterView:
 
 
 @dataclass(frozen=True, slots=True)
-class UseLease:
-    router: str
-    expires: float
-
-
-@dataclass(frozen=True, slots=True)
 class Drain:
     """A withdrawal at `revision` that waits for `routers`, and in any case until `not_before`:
     after a start there may be Routers that have not come back yet and still use their table."""

@@ -7,7 +7,7 @@ from services.controller.core import accounts, blame, copies, demand, draining, 
 from services.controller.core import events as ev
 from services.controller.core.copies import Pressure
 from services.controller.core.entities import Health, Replica, ReplicaKey, Server, Unit
-from services.controller.core.fleet import Failure, Fleet
+from services.controller.core.fleet import Fleet
 from services.controller.core.placement import Place, place
 from services.controller.core.states import COMING, State
 from services.controller.core.victims import Terms
@@ -106,11 +106,9 @@ def set_aside(fleet: Fleet, unit: Unit, server: str, why: str, now: float) -> No
     """One poisonous request must not walk through the fleet: its unit is not loaded for a while."""
     if unit not in fleet.specs:
         return
-    count = fleet.failures[unit].count + 1 if unit in fleet.failures else 1
-    limits = fleet.limits
-    seconds = min(limits.set_aside_seconds * 2 ** (count - 1), 10 * limits.set_aside_seconds)
-    failure = Failure(server, why, now + seconds, count, set_aside=True)
-    fleet.failures[unit] = failure
+    seconds = fleet.limits.set_aside_seconds
+    for_long = (seconds, 10 * seconds)
+    failure = demand.fail(fleet, unit, server, why, for_long, now, set_aside=True)
     fleet.record(ev.Kind.SET_ASIDE, why, server=server, unit=unit)
     draining.withdraw_all(fleet, unit, ev.Why.SET_ASIDE, f"set aside: {why}", now)
     for user in demand.with_users(fleet, unit):
@@ -138,7 +136,7 @@ def follow_demand(fleet: Fleet, now: float) -> None:
         queue = max(fleet.queues.get(replica.key, 0.0) for replica in ready)
         before = fleet.pressures.get(unit) or Pressure(now)
         pressure = copies.step(before, in_flight, queue, len(ready), fleet.limits, now)
-        most = fleet.limits.max_copies if spec.max_copies is None else spec.max_copies
+        most = fleet.limits.most_copies(spec)
         wanted = copies.change(pressure, len(ready), spec.kept, most, fleet.limits, now)
         if wanted is not None:
             pressure = copies.again(pressure)
@@ -190,12 +188,12 @@ def send_strangers_away(fleet: Fleet, now: float) -> None:
 
 def clear_out(fleet: Fleet, server: Server, now: float) -> None:
     """What was not used for too long."""
-    default, here = fleet.limits.idle_ttl_seconds, fleet.replicas[server.id]
-    for unit in list(here) if default else fleet.own_ttl & here.keys():
+    here = fleet.replicas[server.id]
+    for unit in list(here) if fleet.limits.idle_ttl_seconds else fleet.own_ttl & here.keys():
         replica, spec = here[unit], fleet.specs.get(unit)
         if replica.state is not State.READY or spec is None:
             continue
-        ttl = default if spec.idle_ttl is None else spec.idle_ttl
+        ttl = fleet.limits.idle_ttl(spec)
         use = fleet.use(replica.key)
         idle = now - use.last_used
         if ttl and idle > ttl and not use.in_flight and victims.may_leave(fleet, replica):
