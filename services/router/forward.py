@@ -16,6 +16,7 @@ from services.router.core.routes import Replica, Target
 from services.router.core.verdict import Verdict, verdict
 from services.router.core.wire import Sequence
 from services.router.placement_watch import PlacementWatch
+from services.router.repeats import Repeats
 from services.router.tuning import CHANNEL_OPTIONS
 
 MODEL_INFER: Final = "/inference.GRPCInferenceService/ModelInfer"
@@ -53,6 +54,7 @@ class Forwarder:
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._calls: dict[str, Any] = {}
         self._outliving: set[Any] = set()
+        self._repeats = Repeats()
 
     async def close(self) -> None:
         for channel in self._channels.values():
@@ -82,13 +84,16 @@ class Forwarder:
         misses = 0
         patience = 0.0
         while True:
-            replica = self._pick(target, sequence) if missed is None else None
+            asking = missed is not None or broke is not None
+            replica = None if asking else self._pick(target, sequence)
             if replica is not None:
                 address = self._watch.table.addresses[replica.server]
                 call, span = self._send(replica, address, message, metadata)
             else:
                 cold = True
-                granted = await self._send_cold(target, message, metadata, deadline, missed)
+                granted = await self._send_cold(
+                    target, message, metadata, deadline, missed, repeat=broke is not None
+                )
                 if granted is None:
                     missed = None
                     continue
@@ -100,6 +105,9 @@ class Forwarder:
             except BaseException:
                 self._outlive(replica, call, span)
                 raise
+            finally:
+                if broke is not None:
+                    self._repeats.end(replica)
             self._ended(replica, span)
             if sequence is not None and (sequence.end or _failed_start(sequence, code)):
                 self._watch.sequences.end(target, sequence.id)
@@ -150,10 +158,16 @@ class Forwarder:
         metadata: tuple[tuple[str, str | bytes], ...],
         deadline: float | None,
         missed: Miss | None,
+        *,
+        repeat: bool,
     ) -> tuple[Replica, Any, trace.Span] | None:
         """A call to the replica that the Controller named; None when it was withdrawn since."""
         grant = await self._controller.make_resident(target, deadline, missed)
+        if repeat:
+            await self._repeats.begin(grant.replica, deadline)
         if self._watch.table.outdated(grant.replica, grant.revision):
+            if repeat:
+                self._repeats.end(grant.replica)
             return None
         call, span = self._send(grant.replica, grant.address, message, metadata)
         if grant.use_lease:

@@ -1,6 +1,7 @@
 """Which Controller a Router follows, what it asks and tells it; the Tritons are real."""
 
 import asyncio
+import itertools
 import os
 import secrets
 import signal
@@ -39,6 +40,7 @@ from tests.services.triton_models import pids, write
 
 MODEL = "echo"
 TARGET = Target(MODEL, 1)
+OTHER = Target("other", 1)
 SOON = 10.0  # seconds
 
 
@@ -97,8 +99,9 @@ class Scripted(ControllerServiceServicer):
 
     def _snapshot(self) -> placement_pb2.WatchPlacementsResponse:
         message = placement_pb2.WatchPlacementsResponse(revision=self._revision())
-        route = message.snapshot.models.add(model=MODEL, default_version=1)
-        route.versions.add(version=1, servable=True, servers=self.placed)
+        for model in (MODEL, OTHER.model):
+            route = message.snapshot.models.add(model=model, default_version=1)
+            route.versions.add(version=1, servable=True, servers=self.placed)
         for server, address in self.servers.items():
             message.snapshot.servers.add(server=server, address=address)
         return message
@@ -139,13 +142,15 @@ class Router:
         deadline = time.monotonic() + seconds
         return asyncio.create_task(self.client.make_resident(TARGET, deadline, None))
 
-    async def infer(self, *, retry: bool = True, sequence: Sequence | None = None) -> Reply:
-        request = service_pb2.ModelInferRequest(model_name=MODEL, model_version="1")
+    async def infer(
+        self, *, target: Target = TARGET, retry: bool = True, sequence: Sequence | None = None
+    ) -> Reply:
+        request = service_pb2.ModelInferRequest(model_name=target.model, model_version="1")
         request.inputs.add(name="INPUT", datatype="FP32", shape=[2])
         request.raw_input_contents.append(struct.pack("<2f", 1.0, 2.0))
         message, deadline = request.SerializeToString(), time.monotonic() + SOON
         return await self.forwarder.infer(
-            TARGET, message, (), deadline, retry=retry, sequence=sequence
+            target, message, (), deadline, retry=retry, sequence=sequence
         )
 
 
@@ -301,6 +306,7 @@ async def test_requests_are_counted_since_they_were_told_last() -> None:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     write(folder, MODEL)
+    write(folder, OTHER.model)
     subprocess.run([triton_python(), "-m", "compileall", "-q", folder], check=True)
     return folder
 
@@ -319,6 +325,7 @@ def servers(models: Path, tmp_path: Path) -> Iterator[dict[str, DirectTriton]]:
         found = {"a": first, "b": second}
         for server in found.values():
             server.load(MODEL)
+            server.load(OTHER.model)
         yield found
 
 
@@ -336,8 +343,8 @@ async def routed(
         yield router, acting
 
 
-def stub(server: DirectTriton) -> int:
-    (pid,) = pids(server, MODEL)[1]
+def stub(server: DirectTriton, model: str = MODEL) -> int:
+    (pid,) = pids(server, model)[1]
     return pid
 
 
@@ -375,6 +382,32 @@ async def test_a_server_that_is_lost_with_a_request_is_told(
         assert (second.replica.server, second.earlier.server) == ("b", "a")
         (asked,) = acting.asked
         assert (asked.missed.server, asked.missed_cause) == ("a", wire.MISS_CAUSE_UNSPECIFIED)
+
+
+@pytest.mark.triton
+async def test_repeats_of_two_models_are_not_on_one_server_at_once(
+    servers: dict[str, DirectTriton],
+) -> None:
+    async with routed(servers) as (router, acting):
+        for server, target in itertools.product(servers.values(), (TARGET, OTHER)):
+            os.kill(stub(server, target.model), signal.SIGSTOP)
+        count = router.watch.in_use.count
+        asking = {t: asyncio.create_task(router.infer(target=t)) for t in (TARGET, OTHER)}
+        await until(lambda: count(Replica("a", TARGET)) and count(Replica("a", OTHER)))
+        servers["a"].process.kill()
+        on_b = {target: Replica("b", target) for target in (TARGET, OTHER)}
+        await until(lambda: len(acting.asked) == 2 and any(map(count, on_b.values())))
+        first, second = sorted(on_b, key=lambda target: -count(on_b[target]))
+        assert count(on_b[second]) == 0
+        os.kill(stub(servers["b"], first.model), signal.SIGCONT)
+        assert (await in_time(asking[first])).cold
+        await until(lambda: count(on_b[second]))
+        servers["b"].process.kill()
+        with pytest.raises(ServerLost):
+            await in_time(asking[second])
+        await until(lambda: len(acting.told("broke")) == 3)
+        (again,) = (one for one in acting.told("broke") if one.HasField("earlier"))
+        assert (again.replica.server, again.replica.model) == ("b", second.model)
 
 
 @pytest.mark.triton
