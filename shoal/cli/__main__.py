@@ -5,6 +5,7 @@ with whatever extras are installed.
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, Final
@@ -54,6 +55,8 @@ _EXTRAS: Final = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status. `arguments` default to the process's own."""
+    # gRPC's core writes what is no error on stderr, too; it reads this when it is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         return _run(arguments)
     except ModuleNotFoundError as error:
