@@ -8,6 +8,7 @@ is bound beyond loopback refuses administrative calls from anonymous callers.
 import ipaddress
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 from urllib.parse import unquote
 
@@ -59,6 +60,7 @@ class CallerPolicy:
         return Caller(f"anonymous at {peer}", "default", frozenset({USER}))
 
 
+@lru_cache(maxsize=4096)
 def peer_address(peer: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """The IP address in a gRPC peer string, or None where there is none (a Unix socket)."""
     kind, _, rest = unquote(peer).partition(":")

@@ -24,6 +24,7 @@ from services.router.forward import Forwarder
 from services.router.inference import Inference
 from services.router.model_info import ModelInfo
 from services.router.placement_watch import PlacementWatch
+from services.router.requests import Requests
 from services.router.servicer import RouterServicer
 from services.router.settings import MAX_MESSAGE, Settings
 from services.router.statistics import Statistics
@@ -38,8 +39,9 @@ FIRST_TABLE_SECONDS = 2.0  # for the Controller's; then the one on disk is used
 async def main(stop: asyncio.Event) -> None:
     settings = Settings()
     tuning.process(batch=settings.batch_scheduling)
+    callers = CallerPolicy(settings.trusted_proxies)
     rpc = RpcServer(
-        CallerPolicy(settings.trusted_proxies),
+        callers,
         open_methods=servicer.OPEN_METHODS,
         options=(
             *tuning.SERVER_OPTIONS,
@@ -68,11 +70,10 @@ async def main(stop: asyncio.Event) -> None:
         REGISTRY.register(statistics)
         service = Inference(
             watch,
-            forwarder,
+            Requests(watch, forwarder, statistics, max_message=settings.max_message_bytes),
             ModelInfo(controller),
-            statistics,
+            callers,
             version=importlib.metadata.version("shoal"),
-            max_message=settings.max_message_bytes,
         )
         rpc.grpc.add_generic_rpc_handlers((service.handlers(),))
         add_RouterServiceServicer_to_server(RouterServicer(watch, statistics), rpc.grpc)

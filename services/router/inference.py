@@ -1,46 +1,28 @@
 """inference.GRPCInferenceService, as one very large Triton would answer it."""
 
-import random
 import time
-import zlib
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, cast
+from typing import Any, Final, NoReturn, cast
 
 import grpc
-from opentelemetry import trace
 from tritonclient.grpc import service_pb2
 
-from services.common import telemetry
-from services.common.errors import (
-    MalformedMessage,
-    MessageTooLarge,
-    NotProxied,
-    ServerLost,
-    ShoalError,
-    VersionNotFound,
-)
+from services.common.caller import CallerPolicy
+from services.common.errors import NotProxied, ShoalError, VersionNotFound
 from services.common.rpc import Context
-from services.common.status import abort, grpc_code
-from services.router import model_info
+from services.common.status import DETAILS_KEY, abort
+from services.router import model_info, tracing
 from services.router.controller_client import Rejected
-from services.router.core import wire
 from services.router.core.routes import Target, VersionRoute, resolve
-from services.router.forward import Forwarder, Metadata, TritonError
+from services.router.forward import TritonError
 from services.router.model_info import ModelInfo
 from services.router.placement_watch import PlacementWatch
-from services.router.statistics import Statistics
+from services.router.requests import Request, Requests, forwarded
 
 SERVICE: Final = "inference.GRPCInferenceService"
 SERVER_NAME: Final = "shoal"
 # Only what is really proxied.
 EXTENSIONS: Final = ("classification", "model_configuration", "model_repository")
-
-# Triton's control key and our own identity headers are ours alone; the rest of these belong to one
-# hop only, or are set anew for the next. A content-length would be wrong for the longer message.
-_STRIPPED: Final = (
-    *("grpc-", "triton-grpc-protocol-", "x-shoal-"),
-    *("content-length", "user-agent", "trace"),
-)
 
 _NOT_PROXIED: Final = {
     "ModelStreamInfer": "send unary ModelInfer requests; streams are not proxied yet.",
@@ -59,30 +41,26 @@ _NOT_PROXIED: Final = {
     ),
 }
 
-_tracer = trace.get_tracer("shoal.router")
-
-Answer = Callable[[Any, Context], Awaitable[Any]]
+Behaviour = Callable[[Any, Context], Awaitable[Any]]
 
 
 class Inference:
-    """`version`: of Shoal, for ServerMetadata. `max_message`: bytes of one request."""
+    """`version`: of Shoal, for ServerMetadata."""
 
     def __init__(
         self,
         watch: PlacementWatch,
-        forwarder: Forwarder,
+        requests: Requests,
         info: ModelInfo,
-        statistics: Statistics,
+        callers: CallerPolicy,
         *,
         version: str,
-        max_message: int,
     ) -> None:
         self._watch = watch
-        self._forwarder = forwarder
+        self._requests = requests
         self._info = info
-        self._statistics = statistics
+        self._callers = callers
         self._version = version
-        self._max_message = max_message
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """The service's handlers: ModelInfer takes and gives raw bytes, the rest are messages."""
@@ -115,69 +93,29 @@ class Inference:
     # --- inference --------------------------------------------------------------------------------
 
     async def model_infer(self, request: bytes, context: Context) -> bytes:
-        if not telemetry.enabled():
-            return await self._infer(request, context)
-        parent = telemetry.parent_context(context.invocation_metadata() or ())
-        if not telemetry.sampled(parent):
-            return await self._infer(request, context)
-        with _tracer.start_as_current_span(
-            f"{SERVICE}/ModelInfer",
-            context=parent,
-            kind=trace.SpanKind.SERVER,
-            record_exception=False,
-            set_status_on_exception=False,
-        ):
-            return await self._infer(request, context)
-
-    async def _infer(self, request: bytes, context: Context) -> bytes:
         began = time.monotonic()
-        target: Target | None = None
-        request_id = ""
-        failed, cold = True, False
-        try:
-            if len(request) > self._max_message:
-                raise MessageTooLarge(size=len(request), limit=self._max_message)
-            head = wire.head(request)
-            routes = self._watch.table.routes
-            target = resolve(routes, head.model, head.version, _draw(head.sequence))
-            request_id = head.id
-            renamed = None if target.model == head.model else target.model
-            left = cast("float | None", context.time_remaining())  # None without a deadline
-            reply = await self._forwarder.infer(
-                target,
-                wire.overridden(request, renamed, target.version),
-                forwarded(context.invocation_metadata() or ()),
-                None if left is None else began + left,
-                retry=routes[target.model].retry,
-                sequence=head.sequence,
-            )
-            failed, cold = False, reply.cold
-            if reply.leading:
-                await context.send_initial_metadata(forwarded(reply.leading))
-            if reply.trailing:
-                context.set_trailing_metadata(forwarded(reply.trailing))
-            if renamed is not None:
-                return wire.overridden(reply.message, head.model, None)
-            return reply.message
-        except TritonError as answered:
-            cold = answered.cold
-            await _pass_on(context, answered.error)
-        except Rejected as rejected:
-            cold = True
-            await _pass_on(context, rejected.error)
-        except wire.Malformed as error:
-            await _fail(
-                context, MalformedMessage(message_type="inference.ModelInferRequest", problem=error)
-            )
-        except ShoalError as error:
-            cold = isinstance(error, ServerLost)
-            await _fail(context, error)
-        finally:
-            if target is not None:
-                self._statistics.add(target, time.monotonic() - began, failed=failed, cold=cold)
-                if telemetry.enabled():
-                    _describe(target, request_id, cold=cold)
-        raise AssertionError("unreachable")
+        metadata = tuple(context.invocation_metadata() or ())
+        left = cast("float | None", context.time_remaining())  # None without a deadline
+        with tracing.serving(f"{SERVICE}/ModelInfer", metadata):
+            try:
+                answer = await self._requests.answer(
+                    Request(
+                        request,
+                        metadata,
+                        None if left is None else began + left,
+                        self._callers.caller(context.peer(), metadata),
+                    )
+                )
+            except (TritonError, Rejected) as answered:
+                await _pass_on(context, answered.error)
+            except ShoalError as error:
+                tracing.refused(error)
+                await abort(context, error)
+            if answer.leading:
+                await context.send_initial_metadata(answer.leading)
+            if answer.trailing:
+                context.set_trailing_metadata(answer.trailing)
+            return answer.message
 
     # --- what there is ----------------------------------------------------------------------------
 
@@ -227,21 +165,7 @@ class Inference:
         return target, found
 
 
-def _draw(sequence: wire.Sequence | None) -> float:
-    """In [0, 1): where a traffic policy sends it. A sequence stays with what it began with."""
-    if sequence is None:
-        return random.random()  # noqa: S311
-    return zlib.crc32(str(sequence.id).encode()) / 2**32
-
-
-def forwarded(
-    metadata: Metadata,
-) -> tuple[tuple[str, str | bytes], ...]:
-    """The part of a call's metadata that the next hop may see."""
-    return tuple([item for item in metadata if not item[0].startswith(_STRIPPED)])
-
-
-def _answering(answer: Answer) -> Answer:
+def _answering(answer: Behaviour) -> Behaviour:
     async def behaviour(request: Any, context: Context) -> Any:
         try:
             return await answer(request, context)
@@ -253,48 +177,18 @@ def _answering(answer: Answer) -> Answer:
     return behaviour
 
 
-def _refusing(method: str, hint: str) -> Answer:
+def _refusing(method: str, hint: str) -> Behaviour:
     async def behaviour(request: Any, context: Context) -> Any:
         await abort(context, NotProxied(method=method, hint=hint))
 
     return behaviour
 
 
-async def _pass_on(context: Context, error: grpc.aio.AioRpcError) -> None:
+async def _pass_on(context: Context, error: grpc.aio.AioRpcError) -> NoReturn:
     """End the call with the status that another service gave, unchanged."""
-    _mark_failed(error.details() or error.code().name)
-    trailing = tuple(
-        (key, value)
-        for key, value in error.trailing_metadata() or ()
-        if key == "grpc-status-details-bin" or not key.startswith(_STRIPPED)
-    )
-    await context.abort(error.code(), error.details() or "", trailing)
-
-
-async def _fail(context: Context, error: ShoalError) -> None:
-    span = trace.get_current_span()
-    if span.is_recording():
-        span.set_attribute("shoal.error.reason", error.reason)
-        span.set_attribute("rpc.grpc.status_code", grpc_code(error).value[0])
-    _mark_failed(error.message)
-    await abort(context, error)
-
-
-def _mark_failed(text: str) -> None:
-    span = trace.get_current_span()
-    if span.is_recording():
-        span.set_status(trace.StatusCode.ERROR, text)
-
-
-def _describe(target: Target, request_id: str, *, cold: bool) -> None:
-    span = trace.get_current_span()
-    if span.is_recording():
-        if request_id:
-            span.set_attribute("shoal.request_id", request_id)
-        span.set_attributes(
-            {
-                "shoal.model": target.model,
-                "shoal.version": target.version,
-                "shoal.cold": cold,
-            }
-        )
+    tracing.failed(error.details() or error.code().name)
+    trailing = error.trailing_metadata() or ()
+    kept = forwarded(trailing)
+    details = tuple([item for item in trailing if item[0] == DETAILS_KEY])
+    await context.abort(error.code(), error.details() or "", (*kept, *details))
+    raise AssertionError("abort returned")
