@@ -21,6 +21,7 @@ class Code(enum.Enum):
     FAILED_PRECONDITION = 9
     ABORTED = 10
     UNIMPLEMENTED = 12
+    INTERNAL = 13
     UNAVAILABLE = 14
 
 
@@ -98,6 +99,14 @@ class MessageTooLarge(ShoalError):
     template = (
         "the request has {size} bytes, more than the {limit} that this Router accepts: send less "
         "at once, or raise SHOAL_ROUTER_MAX_MESSAGE_BYTES."
+    )
+
+
+class JsonTooLarge(ShoalError):
+    code, reason = Code.RESOURCE_EXHAUSTED, "JSON_TOO_LARGE"
+    template = (
+        "the request has {size} bytes of JSON, more than the {limit} that this Router reads: send "
+        "tensors in binary, or raise SHOAL_ROUTER_MAX_JSON_BYTES."
     )
 
 
@@ -207,6 +216,14 @@ class ControllerUnavailable(ShoalError):
     )
 
 
+class NoLease(ShoalError):
+    code, reason = Code.UNAVAILABLE, "NO_LEASE"
+    template = (
+        "no sequence of model '{model}' begins now: the Controller at {controller} is not heard "
+        "from, and could unload the model under it. Single requests go on; repeat."
+    )
+
+
 class RegistryUnavailable(ShoalError):
     code, reason = Code.UNAVAILABLE, "REGISTRY_UNAVAILABLE"
     template = (
@@ -225,6 +242,125 @@ class NoRoom(ShoalError):
     template = (
         "there is no room for model '{model}' version {version} now: {shortage}. Unpin something, "
         "add a server, or repeat later."
+    )
+
+
+# --- Triton's administrative calls: each text begins as Triton's own does -------------------------
+
+
+class NotInRepository(ShoalError):
+    code, reason = Code.INTERNAL, "NOT_IN_REPOSITORY"
+    template = "failed to load '{model}', failed to poll from model repository: {problem}"
+
+
+class LoadRefused(ShoalError):
+    code, reason = Code.INVALID_ARGUMENT, "LOAD_REFUSED"
+    template = "{cause}"
+
+
+class LoadParameter(ShoalError):
+    code, reason = Code.INVALID_ARGUMENT, "LOAD_PARAMETER"
+    template = (
+        "unrecognized load parameter '{parameter}'. What is loaded is what is registered: "
+        "`shoal register PATH --name {model}` makes a version of other files or another config; "
+        "then load it without parameters."
+    )
+
+
+class RepositoryNamed(ShoalError):
+    code, reason = Code.UNIMPLEMENTED, "REPOSITORY_NAMED"
+    template = "'repository_name' specification is not supported: leave {repository!r} out."
+
+
+class ModelNotAvailable(ShoalError):
+    code, reason = Code.INVALID_ARGUMENT, "MODEL_NOT_AVAILABLE"
+    template = "requested model '{model}' is not available: no version of it is registered."
+
+
+class VersionNotAvailable(ShoalError):
+    code, reason = Code.INVALID_ARGUMENT, "VERSION_NOT_AVAILABLE"
+    template = (
+        "requested model version is not available for model '{model}': {version} is not among its "
+        "versions {versions}."
+    )
+
+
+class NoController(ShoalError):
+    code, reason = Code.UNAVAILABLE, "NO_CONTROLLER"
+    template = (
+        "the Controller at {controller} cannot be reached: {cause}. Resident models go on "
+        "answering; start the Controller and repeat {call}."
+    )
+
+
+class ServersDisagree(ShoalError):
+    code, reason = Code.UNAVAILABLE, "SERVERS_DISAGREE"
+    template = (
+        "{call} failed on server {server}: {cause}. Done on: {done}. Repeat it when the server is "
+        "well; `shoal status` says how it is."
+    )
+
+
+class NoServerAnswers(ShoalError):
+    code, reason = Code.UNAVAILABLE, "NO_SERVER_ANSWERS"
+    template = "no server answers {call}: {causes}. `shoal status` says what is wrong with each."
+
+
+class NoClasses(ShoalError):
+    code, reason = Code.INVALID_ARGUMENT, "NO_CLASSES"
+    template = "class result not available for output due to unsupported type '{datatype}'"
+
+
+class RegionExists(ShoalError):
+    code, reason = Code.ALREADY_EXISTS, "REGION_EXISTS"
+    template = "shared memory region '{region}' already in manager"
+
+
+class RegionNotFound(ShoalError):
+    code, reason = Code.NOT_FOUND, "REGION_NOT_FOUND"
+    template = "Unable to find {kind}shared memory region: '{region}'"
+
+
+class RegionBounds(ShoalError):
+    code, reason = Code.INVALID_ARGUMENT, "REGION_BOUNDS"
+    template = "Invalid {part} for shared memory region: '{region}'"
+
+
+class RegionRefused(ShoalError):
+    code, reason = Code.INVALID_ARGUMENT, "REGION_REFUSED"
+    template = "failed to register shared memory region '{region}': {problem}"
+
+
+class RegionUnopened(ShoalError):
+    code, reason = Code.INTERNAL, "REGION_UNOPENED"
+    template = "Unable to open shared memory region: '{key}'"
+
+
+# --- overload -------------------------------------------------------------------------------------
+
+
+class Overloaded(ShoalError):
+    code, reason = Code.RESOURCE_EXHAUSTED, "OVERLOADED"
+    template = (
+        "model '{model}' version {version} gets more requests than it can answer, and this one of "
+        "priority {priority} was refused: {problem}. Repeat it when RetryInfo says, with a longer "
+        "deadline, or with a higher priority in x-shoal-priority."
+    )
+
+
+class RateLimited(ShoalError):
+    code, reason = Code.RESOURCE_EXHAUSTED, "RATE_LIMITED"
+    template = (
+        "tenant '{tenant}' sends more than its {rate} requests/s (after a pause {burst} at once): "
+        "send less, or have SHOAL_ROUTER_TENANT_LIMITS raised."
+    )
+
+
+class TenantLimited(ShoalError):
+    code, reason = Code.RESOURCE_EXHAUSTED, "TENANT_LIMITED"
+    template = (
+        "tenant '{tenant}' has {number} requests {what}, and may have {limit}: wait for answers "
+        "before sending more, or have SHOAL_ROUTER_TENANT_LIMITS raised."
     )
 
 

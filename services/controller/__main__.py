@@ -35,6 +35,7 @@ from services.controller.servers import ServerWatch
 from services.controller.servicer import OPEN_METHODS, SERVICE, ControllerServicer
 from services.controller.settings import Settings, defaults, limits, metrics_url, server
 from services.controller.standby import Standby
+from services.controller.statistics_watch import StatisticsWatch
 from services.controller.triton import Triton
 from services.controller.webhook import Webhook
 from shoal.controller.v1.controller_service_pb2_grpc import (
@@ -89,7 +90,7 @@ async def _serve(
 ) -> None:
     """Stand by with what exists at hand, take the lease, then act."""
     standby = Standby(lease)
-    rpc.grpc.add_generic_rpc_handlers((standby,))
+    rpc.services.add_generic_rpc_handlers((standby,))
     await rpc.start(settings.host, settings.port)
     catalog = Catalog(defaults(settings))
     watch = RegistryWatch(registry, catalog)
@@ -115,6 +116,7 @@ async def _serve(
         engine = Engine(limits(settings), known.values(), now, unload_from)
         processes = Processes(local, Gpus.of_this_host())
         watches: dict[str, ServerWatch] = {}
+        statistics = StatisticsWatch(engine.fleet, tritons, catalog)
         loop = Loop(
             engine,
             catalog,
@@ -128,6 +130,9 @@ async def _serve(
                 Timeouts(settings.load_timeout, settings.unload_timeout, settings.probe_timeout),
                 verify=lambda id_: watches[id_].verify(),
                 fence=fence,
+                loads=statistics.begins,
+                unloads=statistics.ends,
+                probed=statistics.probed,
             ),
             measure=lambda id_: footprints.measure(id_),
             fence=fence,
@@ -150,6 +155,7 @@ async def _serve(
             tasks.create_task(server_watch.run())
         tasks.create_task(footprints.run())
         tasks.create_task(QueueWatch(loop, tritons).run())
+        tasks.create_task(statistics.run())
         tasks.create_task(registry_watch.report(registry, loop.learned))
         tasks.create_task(loop.tick())
         if settings.events_webhook is not None:
@@ -157,7 +163,7 @@ async def _serve(
             source = f"/shoal/controllers/{settings.holder}"
             tasks.create_task(Webhook(url, loop.journal, source).run())
 
-        servicer = ControllerServicer(loop, watches, registry, settings.max_wait)
+        servicer = ControllerServicer(loop, watches, statistics, registry, settings.max_wait)
         add_ControllerServiceServicer_to_server(servicer, cast("grpc.aio.Server", standby))
         await rpc.set_ready(True)
 

@@ -106,12 +106,19 @@ class Catalog:
             ensemble=version.ensemble,
             pinned=version.pinned or bool(names & self.defaults.pinned),
             min_copies=copies if default else 0,
-            max_copies=asked.max_copies if asked.HasField("max_copies") else None,
+            max_copies=_most(asked, version),
             idle_ttl=_seconds(asked.idle_ttl) if asked.HasField("idle_ttl") else None,
             preload=preload and (default or str(unit) in self.defaults.preload),
             priority=asked.priority,
             required_labels=dict(asked.required_labels),
         )
+
+
+def _most(asked: registry.Residency, version: registry.ModelVersion) -> int | None:
+    if asked.HasField("max_copies"):
+        return asked.max_copies
+    # A sequence's requests come in by any Router, and all have to find the one replica it is on.
+    return max(1, asked.min_copies) if version.stateful else None
 
 
 def _seconds(duration: Duration) -> float:

@@ -18,6 +18,7 @@ from services.controller.processes import Processes
 from services.controller.triton import (
     READY,
     SOON_SECONDS,
+    UNLOADED,
     Deadline,
     Triton,
     TritonGone,
@@ -39,6 +40,10 @@ T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 
 
+async def _nobody_told(key: ReplicaKey) -> None:
+    """Where there is nothing to be done."""
+
+
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """Seconds that one load, unload or probe may take."""
@@ -51,7 +56,9 @@ class Timeouts:
 @dataclass(frozen=True, slots=True)
 class Changes:
     """What changes the servers. `verify`: looks at a server at once, and cancels what is under way
-    there when it is lost. `fence`: nothing is begun while it is closed."""
+    there when it is lost. `fence`: nothing is begun while it is closed. `loads`, `unloads`: told
+    before a unit is loaded or unloaded; `probed`: after it has answered its probe, before others
+    ask it."""
 
     tritons: dict[str, Triton]
     catalog: Catalog
@@ -59,9 +66,13 @@ class Changes:
     timeouts: Timeouts
     verify: Callable[[str], Awaitable[None]]
     fence: Fence = field(default_factory=Fence)
+    loads: Callable[[ReplicaKey], None] = lambda key: None
+    unloads: Callable[[ReplicaKey], Awaitable[None]] = _nobody_told
+    probed: Callable[[ReplicaKey], Awaitable[None]] = _nobody_told
 
     async def load(self, order: ev.Load) -> Outcome:
         triton, unit = self.tritons[order.key.server], order.key.unit
+        self.loads(order.key)
 
         async def apply() -> None:
             await triton.apply(self._config(unit), order.versions, unit, self.timeouts.load)
@@ -69,6 +80,7 @@ class Changes:
         return await self._loaded(order, apply)
 
     async def unload(self, order: ev.Unload) -> Outcome:
+        await self.unloads(order.key)
         return await self._unloaded(order, lambda: self._drop(order.key, order.versions))
 
     async def settle(self, order: ev.Settle) -> Outcome:
@@ -88,7 +100,8 @@ class Changes:
             await self._through_breaks(key.server, load)
             await self._probe(key)
         except TritonRefused as refusal:
-            outcome = ev.LoadFailedOnServer(key, order.attempt, str(refusal))
+            undone = str(refusal) == UNLOADED
+            outcome = ev.LoadFailedOnServer(key, order.attempt, str(refusal), undone)
         except TritonSlow as slow:
             outcome = ev.LoadHung(key, order.attempt, str(slow))
         else:
@@ -120,6 +133,7 @@ class Changes:
         except TritonRefused as refusal:
             await self._withdraw(key, str(refusal))
             raise
+        await self.probed(key)
 
     async def _withdraw(self, key: ReplicaKey, why: str) -> None:
         """Raises TritonSlow when the unit stays, with its memory."""

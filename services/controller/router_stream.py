@@ -84,4 +84,4 @@ def _hear(
     elif kind == "broke":
         broke = message.broke
         earlier = messages.key(broke.earlier) if broke.HasField("earlier") else None
-        loop.feed(ev.RouterBroke(router, messages.key(broke.replica), earlier))
+        loop.feed(ev.RouterBroke(router, messages.key(broke.replica), earlier, broke.repeated))

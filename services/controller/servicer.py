@@ -1,5 +1,6 @@
 """proto ↔ core of the Controller's own service."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable
 from itertools import islice
@@ -10,6 +11,7 @@ from opentelemetry import trace
 
 from services.common import paging, telemetry
 from services.common.errors import (
+    Held,
     InvalidArtifact,
     InvalidName,
     ModelNotFound,
@@ -21,12 +23,13 @@ from services.common.errors import (
     VersionNotFound,
 )
 from services.common.rpc import Context
-from services.controller import explanations, messages, router_stream
+from services.controller import explanations, messages, router_stream, server_calls
 from services.controller.catalog import ANSWERABLE
 from services.controller.core import events as ev
 from services.controller.core.entities import ReplicaKey, Unit
 from services.controller.loop import Loop
 from services.controller.servers import ServerWatch
+from services.controller.statistics_watch import StatisticsWatch
 from shoal.controller.v1 import controller_service_pb2 as wire
 from shoal.controller.v1 import placement_pb2, types_pb2
 from shoal.controller.v1.controller_service_pb2_grpc import ControllerServiceServicer
@@ -43,7 +46,8 @@ SERVICE: Final = "shoal.controller.v1.ControllerService"
 OPEN_METHODS: Final = frozenset(
     f"/{SERVICE}/{method}"
     for method in (
-        *("ListServers", "ListReplicas", "GetModelConfig", "ListEvents", "WatchEvents"),
+        *("ListServers", "ListReplicas", "ListEvents", "WatchEvents"),
+        *("GetModelConfig", "GetModelStatistics"),
         *("WhyResident", "WhyEvicted", "WhyNotLoaded"),
     )
 )
@@ -56,10 +60,16 @@ class ControllerServicer(ControllerServiceServicer):
     deadline."""
 
     def __init__(
-        self, loop: Loop, watches: dict[str, ServerWatch], registry: Any, max_wait: float
+        self,
+        loop: Loop,
+        watches: dict[str, ServerWatch],
+        statistics: StatisticsWatch,
+        registry: Any,
+        max_wait: float,
     ) -> None:
         self._loop = loop
         self._watches = watches
+        self._statistics = statistics
         self._registry = registry
         self._max_wait = max_wait
 
@@ -104,6 +114,12 @@ class ControllerServicer(ControllerServiceServicer):
         return wire.GetModelConfigResponse(
             config=version.config, config_digest=version.config_digest
         )
+
+    async def GetModelStatistics(
+        self, request: wire.GetModelStatisticsRequest, context: Context
+    ) -> wire.GetModelStatisticsResponse:
+        told = await self._statistics.of(request.model, request.version)
+        return wire.GetModelStatisticsResponse(statistics=told.SerializeToString())
 
     async def ListEvents(
         self, request: wire.ListEventsRequest, context: Context
@@ -175,13 +191,36 @@ class ControllerServicer(ControllerServiceServicer):
     async def EvictModel(
         self, request: wire.EvictModelRequest, context: Context
     ) -> wire.EvictModelResponse:
-        answer = await self._loop.ask(ev.EvictionWanted, units=self._all(request.name))
+        units = self._all(request.name)
+        evicted = await self._evict(units)
+        if request.parts:
+            specs = self._loop.engine.fleet.specs
+            parts = {part for unit in units if unit in specs for part in specs[unit].requires}
+            async with asyncio.TaskGroup() as tasks:
+                leaving = [tasks.create_task(self._evict_part(part)) for part in sorted(parts)]
+            evicted += [name for task in leaving for name in task.result()]
+        return wire.EvictModelResponse(evicted=evicted)
+
+    async def _evict_part(self, unit: Unit) -> list[str]:
+        """Unless something else keeps it."""
+        try:
+            return await self._evict((unit,))
+        except Held:
+            return []
+
+    async def _evict(self, units: tuple[Unit, ...]) -> list[str]:
+        """The replicas that are gone now. Raises Held."""
+        answer = await self._loop.ask(ev.EvictionWanted, units=units)
         if isinstance(answer, ev.Refused):
             raise answer.error
         assert isinstance(answer, ev.Evicted)
-        return wire.EvictModelResponse(
-            evicted=[replica_name(key.server, *key.unit) for key in answer.keys]
-        )
+        return [replica_name(key.server, *key.unit) for key in answer.keys]
+
+    async def CallServers(
+        self, request: wire.CallServersRequest, context: Context
+    ) -> wire.CallServersResponse:
+        loop = self._loop
+        return await server_calls.call(loop.engine.fleet.servers, loop.changes.tritons, request)
 
     async def PinModel(
         self, request: wire.PinModelRequest, context: Context

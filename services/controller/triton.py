@@ -19,9 +19,11 @@ from services.controller.core.entities import Unit
 from services.controller.core.memory import Memory
 from shoal.names import parse_version
 
+SERVICE: Final = "inference.GRPCInferenceService"
 ADMIN_KEY_HEADER: Final = "triton-grpc-protocol-admin-key"
 
 READY: Final = "READY"
+UNLOADED: Final = "unloaded"  # the index's reason for what was, rather than for what failed to load
 LOADING: Final = "LOADING"
 UNLOADING: Final = "UNLOADING"
 BUSY: Final = frozenset({LOADING, UNLOADING})
@@ -139,11 +141,18 @@ class Triton:
                 found[Unit(row.name, version)] = (row.state, row.reason)
         return found
 
+    async def model_statistics(self, unit: Unit | None = None) -> Any:
+        """An inference.ModelStatistics of every unit that is READY, or of one. Raises TritonGone,
+        also when that one is not READY."""
+        request = service_pb2.ModelStatisticsRequest()
+        if unit is not None:
+            request.name, request.version = unit.model, str(unit.version)
+        return (await self._call(self._stub.ModelStatistics, request)).model_stats
+
     async def statistics(self) -> Mapping[Unit, Statistics]:
         """Of every unit that is READY. Raises TritonGone."""
-        reply = await self._call(self._stub.ModelStatistics, service_pb2.ModelStatisticsRequest())
         found: dict[Unit, Statistics] = {}
-        for row in reply.model_stats:
+        for row in await self.model_statistics():
             version = parse_version(row.version)
             if version is not None:
                 queue = row.inference_stats.queue
@@ -287,6 +296,11 @@ class Triton:
                 "give empty outputs"
             )
         return None
+
+    async def ask(self, method: str, request: bytes, timeout: float) -> bytes:
+        """The serialized answer to a serialized request. Raises AioRpcError."""
+        call: Any = self._channel.unary_unary(f"/{SERVICE}/{method}")
+        return bytes(await call(request, metadata=self._metadata, timeout=timeout))
 
     async def _call(self, method: Any, request: Any) -> Any:
         try:

@@ -8,6 +8,7 @@ completed here, the way Triton does it, and what cannot be served is refused her
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -104,6 +105,12 @@ def completed(
 
 def is_ensemble(config: ModelConfig) -> bool:
     return bool(config.platform == ENSEMBLE or config.HasField("ensemble_scheduling"))
+
+
+@lru_cache(maxsize=4096)
+def is_stateful(config: bytes) -> bool:
+    """Whether a serialized config asks for sequence batching."""
+    return bool(ModelConfig.FromString(config).HasField("sequence_batching"))
 
 
 def parts(config: ModelConfig) -> tuple[Part, ...]:

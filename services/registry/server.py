@@ -47,7 +47,7 @@ async def running(settings: RegistrySettings) -> AsyncIterator[Running]:
         inventory = Inventory(catalogue, staging, settings.default_instance_kind)
         server = RpcServer(CallerPolicy(settings.trusted_proxies), open_methods=OPEN_METHODS)
         servicer = RegistryServicer(catalogue, inventory, settings.watch_checkpoint_seconds)
-        pb_grpc.add_RegistryServiceServicer_to_server(servicer, server.grpc)
+        pb_grpc.add_RegistryServiceServicer_to_server(servicer, server.services)
         server.announce(NAME)
         metrics_port = None
         if settings.metrics_port is not None:

@@ -5,6 +5,7 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.common.errors import InvalidField
+from services.registry import model_config
 from services.registry.core import validation
 from services.registry.core.catalog import (
     Entry,
@@ -67,6 +68,7 @@ def version(known: Version) -> types.ModelVersion:
         declared_memory=known.declared_memory,
         requires=map(str, known.requires),
         ensemble=known.ensemble,
+        stateful=model_config.is_stateful(known.config),
         pinned=known.pinned,
         invalid_reason=known.problem,
         create_time=_timestamp(known.created_us),

@@ -43,6 +43,12 @@ def test_who_was_not_alone_is_not_suspected() -> None:
     assert lonely([*alone("a", 0.0, 10.0, 20.0), *bystander]) == {}
 
 
+def test_what_is_repeated_will_show_by_that() -> None:
+    repeated = [one._replace(repeated=True) for one in alone("a", 0.0, 10.0, 20.0)]
+    assert lonely(repeated) == {}
+    assert lonely([*alone("a", 0.0, 10.0, 20.0), *repeated[:1]]) == {}
+
+
 def test_crashes_of_different_servers_at_one_time_are_apart() -> None:
     breaks = [
         Break(when, key(name, server), None)

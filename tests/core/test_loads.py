@@ -447,6 +447,17 @@ def test_a_load_of_files_that_were_replaced_meanwhile_may_fail() -> None:
     world.granted(waiter)
 
 
+def test_a_load_that_somebody_else_undoes_is_begun_again() -> None:
+    world = World(ABCD)
+    waiter = world.ask("a")
+    load = world.take(ev.Load, "a")
+    world.feed(ev.LoadFailedOnServer(load.key, load.attempt, "unloaded", undone=True))
+    assert world.reasons(ev.Kind.UNEXPECTED) == ["unloaded unasked while it was loaded"]
+    assert world.reasons(ev.Kind.LOAD_FAILED) == []
+    world.work()
+    world.granted(waiter)
+
+
 def test_an_ensemble_is_placed_elsewhere_when_its_server_is_drained_half_way() -> None:
     world = World([spec("a", 0), spec("b", 0), ensemble("e", "a", "b")], servers(2))
     waiter = world.ask("e", 50.0)

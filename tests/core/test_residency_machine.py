@@ -331,7 +331,8 @@ class Residency(RuleBasedStateMachine):
         self.orders.remove(order)
         loads = is_load(order)
         if kind == "failed" and loads:
-            self.feed(ev.LoadFailedOnServer(order.key, order.attempt, "broken"))
+            undone = data.draw(st.booleans())
+            self.feed(ev.LoadFailedOnServer(order.key, order.attempt, "broken", undone))
         elif kind == "hung" and loads:
             self.hung = order.key
             self.feed(ev.LoadHung(order.key, order.attempt, "it hangs"))

@@ -24,6 +24,7 @@ from services.controller.placements import Placements
 from services.controller.processes import Processes
 from services.controller.servers import ServerWatch
 from services.controller.servicer import OPEN_METHODS, SERVICE, ControllerServicer
+from services.controller.statistics_watch import StatisticsWatch
 from services.controller.triton import Triton
 from shoal.controller.v1.controller_service_pb2_grpc import (
     ControllerServiceStub,
@@ -82,12 +83,16 @@ async def controller(
             for server in servers
         }
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        statistics = StatisticsWatch(engine.fleet, tritons, catalog)
         changes = Changes(
             tritons,
             catalog,
             Processes({server.id: server.address for server in servers}, Gpus()),
             Timeouts(SECONDS, SECONDS, SECONDS),
             verify=lambda server: watches[server].verify(),
+            loads=statistics.begins,
+            unloads=statistics.ends,
+            probed=statistics.probed,
         )
         placements = Placements(engine.fleet, catalog, epoch)
         loop = Loop(engine, catalog, placements, Journal(epoch), tasks, changes, _unmeasured)
@@ -100,8 +105,8 @@ async def controller(
         stack.callback(lambda: [task.cancel() for task in work])
         rpc = RpcServer(CallerPolicy(), open_methods=OPEN_METHODS)
         rpc.announce(SERVICE)
-        servicer = ControllerServicer(loop, watches, None, SECONDS)
-        add_ControllerServiceServicer_to_server(servicer, rpc.grpc)
+        servicer = ControllerServicer(loop, watches, statistics, None, SECONDS)
+        add_ControllerServiceServicer_to_server(servicer, rpc.services)
         address = f"127.0.0.1:{await rpc.start('127.0.0.1', port)}"
         stack.push_async_callback(rpc.stop, 0)
         await rpc.set_ready(True)

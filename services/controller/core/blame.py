@@ -1,9 +1,9 @@
 """Whose request it was that crashed a server.
 
 When a server is lost, everything that was in flight there breaks off, most of it innocent. A unit
-is suspected when the same request broke off on two servers (it was repeated after the first), or
-when it alone was in flight at three crashes: its clients repeat by themselves what may not be
-repeated for them.
+is suspected when the same request broke off on two servers (it was repeated after the first), or,
+where requests may not be repeated for their clients, when it alone was in flight at three crashes:
+those clients repeat by themselves. (What may be repeated is often alone, too, if it is slow.)
 """
 
 from collections.abc import Iterable
@@ -16,11 +16,13 @@ SAME_CRASH_SECONDS: Final = 2.0  # what breaks on a server within them broke at 
 
 
 class Break(NamedTuple):
-    """A request that broke off: when, where, and where it had broken off before."""
+    """A request that broke off: when, where, where it had broken off before, and whether it is
+    sent once more."""
 
     when: float
     key: ReplicaKey
     earlier: ReplicaKey | None
+    repeated: bool = False
 
 
 def culprit(newest: Break) -> str | None:
@@ -35,20 +37,23 @@ def culprit(newest: Break) -> str | None:
 
 
 def lonely(breaks: Iterable[Break]) -> dict[Unit, str]:
-    """The units that were alone in flight at `ALONE` crashes or more, with the reason."""
-    crashes: list[tuple[float, str, set[Unit]]] = []
+    """The units that were alone in flight at `ALONE` crashes or more, with nothing of theirs
+    repeated since; with the reason."""
+    crashes: list[tuple[float, str, set[tuple[Unit, bool]]]] = []
     latest: dict[str, int] = {}
-    for when, key, _ in sorted(breaks, key=lambda one: (one.when, one.key)):
+    for when, key, _, repeated in sorted(breaks, key=lambda one: (one.when, one.key)):
         index = latest.get(key.server)
         if index is not None and when - crashes[index][0] <= SAME_CRASH_SECONDS:
-            crashes[index][2].add(key.unit)
+            crashes[index][2].add((key.unit, repeated))
         else:
             latest[key.server] = len(crashes)
-            crashes.append((when, key.server, {key.unit}))
+            crashes.append((when, key.server, {(key.unit, repeated)}))
     alone: dict[Unit, list[str]] = {}
-    for _, server, units in crashes:
-        if len(units) == 1:
-            alone.setdefault(next(iter(units)), []).append(server)
+    for _, server, broke in crashes:
+        if len(broke) == 1:
+            ((unit, repeated),) = broke
+            if not repeated:
+                alone.setdefault(unit, []).append(server)
     return {
         unit: f"only its requests were in flight when servers crashed: {', '.join(servers)}"
         for unit, servers in alone.items()

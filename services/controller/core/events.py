@@ -3,7 +3,6 @@
 Whoever carries an instruction out feeds its outcome back as a later event.
 """
 
-import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -11,6 +10,10 @@ from typing import NamedTuple
 from services.common.errors import ShoalError
 from services.controller.core.entities import ReplicaKey, Server, Unit, UnitSpec
 from services.controller.core.memory import Memory
+from services.controller.core.records import Kind as Kind
+from services.controller.core.records import Record as Record
+from services.controller.core.records import Weighed as Weighed
+from services.controller.core.records import Why as Why
 
 # --- events ---------------------------------------------------------------------------------------
 
@@ -99,9 +102,12 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class LoadFailedOnServer:
+    """`undone`: nothing is wrong with it, but somebody else had it unloaded meanwhile."""
+
     key: ReplicaKey
     attempt: int
     cause: str
+    undone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,11 +208,12 @@ class RouterUsed:
 @dataclass(frozen=True, slots=True)
 class RouterBroke:
     """A server was lost while it had a request; `earlier`: where the same request had been lost
-    before."""
+    before; `repeated`: it is sent once more."""
 
     router: str
     key: ReplicaKey
     earlier: ReplicaKey | None = None
+    repeated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,70 +338,6 @@ class Learned:
     config_digest: str
     memory: Memory
     load_seconds: float | None
-
-
-class Kind(enum.Enum):
-    """Kinds of journal entries; the names are those of shoal.controller.v1.EventKind."""
-
-    QUEUED = enum.auto()
-    LOADING = enum.auto()
-    READY = enum.auto()
-    LOAD_FAILED = enum.auto()
-    EVICTING = enum.auto()
-    UNLOADING = enum.auto()
-    UNLOADED = enum.auto()
-    REFUSED = enum.auto()
-    PINNED = enum.auto()
-    UNPINNED = enum.auto()
-    UNEXPECTED = enum.auto()
-    SERVER_HEALTHY = enum.auto()
-    SERVER_LOST = enum.auto()
-    SERVER_UNUSABLE = enum.auto()
-    SERVER_DRAINING = enum.auto()
-    ROUTER_JOINED = enum.auto()
-    ROUTER_LOST = enum.auto()
-    BROKEN = enum.auto()
-    SET_ASIDE = enum.auto()
-
-
-class Why(enum.Enum):
-    """What an eviction is for."""
-
-    ROOM = "room"
-    OVER_LIMIT = "over_limit"
-    HEADROOM = "headroom"
-    IDLE = "idle"
-    REQUEST = "request"
-    DRAIN = "drain"
-    BROKEN = "broken"
-    SET_ASIDE = "set_aside"
-    CATALOG = "catalog"
-    PART = "part"
-    COPIES = "copies"
-
-
-class Weighed(NamedTuple):
-    """What the eviction policy knew of a unit that could have left, and whether it had to."""
-
-    unit: Unit
-    evicted: bool
-    numbers: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """Something for the journal: what, where, and why with its numbers. `weighed`: of an eviction,
-    what could have left then, the first to leave first;
-    `why`: what it is for."""
-
-    kind: Kind
-    reason: str
-    server: str = ""
-    unit: Unit | None = None
-    for_unit: Unit | None = None
-    trace_id: str = ""
-    weighed: tuple[Weighed, ...] = ()
-    why: Why | None = None
 
 
 Instruction = Load | Unload | Settle | Granted | Refused | Evicted | Publish | Learned | Record

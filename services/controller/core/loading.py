@@ -64,10 +64,15 @@ def parts_gone(fleet: Fleet, replica: Replica) -> bool:
 
 def load_failed(fleet: Fleet, event: ev.LoadFailedOnServer, now: float) -> None:
     replica = fleet.at(event.key, event.attempt, State.LOADING)
-    if replica is not None:
-        fleet.remove(replica, Cause.LOAD_FAILED, now)
-        if not replica.broken:  # else it was of files that have changed since
-            failed(fleet, replica, event.cause, now)
+    if replica is None:
+        return
+    fleet.remove(replica, Cause.LOAD_FAILED, now)
+    if event.undone:  # whoever waits for it still wants it
+        server, unit = event.key
+        undone = "unloaded unasked while it was loaded"
+        fleet.record(ev.Kind.UNEXPECTED, undone, server=server, unit=unit)
+    elif not replica.broken:  # else it was of files that have changed since
+        failed(fleet, replica, event.cause, now)
 
 
 def load_hung(fleet: Fleet, event: ev.LoadHung, now: float) -> None:

@@ -87,7 +87,7 @@ def forgive(fleet: Fleet, now: float) -> None:
 
 
 def router_broke(fleet: Fleet, event: ev.RouterBroke, now: float) -> None:
-    newest = blame.Break(now, event.key, event.earlier)
+    newest = blame.Break(now, event.key, event.earlier, event.repeated)
     fleet.breaks.append(newest)
     why = blame.culprit(newest)
     if why is not None:

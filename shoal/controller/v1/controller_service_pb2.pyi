@@ -41,6 +41,36 @@ MISS_CAUSE_UNHEALTHY: MissCause.ValueType  # 1
 """It answers that it cannot work any more: a Python model whose process is dead."""
 Global___MissCause: _TypeAlias = MissCause  # noqa: Y015
 
+class _ServerCall:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ServerCallEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ServerCall.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SERVER_CALL_UNSPECIFIED: _ServerCall.ValueType  # 0
+    SERVER_CALL_TRACE_SETTING: _ServerCall.ValueType  # 1
+    SERVER_CALL_LOG_SETTINGS: _ServerCall.ValueType  # 2
+    SERVER_CALL_SYSTEM_SHARED_MEMORY_STATUS: _ServerCall.ValueType  # 3
+    SERVER_CALL_SYSTEM_SHARED_MEMORY_REGISTER: _ServerCall.ValueType  # 4
+    SERVER_CALL_SYSTEM_SHARED_MEMORY_UNREGISTER: _ServerCall.ValueType  # 5
+    SERVER_CALL_CUDA_SHARED_MEMORY_STATUS: _ServerCall.ValueType  # 6
+    SERVER_CALL_CUDA_SHARED_MEMORY_REGISTER: _ServerCall.ValueType  # 7
+    SERVER_CALL_CUDA_SHARED_MEMORY_UNREGISTER: _ServerCall.ValueType  # 8
+
+class ServerCall(_ServerCall, metaclass=_ServerCallEnumTypeWrapper):
+    """Calls of inference.GRPCInferenceService that Triton answers to administrators."""
+
+SERVER_CALL_UNSPECIFIED: ServerCall.ValueType  # 0
+SERVER_CALL_TRACE_SETTING: ServerCall.ValueType  # 1
+SERVER_CALL_LOG_SETTINGS: ServerCall.ValueType  # 2
+SERVER_CALL_SYSTEM_SHARED_MEMORY_STATUS: ServerCall.ValueType  # 3
+SERVER_CALL_SYSTEM_SHARED_MEMORY_REGISTER: ServerCall.ValueType  # 4
+SERVER_CALL_SYSTEM_SHARED_MEMORY_UNREGISTER: ServerCall.ValueType  # 5
+SERVER_CALL_CUDA_SHARED_MEMORY_STATUS: ServerCall.ValueType  # 6
+SERVER_CALL_CUDA_SHARED_MEMORY_REGISTER: ServerCall.ValueType  # 7
+SERVER_CALL_CUDA_SHARED_MEMORY_UNREGISTER: ServerCall.ValueType  # 8
+Global___ServerCall: _TypeAlias = ServerCall  # noqa: Y015
+
 @_typing.final
 class ListServersRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -254,16 +284,20 @@ class EvictModelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"models/{model}" (all its versions) or "models/{model}/versions/{version}"."""
+    parts: _builtins.bool
+    """Of an ensemble: what it is made of too, where nothing else keeps that."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        parts: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "parts", b"parts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -410,6 +444,133 @@ class GetModelConfigResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetModelConfigResponse: _TypeAlias = GetModelConfigResponse  # noqa: Y015
+
+@_typing.final
+class GetModelStatisticsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Empty: every version that is resident or was since this Controller began to act."""
+    version: _builtins.int
+    """0: every version of the model."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetModelStatisticsRequest: _TypeAlias = GetModelStatisticsRequest  # noqa: Y015
+
+@_typing.final
+class GetModelStatisticsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATISTICS_FIELD_NUMBER: _builtins.int
+    statistics: _builtins.bytes
+    """A serialized inference.ModelStatisticsResponse. A version that was never resident has a row of
+    zeros when its model was asked for.
+    """
+    def __init__(
+        self,
+        *,
+        statistics: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["statistics", b"statistics"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetModelStatisticsResponse: _TypeAlias = GetModelStatisticsResponse  # noqa: Y015
+
+@_typing.final
+class CallServersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALL_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    SERVERS_FIELD_NUMBER: _builtins.int
+    call: Global___ServerCall.ValueType
+    request: _builtins.bytes
+    """The serialized request of that call."""
+    @_builtins.property
+    def servers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of servers; empty: all."""
+
+    def __init__(
+        self,
+        *,
+        call: Global___ServerCall.ValueType = ...,
+        request: _builtins.bytes = ...,
+        servers: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "request", b"request", "servers", b"servers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CallServersRequest: _TypeAlias = CallServersRequest  # noqa: Y015
+
+@_typing.final
+class CallServersResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServerAnswer]: ...
+    def __init__(
+        self,
+        *,
+        answers: _abc.Iterable[Global___ServerAnswer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CallServersResponse: _TypeAlias = CallServersResponse  # noqa: Y015
+
+@_typing.final
+class ServerAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    server: _builtins.str
+    """Its id."""
+    code: _builtins.int
+    """A gRPC status code; 0: it did what it was told."""
+    text: _builtins.str
+    """The server's own words, or why it was not called."""
+    response: _builtins.bytes
+    """The serialized response."""
+    def __init__(
+        self,
+        *,
+        server: _builtins.str = ...,
+        code: _builtins.int = ...,
+        text: _builtins.str = ...,
+        response: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "response", b"response", "server", b"server", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServerAnswer: _TypeAlias = ServerAnswer  # noqa: Y015
 
 @_typing.final
 class ListEventsRequest(_message.Message):

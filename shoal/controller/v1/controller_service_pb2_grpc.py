@@ -76,6 +76,16 @@ class ControllerServiceStub(object):
                 request_serializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.GetModelConfigRequest.SerializeToString,
                 response_deserializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.GetModelConfigResponse.FromString,
                 _registered_method=True)
+        self.GetModelStatistics = channel.unary_unary(
+                '/shoal.controller.v1.ControllerService/GetModelStatistics',
+                request_serializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.GetModelStatisticsRequest.SerializeToString,
+                response_deserializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.GetModelStatisticsResponse.FromString,
+                _registered_method=True)
+        self.CallServers = channel.unary_unary(
+                '/shoal.controller.v1.ControllerService/CallServers',
+                request_serializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.CallServersRequest.SerializeToString,
+                response_deserializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.CallServersResponse.FromString,
+                _registered_method=True)
         self.WhyResident = channel.unary_unary(
                 '/shoal.controller.v1.ControllerService/WhyResident',
                 request_serializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.WhyResidentRequest.SerializeToString,
@@ -170,6 +180,21 @@ class ControllerServiceServicer(object):
 
     def GetModelConfig(self, request, context):
         """The config that a client of Triton would see.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetModelStatistics(self, request, context):
+        """Triton's counters of versions, added up over servers and over reloads. They never go down while
+        this Controller acts; another one begins with what the servers count then.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CallServers(self, request, context):
+        """Calls every server, with a call of Triton's own protocol that no model's place hangs on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -273,6 +298,16 @@ def add_ControllerServiceServicer_to_server(servicer, server):
                     servicer.GetModelConfig,
                     request_deserializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.GetModelConfigRequest.FromString,
                     response_serializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.GetModelConfigResponse.SerializeToString,
+            ),
+            'GetModelStatistics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModelStatistics,
+                    request_deserializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.GetModelStatisticsRequest.FromString,
+                    response_serializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.GetModelStatisticsResponse.SerializeToString,
+            ),
+            'CallServers': grpc.unary_unary_rpc_method_handler(
+                    servicer.CallServers,
+                    request_deserializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.CallServersRequest.FromString,
+                    response_serializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.CallServersResponse.SerializeToString,
             ),
             'WhyResident': grpc.unary_unary_rpc_method_handler(
                     servicer.WhyResident,
@@ -532,6 +567,60 @@ class ControllerService(object):
             '/shoal.controller.v1.ControllerService/GetModelConfig',
             shoal_dot_controller_dot_v1_dot_controller__service__pb2.GetModelConfigRequest.SerializeToString,
             shoal_dot_controller_dot_v1_dot_controller__service__pb2.GetModelConfigResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModelStatistics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.controller.v1.ControllerService/GetModelStatistics',
+            shoal_dot_controller_dot_v1_dot_controller__service__pb2.GetModelStatisticsRequest.SerializeToString,
+            shoal_dot_controller_dot_v1_dot_controller__service__pb2.GetModelStatisticsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CallServers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.controller.v1.ControllerService/CallServers',
+            shoal_dot_controller_dot_v1_dot_controller__service__pb2.CallServersRequest.SerializeToString,
+            shoal_dot_controller_dot_v1_dot_controller__service__pb2.CallServersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,12 @@ class ControllerServiceStub:
     UnpinModel: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.UnpinModelRequest, _controller_service_pb2.UnpinModelResponse]
     GetModelConfig: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.GetModelConfigRequest, _controller_service_pb2.GetModelConfigResponse]
     """The config that a client of Triton would see."""
+    GetModelStatistics: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.GetModelStatisticsRequest, _controller_service_pb2.GetModelStatisticsResponse]
+    """Triton's counters of versions, added up over servers and over reloads. They never go down while
+    this Controller acts; another one begins with what the servers count then.
+    """
+    CallServers: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.CallServersRequest, _controller_service_pb2.CallServersResponse]
+    """Calls every server, with a call of Triton's own protocol that no model's place hangs on."""
     WhyResident: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.WhyResidentRequest, _controller_service_pb2.WhyResidentResponse]
     """Why a version is where it is, with the numbers that would decide whether it stays."""
     WhyEvicted: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.WhyEvictedRequest, _controller_service_pb2.WhyEvictedResponse]
@@ -83,6 +89,12 @@ class ControllerServiceAsyncStub(ControllerServiceStub):
     UnpinModel: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.UnpinModelRequest, _controller_service_pb2.UnpinModelResponse]  # type: ignore[assignment]
     GetModelConfig: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.GetModelConfigRequest, _controller_service_pb2.GetModelConfigResponse]  # type: ignore[assignment]
     """The config that a client of Triton would see."""
+    GetModelStatistics: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.GetModelStatisticsRequest, _controller_service_pb2.GetModelStatisticsResponse]  # type: ignore[assignment]
+    """Triton's counters of versions, added up over servers and over reloads. They never go down while
+    this Controller acts; another one begins with what the servers count then.
+    """
+    CallServers: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.CallServersRequest, _controller_service_pb2.CallServersResponse]  # type: ignore[assignment]
+    """Calls every server, with a call of Triton's own protocol that no model's place hangs on."""
     WhyResident: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.WhyResidentRequest, _controller_service_pb2.WhyResidentResponse]  # type: ignore[assignment]
     """Why a version is where it is, with the numbers that would decide whether it stays."""
     WhyEvicted: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.WhyEvictedRequest, _controller_service_pb2.WhyEvictedResponse]  # type: ignore[assignment]
@@ -164,6 +176,24 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_controller_service_pb2.GetModelConfigResponse, _abc.Awaitable[_controller_service_pb2.GetModelConfigResponse]]:
         """The config that a client of Triton would see."""
+
+    @_abc_1.abstractmethod
+    def GetModelStatistics(
+        self,
+        request: _controller_service_pb2.GetModelStatisticsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_service_pb2.GetModelStatisticsResponse, _abc.Awaitable[_controller_service_pb2.GetModelStatisticsResponse]]:
+        """Triton's counters of versions, added up over servers and over reloads. They never go down while
+        this Controller acts; another one begins with what the servers count then.
+        """
+
+    @_abc_1.abstractmethod
+    def CallServers(
+        self,
+        request: _controller_service_pb2.CallServersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_service_pb2.CallServersResponse, _abc.Awaitable[_controller_service_pb2.CallServersResponse]]:
+        """Calls every server, with a call of Triton's own protocol that no model's place hangs on."""
 
     @_abc_1.abstractmethod
     def WhyResident(

@@ -315,6 +315,9 @@ class Broke(_message.Message):
 
     REPLICA_FIELD_NUMBER: _builtins.int
     EARLIER_FIELD_NUMBER: _builtins.int
+    REPEATED_FIELD_NUMBER: _builtins.int
+    repeated: _builtins.bool
+    """The Router sends it once more: if it was this request that crashed the server, that will show."""
     @_builtins.property
     def replica(self) -> Global___ReplicaRef: ...
     @_builtins.property
@@ -326,10 +329,11 @@ class Broke(_message.Message):
         *,
         replica: Global___ReplicaRef | None = ...,
         earlier: Global___ReplicaRef | None = ...,
+        repeated: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["earlier", b"earlier", "replica", b"replica"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["earlier", b"earlier", "replica", b"replica"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["earlier", b"earlier", "repeated", b"repeated", "replica", b"replica"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

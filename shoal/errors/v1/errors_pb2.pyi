@@ -65,6 +65,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: the server broke off while it worked on the request."""
     ERROR_REASON_CONTROLLER_UNAVAILABLE: _ErrorReason.ValueType  # 25
     """UNAVAILABLE: the model is not resident and the Controller cannot be reached."""
+    ERROR_REASON_NO_LEASE: _ErrorReason.ValueType  # 45
+    """UNAVAILABLE: no sequence begins while no Controller is heard from."""
     ERROR_REASON_REGISTRY_UNAVAILABLE: _ErrorReason.ValueType  # 26
     """UNAVAILABLE: the Registry cannot be reached."""
     ERROR_REASON_HELD: _ErrorReason.ValueType  # 27
@@ -77,6 +79,44 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: its requests were in flight when servers crashed; not tried again for a while."""
     ERROR_REASON_SERVER_NOT_FOUND: _ErrorReason.ValueType  # 31
     """NOT_FOUND: no server of that name is configured."""
+    ERROR_REASON_NOT_IN_REPOSITORY: _ErrorReason.ValueType  # 50
+    """INTERNAL: RepositoryModelLoad of a model that is not registered, or whose files cannot be served."""
+    ERROR_REASON_LOAD_REFUSED: _ErrorReason.ValueType  # 51
+    """INVALID_ARGUMENT: RepositoryModelLoad of a model that no server can load."""
+    ERROR_REASON_LOAD_PARAMETER: _ErrorReason.ValueType  # 52
+    """INVALID_ARGUMENT: RepositoryModelLoad with a config or files of the caller's own."""
+    ERROR_REASON_REPOSITORY_NAMED: _ErrorReason.ValueType  # 53
+    """UNIMPLEMENTED: there is one repository, which has no name."""
+    ERROR_REASON_MODEL_NOT_AVAILABLE: _ErrorReason.ValueType  # 54
+    """INVALID_ARGUMENT: statistics of a model that is not there."""
+    ERROR_REASON_VERSION_NOT_AVAILABLE: _ErrorReason.ValueType  # 55
+    """INVALID_ARGUMENT: statistics of a version that is not there."""
+    ERROR_REASON_NO_CONTROLLER: _ErrorReason.ValueType  # 56
+    """UNAVAILABLE: no Controller can be reached, and only it can do this."""
+    ERROR_REASON_SERVERS_DISAGREE: _ErrorReason.ValueType  # 57
+    """UNAVAILABLE: some servers took a setting and some did not."""
+    ERROR_REASON_NO_SERVER_ANSWERS: _ErrorReason.ValueType  # 58
+    """UNAVAILABLE: no server can be called now."""
+    ERROR_REASON_NO_CLASSES: _ErrorReason.ValueType  # 59
+    """INVALID_ARGUMENT: classes are asked for of an output that is no number."""
+    ERROR_REASON_REGION_EXISTS: _ErrorReason.ValueType  # 60
+    """ALREADY_EXISTS: the caller has a shared memory region of that name already."""
+    ERROR_REASON_REGION_NOT_FOUND: _ErrorReason.ValueType  # 61
+    """NOT_FOUND: the caller has no shared memory region of that name."""
+    ERROR_REASON_REGION_BOUNDS: _ErrorReason.ValueType  # 62
+    """INVALID_ARGUMENT: a tensor reaches beyond its shared memory region."""
+    ERROR_REASON_REGION_REFUSED: _ErrorReason.ValueType  # 63
+    """INVALID_ARGUMENT: that memory may not be registered, or not as it is."""
+    ERROR_REASON_REGION_UNOPENED: _ErrorReason.ValueType  # 64
+    """INTERNAL: there is no shared memory of that key on this host."""
+    ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 70
+    """RESOURCE_EXHAUSTED: the model gets more requests than it can answer, and this one had to yield."""
+    ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 71
+    """RESOURCE_EXHAUSTED: the tenant sends more requests a second than it may."""
+    ERROR_REASON_TENANT_LIMITED: _ErrorReason.ValueType  # 72
+    """RESOURCE_EXHAUSTED: the tenant has as many requests in flight as it may, or waiting for loads."""
+    ERROR_REASON_JSON_TOO_LARGE: _ErrorReason.ValueType  # 80
+    """RESOURCE_EXHAUSTED: a request over HTTP has more JSON than this Router reads."""
     ERROR_REASON_ADMIN_REQUIRED: _ErrorReason.ValueType  # 40
     """PERMISSION_DENIED: an administrative call from a caller who may not make it."""
     ERROR_REASON_NOT_PROXIED: _ErrorReason.ValueType  # 41
@@ -127,6 +167,8 @@ ERROR_REASON_SERVER_LOST: ErrorReason.ValueType  # 24
 """UNAVAILABLE: the server broke off while it worked on the request."""
 ERROR_REASON_CONTROLLER_UNAVAILABLE: ErrorReason.ValueType  # 25
 """UNAVAILABLE: the model is not resident and the Controller cannot be reached."""
+ERROR_REASON_NO_LEASE: ErrorReason.ValueType  # 45
+"""UNAVAILABLE: no sequence begins while no Controller is heard from."""
 ERROR_REASON_REGISTRY_UNAVAILABLE: ErrorReason.ValueType  # 26
 """UNAVAILABLE: the Registry cannot be reached."""
 ERROR_REASON_HELD: ErrorReason.ValueType  # 27
@@ -139,6 +181,44 @@ ERROR_REASON_SET_ASIDE: ErrorReason.ValueType  # 30
 """UNAVAILABLE: its requests were in flight when servers crashed; not tried again for a while."""
 ERROR_REASON_SERVER_NOT_FOUND: ErrorReason.ValueType  # 31
 """NOT_FOUND: no server of that name is configured."""
+ERROR_REASON_NOT_IN_REPOSITORY: ErrorReason.ValueType  # 50
+"""INTERNAL: RepositoryModelLoad of a model that is not registered, or whose files cannot be served."""
+ERROR_REASON_LOAD_REFUSED: ErrorReason.ValueType  # 51
+"""INVALID_ARGUMENT: RepositoryModelLoad of a model that no server can load."""
+ERROR_REASON_LOAD_PARAMETER: ErrorReason.ValueType  # 52
+"""INVALID_ARGUMENT: RepositoryModelLoad with a config or files of the caller's own."""
+ERROR_REASON_REPOSITORY_NAMED: ErrorReason.ValueType  # 53
+"""UNIMPLEMENTED: there is one repository, which has no name."""
+ERROR_REASON_MODEL_NOT_AVAILABLE: ErrorReason.ValueType  # 54
+"""INVALID_ARGUMENT: statistics of a model that is not there."""
+ERROR_REASON_VERSION_NOT_AVAILABLE: ErrorReason.ValueType  # 55
+"""INVALID_ARGUMENT: statistics of a version that is not there."""
+ERROR_REASON_NO_CONTROLLER: ErrorReason.ValueType  # 56
+"""UNAVAILABLE: no Controller can be reached, and only it can do this."""
+ERROR_REASON_SERVERS_DISAGREE: ErrorReason.ValueType  # 57
+"""UNAVAILABLE: some servers took a setting and some did not."""
+ERROR_REASON_NO_SERVER_ANSWERS: ErrorReason.ValueType  # 58
+"""UNAVAILABLE: no server can be called now."""
+ERROR_REASON_NO_CLASSES: ErrorReason.ValueType  # 59
+"""INVALID_ARGUMENT: classes are asked for of an output that is no number."""
+ERROR_REASON_REGION_EXISTS: ErrorReason.ValueType  # 60
+"""ALREADY_EXISTS: the caller has a shared memory region of that name already."""
+ERROR_REASON_REGION_NOT_FOUND: ErrorReason.ValueType  # 61
+"""NOT_FOUND: the caller has no shared memory region of that name."""
+ERROR_REASON_REGION_BOUNDS: ErrorReason.ValueType  # 62
+"""INVALID_ARGUMENT: a tensor reaches beyond its shared memory region."""
+ERROR_REASON_REGION_REFUSED: ErrorReason.ValueType  # 63
+"""INVALID_ARGUMENT: that memory may not be registered, or not as it is."""
+ERROR_REASON_REGION_UNOPENED: ErrorReason.ValueType  # 64
+"""INTERNAL: there is no shared memory of that key on this host."""
+ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 70
+"""RESOURCE_EXHAUSTED: the model gets more requests than it can answer, and this one had to yield."""
+ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 71
+"""RESOURCE_EXHAUSTED: the tenant sends more requests a second than it may."""
+ERROR_REASON_TENANT_LIMITED: ErrorReason.ValueType  # 72
+"""RESOURCE_EXHAUSTED: the tenant has as many requests in flight as it may, or waiting for loads."""
+ERROR_REASON_JSON_TOO_LARGE: ErrorReason.ValueType  # 80
+"""RESOURCE_EXHAUSTED: a request over HTTP has more JSON than this Router reads."""
 ERROR_REASON_ADMIN_REQUIRED: ErrorReason.ValueType  # 40
 """PERMISSION_DENIED: an administrative call from a caller who may not make it."""
 ERROR_REASON_NOT_PROXIED: ErrorReason.ValueType  # 41

@@ -308,6 +308,7 @@ class ModelVersion(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     PROBE_FIELD_NUMBER: _builtins.int
+    STATEFUL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"models/{model}/versions/{version}", version a whole number from 1 up."""
     state: Global___VersionState.ValueType
@@ -334,6 +335,10 @@ class ModelVersion(_message.Message):
     probe: _builtins.bytes
     """Output only. A serialized inference.ModelInferRequest that a server must answer before it counts
     as READY there; empty: none. From the file shoal_probe.json.
+    """
+    stateful: _builtins.bool
+    """Output only. It has sequence batching: requests of a sequence must reach the same replica, so it
+    has one copy unless its residency asks for more.
     """
     @_builtins.property
     def declared_memory(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
@@ -367,10 +372,11 @@ class ModelVersion(_message.Message):
         etag: _builtins.str = ...,
         fingerprint: _builtins.str = ...,
         probe: _builtins.bytes = ...,
+        stateful: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_bytes", b"artifact_bytes", "config", b"config", "config_digest", b"config_digest", "create_time", b"create_time", "declared_memory", b"declared_memory", "ensemble", b"ensemble", "etag", b"etag", "fingerprint", b"fingerprint", "invalid_reason", b"invalid_reason", "name", b"name", "pinned", b"pinned", "probe", b"probe", "requires", b"requires", "source", b"source", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_bytes", b"artifact_bytes", "config", b"config", "config_digest", b"config_digest", "create_time", b"create_time", "declared_memory", b"declared_memory", "ensemble", b"ensemble", "etag", b"etag", "fingerprint", b"fingerprint", "invalid_reason", b"invalid_reason", "name", b"name", "pinned", b"pinned", "probe", b"probe", "requires", b"requires", "source", b"source", "state", b"state", "stateful", b"stateful"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

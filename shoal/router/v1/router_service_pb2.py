@@ -26,25 +26,29 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from shoal.controller.v1 import placement_pb2 as shoal_dot_controller_dot_v1_dot_placement__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$shoal/router/v1/router_service.proto\x12\x0fshoal.router.v1\x1a\x1egoogle/protobuf/duration.proto\x1a#shoal/controller/v1/placement.proto\"E\n\x13\x45xplainRouteRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\"[\n\x14\x45xplainRouteResponse\x12-\n\x04\x61rms\x18\x01 \x03(\x0b\x32\x19.shoal.router.v1.RouteArmR\x04\x61rms\x12\x14\n\x05steps\x18\x02 \x03(\tR\x05steps\"j\n\x08RouteArm\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\x12\x14\n\x05share\x18\x03 \x01(\x01R\x05share\x12\x18\n\x07servers\x18\x04 \x03(\tR\x07servers\"\x16\n\x14GetStatisticsRequest\"\x8a\x02\n\x15GetStatisticsResponse\x12\x16\n\x06router\x18\x01 \x01(\tR\x06router\x12\x31\n\x06uptime\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x06uptime\x12\x39\n\x08revision\x18\x03 \x01(\x0b\x32\x1d.shoal.controller.v1.RevisionR\x08revision\x12\x31\n\x14\x63ontroller_connected\x18\x04 \x01(\x08R\x13\x63ontrollerConnected\x12\x38\n\x06models\x18\x05 \x03(\x0b\x32 .shoal.router.v1.ModelStatisticsR\x06models\"\xa8\x02\n\x0fModelStatistics\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\x12\x1a\n\x08requests\x18\x03 \x01(\x03R\x08requests\x12\x16\n\x06\x65rrors\x18\x04 \x01(\x03R\x06\x65rrors\x12\x12\n\x04\x63old\x18\x05 \x01(\x03R\x04\x63old\x12\x1b\n\tin_flight\x18\x06 \x01(\x05R\x08inFlight\x12@\n\x0etotal_duration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationR\rtotalDuration\x12>\n\rcold_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0c\x63oldDuration2\xcc\x01\n\rRouterService\x12[\n\x0c\x45xplainRoute\x12$.shoal.router.v1.ExplainRouteRequest\x1a%.shoal.router.v1.ExplainRouteResponse\x12^\n\rGetStatistics\x12%.shoal.router.v1.GetStatisticsRequest\x1a&.shoal.router.v1.GetStatisticsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$shoal/router/v1/router_service.proto\x12\x0fshoal.router.v1\x1a\x1egoogle/protobuf/duration.proto\x1a#shoal/controller/v1/placement.proto\"\xef\x01\n\x13\x45xplainRouteRequest\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12K\n\x07headers\x18\x03 \x03(\x0b\x32\x31.shoal.router.v1.ExplainRouteRequest.HeadersEntryR\x07headers\x12\x1f\n\x0bsequence_id\x18\x04 \x01(\tR\nsequenceId\x1a:\n\x0cHeadersEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x8f\x01\n\x14\x45xplainRouteResponse\x12-\n\x04\x61rms\x18\x01 \x03(\x0b\x32\x19.shoal.router.v1.RouteArmR\x04\x61rms\x12\x14\n\x05steps\x18\x02 \x03(\tR\x05steps\x12\x1a\n\x08priority\x18\x03 \x01(\tR\x08priority\x12\x16\n\x06tenant\x18\x04 \x01(\tR\x06tenant\"j\n\x08RouteArm\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\x12\x14\n\x05share\x18\x03 \x01(\x01R\x05share\x12\x18\n\x07servers\x18\x04 \x03(\tR\x07servers\"\x16\n\x14GetStatisticsRequest\"\x8a\x02\n\x15GetStatisticsResponse\x12\x16\n\x06router\x18\x01 \x01(\tR\x06router\x12\x31\n\x06uptime\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationR\x06uptime\x12\x39\n\x08revision\x18\x03 \x01(\x0b\x32\x1d.shoal.controller.v1.RevisionR\x08revision\x12\x31\n\x14\x63ontroller_connected\x18\x04 \x01(\x08R\x13\x63ontrollerConnected\x12\x38\n\x06models\x18\x05 \x03(\x0b\x32 .shoal.router.v1.ModelStatisticsR\x06models\"\xa8\x02\n\x0fModelStatistics\x12\x14\n\x05model\x18\x01 \x01(\tR\x05model\x12\x18\n\x07version\x18\x02 \x01(\x03R\x07version\x12\x1a\n\x08requests\x18\x03 \x01(\x03R\x08requests\x12\x16\n\x06\x65rrors\x18\x04 \x01(\x03R\x06\x65rrors\x12\x12\n\x04\x63old\x18\x05 \x01(\x03R\x04\x63old\x12\x1b\n\tin_flight\x18\x06 \x01(\x05R\x08inFlight\x12@\n\x0etotal_duration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationR\rtotalDuration\x12>\n\rcold_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationR\x0c\x63oldDuration2\xcc\x01\n\rRouterService\x12[\n\x0c\x45xplainRoute\x12$.shoal.router.v1.ExplainRouteRequest\x1a%.shoal.router.v1.ExplainRouteResponse\x12^\n\rGetStatistics\x12%.shoal.router.v1.GetStatisticsRequest\x1a&.shoal.router.v1.GetStatisticsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shoal.router.v1.router_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EXPLAINROUTEREQUEST']._serialized_start=126
-  _globals['_EXPLAINROUTEREQUEST']._serialized_end=195
-  _globals['_EXPLAINROUTERESPONSE']._serialized_start=197
-  _globals['_EXPLAINROUTERESPONSE']._serialized_end=288
-  _globals['_ROUTEARM']._serialized_start=290
-  _globals['_ROUTEARM']._serialized_end=396
-  _globals['_GETSTATISTICSREQUEST']._serialized_start=398
-  _globals['_GETSTATISTICSREQUEST']._serialized_end=420
-  _globals['_GETSTATISTICSRESPONSE']._serialized_start=423
-  _globals['_GETSTATISTICSRESPONSE']._serialized_end=689
-  _globals['_MODELSTATISTICS']._serialized_start=692
-  _globals['_MODELSTATISTICS']._serialized_end=988
-  _globals['_ROUTERSERVICE']._serialized_start=991
-  _globals['_ROUTERSERVICE']._serialized_end=1195
+  _globals['_EXPLAINROUTEREQUEST_HEADERSENTRY']._loaded_options = None
+  _globals['_EXPLAINROUTEREQUEST_HEADERSENTRY']._serialized_options = b'8\001'
+  _globals['_EXPLAINROUTEREQUEST']._serialized_start=127
+  _globals['_EXPLAINROUTEREQUEST']._serialized_end=366
+  _globals['_EXPLAINROUTEREQUEST_HEADERSENTRY']._serialized_start=308
+  _globals['_EXPLAINROUTEREQUEST_HEADERSENTRY']._serialized_end=366
+  _globals['_EXPLAINROUTERESPONSE']._serialized_start=369
+  _globals['_EXPLAINROUTERESPONSE']._serialized_end=512
+  _globals['_ROUTEARM']._serialized_start=514
+  _globals['_ROUTEARM']._serialized_end=620
+  _globals['_GETSTATISTICSREQUEST']._serialized_start=622
+  _globals['_GETSTATISTICSREQUEST']._serialized_end=644
+  _globals['_GETSTATISTICSRESPONSE']._serialized_start=647
+  _globals['_GETSTATISTICSRESPONSE']._serialized_end=913
+  _globals['_MODELSTATISTICS']._serialized_start=916
+  _globals['_MODELSTATISTICS']._serialized_end=1212
+  _globals['_ROUTERSERVICE']._serialized_start=1215
+  _globals['_ROUTERSERVICE']._serialized_end=1419
 # @@protoc_insertion_point(module_scope)

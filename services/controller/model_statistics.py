@@ -1,0 +1,156 @@
+"""Triton's counters of every unit, added up over servers and over lives.
+
+A life is what a unit counts on one server from one load to the next; with it, Triton's counters
+begin at nothing. The messages are inference.ModelStatistics.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from tritonclient.grpc import service_pb2
+
+from services.controller.core.entities import ReplicaKey, Unit
+from shoal.names import parse_version
+
+_COUNTERS: Final = ("inference_count", "execution_count")
+
+
+class Totals:
+    """Never go down, whatever servers and units do, where every server's counters are told in the
+    order in which they were read."""
+
+    def __init__(self) -> None:
+        self._living: dict[str, dict[Unit, Any]] = {}
+        self._own: dict[ReplicaKey, Any] = {}
+        self._ended: dict[Unit, Any] = {}
+
+    def all_seen(self, server: str, rows: Mapping[Unit, Any]) -> None:
+        """What the server counts now, of all that is READY there."""
+        here = self._living.setdefault(server, {})
+        for unit in here.keys() - rows.keys():
+            self._end(unit, here.pop(unit))
+        self.seen(server, rows)
+
+    def seen(self, server: str, rows: Mapping[Unit, Any]) -> None:
+        """What it counts now, of some units."""
+        here = self._living.setdefault(server, {})
+        for unit, row in rows.items():
+            now = self._asked(ReplicaKey(server, unit), row)
+            if unit in here and _fell(here[unit], now):
+                self._end(unit, here[unit])
+            here[unit] = now
+
+    def own(self, server: str, rows: Mapping[Unit, Any]) -> None:
+        """What units count there before anybody has asked them: it is left out of their life."""
+        for unit, row in rows.items():
+            self._own[ReplicaKey(server, unit)] = row
+
+    def _asked(self, key: ReplicaKey, row: Any) -> Any:
+        """The row without what was counted before anybody asked."""
+        own = self._own.get(key)
+        if own is None:
+            return row
+        if _fell(own, row):
+            del self._own[key]
+            return row
+        asked = service_pb2.ModelStatistics()
+        asked.CopyFrom(row)
+        _add(asked, own, -1)
+        batches = [batch for batch in asked.batch_stats if batch.compute_infer.count]
+        del asked.batch_stats[:]
+        asked.batch_stats.extend(batches)
+        if not asked.inference_stats.success.count:
+            asked.last_inference = 0
+        return asked
+
+    def begins(self, key: ReplicaKey) -> None:
+        """The unit is about to be loaded there: a new life."""
+        self._own.pop(key, None)
+        before = self._living.get(key.server, {}).pop(key.unit, None)
+        if before is not None:
+            self._end(key.unit, before)
+
+    def counted(self) -> set[Unit]:
+        """Every unit that there are counters of."""
+        return set(self._ended).union(*self._living.values())
+
+    def forget(self, units: Iterable[Unit]) -> None:
+        """What was counted in lives that have ended."""
+        for unit in units:
+            self._ended.pop(unit, None)
+
+    def of(self, unit: Unit) -> Any:
+        """All that was counted of the unit; of memory, what it takes now. Where there is nothing,
+        zeros that are set, as Triton sets them: clients that read JSON look for them."""
+        total = service_pb2.ModelStatistics(name=unit.model, version=str(unit.version))
+        for field in total.inference_stats.DESCRIPTOR.fields:
+            getattr(total.inference_stats, field.name).SetInParent()
+        lives = [here[unit] for here in self._living.values() if unit in here]
+        for life in lives:
+            _add_memory(total, life.memory_usage)
+        for life in [*lives, *([self._ended[unit]] if unit in self._ended else [])]:
+            _add(total, life)
+        return total
+
+    def _end(self, unit: Unit, life: Any) -> None:
+        ended = self._ended.get(unit)
+        if ended is None:
+            ended = service_pb2.ModelStatistics(name=unit.model, version=str(unit.version))
+            self._ended[unit] = ended
+        _add(ended, life)
+
+
+def rows(statistics: Iterable[Any]) -> dict[Unit, Any]:
+    """By unit."""
+    found = {}
+    for row in statistics:
+        version = parse_version(row.version)
+        if version is not None:
+            found[Unit(row.name, version)] = row
+    return found
+
+
+def _fell(before: Any, now: Any) -> bool:
+    """Whether a counter is lower than it was: it began anew in between."""
+    if any(getattr(now, name) < getattr(before, name) for name in _COUNTERS):
+        return True
+    return any(
+        getattr(now.inference_stats, field.name).count < duration.count
+        for field, duration in before.inference_stats.ListFields()
+    )
+
+
+def _add(total: Any, life: Any, sign: int = 1) -> None:
+    """`sign` -1: take away what was added before."""
+    total.last_inference = max(total.last_inference, life.last_inference)
+    for name in _COUNTERS:
+        setattr(total, name, getattr(total, name) + sign * getattr(life, name))
+    _add_durations(total.inference_stats, life.inference_stats, sign)
+    sizes = {batch.batch_size: batch for batch in total.batch_stats}
+    for batch in life.batch_stats:
+        into = sizes.get(batch.batch_size)
+        if into is None:
+            total.batch_stats.add().CopyFrom(batch)
+        else:
+            _add_durations(into, batch, sign)
+    for key, responses in life.response_stats.items():
+        _add_durations(total.response_stats[key], responses, sign)
+
+
+def _add_durations(total: Any, more: Any, sign: int) -> None:
+    """Of every field that is an inference.StatisticDuration."""
+    for field, duration in more.ListFields():
+        if field.message_type is not None:
+            into = getattr(total, field.name)
+            into.count += sign * duration.count
+            into.ns += sign * duration.ns
+
+
+def _add_memory(total: Any, usage: Iterable[Any]) -> None:
+    places = {(row.type, row.id): row for row in total.memory_usage}
+    for row in usage:
+        into = places.get((row.type, row.id))
+        if into is None:
+            total.memory_usage.add().CopyFrom(row)
+        else:
+            into.byte_size += row.byte_size

@@ -1,0 +1,101 @@
+"""Reading the servers' counters: now and then, when somebody asks, and before a unit leaves."""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import structlog
+from tritonclient.grpc import service_pb2
+
+from services.controller.catalog import ANSWERABLE, Catalog, unit_of
+from services.controller.core.entities import Health, ReplicaKey, Unit
+from services.controller.core.fleet import Fleet
+from services.controller.model_statistics import Totals, rows
+from services.controller.triton import Triton, TritonGone
+
+# A server that crashes takes along what it has counted since it was last read.
+READ_SECONDS: Final = 5.0
+# Triton counts a request when it has been answered, a moment later.
+PROBE_SECONDS: Final = 0.002
+PROBE_LOOKS: Final = 10
+
+_log = structlog.get_logger(__name__)
+
+
+class StatisticsWatch:
+    def __init__(self, fleet: Fleet, tritons: Mapping[str, Triton], catalog: Catalog) -> None:
+        self._fleet = fleet
+        self._tritons = tritons
+        self._catalog = catalog
+        self._totals = Totals()
+        # What was read first has to be told first.
+        self._reading = {server: asyncio.Lock() for server in tritons}
+
+    async def run(self) -> None:
+        """Read, for ever."""
+        while True:
+            await self._read(self._tritons)
+            self._totals.forget([u for u in self._totals.counted() if not self._known(u)])
+            await asyncio.sleep(READ_SECONDS)
+
+    async def _read(self, servers: Iterable[str]) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for server in servers:
+                if self._fleet.servers[server].health is Health.HEALTHY:
+                    tasks.create_task(self._read_one(server))
+
+    async def _read_one(self, server: str) -> None:
+        """Also when the server does not answer: then what was read last stands."""
+        async with self._reading[server]:
+            try:
+                told = await self._tritons[server].model_statistics()
+            except TritonGone as gone:
+                _log.debug("no statistics", server=server, cause=str(gone))
+            else:
+                self._totals.all_seen(server, rows(told))
+
+    def begins(self, key: ReplicaKey) -> None:
+        """It is about to be loaded: its counters will begin anew."""
+        self._totals.begins(key)
+
+    async def probed(self, key: ReplicaKey) -> None:
+        """What it has counted until now was Shoal's own."""
+        async with self._reading[key.server]:
+            for _ in range(PROBE_LOOKS):
+                told = await self._told(key)
+                self._totals.own(key.server, told)
+                if all(row.inference_stats.success.count for row in told.values()):
+                    return
+                await asyncio.sleep(PROBE_SECONDS)
+
+    async def ends(self, key: ReplicaKey) -> None:
+        """It is about to be unloaded: read its counters for the last time."""
+        async with self._reading[key.server]:
+            self._totals.seen(key.server, await self._told(key))
+
+    async def _told(self, key: ReplicaKey) -> Mapping[Unit, Any]:
+        """Nothing, where the server does not answer or has not got it."""
+        try:
+            return rows(await self._tritons[key.server].model_statistics(key.unit))
+        except TritonGone as gone:
+            _log.debug("no statistics", replica=str(key), cause=str(gone))
+            return {}
+
+    async def of(self, model: str, version: int) -> Any:
+        """An inference.ModelStatisticsResponse: of one version, with 0 of all of the model, with ""
+        of every version that is resident or was."""
+        if model:
+            entry = self._catalog.entries.get(model)
+            units = [unit_of(known) for known in entry.versions] if entry is not None else []
+            wanted = [u for u in units if version in (0, u.version) and self._known(u)]
+            await self._read({r.key.server for u in wanted for r in self._fleet.everywhere(u)})
+        else:
+            await self._read(self._tritons)
+            wanted = [unit for unit in self._totals.counted() if self._known(unit)]
+        return service_pb2.ModelStatisticsResponse(
+            model_stats=[self._totals.of(unit) for unit in sorted(wanted)]
+        )
+
+    def _known(self, unit: Unit) -> bool:
+        version = self._catalog.version(unit)
+        return version is not None and version.state in ANSWERABLE
