@@ -43,7 +43,7 @@ async def serving(name: str, *, acts: bool) -> AsyncIterator[str]:
     """Its address."""
     rpc = RpcServer(CallerPolicy([]), open_methods=frozenset())
     rpc.announce(SERVICE)
-    add_ControllerServiceServicer_to_server(Named(name, acts=acts), rpc.grpc)
+    add_ControllerServiceServicer_to_server(Named(name, acts=acts), rpc.services)
     port = await rpc.start("127.0.0.1", 0)
     await rpc.set_ready(acts)
     try:

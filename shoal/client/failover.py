@@ -6,28 +6,18 @@ same: its refusal says who acts.
 """
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from typing import Any, Final
 
 import grpc
 import grpc.aio
 
+from shoal.client.steps import run, run_async
+
 HEALTH_SECONDS: Final = 1.0  # for one answer
 
 _CHECK: Final = "/grpc.health.v1.Health/Check"
 _SERVING: Final = b"\x08\x01"  # grpc.health.v1.HealthCheckResponse{status: SERVING}
-
-
-def channel(addresses: str, options: Sequence[tuple[str, Any]]) -> Any:
-    """To host:port, or to whichever acts of several that are separated by commas."""
-    channels = [grpc.insecure_channel(one, options=options) for one in addresses.split(",")]
-    return channels[0] if len(channels) == 1 else SeveralChannels(channels)
-
-
-def async_channel(addresses: str, options: Sequence[tuple[str, Any]]) -> Any:
-    """As `channel`, for asyncio."""
-    channels = [grpc.aio.insecure_channel(one, options=options) for one in addresses.split(",")]
-    return channels[0] if len(channels) == 1 else SeveralAsyncChannels(channels)
 
 
 class SeveralChannels:
@@ -39,67 +29,68 @@ class SeveralChannels:
         self._last = 0
 
     def unary_unary(self, *about: Any, **more: Any) -> Any:
-        return _Method(self._serving, self._methods("unary_unary", about, more))
+        return _Method(self.serving, self._methods("unary_unary", about, more))
 
     def unary_stream(self, *about: Any, **more: Any) -> Any:
-        return _Method(self._serving, self._methods("unary_stream", about, more))
+        return _Method(self.serving, self._methods("unary_stream", about, more))
 
     def stream_stream(self, *about: Any, **more: Any) -> Any:
-        return _Method(self._serving, self._methods("stream_stream", about, more))
+        return _Method(self.serving, self._methods("stream_stream", about, more))
 
-    def close(self) -> None:
+    def close(self) -> Any:
         for channel in self._channels:
             channel.close()
 
-    def _methods(self, kind: str, about: Any, more: Any) -> list[Any]:
-        return [getattr(channel, kind)(*about, **more) for channel in self._channels]
+    def serving(self) -> Any:
+        """The place of the one to call."""
+        return run(self._choice(), self._health)
 
-    def _serving(self) -> int:
+    def _health(self, place: int) -> Any:
+        try:
+            return self._checks[place](b"", timeout=HEALTH_SECONDS)
+        except grpc.RpcError:
+            return None
+
+    def _choice(self) -> Generator[int, bytes | None, int]:
+        """Yields the place of each one to ask, and is sent its health, None where it is silent."""
         answering = None
-        for index in self._order():
-            try:
-                health = self._checks[index](b"", timeout=HEALTH_SECONDS)
-            except grpc.RpcError:
-                continue
+        for place in sorted(range(len(self._checks)), key=lambda place: place != self._last):
+            health = yield place
             if health == _SERVING:
-                self._last = index
-                return index
-            answering = index
+                self._last = place
+                return place
+            if health is not None:
+                answering = place
         return self._last if answering is None else answering
 
-    def _order(self) -> list[int]:
-        """The one that acted last comes first."""
-        return sorted(range(len(self._checks)), key=lambda index: index != self._last)
+    def _methods(self, kind: str, about: Any, more: Any) -> list[Any]:
+        return [getattr(channel, kind)(*about, **more) for channel in self._channels]
 
 
 class SeveralAsyncChannels(SeveralChannels):
     """The same for grpc.aio."""
 
     def unary_unary(self, *about: Any, **more: Any) -> Any:
-        return _AsyncMethod(self._serving_async, self._methods("unary_unary", about, more))
+        return _AsyncMethod(self.serving, self._methods("unary_unary", about, more))
 
     def unary_stream(self, *about: Any, **more: Any) -> Any:
-        return _AsyncStreams(self._serving_async, self._methods("unary_stream", about, more))
+        return _AsyncStreams(self.serving, self._methods("unary_stream", about, more))
 
     def stream_stream(self, *about: Any, **more: Any) -> Any:
-        return _AsyncStreams(self._serving_async, self._methods("stream_stream", about, more))
+        return _AsyncStreams(self.serving, self._methods("stream_stream", about, more))
 
-    async def close(self) -> None:  # type: ignore[override]
+    async def close(self) -> None:
         for channel in self._channels:
             await channel.close()
 
-    async def _serving_async(self) -> int:
-        answering = None
-        for index in self._order():
-            try:
-                health = await self._checks[index](b"", timeout=HEALTH_SECONDS)
-            except grpc.RpcError:
-                continue
-            if health == _SERVING:
-                self._last = index
-                return index
-            answering = index
-        return self._last if answering is None else answering
+    async def serving(self) -> int:
+        return await run_async(self._choice(), self._health)
+
+    async def _health(self, place: int) -> Any:
+        try:
+            return await self._checks[place](b"", timeout=HEALTH_SECONDS)
+        except grpc.RpcError:
+            return None
 
 
 class _Method:
