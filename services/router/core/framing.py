@@ -1,0 +1,55 @@
+"""Raw tensors beside the rest of a message: cut out of a body, put into one, never decoded."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from services.router.core.wire import encoded, varint
+
+# Field numbers of raw_input_contents in inference.ModelInferRequest, and of raw_output_contents in
+# ModelInferResponse, as tags of length-delimited fields.
+_RAW_INPUT: Final = bytes((7 << 3 | 2,))
+_RAW_OUTPUT: Final = 6 << 3 | 2
+
+_LONGEST: Final = 10  # bytes of a number
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+Raw = bytes | memoryview
+
+
+def with_inputs(head: bytes, contents: Iterable[Raw]) -> bytes:
+    """`head`: a serialized ModelInferRequest without raw_input_contents."""
+    parts: list[Raw] = [head]
+    for content in contents:
+        parts += (_RAW_INPUT + encoded(len(content)), content)
+    return b"".join(parts)
+
+
+def without_outputs(message: bytes) -> tuple[bytes, list[memoryview]]:
+    """A serialized ModelInferResponse without its raw_output_contents, and those apart.
+
+    Raises ValueError (wire.Malformed) where it is none.
+    """
+    view = memoryview(message)
+    kept: list[memoryview] = []
+    contents: list[memoryview] = []
+    position, end = 0, len(message)
+    while position < end:
+        began = position
+        tag, position = varint(message, position, _LONGEST)
+        kind = tag & 7
+        if kind == _BYTES:
+            size, position = varint(message, position, _LONGEST)
+            start, position = position, position + size
+            if tag == _RAW_OUTPUT:
+                contents.append(view[start:position])
+                continue
+        elif kind == _VARINT:
+            _, position = varint(message, position, _LONGEST)
+        elif kind in (_FIXED64, _FIXED32):
+            position += 8 if kind == _FIXED64 else 4
+        else:
+            raise ValueError(f"wire type {kind} at byte {began}")
+        kept.append(view[began:position])
+    if position != end:
+        raise ValueError("it ends in the middle of a field")
+    return b"".join(kept), contents

@@ -1,0 +1,26 @@
+"""What the port says of itself: metrics, OpenAPI, and a page for people."""
+
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from services.router.rest.incoming import Incoming
+from services.router.rest.reply import JSON, Reply, of_json
+from services.router.rest.service import Service
+
+HTML = (b"content-type", b"text/html; charset=utf-8")
+
+
+async def root(incoming: Incoming, service: Service) -> Reply:
+    return of_json({"status": "alive", "docs": "/docs"})
+
+
+async def metrics(incoming: Incoming, service: Service) -> Reply:
+    kind = (b"content-type", CONTENT_TYPE_LATEST.encode())
+    return Reply(200, await service.metrics(), (kind,))
+
+
+async def openapi(incoming: Incoming, service: Service) -> Reply:
+    return Reply(200, service.pages.openapi, (JSON,))
+
+
+async def docs(incoming: Incoming, service: Service) -> Reply:
+    return Reply(200, service.pages.docs, (HTML,))

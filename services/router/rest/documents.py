@@ -1,0 +1,70 @@
+"""JSON in and out, as Triton's HTTP server takes and gives it."""
+
+import json
+import re
+from typing import Any, Final
+
+import numpy as np
+import orjson
+import rapidjson
+
+from services.router.core.rest_json import INTERNAL, Refused
+
+# rapidjson goes down one call for every bracket.
+_MOST_BRACKETS: Final = 1000
+_NUMBERS: Final = rapidjson.NM_NAN | rapidjson.NM_NATIVE
+_MOST_DIGITS: Final = 20  # of a number of 64 bits, with its sign
+_WHERE: Final = re.compile(r"Parse error at offset (\d+): (.*)")
+
+
+def loads(body: bytes | memoryview) -> Any:
+    """Raises Refused with Triton's text. NaN and Infinity are numbers here, as they are there."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        pass
+    text = bytes(body)
+    try:
+        if text.count(b"[") + text.count(b"{") <= _MOST_BRACKETS:
+            return rapidjson.loads(text, number_mode=_NUMBERS)
+        return _valid(json.loads(text, parse_int=_integer))
+    except (ValueError, RecursionError) as error:
+        found = _WHERE.fullmatch(str(error))
+        why = f"{found[2]} at {found[1]}" if found is not None else str(error)
+        raise Refused(INTERNAL, f"failed to parse the request JSON buffer: {why}") from error
+
+
+def _integer(digits: str) -> int | float:
+    """What has more than 64 bits is a double, as the other parsers have it."""
+    return int(digits) if len(digits) <= _MOST_DIGITS else float(digits)
+
+
+def _valid(document: Any) -> Any:
+    """Raises ValueError for halves of characters, which the other parsers do not take."""
+    json.dumps(document, ensure_ascii=False).encode()
+    return document
+
+
+def dumps(document: Any) -> bytes:
+    """Arrays of numpy's are written flat. Numbers that are none are written NaN and Infinity, and
+    bytes that are no text, which came as surrogates, as they are."""
+    try:
+        return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    except TypeError:
+        text = json.dumps(document, default=_listed, ensure_ascii=False, separators=(",", ":"))
+        return text.encode("utf-8", "surrogateescape")
+
+
+class Odd:
+    """Floats, not all of which JSON has a word for."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+
+def _listed(value: object) -> Any:
+    if isinstance(value, Odd):
+        value = value.array
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"{type(value)} in an answer")

@@ -1,0 +1,95 @@
+"""`/generate` and `/generate_stream`: Triton's generate extension."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Final
+
+from services.common.errors import NotProxied, ShoalError
+from services.router import model_info
+from services.router.controller_client import Rejected
+from services.router.core.generate import Declared, generated
+from services.router.core.rest_json import INTERNAL, INVALID, Refused
+from services.router.forward import TritonError
+from services.router.requests import Request
+from services.router.rest import tensors
+from services.router.rest.incoming import Incoming
+from services.router.rest.reply import TOO_LATE, Reply, of_call, of_error, of_json, of_refused
+from services.router.rest.service import Service
+
+EVENTS: Final = (b"content-type", b"text/event-stream; charset=utf-8")
+_NOT_ONE: Final = (
+    "generate expects model to produce exactly 1 response, use generate stream for model that "
+    "generates various number of responses"
+)
+
+
+async def generate(incoming: Incoming, service: Service) -> Reply:
+    async with aclosing(await _responses(incoming, service)) as responses:
+        found = [response async for response in responses]
+    if len(found) != 1:
+        raise Refused(INTERNAL, _NOT_ONE)
+    return of_json(tensors.merged(tensors.answered(found[0])))
+
+
+async def generate_stream(incoming: Incoming, service: Service) -> Reply:
+    """What is refused is answered with its own status; what fails in the model, with an event."""
+    replies = _replies(await _responses(incoming, service))
+    first = await anext(replies, None)
+    if first is None:
+        return Reply(200, headers=(EVENTS,))
+    if first.status not in (200, 500):
+        return first
+
+    async def events() -> AsyncGenerator[bytes, None]:
+        reply: Reply | None = first
+        async with aclosing(replies):
+            while reply is not None:
+                yield b"data: " + reply.body + b"\n\n"
+                try:
+                    async with asyncio.timeout(incoming.left()):
+                        reply = await anext(replies, None)
+                except TimeoutError:
+                    yield b"data: " + of_refused(TOO_LATE).body + b"\n\n"
+                    return
+
+    return Reply(first.status, headers=(EVENTS,), events=events())
+
+
+async def _responses(incoming: Incoming, service: Service) -> AsyncGenerator[bytes, None]:
+    """Serialized ModelInferResponses: one, or as many as a decoupled model gives."""
+    model, version = incoming.path["model"], incoming.path.get("version", "")
+    service.known(model, version)
+    config = (await service.call("ModelConfig", incoming, name=model, version=version)).config
+    if incoming.headers.get(b"content-encoding", b"") not in (b"", b"identity"):
+        raise Refused(INVALID, "Unsupported content-encoding, only 'identity' is supported.")
+    batch = (-1,) * bool(config.max_batch_size)
+    declared = {
+        one.name: Declared(model_info.datatype(one.data_type), (*batch, *one.dims))
+        for one in config.input
+    }
+    asked = generated(service.json(incoming.body), declared)
+    request = service.request(tensors.message(model, version, asked, memoryview(b"")), incoming)
+    if not config.model_transaction_policy.decoupled:
+        return _one(service, request)
+    if service.stream is None:
+        raise NotProxied(method="generate_stream", hint="this Router has no streams yet.")
+    return service.stream(request)
+
+
+async def _one(service: Service, request: Request) -> AsyncGenerator[bytes, None]:
+    yield (await service.requests.answer(request)).message
+
+
+async def _replies(responses: AsyncGenerator[bytes, None]) -> AsyncGenerator[Reply, None]:
+    """One for each response; an error is the last."""
+    try:
+        async with aclosing(responses):
+            async for response in responses:
+                yield of_json(tensors.merged(tensors.answered(response)))
+    except Refused as refused:
+        yield of_refused(refused)
+    except ShoalError as error:
+        yield of_error(error)
+    except (TritonError, Rejected) as answered:
+        yield of_call(answered.error)

@@ -1,0 +1,99 @@
+"""One HTTP request: who sent it, until when it waits, and its body, read within bounds."""
+
+import asyncio
+import time
+import zlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+from starlette.types import Receive, Scope
+
+from services.common.caller import Caller, CallerPolicy
+from services.common.errors import MessageTooLarge
+from services.router.core import headers
+from services.router.core.rest_json import INTERNAL, UNSUPPORTED, Refused
+from services.router.requests import Pairs
+
+_THREADED_BYTES: Final = 1 << 18  # of compressed data: more is left to a thread
+
+
+class Gone(Exception):
+    """The client has closed the connection."""
+
+
+class Incoming:
+    """`path`: the path's parameters. `metadata`: what a gRPC call would bring. `deadline`: seconds
+    of the monotonic clock, None for none. Raises Refused for a time-out that is none."""
+
+    def __init__(self, scope: Scope, receive: Receive, callers: CallerPolicy) -> None:
+        self.method: str = scope["method"]
+        self.path: Mapping[str, str] = scope["path_params"]
+        self.headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))  # the first counts
+        self.metadata: Pairs = headers.metadata(scope["headers"])
+        self.peer = headers.peer(scope["client"])
+        self.caller: Caller = callers.caller(self.peer, self.metadata)
+        self.body = b""
+        seconds = headers.timeout(self.headers)
+        self.deadline = None if seconds is None else time.monotonic() + seconds
+        self._receive = receive
+
+    def left(self) -> float | None:
+        """Seconds until the deadline."""
+        return None if self.deadline is None else self.deadline - time.monotonic()
+
+    async def read(self, limit: int) -> None:
+        """The whole body, of at most `limit` bytes. Raises MessageTooLarge, Gone."""
+        declared = self.headers.get(b"content-length", b"")
+        if declared.isdigit() and int(declared) > limit:
+            raise MessageTooLarge(size=int(declared), limit=limit)
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise Gone
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > limit:
+                raise MessageTooLarge(size=f"more than {limit}", limit=limit)
+            chunks.append(chunk)
+            if not message.get("more_body", False):
+                break
+        self.body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def gone(self) -> None:
+        """Returns when the client has closed the connection; only after the body was read."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def skip(self) -> None:
+        """Take what still comes of a body that is too large, and drop it."""
+        message: Any = {"more_body": True}
+        while message.get("more_body", False):
+            message = await self._receive()
+
+    async def decompress(self, limit: int) -> None:
+        """Undo the body's Content-Encoding. Raises Refused, MessageTooLarge."""
+        coding = self.headers.get(b"content-encoding", b"")
+        if coding in (b"", b"identity"):
+            return
+        if coding not in (b"gzip", b"deflate"):
+            raise Refused(UNSUPPORTED, "Unsupported compression type")
+        if not self.body:
+            raise Refused("INVALID_ARGUMENT", "nothing to be decompressed")
+        if len(self.body) > _THREADED_BYTES:
+            self.body = await asyncio.to_thread(_inflated, self.body, limit)
+        else:
+            self.body = _inflated(self.body, limit)
+
+
+def _inflated(body: bytes, limit: int) -> bytes:
+    """Either format, whichever it is called; at most `limit` bytes of it."""
+    reader = zlib.decompressobj(zlib.MAX_WBITS | 32)
+    try:
+        whole = reader.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise Refused(INTERNAL, f"failed to decompress the request: {error}") from error
+    if len(whole) > limit:
+        raise MessageTooLarge(size=f"more than {limit}", limit=limit)
+    return whole

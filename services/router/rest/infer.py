@@ -1,0 +1,86 @@
+"""`/infer`: tensors in JSON, in binary, or raw."""
+
+from math import prod
+from typing import Any, Final
+
+from services.router import model_info
+from services.router.core import headers
+from services.router.core.rest import SIZES, Infer, Input, parsed
+from services.router.core.rest_json import INVALID, Refused
+from services.router.rest import tensors
+from services.router.rest.incoming import Incoming
+from services.router.rest.reply import JSON, Reply, of_refused, of_tensors, passed_on
+from services.router.rest.service import Service
+
+SIZE_HEADER: Final = b"inference-header-content-length"
+_ACCEPTED: Final = (b"accept-encoding", b"gzip, deflate")
+
+
+async def infer(incoming: Incoming, service: Service) -> Reply:
+    model, version = incoming.path["model"], incoming.path.get("version", "")
+    service.known(model, version)
+    try:
+        await incoming.decompress(service.max_body)
+    except Refused as refused:
+        return of_refused(refused)._replace(headers=(JSON, _ACCEPTED))
+    size = headers.json_size(incoming.headers.get(SIZE_HEADER), len(incoming.body))
+    if size:
+        asked = parsed(service.json(memoryview(incoming.body)[:size]))
+    else:
+        asked = await _raw(incoming, service, model, version)
+    message = tensors.message(model, version, asked, memoryview(incoming.body)[size:])
+    return await answered(message, asked, incoming, service)
+
+
+async def answered(message: bytes, asked: Infer, incoming: Incoming, service: Service) -> Reply:
+    answer = await service.requests.answer(service.request(message, incoming))
+    document, binary = tensors.described(tensors.answered(answer.message), asked)
+    return await of_tensors(
+        document,
+        binary,
+        incoming.headers.get(b"accept-encoding"),
+        passed_on((*answer.leading, *answer.trailing)),
+    )
+
+
+# --- a body that is one tensor and nothing else ---------------------------------------------------
+
+
+async def _raw(incoming: Incoming, service: Service, model: str, version: str) -> Infer:
+    """The model's only input, of the shape that the size allows."""
+    reply = await service.call("ModelConfig", incoming, name=model, version=version)
+    config = reply.config
+    inputs = config.input
+    if len(inputs) != 1:
+        raise _refused(
+            f"Raw request must only have 1 input (found 1) to be deduced but got {len(inputs)} "
+            f"inputs in '{model}' model configuration"
+        )
+    return Infer(inputs=(_deduced(incoming, inputs[0], config.max_batch_size),), binary=True)
+
+
+def _deduced(incoming: Incoming, declared: Any, max_batch: int) -> Input:
+    size = len(incoming.body)
+    datatype = model_info.datatype(declared.data_type)
+    shape = [1] * bool(max_batch) + list(declared.dims)
+    if shape.count(-1) > 1:
+        raise _refused(
+            f"The shape of the raw input '{declared.name}' can not be deduced because there are "
+            "more than one variable-sized dimension"
+        )
+    fixed = prod(dim for dim in shape if dim != -1)
+    if datatype == "BYTES":
+        if -1 in shape or fixed != 1:
+            raise _refused(
+                f"For BYTE datatype raw input '{declared.name}', the model must have input shape "
+                "[1]"
+            )
+        incoming.body = tensors.strings([incoming.body])
+        size = len(incoming.body)
+    elif -1 in shape:
+        shape[shape.index(-1)] = size // (fixed * SIZES[datatype])
+    return Input(declared.name, datatype, tuple(shape), size=size)
+
+
+def _refused(text: str) -> Refused:
+    return Refused(INVALID, f"[request id: <id_unknown>] {text}")

@@ -1,0 +1,241 @@
+"""All routes of the HTTP port: what each is for, and what answers it."""
+
+from typing import Final, NamedTuple
+
+from services.router.rest import about, generate, infer, plain, protocol
+from services.router.rest.endpoint import Behaviour
+
+MODELS: Final = "models"
+SERVER: Final = "server"
+REPOSITORY: Final = "repository"
+MEMORY: Final = "shared memory"
+PLAIN: Final = "plain"
+ABOUT: Final = "about"
+
+TAGS: Final = {
+    MODELS: "Triton's HTTP protocol (KServe v2 and Triton's extensions): inference, and what a "
+    "model looks like. A version is a number or an alias; without one the model's traffic policy "
+    "decides. A model that is not loaded answers too, only later.",
+    SERVER: "The Router as one very large Triton.",
+    REPOSITORY: "What there is, and what is loaded ahead or leaves at once.",
+    MEMORY: "Tensors in memory that the caller's host shares with its servers.",
+    PLAIN: "For users of small model servers: names, lists and numbers. {id} is `model`, "
+    "`model:version` or `model:alias`.",
+    ABOUT: "This page, and metrics.",
+}
+
+
+class Route(NamedTuple):
+    """`takes`, `gives`: names of schemas in `schemas`, empty for no body. `events`: it gives
+    server-sent events of that schema. `early`: it answers before it is known where models are."""
+
+    name: str
+    tag: str
+    methods: tuple[str, ...]
+    paths: tuple[str, ...]
+    behaviour: Behaviour
+    summary: str
+    takes: str = ""
+    gives: str = ""
+    events: bool = False
+    early: bool = False
+
+
+GET: Final = ("GET",)
+POST: Final = ("POST",)
+BOTH: Final = ("GET", "POST")
+
+
+def _of_model(rest: str) -> tuple[str, ...]:
+    return f"/v2/models/{{model}}{rest}", f"/v2/models/{{model}}/versions/{{version}}{rest}"
+
+
+def _of_region(kind: str, verb: str) -> tuple[str, ...]:
+    return f"/v2/{kind}sharedmemory/{verb}", f"/v2/{kind}sharedmemory/region/{{region}}/{verb}"
+
+
+# The first that fits answers, and those that are asked most come first.
+ROUTES: Final = (
+    Route(
+        *("infer", MODELS, POST, _of_model("/infer"), infer.infer),
+        "Ask a model. Tensors come as JSON, or in binary behind it; the header "
+        "Inference-Header-Content-Length then says how long the JSON is.",
+        *("InferRequest", "InferResponse"),
+    ),
+    Route(
+        *("predict", PLAIN, POST, ("/v1/models/{id}/predict", "/v1/models/{id}:predict")),
+        plain.predict,
+        "Ask a model, with inputs by name, or with instances one by one.",
+        *("PredictRequest", "PredictResponse"),
+    ),
+    Route(
+        *("ready", MODELS, GET, _of_model("/ready"), protocol.model_ready),
+        "200 if it may be asked for, resident or not, else 400.",
+    ),
+    Route(
+        *("live", SERVER, GET, ("/v2/health/live",), protocol.live),
+        "200 while the Router runs.",
+        gives="Live",
+        early=True,
+    ),
+    Route(
+        *("serverReady", SERVER, GET, ("/v2/health/ready",), protocol.ready),
+        "200 if the Router knows where models are, else 400.",
+        gives="Ready",
+        early=True,
+    ),
+    Route(
+        *("generate", MODELS, POST, _of_model("/generate"), generate.generate),
+        "Ask with plain keys: each is an input, or else a parameter.",
+        *("GenerateRequest", "GenerateResponse"),
+    ),
+    Route(
+        *("generateStream", MODELS, POST, _of_model("/generate_stream"), generate.generate_stream),
+        "As generate, with an event for each response of a decoupled model.",
+        *("GenerateRequest", "GenerateResponse"),
+        events=True,
+    ),
+    Route(
+        *("allStatistics", SERVER, GET, ("/v2/models/stats",), protocol.statistics),
+        "Counts and durations of every model.",
+        gives="Statistics",
+    ),
+    Route(
+        *("metadata", MODELS, GET, _of_model(""), protocol.model),
+        "Inputs and outputs.",
+        gives="ModelMetadata",
+    ),
+    Route(
+        *("config", MODELS, GET, _of_model("/config"), protocol.config),
+        "Its config, completed.",
+        gives="ModelConfig",
+    ),
+    Route(
+        *("statistics", MODELS, GET, _of_model("/stats"), protocol.statistics),
+        "Counts and durations.",
+        gives="Statistics",
+    ),
+    Route(
+        *("modelTrace", MODELS, BOTH, ("/v2/models/{model}/trace/setting",), protocol.trace),
+        "How its requests are traced, and how they will be.",
+        *("TraceSetting", "TraceSetting"),
+    ),
+    Route(
+        *("server", SERVER, GET, ("/v2",), protocol.server),
+        "Name, version and extensions.",
+        gives="ServerMetadata",
+    ),
+    Route(
+        *("trace", SERVER, BOTH, ("/v2/trace/setting",), protocol.trace),
+        "How requests are traced, and how they will be.",
+        *("TraceSetting", "TraceSetting"),
+    ),
+    Route(
+        *("logging", SERVER, BOTH, ("/v2/logging",), protocol.logging),
+        "What servers log, and what they will.",
+        *("LogSettings", "LogSettings"),
+    ),
+    Route(
+        *("index", REPOSITORY, POST),
+        ("/v2/repository/index", "/v2/repository/{repository}/index"),
+        protocol.index,
+        "All models with their versions; READY is one that may be asked for.",
+        *("IndexRequest", "Index"),
+    ),
+    Route(
+        *("load", REPOSITORY, POST),
+        (
+            "/v2/repository/models/{model}/load",
+            "/v2/repository/{repository}/models/{model}/load",
+        ),
+        protocol.load,
+        "Have it resident before it is asked for.",
+        "LoadRequest",
+    ),
+    Route(
+        *("unload", REPOSITORY, POST),
+        (
+            "/v2/repository/models/{model}/unload",
+            "/v2/repository/{repository}/models/{model}/unload",
+        ),
+        protocol.unload,
+        "Have it leave now; it comes back when it is asked for.",
+        "UnloadRequest",
+    ),
+    Route(
+        *("systemStatus", MEMORY, GET, _of_region("system", "status"), protocol.system_status),
+        "Regions that are registered.",
+        gives="SystemRegions",
+    ),
+    Route(
+        *("systemRegister", MEMORY, POST, _of_region("system", "register")),
+        protocol.system_register,
+        "Register a region of POSIX shared memory.",
+        "SystemRegion",
+    ),
+    Route(
+        *("systemUnregister", MEMORY, POST, _of_region("system", "unregister")),
+        protocol.system_unregister,
+        "Forget a region, or all.",
+    ),
+    Route(
+        *("cudaStatus", MEMORY, GET, _of_region("cuda", "status"), protocol.cuda_status),
+        "Regions that are registered.",
+        gives="CudaRegions",
+    ),
+    Route(
+        *("cudaRegister", MEMORY, POST, _of_region("cuda", "register"), protocol.cuda_register),
+        "Register a region of a GPU's memory.",
+        "CudaRegion",
+    ),
+    Route(
+        *("cudaUnregister", MEMORY, POST, _of_region("cuda", "unregister")),
+        protocol.cuda_unregister,
+        "Forget a region, or all.",
+    ),
+    Route(
+        *("plainMetadata", PLAIN, GET, ("/v1/models/{id}/metadata",), plain.metadata),
+        "Inputs, outputs, versions and aliases.",
+        gives="PlainMetadata",
+    ),
+    Route(
+        *("status", PLAIN, GET, ("/v1/models/status",), plain.status),
+        "All models with their versions: resident or not, and where.",
+        gives="Status",
+    ),
+    Route(
+        *("plainReady", PLAIN, GET, ("/v1/models/{id}",), plain.ready),
+        "200 if it may be asked for, resident or not, else 503.",
+        gives="PlainReady",
+    ),
+    Route(
+        *("health", PLAIN, GET, ("/v1/health",), plain.health),
+        "200 when requests can be answered, 503 before.",
+        gives="Health",
+        early=True,
+    ),
+    Route(
+        *("root", ABOUT, GET, ("/",), about.root),
+        "That there is something here, and where to read on.",
+        gives="Root",
+        early=True,
+    ),
+    Route(
+        *("metrics", ABOUT, GET, ("/metrics",), about.metrics),
+        "For Prometheus.",
+        gives="text/plain",
+        early=True,
+    ),
+    Route(
+        *("openapi", ABOUT, GET, ("/openapi.json",), about.openapi),
+        "These routes, for programs.",
+        gives="OpenApi",
+        early=True,
+    ),
+    Route(
+        *("docs", ABOUT, GET, ("/docs",), about.docs),
+        "These routes, for people.",
+        gives="text/html",
+        early=True,
+    ),
+)

@@ -1,0 +1,258 @@
+"""Tensors in JSON and in bytes, and the messages of Triton's protocol that carry them."""
+
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from math import prod
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from tritonclient.grpc import service_pb2
+
+from services.router.core import framing
+from services.router.core.rest import SIZES, Infer, Input, Region, Scalar
+from services.router.core.rest_json import INTERNAL, INVALID, Refused
+from services.router.rest.documents import Odd
+
+Array = np.ndarray[Any, Any]
+
+DTYPES: Final[Mapping[str, Any]] = {
+    "BOOL": np.bool_,
+    **{name: getattr(np, name.lower()) for name in SIZES if "INT" in name},
+    "FP16": np.float16,
+    "FP32": np.float32,
+    "FP64": np.float64,
+}  # numpy has no BF16
+
+_INT64: Final = 2**63
+_FINAL: Final = "triton_final_response"  # gRPC's streams alone have it
+
+
+# --- requests -------------------------------------------------------------------------------------
+
+
+def message(model: str, version: str, infer: Infer, binary: memoryview) -> bytes:
+    """A serialized ModelInferRequest; `binary` is what followed the JSON. Raises Refused."""
+    request = service_pb2.ModelInferRequest(model_name=model, model_version=version, id=infer.id)
+    for name, value in infer.parameters.items():
+        set_parameter(request.parameters[name], name, value)
+    contents: list[framing.Raw] = []
+    position = 0
+    for one in infer.inputs:
+        tensor = request.inputs.add(name=one.name, datatype=one.datatype, shape=one.shape)
+        if one.region is not None:
+            _set_region(tensor, one.region)
+        elif one.size is not None:
+            content = binary[position : position + one.size]
+            position += len(content)
+            if len(content) < one.size:
+                raise Refused(
+                    INVALID,
+                    f"unexpected size for input '{one.name}', expecting "
+                    f"{one.size - len(content)} additional bytes for model '{model}'",
+                )
+            contents.append(content)
+        else:
+            contents.append(packed(one))
+    if position != len(binary):
+        raise Refused(INVALID, f"unexpected additional input data for model '{model}'")
+    for wanted in infer.outputs:
+        output = request.outputs.add(name=wanted.name)
+        if wanted.region is not None:
+            _set_region(output, wanted.region)
+        elif wanted.classes:
+            output.parameters["classification"].int64_param = _int64(wanted.classes)
+    return framing.with_inputs(request.SerializeToString(), contents)
+
+
+def set_parameter(parameter: Any, name: str, value: Scalar) -> None:
+    """An inference.InferParameter, of the kind that Triton wants for that name."""
+    if isinstance(value, bool):
+        parameter.bool_param = value
+    elif isinstance(value, int):
+        if name == "priority":
+            parameter.uint64_param = value
+        else:
+            parameter.int64_param = _int64(value)
+    elif isinstance(value, float):
+        parameter.double_param = value
+    else:
+        parameter.string_param = value
+
+
+def packed(one: Input) -> bytes:
+    """The elements of an input that came as JSON, as they lie in memory."""
+    flat = one.elements or []
+    if one.datatype == "BYTES":
+        return strings(map(_bytes, flat))
+    wide = {"U": np.uint64, "I": np.int64}.get(one.datatype[0])
+    with np.errstate(over="ignore"):
+        if one.datatype == "BF16":
+            bits = np.array(flat, np.float32).view(np.uint32)
+            return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16).tobytes()
+        if wide is not None:  # wraps, as a cast in C++
+            return np.array(flat, wide).astype(DTYPES[one.datatype]).tobytes()
+        return np.array(flat, DTYPES[one.datatype]).tobytes()
+
+
+def _bytes(text: str) -> bytes:
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise Refused(INTERNAL, f"a string is no UTF-8: {error}") from error
+
+
+def strings(elements: Iterable[bytes]) -> bytes:
+    """BYTES elements, each behind its length."""
+    parts: list[bytes] = []
+    for element in elements:
+        parts += (struct.pack("<I", len(element)), element)
+    return b"".join(parts)
+
+
+def _set_region(tensor: Any, region: Region) -> None:
+    tensor.parameters["shared_memory_region"].string_param = region.name
+    tensor.parameters["shared_memory_byte_size"].int64_param = _int64(region.size)
+    if region.offset:
+        tensor.parameters["shared_memory_offset"].int64_param = _int64(region.offset)
+
+
+def _int64(value: int) -> int:
+    return value if value < _INT64 else value - 2 * _INT64
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+class Answered(NamedTuple):
+    """A ModelInferResponse and its raw tensors, in the order of its outputs."""
+
+    response: Any
+    contents: Sequence[memoryview]
+
+
+def answered(raw: bytes) -> Answered:
+    head, contents = framing.without_outputs(raw)
+    return Answered(service_pb2.ModelInferResponse.FromString(head), contents)
+
+
+def described(answer: Answered, infer: Infer) -> tuple[dict[str, Any], list[memoryview]]:
+    """The JSON of the answer, and what follows it in binary. Raises Refused."""
+    response = answer.response
+    document: dict[str, Any] = {}
+    if response.id:
+        document["id"] = response.id
+    document["model_name"] = response.model_name
+    document["model_version"] = response.model_version
+    if response.parameters:
+        document["parameters"] = {
+            name: scalar_of(value) for name, value in sorted(response.parameters.items())
+        }
+    wanted = {output.name: output for output in infer.outputs}
+    outputs: list[dict[str, Any]] = []
+    binary: list[memoryview] = []
+    for output, content in zip(response.outputs, answer.contents, strict=False):
+        asked = wanted.get(output.name)
+        one: dict[str, Any] = {
+            "name": output.name,
+            "datatype": output.datatype,
+            "shape": list(output.shape),
+        }
+        if asked is not None and asked.region is not None:
+            pass
+        elif asked.binary if asked is not None else infer.binary:
+            one["parameters"] = {"binary_data_size": len(content)}
+            if len(content):
+                binary.append(content)
+        else:
+            one["data"] = in_json(output.name, output.datatype, output.shape, content)
+        outputs.append(one)
+    document["outputs"] = outputs
+    return document, binary
+
+
+def merged(answer: Answered) -> dict[str, Any]:
+    """All of the answer as members of one object, by name; a tensor of one element is that
+    element. Raises Refused."""
+    response = answer.response
+    document: dict[str, Any] = {
+        "model_name": response.model_name,
+        "model_version": response.model_version,
+    }
+    if response.id:
+        document["id"] = response.id
+    for name, parameter in response.parameters.items():
+        if name != _FINAL:
+            document.setdefault(name, scalar_of(parameter))
+    for output, content in zip(response.outputs, answer.contents, strict=False):
+        data = in_json(output.name, output.datatype, output.shape, content)
+        document.setdefault(output.name, _only(data) if prod(output.shape) == 1 else data)
+    return dict(sorted(document.items()))
+
+
+def _only(data: Any) -> Any:
+    return Odd(data.array[0]) if isinstance(data, Odd) else data[0]
+
+
+def scalar_of(parameter: Any) -> Any:
+    """The value of an inference.InferParameter."""
+    return getattr(parameter, parameter.WhichOneof("parameter_choice") or "int64_param")
+
+
+def in_json(name: str, datatype: str, shape: Sequence[int], content: memoryview) -> Any:
+    """The elements, flat, as `documents.dumps` writes them. Raises Refused."""
+    count = prod(shape)
+    if datatype == "BYTES":
+        return [text.decode("utf-8", "surrogateescape") for text in texts(name, count, content)]
+    if datatype in ("FP16", "BF16"):
+        raise Refused(
+            INVALID,
+            f"sending {datatype} data via JSON is not supported. Please use the binary data "
+            "format for output",
+        )
+    elements = _elements(name, datatype, count, content)
+    if datatype.startswith("FP"):
+        elements = elements.astype(np.float64)  # Triton writes a float as the double that it is
+    return plain(elements)
+
+
+def plain(array: Array) -> Array | Odd:
+    """An array, or an element of one, ready for `documents.dumps`."""
+    if array.dtype.kind != "f" or np.isfinite(array).all():
+        return array
+    return Odd(array)
+
+
+def texts(name: str, count: int, content: memoryview) -> list[bytes]:
+    """The elements of a BYTES tensor. Raises Refused."""
+    found: list[bytes] = []
+    position = 0
+    for _ in range(count):
+        if position + 4 > len(content):
+            raise _other_size(name)
+        (size,) = struct.unpack_from("<I", content, position)
+        position += 4 + size
+        if position > len(content):
+            raise _other_size(name)
+        found.append(bytes(content[position - size : position]))
+    return found
+
+
+def array(name: str, datatype: str, shape: Sequence[int], content: memoryview) -> Array:
+    """A tensor as numpy has it, BYTES as objects, BF16 as float32. Raises Refused."""
+    if datatype == "BYTES":
+        made = np.empty(prod(shape), np.object_)
+        made[:] = texts(name, prod(shape), content)
+        return made.reshape(shape)
+    return _elements(name, datatype, prod(shape), content).reshape(shape)
+
+
+def _elements(name: str, datatype: str, count: int, content: memoryview) -> Array:
+    if len(content) != count * SIZES.get(datatype, -1):
+        raise _other_size(name)
+    if datatype == "BF16":
+        return (np.frombuffer(content, np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return np.frombuffer(content, DTYPES[datatype])
+
+
+def _other_size(name: str) -> Refused:
+    return Refused(INTERNAL, f"output tensor shape does not match size of output for '{name}'")
