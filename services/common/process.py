@@ -16,6 +16,15 @@ from services.common.variables import BadVariable
 EXIT_PORT_TAKEN = 75  # EX_TEMPFAIL: another program holds the port
 EXIT_BAD_SETTINGS = 78  # EX_CONFIG
 
+
+class Failed(Exception):
+    """The process ends with `status`; why, has been logged."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
 _log = structlog.get_logger(__name__)
 
 
@@ -36,6 +45,8 @@ def run(service: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
     except* ValidationError as group:
         _say_why(group)
         status = EXIT_BAD_SETTINGS
+    except* Failed as group:
+        status = next(error.status for error in _leaves(group) if isinstance(error, Failed))
     finally:
         telemetry.shutdown()
     return status

@@ -1,13 +1,15 @@
 """A gRPC server as every Shoal service runs it.
 
-Reflection, grpc.health.v1, one interceptor that knows the caller, keeps administrative calls from
-strangers, traces, counts, and turns a ShoalError into its status.
+Reflection, grpc.health.v1, and around every handler of Shoal's own services an edge that knows the
+caller, keeps administrative calls from strangers, traces, counts, and turns a ShoalError into its
+status.
 """
 
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import grpc
@@ -34,8 +36,48 @@ _log = structlog.get_logger(__name__)
 _tracer = trace.get_tracer("shoal.rpc")
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What clients may take of a server, per connection but for `connections`. Times in seconds.
+
+    `header_bytes`: of one call's metadata. `streams`: calls at the same time; a client's further
+    ones wait on its side. `age`, then `grace`: a connection is closed after `age`, when its calls
+    are over, and after `grace` more with what is left of them. `idle`: without a call. `handshake`:
+    until a new connection has said that it speaks HTTP/2. None: no limit.
+    """
+
+    header_bytes: int = 8 * 1024
+    streams: int | None = None
+    connections: int | None = None
+    age: float | None = None
+    grace: float | None = None
+    idle: float | None = None
+    handshake: float = 20.0
+
+    def options(self) -> tuple[tuple[str, int], ...]:
+        """For a gRPC server."""
+        counts = (
+            # One number for both: between them gRPC refuses calls at random.
+            ("grpc.max_metadata_size", self.header_bytes),
+            ("grpc.absolute_max_metadata_size", self.header_bytes),
+            ("grpc.max_concurrent_streams", self.streams),
+            ("grpc.max_allowed_incoming_connections", self.connections),
+        )
+        times = (
+            ("grpc.max_connection_age_ms", self.age),
+            ("grpc.max_connection_age_grace_ms", self.grace),
+            ("grpc.max_connection_idle_ms", self.idle),
+            ("grpc.server_handshake_timeout_ms", self.handshake),
+        )
+        return (
+            *((name, count) for name, count in counts if count is not None),
+            *((name, round(1000 * time_)) for name, time_ in times if time_ is not None),
+        )
+
+
 class RpcServer:
-    """`open_methods`: full method names (`/package.Service/Method`) that need no admin role."""
+    """`open_methods`: full method names (`/package.Service/Method`) that need no admin role.
+    `services`: what Shoal's own servicers are added to; `grpc` itself has no edge."""
 
     def __init__(
         self,
@@ -44,9 +86,8 @@ class RpcServer:
         open_methods: frozenset[str],
         options: Sequence[tuple[str, Any]] = (),
     ) -> None:
-        self.grpc = grpc.aio.server(
-            interceptors=(_Edge(callers, open_methods),),
-            options=(
+        settled = dict(
+            (
                 # Two servers that share a port answer for each other without noticing.
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", MAX_CONTROL_MESSAGE),
@@ -54,8 +95,11 @@ class RpcServer:
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
                 *KEEPALIVE,
                 *options,
-            ),
+            )
         )
+        # Without interceptors: they would cost every call, also those that they let pass.
+        self.grpc = grpc.aio.server(options=tuple(settled.items()))
+        self.services = cast("grpc.aio.Server", _Guarded(_Edge(callers, open_methods), self.grpc))
         self._health = health.aio.HealthServicer()
         self._names: list[str] = []
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
@@ -95,24 +139,40 @@ class RpcServer:
         await self.grpc.stop(grace)
 
 
-class _Edge(grpc.aio.ServerInterceptor):
-    """Wraps the handlers of `shoal.*` services; the others pass as they are."""
+class _Guarded:
+    """Takes servicers as a server does, and puts the edge around their handlers."""
 
+    def __init__(self, edge: "_Edge", server: grpc.aio.Server) -> None:
+        self._edge = edge
+        self._server = server
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        self._server.add_generic_rpc_handlers([_Guard(self._edge, one) for one in handlers])
+
+    def add_registered_method_handlers(self, service_name: str, handlers: object) -> None:
+        """The generic ones are the same."""
+
+
+class _Guard(grpc.GenericRpcHandler):
+    def __init__(self, edge: "_Edge", inner: grpc.GenericRpcHandler) -> None:
+        self._edge = edge
+        self._inner = inner
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
+        handler = self._inner.service(handler_call_details)
+        if handler is None:
+            return None
+        return self._edge.around(handler, handler_call_details.method)
+
+
+class _Edge:
     def __init__(self, callers: CallerPolicy, open_methods: frozenset[str]) -> None:
         self._callers = callers
         self._open = open_methods
 
-    async def intercept_service(
-        self,
-        continuation: Callable[
-            [grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any] | None"]
-        ],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
-        handler: Any = await continuation(handler_call_details)
-        method = handler_call_details.method
-        if handler is None or not method.startswith("/shoal."):
-            return cast("grpc.RpcMethodHandler[Any, Any] | None", handler)
+    def around(self, handler: Any, method: str) -> "grpc.RpcMethodHandler[Any, Any]":
         if handler.response_streaming:
             return self._streaming(handler, method)
         return self._unary(handler, method)

@@ -100,7 +100,7 @@ def summary(plan: Plan, seconds: float) -> list[str]:
     return [
         f"Shoal is ready after {seconds:.1f} s. Ctrl-C stops everything.",
         "",
-        f"  Router      gRPC {at.router_grpc}   HTTP http://{at.router_http} (health, metrics)",
+        f"  Router      gRPC {at.router_grpc}   HTTP http://{at.router_http} (inference, metrics)",
         f"  Registry    {at.registry}",
         f"  Controller  {', '.join(at.controllers.values())}",
         *servers,

@@ -86,7 +86,7 @@ def plan(
     common = _Common(run, data, base, traces)
     tritons = _tritons(common, settings, endpoints, python, secret)
     waves = (
-        (_router(common, endpoints),),
+        (_router(common, settings, endpoints),),
         tuple(
             _controller(common, settings, endpoints, budget, secret, name)
             for name in endpoints.controllers
@@ -242,7 +242,7 @@ def _controller(
     return _service_part(common, CONTROLLER, words, variables, ready, part)
 
 
-def _router(common: _Common, endpoints: Endpoints) -> Part:
+def _router(common: _Common, settings: StackSettings, endpoints: Endpoints) -> Part:
     words, variables = common.service(
         ROUTER,
         {
@@ -251,6 +251,7 @@ def _router(common: _Common, endpoints: Endpoints) -> Part:
             "SHOAL_ROUTER_HTTP_PORT": _port(endpoints.router_http),
             "SHOAL_ROUTER_CONTROLLER": ",".join(endpoints.controllers.values()),
             "SHOAL_ROUTER_STATE_DIR": str(common.data / "router"),
+            "SHOAL_ROUTER_WORKERS": str(settings.router_workers),
         },
     )
     ready = partial(readiness.grpc_serving, endpoints.router_grpc)

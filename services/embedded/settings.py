@@ -39,6 +39,7 @@ class StackSettings(BaseModel):
     repository: tuple[Folder, ...] = ()
     servers: int = Field(default=1, ge=1, le=64)
     controllers: int = Field(default=1, ge=1, le=8)  # one acts, the others stand by
+    router_workers: int = Field(default=1, ge=1, le=64)  # processes that share the Router's ports
     memory_budget: Size | None = None  # bytes of each server; None: by the machine's memory
     max_models: int = Field(default=0, ge=0)  # (model, version) units of each server; 0: no cap
     data: Folder | None = None  # None: a temporary folder, deleted when the stack stops

@@ -10,6 +10,7 @@ import importlib.metadata
 import sys
 import uuid
 from contextlib import AsyncExitStack
+from functools import partial
 
 from prometheus_client import REGISTRY
 
@@ -18,18 +19,33 @@ from services.common.caller import CallerPolicy
 from services.common.ports import listen
 from services.common.rpc import RpcServer
 from services.router import inference, servicer
+from services.router.administration import Administration
+from services.router.admission import Admission
+from services.router.controller_calls import ControllerCalls
 from services.router.controller_client import ControllerClient
 from services.router.core.table import Table
+from services.router.explanations import Explanations
 from services.router.forward import Forwarder
 from services.router.inference import Inference
+from services.router.limits import tenant_limits
 from services.router.model_info import ModelInfo
+from services.router.peers import Peers
 from services.router.placement_watch import PlacementWatch
 from services.router.requests import Requests
-from services.router.servicer import RouterServicer
-from services.router.settings import MAX_MESSAGE, Settings
-from services.router.statistics import Statistics
+from services.router.rest.app import app
+from services.router.rest.openapi import pages
+from services.router.rest.service import Service
+from services.router.rest.table import ROUTES
+from services.router.server_calls import ServerCalls
+from services.router.servicer import Own, RouterServicer, WorkerServicer
+from services.router.settings import Settings
+from services.router.shared_memory import SharedMemory
+from services.router.shared_memory_requests import SharedMemoryRequests
+from services.router.statistics import Overload, Statistics
+from services.router.stream_call import StreamCalls
+from services.router.streams import Streams
 from services.router.table_file import TableFile
-from services.router.web import app
+from services.router.workers import Workers, follow_parent
 from shoal.controller.v1.controller_service_pb2_grpc import ControllerServiceStub
 from shoal.router.v1.router_service_pb2_grpc import add_RouterServiceServicer_to_server
 
@@ -38,6 +54,16 @@ FIRST_TABLE_SECONDS = 2.0  # for the Controller's; then the one on disk is used
 
 async def main(stop: asyncio.Event) -> None:
     settings = Settings()
+    if settings.workers > 1 and settings.worker is None:
+        await Workers(settings).run(stop)
+    else:
+        await serve(settings, stop)
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Answer until `stop` is set, alone or as one of several workers."""
+    shared = settings.worker is not None
+    index = settings.worker or 0
     tuning.process(batch=settings.batch_scheduling)
     callers = CallerPolicy(settings.trusted_proxies)
     rpc = RpcServer(
@@ -45,14 +71,15 @@ async def main(stop: asyncio.Event) -> None:
         open_methods=servicer.OPEN_METHODS,
         options=(
             *tuning.SERVER_OPTIONS,
-            # Above our own limit, so that it is our own error that a caller sees.
-            ("grpc.max_receive_message_length", min(MAX_MESSAGE, 2 * settings.max_message_bytes)),
+            *settings.limits.options(),
+            ("grpc.max_receive_message_length", settings.max_received_bytes),
             ("grpc.max_send_message_length", -1),
+            ("grpc.so_reuseport", int(shared)),
         ),
     )
     rpc.announce(inference.SERVICE, servicer.SERVICE)
     async with AsyncExitStack() as stack:
-        listener = stack.enter_context(listen(settings.host, settings.http_port))
+        listener = stack.enter_context(listen(settings.host, settings.http_port, shared=shared))
         controllers = {
             address: ControllerServiceStub(
                 await stack.enter_async_context(channels.control(address))
@@ -61,28 +88,74 @@ async def main(stop: asyncio.Event) -> None:
         }
         kept = None
         if settings.state_dir is not None:
-            kept = TableFile(settings.state_dir / f"router-{settings.grpc_port}.placements")
+            name = f"router-{settings.grpc_port}" + (f"-{index}" if shared else "")
+            kept = TableFile(settings.state_dir / f"{name}.placements")
         watch = PlacementWatch(controllers, f"router-{uuid.uuid4().hex[:12]}", Table(), kept)
         controller = ControllerClient(watch, settings.patience)
         forwarder = Forwarder(watch, controller)
         stack.push_async_callback(forwarder.close)
         statistics = Statistics()
         REGISTRY.register(statistics)
+        info = ModelInfo(controller)
+        calls = ControllerCalls(watch)
+        servers = ServerCalls(calls)
+        further = dict(Administration(watch, calls, servers).answers())
+        limit = settings.max_message_bytes
+        tenants = tenant_limits(settings.tenant_limits)
+        admission = Admission(watch.table, tenants, settings.bounds, settings.in_flight_limits)
+        watch.waiting = admission.waiting
+        REGISTRY.register(Overload(admission, forwarder.budget))
+        requests = Requests(watch, forwarder, statistics, info, max_message=limit)
+        if settings.shared_memory:
+            here = str(settings.grpc_port)
+            memory = SharedMemory(watch, servers, callers, router=here, several=shared)
+            further |= memory.answers()
+            requests = SharedMemoryRequests(
+                watch, forwarder, statistics, info, memory, max_message=limit
+            )
+        requests.admission = admission
+        version = importlib.metadata.version("shoal")
+        stream_calls = StreamCalls(
+            watch, controller, info, forwarder.pick, forwarder.repeats, forwarder.budget
+        )
+        stack.push_async_callback(stream_calls.close)
+        streams = Streams(watch, stream_calls, requests, statistics, max_message=limit)
         service = Inference(
             watch,
-            Requests(watch, forwarder, statistics, max_message=settings.max_message_bytes),
-            ModelInfo(controller),
+            requests,
+            info,
             callers,
-            version=importlib.metadata.version("shoal"),
+            further,
+            streams,
+            version=version,
         )
         rpc.grpc.add_generic_rpc_handlers((service.handlers(),))
-        add_RouterServiceServicer_to_server(RouterServicer(watch, statistics), rpc.grpc)
-        await stack.enter_async_context(web.serving(app(watch), listener))
+        peers = Peers(Own(watch, statistics), settings.worker_sockets if shared else None, index)
+        explanations = Explanations(watch, admission)
+        add_RouterServiceServicer_to_server(RouterServicer(explanations, peers), rpc.services)
+        await stack.enter_async_context(peers.serving(WorkerServicer(peers)))
+        rest = Service(
+            watch=watch,
+            requests=requests,
+            callers=callers,
+            calls=service.answers(),
+            metrics=peers.metrics,
+            pages=pages(ROUTES, version),
+            max_body=limit,
+            max_json=settings.max_json_bytes,
+            stream=streams.responses,
+        )
+        http = web.Limits(settings.max_header_bytes, connections=settings.limits.connections)
+        await stack.enter_async_context(web.serving(app(rest), listener, http))
         async with asyncio.TaskGroup() as tasks:
             work = [tasks.create_task(watch.run())]
             if kept is not None:
                 work.append(tasks.create_task(kept.write()))
             work.append(tasks.create_task(_begin(settings, watch, rpc, kept)))
+            if shared:
+                work.append(
+                    tasks.create_task(follow_parent(stop, partial(setattr, admission, "workers")))
+                )
             tuning.settled()
             await stop.wait()
             await rpc.stop(settings.stop_grace)

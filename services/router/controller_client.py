@@ -13,7 +13,13 @@ import grpc
 from opentelemetry import trace
 
 from services.common import telemetry
-from services.common.errors import ControllerUnavailable, DeadlineBeforeResident, NotReady, StandsBy
+from services.common.errors import (
+    ControllerUnavailable,
+    DeadlineBeforeResident,
+    NoLease,
+    NotReady,
+    StandsBy,
+)
 from services.common.status import error_info
 from services.router.acting import Acting, Lost
 from services.router.core.routes import Replica, Target
@@ -91,6 +97,14 @@ class ControllerClient:
             Revision(reply.revision.epoch, reply.revision.number),
             reply.use_lease,
         )
+
+    def require_lease(self, target: Target) -> None:
+        """A sequence begins only while a Controller is heard from: one that does not hear of it
+        could unload the model under it. Raises NoLease."""
+        if self._watch.acting is None:
+            raise NoLease(
+                model=target.model, controller=self._watch.addresses, retry_after=RETRY_SECONDS
+            )
 
     async def config(self, target: Target) -> wire.GetModelConfigResponse:
         """Raises Rejected, ControllerUnavailable."""

@@ -12,7 +12,9 @@ from opentelemetry import trace
 from services.common import telemetry
 from services.common.errors import ServerLost
 from services.router.controller_client import ControllerClient, Miss
+from services.router.core.rate import RetryBudget
 from services.router.core.routes import Replica, Target
+from services.router.core.sequences import home
 from services.router.core.verdict import Verdict, verdict
 from services.router.core.wire import Sequence
 from services.router.placement_watch import PlacementWatch
@@ -30,12 +32,14 @@ _tracer = trace.get_tracer("shoal.router")
 
 
 class Reply(NamedTuple):
-    """`leading`, `trailing`: Triton's metadata. `cold`: the Controller was asked."""
+    """`leading`, `trailing`: Triton's metadata. `cold`: the Controller was asked. `server`: whose
+    answer it is."""
 
     message: bytes
     leading: Metadata
     trailing: Metadata
     cold: bool
+    server: str
 
 
 class TritonError(Exception):
@@ -48,13 +52,16 @@ class TritonError(Exception):
 
 
 class Forwarder:
+    """`pick`, `repeats` and `budget` are for streams, too."""
+
     def __init__(self, watch: PlacementWatch, controller: ControllerClient) -> None:
         self._watch = watch
         self._controller = controller
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._calls: dict[str, Any] = {}
         self._outliving: set[Any] = set()
-        self._repeats = Repeats()
+        self.repeats = Repeats()
+        self.budget = RetryBudget()
 
     async def close(self) -> None:
         for channel in self._channels.values():
@@ -77,15 +84,18 @@ class Forwarder:
         again after a server broke off with it; never within a sequence. Raises TritonError,
         ServerLost, and what the Controller refuses (controller_client.Rejected, ShoalError).
         """
+        self.budget.request(time.monotonic())
         retry = retry and sequence is None
+        if sequence is not None and sequence.start:
+            self._controller.require_lease(target)
         missed: Miss | None = None
         broke: Replica | None = None
-        cold = False
+        cold = begun = False
         misses = 0
         patience = 0.0
         while True:
             asking = missed is not None or broke is not None
-            replica = None if asking else self._pick(target, sequence)
+            replica = None if asking else self.pick(target, sequence)
             if replica is not None:
                 address = self._watch.table.addresses[replica.server]
                 call, span = self._send(replica, address, message, metadata)
@@ -99,7 +109,8 @@ class Forwarder:
                     continue
                 replica, call, span = granted
             if sequence is not None:
-                self._watch.sequences.tie(sequence.id, replica, time.monotonic())
+                begun = not sequence.start and self._watch.sequences.known(target, sequence.id)
+                self._watch.tie(sequence.id, replica)
             try:
                 code = await call.code()
             except BaseException:
@@ -107,23 +118,25 @@ class Forwarder:
                 raise
             finally:
                 if broke is not None:
-                    self._repeats.end(replica)
-            self._ended(replica, span)
-            if sequence is not None and (sequence.end or _failed_start(sequence, code)):
+                    self.repeats.end(replica)
+            refused = code is not grpc.StatusCode.OK
+            if sequence is not None and (sequence.end or (refused and not begun)):
                 self._watch.sequences.end(target, sequence.id)
-            if code is grpc.StatusCode.OK:
+            self._ended(replica, span)
+            if not refused:
                 leading = await call.initial_metadata()
                 trailing = await call.trailing_metadata()
-                return Reply(await call, leading, trailing, cold)
+                return Reply(await call, leading, trailing, cold, replica.server)
             text = await call.details() or ""
             meaning = verdict(code.name, text)
             if meaning is Verdict.ANSWER:
                 raise TritonError(await _error(call), cold=cold)
-            if meaning is Verdict.BROKEN:
-                self._watch.broke(replica, broke)
-                broke = replica
             if meaning in (Verdict.BROKEN, Verdict.UNHEALTHY):
-                if not retry:
+                repeated = retry and self.budget.retry(time.monotonic())
+                if meaning is Verdict.BROKEN:
+                    self._watch.broke(replica, broke, repeated=repeated)
+                    broke = replica
+                if not repeated:
                     raise _lost(replica, text)
                 retry = False
             misses += 1
@@ -133,20 +146,23 @@ class Forwarder:
             missed = Miss(replica.server, meaning is Verdict.UNHEALTHY)
             await self._pause(misses, deadline, replica, text)
 
-    def _pick(self, target: Target, sequence: Sequence | None) -> Replica | None:
-        """The replica that the sequence is tied to, or else the one with the least in flight of two
-        drawn ones."""
+    def pick(self, target: Target, sequence: Sequence | None) -> Replica | None:
+        """The replica that the sequence is tied to or belongs to; without a sequence, the one with
+        the least in flight of two drawn ones."""
         route = self._watch.table.routes.get(target.model)
         entry = route.versions.get(target.version) if route is not None else None
         servers = entry.servers if entry is not None else ()
-        if not servers:
-            return None
         if sequence is not None and not sequence.start:
             tied = self._watch.sequences.replica(target, sequence.id)
-            if tied is not None and tied.server in servers:
+            # Also one that was withdrawn: it is not unloaded before its sequences have ended.
+            if tied is not None and tied.server in self._watch.table.addresses:
                 return tied
+        if not servers:
+            return None
         if len(servers) == 1:
             return Replica(servers[0], target)
+        if sequence is not None:
+            return Replica(home(servers, sequence.id), target)
         a, b = (Replica(server, target) for server in random.sample(servers, 2))
         count = self._watch.in_use.count
         return a if count(a) <= count(b) else b
@@ -164,10 +180,10 @@ class Forwarder:
         """A call to the replica that the Controller named; None when it was withdrawn since."""
         grant = await self._controller.make_resident(target, deadline, missed)
         if repeat:
-            await self._repeats.begin(grant.replica, deadline)
+            await self.repeats.begin(grant.replica, deadline)
         if self._watch.table.outdated(grant.replica, grant.revision):
             if repeat:
-                self._repeats.end(grant.replica)
+                self.repeats.end(grant.replica)
             return None
         call, span = self._send(grant.replica, grant.address, message, metadata)
         if grant.use_lease:
@@ -232,10 +248,6 @@ class Forwarder:
         if deadline is not None and time.monotonic() + pause >= deadline:
             raise _lost(replica, text)
         await asyncio.sleep(pause)
-
-
-def _failed_start(sequence: Sequence, code: grpc.StatusCode) -> bool:
-    return sequence.start and code is not grpc.StatusCode.OK
 
 
 async def _error(call: Any) -> grpc.aio.AioRpcError:

@@ -1,7 +1,7 @@
 """inference.GRPCInferenceService, as one very large Triton would answer it."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final, NoReturn, cast
 
 import grpc
@@ -12,40 +12,49 @@ from services.common.errors import NotProxied, ShoalError, VersionNotFound
 from services.common.rpc import Context
 from services.common.status import DETAILS_KEY, abort
 from services.router import model_info, tracing
+from services.router.administration import Answer, over_grpc, refuse_named
 from services.router.controller_client import Rejected
 from services.router.core.routes import Target, VersionRoute, resolve
 from services.router.forward import TritonError
 from services.router.model_info import ModelInfo
 from services.router.placement_watch import PlacementWatch
 from services.router.requests import Request, Requests, forwarded
+from services.router.streams import Streams
 
 SERVICE: Final = "inference.GRPCInferenceService"
 SERVER_NAME: Final = "shoal"
-# Only what is really proxied.
-EXTENSIONS: Final = ("classification", "model_configuration", "model_repository")
+# As Triton names and orders them, with the call without which there is none.
+EXTENSIONS: Final = (
+    ("classification", "ModelInfer"),
+    ("sequence", "ModelInfer"),
+    ("model_repository", "RepositoryModelLoad"),
+    ("model_repository(unload_dependents)", "RepositoryModelUnload"),
+    ("schedule_policy", "ModelInfer"),
+    ("model_configuration", "ModelConfig"),
+    ("system_shared_memory", "SystemSharedMemoryRegister"),
+    ("cuda_shared_memory", "CudaSharedMemoryRegister"),
+    ("binary_tensor_data", "ModelInfer"),
+    ("parameters", "ModelInfer"),
+    ("statistics", "ModelStatistics"),
+    ("trace", "TraceSetting"),
+    ("logging", "LogSettings"),
+)
 
-_NOT_PROXIED: Final = {
-    "ModelStreamInfer": "send unary ModelInfer requests; streams are not proxied yet.",
-    "ModelStatistics": "shoal.router.v1.RouterService/GetStatistics has the Router's counts.",
-    "RepositoryModelLoad": "models are loaded when they are asked for; `shoal load` does it ahead.",
-    "RepositoryModelUnload": "models leave when room is needed; `shoal evict` does it at once.",
-    "TraceSetting": "send a sampled traceparent, and the request is traced through Triton.",
-    "LogSettings": "ask each server's administrator.",
-    **dict.fromkeys(
-        (
-            f"{kind}SharedMemory{verb}"
-            for kind in ("System", "Cuda")
-            for verb in ("Status", "Register", "Unregister")
-        ),
-        "shared memory is not proxied: send tensors in the request.",
+_NOT_PROXIED: Final = dict.fromkeys(
+    (
+        f"{kind}SharedMemory{verb}"
+        for kind in ("System", "Cuda")
+        for verb in ("Status", "Register", "Unregister")
     ),
-}
+    "send tensors in the request, or set SHOAL_ROUTER_SHARED_MEMORY.",
+)
 
 Behaviour = Callable[[Any, Context], Awaitable[Any]]
 
 
 class Inference:
-    """`version`: of Shoal, for ServerMetadata."""
+    """`further`: what answers the calls that are not answered here, by name. `version`: of Shoal,
+    for ServerMetadata."""
 
     def __init__(
         self,
@@ -53,28 +62,30 @@ class Inference:
         requests: Requests,
         info: ModelInfo,
         callers: CallerPolicy,
+        further: Mapping[str, Answer],
+        streams: Streams | None = None,
         *,
         version: str,
     ) -> None:
         self._watch = watch
+        self._streams = streams
         self._requests = requests
         self._info = info
         self._callers = callers
+        self._further = further
         self._version = version
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """The service's handlers: ModelInfer takes and gives raw bytes, the rest are messages."""
+        """The service's handlers: inference takes and gives raw bytes, the rest are messages."""
         methods: dict[str, Any] = {
             "ModelInfer": grpc.unary_unary_rpc_method_handler(self.model_infer),
         }
+        if self._streams is not None:
+            make = grpc.stream_stream_rpc_method_handler
+            methods["ModelStreamInfer"] = make(self.model_stream_infer)
         for name, answer in (
-            ("ServerLive", self.server_live),
-            ("ServerReady", self.server_ready),
-            ("ServerMetadata", self.server_metadata),
-            ("ModelReady", self.model_ready),
-            ("ModelMetadata", self.model_metadata),
-            ("ModelConfig", self.model_config),
-            ("RepositoryIndex", self.repository_index),
+            *self._own(),
+            *((name, over_grpc(call, self._callers)) for name, call in self._further.items()),
         ):
             methods[name] = grpc.unary_unary_rpc_method_handler(
                 _answering(answer),
@@ -82,13 +93,29 @@ class Inference:
                 response_serializer=getattr(service_pb2, f"{name}Response").SerializeToString,
             )
         for name, hint in _NOT_PROXIED.items():
-            make = (
-                grpc.stream_stream_rpc_method_handler
-                if name == "ModelStreamInfer"
-                else grpc.unary_unary_rpc_method_handler
-            )
-            methods[name] = make(_refusing(name, hint))
+            if name not in methods:
+                methods[name] = grpc.unary_unary_rpc_method_handler(_refusing(name, hint))
         return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+    def answers(self) -> Mapping[str, Answer]:
+        """What answers each call but inference, by name, whatever protocol it came by."""
+
+        def apart(answer: Behaviour) -> Answer:
+            return lambda request, call: answer(request, cast("Context", None))
+
+        return {**{name: apart(answer) for name, answer in self._own()}, **self._further}
+
+    def _own(self) -> tuple[tuple[str, Behaviour], ...]:
+        """None of them looks at its context."""
+        return (
+            ("ServerLive", self.server_live),
+            ("ServerReady", self.server_ready),
+            ("ServerMetadata", self.server_metadata),
+            ("ModelReady", self.model_ready),
+            ("ModelMetadata", self.model_metadata),
+            ("ModelConfig", self.model_config),
+            ("RepositoryIndex", self.repository_index),
+        )
 
     # --- inference --------------------------------------------------------------------------------
 
@@ -117,6 +144,21 @@ class Inference:
                 context.set_trailing_metadata(answer.trailing)
             return answer.message
 
+    async def model_stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
+        assert self._streams is not None
+        metadata = tuple(context.invocation_metadata() or ())
+        left = cast("float | None", context.time_remaining())
+        deadline = None if left is None else time.monotonic() + left
+        caller = self._callers.caller(context.peer(), metadata)
+        try:
+            await self._streams.open(metadata, deadline, caller).run(requests, context.write)
+        except grpc.aio.InternalError:
+            return  # a write failed: the client has gone
+        except TritonError as answered:
+            await _pass_on(context, answered.error)
+        except ShoalError as error:
+            await abort(context, error)
+
     # --- what there is ----------------------------------------------------------------------------
 
     async def server_live(self, request: Any, context: Context) -> Any:
@@ -126,8 +168,10 @@ class Inference:
         return service_pb2.ServerReadyResponse(ready=self._watch.synchronized.is_set())
 
     async def server_metadata(self, request: Any, context: Context) -> Any:
+        own = {"ModelInfer", "ModelConfig"}
+        extensions = [name for name, call in EXTENSIONS if call in own or call in self._further]
         return service_pb2.ServerMetadataResponse(
-            name=SERVER_NAME, version=self._version, extensions=EXTENSIONS
+            name=SERVER_NAME, version=self._version, extensions=extensions
         )
 
     async def model_ready(self, request: Any, context: Context) -> Any:
@@ -151,6 +195,7 @@ class Inference:
         return service_pb2.ModelConfigResponse(config=config)
 
     async def repository_index(self, request: Any, context: Context) -> Any:
+        refuse_named(request.repository_name)
         return model_info.index(self._watch.table.routes, ready_only=request.ready)
 
     def _version_of(self, model: str, version: str) -> tuple[Target, VersionRoute]:

@@ -1,15 +1,12 @@
 """What a model looks like to a client of Triton: metadata, config and index, resident or not."""
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any
 
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from services.router.controller_client import ControllerClient
 from services.router.core.routes import Routes, Target
-
-# Names of Triton's tensor types in metadata, where they differ from the config's TYPE_ names.
-_DATATYPES: Final = {"TYPE_STRING": "BYTES"}
 
 
 class ModelInfo:
@@ -31,6 +28,12 @@ class ModelInfo:
         return config
 
 
+def datatype(number: int) -> str:
+    """The protocol's name for an inference.DataType of a model's config."""
+    name = str(model_config_pb2.DataType.Name(number))
+    return "BYTES" if name == "TYPE_STRING" else name.removeprefix("TYPE_")
+
+
 def metadata(model: str, versions: Iterable[int], config: Any) -> Any:
     """An inference.ModelMetadataResponse, as Triton would make it from `config`."""
     batch = [-1] if config.max_batch_size > 0 else []
@@ -41,9 +44,8 @@ def metadata(model: str, versions: Iterable[int], config: Any) -> Any:
     )
     for tensors, out in ((config.input, reply.inputs), (config.output, reply.outputs)):
         for tensor in tensors:
-            name = model_config_pb2.DataType.Name(tensor.data_type)
-            datatype = _DATATYPES.get(name, name.removeprefix("TYPE_"))
-            out.add(name=tensor.name, datatype=datatype, shape=[*batch, *tensor.dims])
+            shape = [*batch, *tensor.dims]
+            out.add(name=tensor.name, datatype=datatype(tensor.data_type), shape=shape)
     return reply
 
 

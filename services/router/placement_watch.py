@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Any, Final, Protocol
 
@@ -41,7 +41,7 @@ class PlacementWatch:
 
     `controllers`: stubs by address. `router`: this process's name, new at every start. `acting`:
     the Controller that is heard from; the table is used as it was while there is none. `keeper`: is
-    told every change."""
+    told every change. `waiting`: how many requests for a version wait in this Router."""
 
     def __init__(
         self, controllers: Mapping[str, Any], router: str, table: Table, keeper: Keeper | None
@@ -55,6 +55,7 @@ class PlacementWatch:
         self.synchronized = asyncio.Event()
         self.in_use = InUse(self._busy, self._idle)
         self.sequences = Sequences()
+        self.waiting: Callable[[Target], int] = lambda target: 0
         # In use, it may be, without being in the table: withdrawn, or granted and not seen in it.
         self._loose: set[Replica] = set()
         self._told: dict[Replica, float] = {}
@@ -80,10 +81,18 @@ class PlacementWatch:
         message.started.use_lease = use_lease
         self._say(message)
 
-    def broke(self, replica: Replica, earlier: Replica | None) -> None:
-        """The server was lost while it had a request, which had been lost `earlier` before."""
+    def tie(self, id_: int | str, replica: Replica) -> None:
+        """A sequence has begun on `replica`, or goes on there. The first one is told at once:
+        between its requests, it is all that keeps the replica."""
+        if self.sequences.tie(id_, replica, time.monotonic()):
+            self._say(self._usage())
+
+    def broke(self, replica: Replica, earlier: Replica | None, *, repeated: bool) -> None:
+        """The server was lost while it had a request, which had been lost `earlier` before.
+        `repeated`: it is sent once more."""
         message = wire.WatchPlacementsRequest()
         message.broke.replica.CopyFrom(_ref(replica))
+        message.broke.repeated = repeated
         if earlier is not None:
             message.broke.earlier.CopyFrom(_ref(earlier))
         self._say(message)
@@ -183,12 +192,21 @@ class PlacementWatch:
             self._told[replica] = now
             row = message.usage.replicas.add(
                 replica=_ref(replica),
-                in_flight=use.in_flight,
+                in_flight=use.in_flight + self._waiting(replica),
                 requests=use.requests,
                 sequences=sequences,
             )
             row.age.FromTimedelta(timedelta(seconds=use.age))
         return message
+
+    def _waiting(self, replica: Replica) -> int:
+        """Its share of those that wait for the version: they are demand for it as much as what is
+        in flight, and it is they that another copy would serve."""
+        if not self.table.holds(replica):
+            return 0
+        route = self.table.routes[replica.target.model]
+        servers = route.versions[replica.target.version].servers
+        return -(-self.waiting(replica.target) // len(servers))
 
     def _apply(self, response: wire.WatchPlacementsResponse, acting: Acting) -> None:
         if response.WhichOneof("message") == "checkpoint":
@@ -201,7 +219,7 @@ class PlacementWatch:
         for replica in list(self._loose):
             if self.table.holds(replica):
                 self._loose.discard(replica)
-            elif not self.in_use.count(replica):
+            elif not self.in_use.count(replica) and not self.sequences.any(replica):
                 self._loose.discard(replica)
                 self._told.pop(replica, None)
                 self._say_drained(replica)
@@ -215,7 +233,12 @@ class PlacementWatch:
             self._say(self._usage())
 
     def _idle(self, replica: Replica) -> None:
-        if replica in self._loose and not self.table.holds(replica):
+        # Where sequences are left, a heartbeat without them will say so.
+        if (
+            replica in self._loose
+            and not self.table.holds(replica)
+            and not self.sequences.any(replica)
+        ):
             self._say_drained(replica)
 
     def _say_drained(self, replica: Replica) -> None:

@@ -1,5 +1,7 @@
-"""One inference request, however it came in: what it means, who answers, what is counted."""
+"""One inference request, however it came in: what it means, when and by whom it is answered, what
+is counted."""
 
+import asyncio
 import random
 import time
 import zlib
@@ -8,11 +10,14 @@ from typing import Final, NamedTuple
 from services.common import telemetry
 from services.common.caller import Caller
 from services.common.errors import MalformedMessage, MessageTooLarge, ServerLost, ShoalError
-from services.router import tracing
+from services.router import classes, tracing
+from services.router.admission import Admission
 from services.router.controller_client import Rejected
 from services.router.core import wire
-from services.router.core.routes import Target, resolve
-from services.router.forward import Forwarder, Metadata, TritonError
+from services.router.core.priority import HEADER
+from services.router.core.routes import Target, resolve, why
+from services.router.forward import Forwarder, Metadata, Reply, TritonError
+from services.router.model_info import ModelInfo
 from services.router.placement_watch import PlacementWatch
 from services.router.statistics import Statistics
 
@@ -23,6 +28,7 @@ _STRIPPED: Final = (
     *("content-length", "user-agent", "trace"),
 )
 
+EXPLAIN: Final = "x-shoal-explain"  # with any value: trailers say who answered, and why
 
 Pairs = tuple[tuple[str, str | bytes], ...]
 
@@ -46,18 +52,22 @@ class Answer(NamedTuple):
 
 
 class Requests:
-    """`max_message`: bytes of one request."""
+    """`max_message`: bytes of one request. `admission`: of all that is sent, whoever sends it."""
 
     def __init__(
         self,
         watch: PlacementWatch,
         forwarder: Forwarder,
         statistics: Statistics,
+        info: ModelInfo,
         *,
         max_message: int,
+        admission: Admission | None = None,
     ) -> None:
         self._watch = watch
         self._forwarder = forwarder
+        self._info = info
+        self.admission = admission or Admission(watch.table)
         self._statistics = statistics
         self._max_message = max_message
 
@@ -75,20 +85,17 @@ class Requests:
             routes = self._watch.table.routes
             target = resolve(routes, head.model, head.version, draw(head.sequence))
             request_id = head.id
+            if head.classes:
+                await self._check_classes(message, target)
             renamed = None if target.model == head.model else target.model
-            reply = await self._forwarder.infer(
-                target,
-                wire.overridden(message, renamed, target.version),
-                forwarded(request.metadata),
-                request.deadline,
-                retry=routes[target.model].retry,
-                sequence=head.sequence,
-            )
+            reply = await self._send(request, head, target, renamed)
             failed, cold = False, reply.cold
-            answered = reply.message
+            answered, trailing = reply.message, forwarded(reply.trailing)
             if renamed is not None:
                 answered = wire.overridden(answered, head.model, None)
-            return Answer(answered, forwarded(reply.leading), forwarded(reply.trailing))
+            if said(request.metadata, EXPLAIN) is not None:
+                trailing = (*trailing, *self._explained(head, target, reply))
+            return Answer(answered, forwarded(reply.leading), trailing)
         except TritonError as error:
             cold = error.cold
             raise
@@ -107,6 +114,66 @@ class Requests:
                 self._statistics.add(target, time.monotonic() - began, failed=failed, cold=cold)
                 if telemetry.enabled():
                     tracing.describe(target, request_id, cold=cold)
+
+    def _explained(self, head: wire.Head, target: Target, reply: Reply) -> Pairs:
+        """What a caller who asks for it is told of the way that the request took."""
+        return (
+            ("x-shoal-model", target.model),
+            ("x-shoal-version", str(target.version)),
+            ("x-shoal-server", reply.server),
+            ("x-shoal-cold", str(reply.cold).lower()),
+            ("x-shoal-why", why(self._watch.table.routes, head.model, head.version, target)),
+        )
+
+    async def _check_classes(self, message: bytes, target: Target) -> None:
+        """Raises NoClasses."""
+        route = self._watch.table.routes[target.model].versions.get(target.version)
+        digest = route.config_digest if route is not None else ""
+        classes.check(message, await self._info.config(target, digest))
+
+    async def _send(
+        self, request: Request, head: wire.Head, target: Target, renamed: str | None
+    ) -> Reply:
+        """To `target`, when its turn has come; that model is `renamed` to, if the request says
+        another one. Raises what Admission.enter and turn, and Forwarder.infer raise."""
+        retry = self._watch.table.routes[target.model].retry
+        sequence = head.sequence
+        ticket = self.admission.enter(
+            request.caller.tenant,
+            target,
+            said=said(request.metadata, HEADER),
+            parameter=head.priority,
+            deadline=request.deadline,
+            size=len(request.message),
+            begun=sequence is not None and not sequence.start,
+        )
+        if ticket.turn is not None:
+            await self.admission.turn(ticket)
+        answered = abandoned = False
+        try:
+            reply = await self._forwarder.infer(
+                target,
+                wire.overridden(request.message, renamed, target.version),
+                forwarded(request.metadata),
+                request.deadline,
+                retry=retry,
+                sequence=sequence,
+            )
+            answered = not reply.cold
+            return reply
+        except asyncio.CancelledError:
+            abandoned = True
+            raise
+        finally:
+            self.admission.leave(ticket, answered=answered, abandoned=abandoned)
+
+
+def said(metadata: Metadata, header: str) -> str | bytes | None:
+    """What a call's metadata says under `header`, None where it says nothing."""
+    for key, value in metadata:
+        if key == header:
+            return value
+    return None
 
 
 def draw(sequence: wire.Sequence | None) -> float:

@@ -1,13 +1,23 @@
 """The Router's settings: environment variables that start with SHOAL_ROUTER_."""
 
+import resource
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, StringConstraints
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.common.rpc import Limits
+from services.router.core.admission import QUEUE_BYTES, QUEUE_REQUESTS, QUEUE_SECONDS, Bounds
+from services.router.limits import TenantSettings
+
+MIB = 1 << 20
+MIB = 1 << 20
 MAX_MESSAGE = 2**31 - 1  # bytes; what tritonclient allows itself
+# One that is larger by no more is told of the limit by the Router, others by gRPC.
+EXCESS = 64 * MIB
 ALONE_PATIENCE = 5.0  # seconds
+OWN_FILES = 512  # descriptors that no client may take
 TAKE_OVER_PATIENCE = 30.0  # seconds; a lease runs out first, in 10 s unless it is set otherwise
 
 _ADDRESS = r"[^,]+:\d+"
@@ -17,7 +27,8 @@ class Settings(BaseSettings):
     """`controller`: host:port of each Controller, separated by commas; the one that acts is
     followed. `controller_patience`: of a cold request, while none acts; by default longer than a
     take-over lasts where there are several. `state_dir`: where the last table is kept, empty for
-    nowhere. `max_message_bytes`: of one request. Times in seconds."""
+    nowhere. `max_message_bytes`: of one request. `workers`: processes on the same ports; `worker`
+    and `worker_sockets` are what their parent tells each of them. Times in seconds."""
 
     model_config = SettingsConfigDict(env_prefix="SHOAL_ROUTER_", extra="forbid")
 
@@ -28,7 +39,14 @@ class Settings(BaseSettings):
         "127.0.0.1:9102"
     )
     state_dir: Path | None = None
-    max_message_bytes: int = Field(default=MAX_MESSAGE, gt=0, le=MAX_MESSAGE)
+    # Taking in one of the largest, nothing else is answered: half a second by default, 7 s at most.
+    max_message_bytes: int = Field(default=256 * MIB, gt=0, le=MAX_MESSAGE)
+    max_json_bytes: int = Field(
+        default=64 * MIB,
+        gt=0,
+        le=MAX_MESSAGE,
+        description="of one request; while they are read, nothing else is done",
+    )
     trusted_proxies: list[str] = Field(default_factory=list)
     controller_patience: float | None = Field(default=None, ge=0)
     batch_scheduling: bool = Field(
@@ -37,10 +55,59 @@ class Settings(BaseSettings):
         "beside it",
     )
     stop_grace: float = Field(default=5.0, ge=0)
+    # Of each process. A Triton takes no more header bytes either.
+    max_header_bytes: int = Field(default=8 * 1024, ge=1024, le=MAX_MESSAGE)
+    max_streams: int = Field(
+        default=10_000, ge=1, le=MAX_MESSAGE, description="calls at a time on one connection"
+    )
+    max_connections: int | None = Field(default=None, ge=1, le=MAX_MESSAGE)
+    connection_age: float | None = Field(default=None, gt=0)
+    connection_grace: float | None = Field(default=None, gt=0)
+    connection_idle: float | None = Field(default=3600.0, gt=0)
+    shared_memory: bool = Field(
+        default=False, description="callers on this host may send tensors in shared memory"
+    )
+    tenant_limits: dict[str, TenantSettings] = Field(
+        default_factory=dict, description="by tenant, * for all without their own"
+    )
+    # Known by measuring for every model that is not named here.
+    in_flight_limits: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default_factory=dict, description="of one replica, by model, * for all without their own"
+    )
+    queue_requests: int = Field(default=QUEUE_REQUESTS, ge=1, description="that wait for a version")
+    queue_bytes: int = Field(default=QUEUE_BYTES, ge=1, description="of all requests that wait")
+    queue_seconds: float = Field(default=QUEUE_SECONDS, gt=0, description="without a deadline")
+    workers: int = Field(default=1, ge=1, le=64, description="processes that share the ports")
+    worker: int | None = Field(default=None, ge=0, description="set by the parent of workers")
+    worker_sockets: Path = Path()
+
+    @property
+    def max_received_bytes(self) -> int:
+        """Above the Router's own limit, so that it is its own error that a caller sees."""
+        return min(MAX_MESSAGE, self.max_message_bytes + EXCESS)
+
+    @property
+    def limits(self) -> Limits:
+        """Without a number of connections, as many as leave files for what the Router itself opens
+        to servers and Controllers."""
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        room = max(files - OWN_FILES, files // 2) if files != resource.RLIM_INFINITY else None
+        return Limits(
+            header_bytes=self.max_header_bytes,
+            streams=self.max_streams,
+            connections=self.max_connections or room,
+            age=self.connection_age,
+            grace=self.connection_grace,
+            idle=self.connection_idle,
+        )
 
     @property
     def controllers(self) -> list[str]:
         return list(dict.fromkeys(self.controller.split(",")))
+
+    @property
+    def bounds(self) -> Bounds:
+        return Bounds(self.queue_requests, self.queue_bytes, self.queue_seconds)
 
     @property
     def patience(self) -> float:

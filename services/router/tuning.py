@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import resource
 from typing import Any, Final
 
 MIB: Final = 1 << 20
@@ -19,11 +20,15 @@ def before_grpc() -> None:
 
 
 def process(*, batch: bool) -> None:
-    """No memory handed back between two large tensors; with `batch`, longer time slices.
+    """As many open files as the system allows, and no memory handed back between two large
+    tensors; with `batch`, longer time slices.
 
     They save a tenth of the CPU when many requests are in flight, and make each wait for its turn
     beside a model that is loading: such a process does not preempt others when it wakes up.
     """
+    with contextlib.suppress(OSError, ValueError):
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if batch:
         with contextlib.suppress(OSError, AttributeError):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

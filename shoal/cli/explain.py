@@ -1,6 +1,6 @@
 """`shoal explain`: what would happen to a request now, why, and what happened before."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -33,6 +33,16 @@ def explain(
     limit: Annotated[
         int, typer.Option("--limit", "-n", min=1, max=1000, help="The newest that many events.")
     ] = _EVENTS,
+    header: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Of the request's metadata, such as x-shoal-priority=high. Can be repeated.",
+        ),
+    ] = None,
+    sequence: Annotated[
+        str, typer.Option(metavar="ID", help="The sequence that the request belongs to.")
+    ] = "",
     json: JsonFlag = False,
 ) -> None:
     """Say where a request for a model would go now, why it is loaded there or is not loaded, what
@@ -41,9 +51,10 @@ def explain(
     from shoal.client import CallFailed
 
     unit = parse_unit(model)
+    headers = dict(map(_header, header or ()))
     with calling(context) as shoal:
         try:
-            route, away = _route(shoal, unit), None
+            route, away = _route(shoal, unit, headers, sequence), None
         except CallFailed as error:
             if not error.unreachable:
                 raise
@@ -64,10 +75,19 @@ def _asked(model: Unit) -> Document:
     return {"model": model.model, "version": model.version}
 
 
-def _route(shoal: "Client", model: Unit) -> Document:
+def _header(text: str) -> tuple[str, str]:
+    key, given, value = text.partition("=")
+    if not given or not key:
+        raise typer.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="--header")
+    return key, value
+
+
+def _route(shoal: "Client", model: Unit, headers: Mapping[str, str], sequence: str) -> Document:
     from shoal.router.v1.router_service_pb2 import ExplainRouteRequest
 
-    request = ExplainRouteRequest(model=model.model, version=model.version)
+    request = ExplainRouteRequest(
+        model=model.model, version=model.version, headers=headers, sequence_id=sequence
+    )
     return {**_asked(model), **message_json(shoal.call(shoal.router.ExplainRoute, request))}
 
 

@@ -23,6 +23,9 @@ def up(
     controllers: Annotated[
         int | None, typer.Option(help="Controllers to start (1); one acts, the others stand by.")
     ] = None,
+    router_workers: Annotated[
+        int | None, typer.Option(help="Router processes that share its ports (1).")
+    ] = None,
     memory_budget: Annotated[
         str | None,
         typer.Option(

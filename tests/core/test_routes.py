@@ -16,7 +16,7 @@ from services.common.errors import (
     ShoalError,
     VersionNotFound,
 )
-from services.router.core.routes import Arm, Route, Target, VersionRoute, resolve, shares
+from services.router.core.routes import Arm, Route, Target, VersionRoute, resolve, shares, why
 
 ALMOST_ONE = math.nextafter(1.0, 0.0)  # the largest draw there is
 
@@ -27,6 +27,16 @@ def route(
     """One model named `m`."""
     entries = {version: VersionRoute(servers=("t0",)) for version in versions}
     return {"m": Route(default, aliases, entries, arms)}
+
+
+def test_the_reason_names_what_decided() -> None:
+    policy = (Arm("m", 1, 3), Arm("m", 2, 1))
+    routes = route(1, 2, default=2, arms=policy, stable=1)
+    assert why(routes, "m", "stable", Target("m", 1)) == "version 'stable' was asked for: m:1"
+    drawn = "no version was asked for, the traffic policy gives 25% to m:2"
+    assert why(routes, "m", "", Target("m", 2)) == drawn
+    default = "no version was asked for, the default is 2"
+    assert why(route(1, 2, default=2), "m", "", Target("m", 2)) == default
 
 
 # --- a request that names a version ---------------------------------------------------------------

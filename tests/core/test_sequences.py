@@ -1,7 +1,7 @@
 """What a sequence of requests stays on."""
 
 from services.router.core.routes import Replica, Target
-from services.router.core.sequences import IDLE_SECONDS, Sequences
+from services.router.core.sequences import IDLE_SECONDS, Sequences, home
 
 ONE, TWO = Target("m", 1), Target("m", 2)
 
@@ -38,3 +38,13 @@ def test_one_that_is_not_used_is_given_up() -> None:
     assert sequences.used(IDLE_SECONDS + 0.5) == {a: (1, IDLE_SECONDS - 0.5)}
     assert sequences.replica(ONE, 1) is None
     assert sequences.replica(ONE, 2) == a
+
+
+def test_a_server_more_moves_only_the_sequences_that_are_at_home_there() -> None:
+    ids: list[int | str] = [*range(1, 500), *map(str, range(1, 500))]
+    before = {id_: home(["a", "b", "c"], id_) for id_ in ids}
+    after = {id_: home(["d", "c", "b", "a"], id_) for id_ in ids}
+    assert {after[id_] for id_ in ids if after[id_] != before[id_]} == {"d"}
+    for server in "abcd":
+        assert 0.15 < sum(where == server for where in after.values()) / len(ids) < 0.35
+    assert {home(["a", "b", "c"], 7), home(["a", "b", "c"], "7")} <= {"a", "b", "c"}

@@ -4,7 +4,15 @@ from collections.abc import Callable
 
 import pytest
 
-from services.router.core.verdict import Verdict, verdict
+from services.router.core.verdict import (
+    Verdict,
+    begun,
+    broken_off,
+    code_in_band,
+    in_band,
+    is_decoupled,
+    verdict,
+)
 
 UNKNOWN = "Request for unknown model: "
 
@@ -116,3 +124,100 @@ def test_case_does_not_matter(change: Callable[[str], str]) -> None:
 )
 def test_a_dead_model_process_is_no_answer(text: str) -> None:
     assert verdict("INTERNAL", text) is Verdict.UNHEALTHY
+
+
+# --- in streams -----------------------------------------------------------------------------------
+
+DEAD = "Stub process 'm_0_0' is not healthy."
+
+
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        (f"{UNKNOWN}'m' is not found", Verdict.MISS),
+        (f"{UNKNOWN}'m' has no available versions", Verdict.MISS),
+        (f"{UNKNOWN}'m' version 1 is not at ready state", Verdict.MISS),
+        (f"{UNKNOWN}'m' version 7 is not found", Verdict.MISS),
+        (
+            "[request id: 7] Server is stopping, scheduler for model has stopped accepting new "
+            "inference requests",
+            Verdict.UNREACHED,
+        ),
+        ("[request id: <id_unknown>] unexpected shape for input 'IN'", Verdict.ANSWER),
+        ("[request id: <id_unknown>] Exceeds maximum queue size", Verdict.ANSWER),
+        (DEAD, Verdict.ANSWER),
+    ],
+)
+def test_what_is_refused_at_once(text: str, meaning: Verdict) -> None:
+    assert in_band(text, begun=False) is meaning
+
+
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        (DEAD, Verdict.UNHEALTHY),
+        (f"in ensemble 'outer', {DEAD}", Verdict.UNHEALTHY),
+        (f"ValueError: {DEAD}", Verdict.ANSWER),
+        (f"{UNKNOWN}'m' is not found", Verdict.ANSWER),
+        ("server exiting", Verdict.ANSWER),
+    ],
+)
+def test_a_model_cannot_say_that_it_is_not_there(text: str, meaning: Verdict) -> None:
+    assert in_band(text, begun=True) is meaning
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "meaning"),
+    [
+        ("UNAVAILABLE", "Socket closed", Verdict.BROKEN),
+        ("UNAVAILABLE", "connection refused", Verdict.UNREACHED),
+        ("OK", "", Verdict.BROKEN),
+        ("CANCELLED", "", Verdict.BROKEN),
+        ("INTERNAL", "RST_STREAM", Verdict.BROKEN),
+    ],
+)
+def test_what_the_end_of_a_stream_means(code: str, text: str, meaning: Verdict) -> None:
+    assert broken_off(code, text) is meaning
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[request id: <id_unknown>] unexpected shape for input 'IN'", False),
+        (f"{UNKNOWN}'m' version 1 is not at ready state", False),
+        ("Failed to process the request(s) for model 'm_0_0', message: [request id: 1]", True),
+        ("", True),
+    ],
+)
+def test_whether_triton_had_begun(text: str, expected: bool) -> None:
+    assert begun(text) is expected
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "expected"),
+    [
+        (
+            "UNIMPLEMENTED",
+            "ModelInfer RPC doesn't support models with decoupled transaction policy",
+            True,
+        ),
+        ("UNIMPLEMENTED", "not this", False),
+        ("INTERNAL", "it doesn't support models with decoupled transaction policy", False),
+    ],
+)
+def test_whether_a_model_is_decoupled(code: str, text: str, expected: bool) -> None:
+    assert is_decoupled(code, text) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "had_begun", "code"),
+    [
+        ("Failed to process the request(s)", True, "INTERNAL"),
+        ("[request id: 7] Request timeout expired", True, "UNAVAILABLE"),
+        ("[request id: 7] Exceeds maximum queue size", False, "UNAVAILABLE"),
+        ("[request id: 7] unexpected shape for input 'IN'", False, "INVALID_ARGUMENT"),
+        (f"{UNKNOWN}'m' is not found", False, "NOT_FOUND"),
+    ],
+)
+def test_the_code_of_what_came_without_one(text: str, had_begun: bool, code: str) -> None:
+    assert code_in_band(text, begun=had_begun) == code

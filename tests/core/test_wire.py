@@ -8,7 +8,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
-from services.router.core.wire import Head, Malformed, Sequence, head, overridden
+from services.router.core.wire import (
+    Head,
+    Malformed,
+    Sequence,
+    asks_for_finals,
+    head,
+    overridden,
+    overridden_in_stream,
+)
+from tests.fuzz import oracle
 
 VARINT, FIXED64, BYTES, OPEN, CLOSE, FIXED32 = range(6)
 LARGEST_FIELD = 2**29 - 1
@@ -51,7 +60,10 @@ def read(message: bytes) -> Head | None:
 
 
 def head_of(parsed: Any) -> Head:
-    return Head(parsed.model_name, parsed.model_version, parsed.id)
+    parameters = {name: parsed.parameters[name] for name in parsed.parameters}
+    sequence, priority = oracle.sequence(parameters), oracle.priority(parameters)
+    classes = oracle.asks_for_classes(parsed)
+    return Head(parsed.model_name, parsed.model_version, parsed.id, sequence, priority, classes)
 
 
 # --- messages -------------------------------------------------------------------------------------
@@ -317,3 +329,44 @@ def test_the_last_word_on_a_sequence_counts() -> None:
 def test_a_parameter_that_breaks_off_is_refused(cut: bytes) -> None:
     with pytest.raises(Malformed):
         head(text(4, cut))
+
+
+# --- streams --------------------------------------------------------------------------------------
+
+FINALS = "triton_enable_empty_final_response"
+
+
+@given(requests, st.lists(st.booleans() | st.integers(0, 3) | words, max_size=3), st.booleans())
+def test_whether_empty_finals_are_asked_for(request: Any, said: list[Any], apart: bool) -> None:
+    request.parameters.pop(FINALS, None)
+    if apart:
+        request.raw_input_contents.append(FINALS.encode())
+    message = request.SerializeToString()
+    for value in said:
+        part = service_pb2.ModelInferRequest()
+        part.parameters[FINALS].CopyFrom(choice(value))
+        message += part.SerializeToString()
+    last = said[-1] if said else False
+    assert asks_for_finals(message) == (last if isinstance(last, bool) else None)
+
+
+def test_a_choice_that_is_not_made_is_none() -> None:
+    request = service_pb2.ModelInferRequest()
+    request.parameters[FINALS].SetInParent()
+    assert asks_for_finals(request.SerializeToString()) is None
+
+
+@settings(max_examples=200)
+@given(sound, st.none() | words, st.integers(1, 2**63 - 1))
+def test_in_a_stream_the_end_is_asked_for_too(
+    message: bytes, model: str | None, version: int
+) -> None:
+    want = service_pb2.ModelInferRequest.FromString(message)
+    if model is not None:
+        want.model_name = model
+    want.model_version = f"0{version}"
+    want.parameters[FINALS].bool_param = True
+    changed = overridden_in_stream(message, model, version)
+    got = service_pb2.ModelInferRequest.FromString(changed)
+    assert got.SerializeToString(deterministic=True) == want.SerializeToString(deterministic=True)
+    assert int(want.model_version) == version, "as Triton reads it"

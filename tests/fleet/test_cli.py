@@ -259,6 +259,18 @@ def test_explain_says_where_a_request_goes_and_what_happened(run: Run) -> None:
     assert shown.splitlines()[-1].split()[1] == "UNLOADED"
 
 
+def test_explain_counts_in_what_the_request_says(run: Run) -> None:
+    run("load", "multiplier:1")
+    document = run("explain", "multiplier:1", "--header", "X-Shoal-Priority=high", "--json").json
+    assert (document["priority"], document["tenant"]) == ("high", "default")
+    document = run("explain", "multiplier:1", "--sequence", "7", "--json").json
+    assert "the sequence is at home on triton-0" in document["steps"][1]
+    assert document["priority"] == "normal"
+    refused = run("explain", "multiplier", "--header", "x-shoal-priority=soon")
+    assert "'soon' is none of high, normal, low" in refused.err
+    assert "'soon' is not KEY=VALUE" in run("explain", "multiplier", "--header", "soon").err
+
+
 def test_what_is_registered_answers_at_once(run: Run, tripler: Path) -> None:
     ask = ("--input", "INPUT=4", "--json")
     assert run("register", tripler, "--name", "tripler", "--version", 1).err == ""

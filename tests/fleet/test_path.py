@@ -16,17 +16,8 @@ from shoal.controller.v1 import controller_service_pb2 as controller
 from shoal.registry.v1 import registry_service_pb2 as registry
 from shoal.registry.v1 import types_pb2
 from shoal.router.v1 import router_service_pb2 as router
-from tests.fleet.harness import (
-    EXAMPLES as REPOSITORY,
-)
-from tests.fleet.harness import (
-    Fleet,
-    example,
-    infer,
-    refusal,
-    tensors,
-    wait_until,
-)
+from tests.fleet.harness import EXAMPLES as REPOSITORY
+from tests.fleet.harness import Fleet, example, infer, refusal, tensors, wait_until
 from tests.fleet.triton_direct import triton_direct
 
 pytestmark = pytest.mark.triton
@@ -274,7 +265,7 @@ def test_load_and_evict_by_hand(stack: Fleet) -> None:
     assert servers_of(stack, "multiplier", "1") == []
 
 
-@pytest.mark.parametrize("method", ["ModelStatistics", "RepositoryModelLoad", "TraceSetting"])
+@pytest.mark.parametrize("method", ["SystemSharedMemoryStatus", "CudaSharedMemoryRegister"])
 def test_what_is_not_proxied_says_so(stack: Fleet, method: str) -> None:
     request = getattr(service_pb2, f"{method}Request")()
     code, info, text = refusal(lambda: getattr(stack.inference, method)(request, timeout=5))
@@ -282,10 +273,26 @@ def test_what_is_not_proxied_says_so(stack: Fleet, method: str) -> None:
     assert method in text
 
 
-def test_a_stream_is_refused_clearly(stack: Fleet) -> None:
-    requests = iter([service_pb2.ModelInferRequest(model_name="multiplier")])
-    code, info, _ = refusal(lambda: list(stack.inference.ModelStreamInfer(requests, timeout=5)))
-    assert (code, info.reason) == ("UNIMPLEMENTED", "NOT_PROXIED")
+def test_trailers_say_who_answered_to_those_who_ask(stack: Fleet) -> None:
+    one = example("multiplier", 2)
+    given = service_pb2.ModelInferRequest(model_name="multiplier", model_version="2")
+    for tensor in tensors(dict(one.inputs)):
+        given.inputs.append(tensor._get_tensor())
+        given.raw_input_contents.append(tensor._get_content())
+
+    def trailers(*headers: tuple[str, str]) -> dict[str, str]:
+        _, call = stack.inference.ModelInfer.with_call(given, metadata=headers, timeout=60)
+        found = dict(call.trailing_metadata())
+        return {key: value for key, value in found.items() if key.startswith("x-shoal-")}
+
+    assert trailers() == {}
+    assert trailers(("x-shoal-explain", "1")) == {
+        "x-shoal-model": "multiplier",
+        "x-shoal-version": "2",
+        "x-shoal-server": "triton-0",
+        "x-shoal-cold": "false",
+        "x-shoal-why": "version '2' was asked for: multiplier:2",
+    }
 
 
 @pytest.mark.parametrize(

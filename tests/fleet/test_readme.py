@@ -1,5 +1,6 @@
 """README's commands, run as they stand there, but for the ports."""
 
+import json
 import os
 import re
 import subprocess
@@ -56,3 +57,12 @@ def test_the_shell_examples(stack: Fleet, line: str) -> None:
             capture_output=True,
             timeout=60,
         )
+
+
+@pytest.mark.parametrize("line", block("ci:curl").splitlines())
+def test_the_curl_examples(stack: Fleet, line: str) -> None:
+    assert "localhost:8000" in line
+    command = line.replace("localhost:8000", stack.router_http).replace("curl ", "curl --fail ", 1)
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert json.loads(run.stdout)

@@ -68,7 +68,7 @@ async def serving(
 ) -> AsyncIterator[Running]:
     rpc = RpcServer(policy or CallerPolicy(), open_methods=frozenset({OPEN, WATCH}), **options)
     rpc.announce(SERVICE)
-    pb_grpc.add_RegistryServiceServicer_to_server(servicer or Scripted(), rpc.grpc)
+    pb_grpc.add_RegistryServiceServicer_to_server(servicer or Scripted(), rpc.services)
     running = Running(rpc, await rpc.start(host, 0))
     try:
         yield running

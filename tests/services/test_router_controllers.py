@@ -18,9 +18,9 @@ import pytest
 from pydantic import ValidationError
 from tritonclient.grpc import service_pb2
 
-from services.common.errors import ControllerUnavailable, NotReady, ServerLost
+from services.common.errors import ControllerUnavailable, NoLease, NotReady, ServerLost
 from services.common.status import abort
-from services.router import placement_watch
+from services.router import inference, placement_watch
 from services.router.controller_client import ControllerClient, Grant
 from services.router.core.routes import Replica, Target
 from services.router.core.table import Revision, Table
@@ -58,17 +58,22 @@ class Scripted(ControllerServiceServicer):
         self.asked: list[wire.MakeResidentRequest] = []
         self.heard: list[placement_pb2.WatchPlacementsRequest] = []
         self.address = ""
+        self.number = 1
 
     async def WatchPlacements(self, request_iterator: Any, context: Any) -> None:
         if self.standby:
             await abort(context, NotReady(service="it", cause="it stands by"))
         if self.frozen.is_set():
             await asyncio.Event().wait()
+        placed = list(self.placed)
         await context.write(self._snapshot())
         hearing = asyncio.create_task(self._hear(request_iterator))
         try:
             while not self.frozen.is_set() and not self.standby:
                 await asyncio.sleep(0.2)
+                if placed != self.placed:
+                    placed, self.number = list(self.placed), self.number + 1
+                    await context.write(self._snapshot())
                 message = placement_pb2.WatchPlacementsResponse(revision=self._revision())
                 message.checkpoint.SetInParent()
                 await context.write(message)
@@ -95,7 +100,7 @@ class Scripted(ControllerServiceServicer):
         )
 
     def _revision(self) -> placement_pb2.Revision:
-        return placement_pb2.Revision(epoch=self.epoch, number=1)
+        return placement_pb2.Revision(epoch=self.epoch, number=self.number)
 
     def _snapshot(self) -> placement_pb2.WatchPlacementsResponse:
         message = placement_pb2.WatchPlacementsResponse(revision=self._revision())
@@ -343,6 +348,16 @@ async def routed(
         yield router, acting
 
 
+async def arrived(router: Router, server: DirectTriton, *replicas: Replica) -> None:
+    """Wait until the server has got requests for all of `replicas`: what is sent on one connection
+    comes in the order in which it was sent."""
+    await until(lambda: all(map(router.watch.in_use.count, replicas)))
+    live = router.forwarder._channels[server.address].unary_unary(
+        f"/{inference.SERVICE}/ServerLive"
+    )
+    await in_time(live(b"", wait_for_ready=True))
+
+
 def stub(server: DirectTriton, model: str = MODEL) -> int:
     (pid,) = pids(server, model)[1]
     return pid
@@ -370,9 +385,9 @@ async def test_a_server_that_is_lost_with_a_request_is_told(
         os.kill(stub(servers["b"]), signal.SIGSTOP)
         asking = asyncio.create_task(router.infer())
         a, b = Replica("a", TARGET), Replica("b", TARGET)
-        await until(lambda: router.watch.in_use.count(a))
+        await arrived(router, servers["a"], a)
         servers["a"].process.kill()
-        await until(lambda: router.watch.in_use.count(b))
+        await arrived(router, servers["b"], b)
         servers["b"].process.kill()
         with pytest.raises(ServerLost):
             await in_time(asking)
@@ -380,6 +395,7 @@ async def test_a_server_that_is_lost_with_a_request_is_told(
         first, second = acting.told("broke")
         assert (first.replica.server, first.HasField("earlier")) == ("a", False)
         assert (second.replica.server, second.earlier.server) == ("b", "a")
+        assert (first.repeated, second.repeated) == (True, False)
         (asked,) = acting.asked
         assert (asked.missed.server, asked.missed_cause) == ("a", wire.MISS_CAUSE_UNSPECIFIED)
 
@@ -393,7 +409,7 @@ async def test_repeats_of_two_models_are_not_on_one_server_at_once(
             os.kill(stub(server, target.model), signal.SIGSTOP)
         count = router.watch.in_use.count
         asking = {t: asyncio.create_task(router.infer(target=t)) for t in (TARGET, OTHER)}
-        await until(lambda: count(Replica("a", TARGET)) and count(Replica("a", OTHER)))
+        await arrived(router, servers["a"], Replica("a", TARGET), Replica("a", OTHER))
         servers["a"].process.kill()
         on_b = {target: Replica("b", target) for target in (TARGET, OTHER)}
         await until(lambda: len(acting.asked) == 2 and any(map(count, on_b.values())))
@@ -401,7 +417,7 @@ async def test_repeats_of_two_models_are_not_on_one_server_at_once(
         assert count(on_b[second]) == 0
         os.kill(stub(servers["b"], first.model), signal.SIGCONT)
         assert (await in_time(asking[first])).cold
-        await until(lambda: count(on_b[second]))
+        await arrived(router, servers["b"], on_b[second])
         servers["b"].process.kill()
         with pytest.raises(ServerLost):
             await in_time(asking[second])
@@ -434,3 +450,37 @@ async def test_a_sequence_stays_on_its_replica(servers: dict[str, DirectTriton])
         heard = len(acting.told("usage"))
         await until(lambda: len(acting.told("usage")) > heard + 1)
         assert not any(row.sequences for row in acting.told("usage")[-1].replicas)
+
+
+@pytest.mark.triton
+async def test_a_withdrawn_replica_finishes_its_sequences(
+    servers: dict[str, DirectTriton],
+) -> None:
+    async with routed(servers, placed=("a", "b")) as (router, acting):
+        await router.infer(sequence=Sequence("s", True, False))
+        tied = router.watch.sequences.replica(TARGET, "s")
+        assert tied is not None
+        await until(lambda: [row.sequences for row in acting.told("usage")[-1].replicas] == [1])
+        acting.placed.remove(tied.server)
+        await until(lambda: not router.watch.table.holds(tied))
+        heartbeats = len(acting.told("usage"))
+        assert not (await router.infer(sequence=Sequence("s", False, False))).cold
+        await until(lambda: len(acting.told("usage")) > heartbeats + 2)
+        assert router.watch.sequences.replica(TARGET, "s") == tied
+        assert MODEL not in {one.replica.model for one in acting.told("drained")}
+        await router.infer(sequence=Sequence("s", False, True))
+        await until(lambda: MODEL in {one.replica.model for one in acting.told("drained")})
+
+
+@pytest.mark.triton
+async def test_no_sequence_begins_while_no_controller_is_heard_from(
+    servers: dict[str, DirectTriton],
+) -> None:
+    async with routed(servers) as (router, acting):
+        await router.infer(sequence=Sequence("s", True, False))
+        acting.frozen.set()
+        await until(lambda: router.watch.acting is None)
+        assert not (await router.infer()).cold
+        await router.infer(sequence=Sequence("s", False, True))
+        with pytest.raises(NoLease):
+            await router.infer(sequence=Sequence("t", True, False))

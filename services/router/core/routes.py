@@ -92,6 +92,16 @@ def shares(routes: Routes, model: str, version: str) -> list[tuple[Target, float
     return [(_of_arm(routes, arm), arm.weight / total) for arm in route.arms if arm.weight]
 
 
+def why(routes: Routes, model: str, version: str, target: Target) -> str:
+    """In words, why a request for `model` and `version` meant `target`."""
+    if version:
+        return f"version {version!r} was asked for: {target}"
+    if not routes[model].arms:
+        return f"no version was asked for, the default is {target.version}"
+    share = sum(share for arm, share in shares(routes, model, version) if arm == target)
+    return f"no version was asked for, the traffic policy gives {share:.0%} to {target}"
+
+
 def _named(route: Route, model: str, version: str) -> Target:
     number = parse_version(version)
     if number is None:

@@ -1,7 +1,8 @@
 """Which replica a sequence of requests has begun on, and so stays on."""
 
+import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -15,25 +16,57 @@ class Sequences:
     """By model version and the id that clients chose. Times are the caller's, in seconds."""
 
     _tied: dict[tuple[Target, int | str], tuple[Replica, float]] = field(default_factory=dict)
+    _count: Counter[Replica] = field(default_factory=Counter)
 
     def replica(self, target: Target, id_: int | str) -> Replica | None:
         found = self._tied.get((target, id_))
         return None if found is None else found[0]
 
-    def tie(self, id_: int | str, replica: Replica, now: float) -> None:
-        """It has begun there, or goes on there."""
-        self._tied[replica.target, id_] = replica, now
+    def tie(self, id_: int | str, replica: Replica, now: float) -> bool:
+        """It has begun there, or goes on there. Whether it is the first one there."""
+        key = replica.target, id_
+        before = self._tied.get(key)
+        self._tied[key] = replica, now
+        if before is not None and before[0] == replica:
+            return False
+        if before is not None:
+            self._count[before[0]] -= 1
+        self._count[replica] += 1
+        return self._count[replica] == 1
+
+    def known(self, target: Target, id_: int | str) -> bool:
+        return (target, id_) in self._tied
 
     def end(self, target: Target, id_: int | str) -> None:
-        self._tied.pop((target, id_), None)
+        tied = self._tied.pop((target, id_), None)
+        if tied is not None:
+            self._count[tied[0]] -= 1
+
+    def any(self, replica: Replica) -> bool:
+        """Whether one is tied to it."""
+        return self._count[replica] > 0
 
     def used(self, now: float) -> Mapping[Replica, tuple[int, float]]:
         """Of each replica, how many are tied to it, and the seconds since the newest was used."""
-        for key, (_, last) in list(self._tied.items()):
+        for (target, id_), (_, last) in list(self._tied.items()):
             if now - last > IDLE_SECONDS:
-                del self._tied[key]
-        counts = Counter(replica for replica, _ in self._tied.values())
+                self.end(target, id_)
+        self._count = +self._count
         newest: dict[Replica, float] = {}
         for replica, last in self._tied.values():
             newest[replica] = max(last, newest.get(replica, last))
-        return {replica: (count, now - newest[replica]) for replica, count in counts.items()}
+        return {replica: (count, now - newest[replica]) for replica, count in self._count.items()}
+
+
+def home(servers: Iterable[str], id_: int | str) -> str:
+    """The server of `servers`, at least one, where the sequence belongs that is tied to none: the
+    same one for every Router that has the same table.
+
+    Rendezvous hashing (Thaler and Ravishankar 1998): a server more or less moves only the sequences
+    that are, or were, at home there.
+    """
+
+    def weight(server: str) -> bytes:
+        return hashlib.blake2b(f"{server}\0{id_}".encode(), digest_size=8).digest()
+
+    return max(servers, key=weight)

@@ -51,3 +51,50 @@ def verdict(code: str, text: str) -> Verdict:
     if any(sign in low for sign in _NEVER_SENT):
         return Verdict.UNREACHED
     return Verdict.BROKEN
+
+
+# Of a request that a Triton refused before it began: it is not resident, or the server is ending.
+_NOT_RESIDENT: Final = re.compile(r"request for unknown model: .*(is not|has no)", re.DOTALL)
+_ENDING: Final = ("has stopped accepting new", "server exiting", "server not ready")
+
+
+def in_band(text: str, *, begun: bool) -> Verdict:
+    """What an error message within a stream means; there is no code. `begun`: whether Triton says
+    when the request has ended, which it does of all that it did not refuse at once."""
+    low = text.lower()
+    if begun:
+        return Verdict.UNHEALTHY if _DEAD_PROCESS.match(low) else Verdict.ANSWER
+    if _NOT_RESIDENT.match(low):
+        return Verdict.MISS
+    return Verdict.UNREACHED if any(sign in low for sign in _ENDING) else Verdict.ANSWER
+
+
+def broken_off(code: str, text: str) -> Verdict:
+    """What the end of a stream means for the requests that a Triton had by it."""
+    meaning = verdict(code, text)
+    return Verdict.BROKEN if meaning is Verdict.ANSWER else meaning
+
+
+_OF_REQUEST: Final = "[request id: "  # begins what Triton's core says of a request that it refuses
+_DECOUPLED: Final = "support models with decoupled transaction policy"
+
+
+def begun(text: str) -> bool:
+    """Whether a Triton that answered a request with this error had begun it."""
+    low = text.lower()
+    return not (low.startswith(_OF_REQUEST) or _NOT_RESIDENT.match(low))
+
+
+def is_decoupled(code: str, text: str) -> bool:
+    """Whether a Triton refused a request alone because its model gives any number of replies."""
+    return code == "UNIMPLEMENTED" and _DECOUPLED in text
+
+
+def code_in_band(text: str, *, begun: bool) -> str:
+    """The name of the code that Triton most likely has for what it says in a stream without one."""
+    low = text.lower()
+    if any(own in low for own in _OWN_UNAVAILABLE):
+        return "UNAVAILABLE"
+    if begun:
+        return "INTERNAL"
+    return "NOT_FOUND" if _NOT_RESIDENT.match(low) else "INVALID_ARGUMENT"

@@ -5,22 +5,44 @@ the Router and Triton cannot disagree about which model was asked for, and an ap
 overrides the one before it.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
+from itertools import repeat
 from typing import Final, NamedTuple
 
 # Field numbers of inference.ModelInferRequest; in ModelInferResponse the first two are the same.
 MODEL_NAME: Final = 1
 MODEL_VERSION: Final = 2
+MARK: Final = "0"  # before a version, in a request of `overridden_in_stream`
 
-_KEY: Final = 1  # in an entry of a map; 2 is its value
+_KEY, _VALUE = 1, 2  # in an entry of a map
 _PARAMETER: Final = 4 << 3 | 2  # an entry of the map `parameters`
+_READ: Final = frozenset({"sequence_id", "sequence_start", "sequence_end", "priority"})
+_PRIORITY_KEY: Final = b"priority"
+_OUTPUT: Final = 6 << 3 | 2  # an InferRequestedOutputTensor
+_CLASSES: Final = b"classification"
+# The choices of an InferParameter, with their wire types: bool, int64, string, double, uint64.
+_CHOICES: Final = frozenset({(1, 0), (2, 0), (3, 2), (4, 1), (5, 0)})
+_BOOL: Final = 1  # of an InferParameter's choices
+
+# Asks for a reply that says no more than that it is the last one.
+_FINALS: Final = b"triton_enable_empty_final_response"
+_FINALS_ENTRY: Final = (
+    bytes((_KEY << 3 | 2, len(_FINALS))) + _FINALS + bytes((2 << 3 | 2, 2, _BOOL << 3, 1))
+)
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _VARINT_BYTES: Final = 10
 # Of tags and sizes. C++ parsers drop the bits of a tag beyond 32, and would see another field.
 _NUMBER_BYTES: Final = 5
 _MAX_TAG: Final = 2**32 - 1
+_MAX_INT: Final = 2**64 - 1
+
+# Beyond what any client sends, and soon enough that a hostile message costs little.
+_MAX_FIELDS: Final = 2**14
+_MAX_TEXT: Final = 2**16  # bytes of a name, version or id
+_MAX_PARAMETERS: Final = 64  # of those that are read
+_MAX_PARAMETER_FIELDS: Final = 16
 
 
 class Malformed(ValueError):
@@ -40,91 +62,145 @@ class Head(NamedTuple):
     version: str
     id: str
     sequence: Sequence | None = None
+    priority: int = 0  # as Triton has it: 1 is the most urgent, 0 the model's default
+    classes: bool = False  # whether an output may ask for classes in place of a tensor
 
 
 def head(message: bytes) -> Head:
-    """Model, version, id and sequence of a serialized ModelInferRequest. Raises Malformed."""
-    found = [b"", b"", b"", b""]
-    said: list[bytes] = []
+    """Model, version, id, sequence and priority of a serialized ModelInferRequest.
+
+    Raises Malformed; also for what protobuf would take and no client sends: groups, and more or
+    larger fields than the limits above.
+    """
+    found = ["", "", "", ""]
+    said: list[slice] = []
+    classes = False
     position, end = 0, len(message)
-    while position < end:
-        tag = message[position]
-        position += 1
-        if tag & 0x80:
-            tag, position = _varint(message, position - 1, _NUMBER_BYTES)
-            if tag > _MAX_TAG:
-                raise Malformed(f"a field number beyond what there is at byte {position}")
-        kind = tag & 7
-        if kind == _BYTES:
-            size = message[position] if position < end else 0x80
-            position += 1
-            if size & 0x80:
-                size, position = _varint(message, position - 1, _NUMBER_BYTES)
-            start, position = position, position + size
-            if tag <= 0x1A:  # fields 1, 2, 3 as length-delimited
-                found[tag >> 3] = message[start:position]
-            elif tag == _PARAMETER and b"sequence_" in message[start:position]:
-                said.append(message[start:position])
-        elif kind == _VARINT:
-            _, position = _varint(message, position, _VARINT_BYTES)
-        elif kind == _FIXED64:
-            position += 8
-        elif kind == _FIXED32:
-            position += 4
-        else:
-            raise Malformed(f"wire type {kind} at byte {position}")
-        if tag < 8:
-            raise Malformed(f"field number 0 at byte {position}")
-    if position != end:
-        raise Malformed("it ends in the middle of a field")
     try:
-        return Head(
-            found[1].decode(),
-            found[2].decode(),
-            found[3].decode(),
-            _sequence(said) if said else None,
-        )
+        for _ in repeat(None, _MAX_FIELDS):
+            if position >= end:
+                break
+            tag = message[position]
+            position += 1
+            if tag & 0x80:
+                tag, position = varint(message, position - 1, _NUMBER_BYTES)
+                if tag > _MAX_TAG:
+                    raise Malformed(f"a field number beyond what there is at byte {position}")
+            kind = tag & 7
+            if kind == _BYTES:
+                size = message[position] if position < end else 0x80
+                position += 1
+                if size & 0x80:
+                    size, position = varint(message, position - 1, _NUMBER_BYTES)
+                start, position = position, position + size
+                if tag <= 0x1A:  # fields 1, 2, 3 as length-delimited
+                    if size > _MAX_TEXT:
+                        raise Malformed(f"a name of {size} bytes at byte {start}")
+                    found[tag >> 3] = message[start:position].decode()
+                elif tag == _PARAMETER and (
+                    message.find(b"sequence_", start, position) >= 0
+                    or message.find(_PRIORITY_KEY, start, position) >= 0
+                ):
+                    said.append(slice(start, position))
+                elif tag == _OUTPUT and message.find(_CLASSES, start, position) >= 0:
+                    classes = True
+            elif kind == _VARINT:
+                _, position = varint(message, position, _VARINT_BYTES)
+            elif kind == _FIXED64:
+                position += 8
+            elif kind == _FIXED32:
+                position += 4
+            else:
+                raise Malformed(f"wire type {kind} at byte {position}")
+            if tag < 8:
+                raise Malformed(f"field number 0 at byte {position}")
+        if position < end:
+            raise Malformed(f"more than {_MAX_FIELDS} fields")
+        if position > end:
+            raise Malformed("it ends in the middle of a field")
+        if said:
+            return Head(found[1], found[2], found[3], *_parameters(message, said), classes)
+        return Head(found[1], found[2], found[3], classes=classes)
     except UnicodeDecodeError as error:
         raise Malformed(f"a name is not UTF-8: {error.reason}") from error
 
 
-def _sequence(entries: Iterable[bytes]) -> Sequence | None:
-    """From entries of `parameters`; None where they name no sequence, which 0 and "" do not."""
+def _parameters(message: bytes, entries: list[slice]) -> tuple[Sequence | None, int]:
+    """Sequence and priority, from entries of `parameters`; None where they name no sequence, which
+    0 and "" do not."""
+    if len(entries) > _MAX_PARAMETERS:
+        raise Malformed(f"more than {_MAX_PARAMETERS} parameters about sequences or priority")
     said: dict[str, int | str] = {}
     for entry in entries:
-        key, value = b"", b""
-        for number, content in _fields(entry):
-            if isinstance(content, bytes):
-                key, value = (content, value) if number == _KEY else (key, content)
-        # Of an InferParameter's choices the last one counts.
-        said[key.decode()] = next(
-            (c.decode() if isinstance(c, bytes) else c for _, c in reversed([*_fields(value)])), 0
-        )
-    id_ = said.get("sequence_id")
+        key, value = _entry(message, entry)
+        if key in _READ:
+            said[key] = _choice(message, value)
+    id_, urgent = said.get("sequence_id"), said.get("priority")
+    priority = urgent if isinstance(urgent, int) else 0
     if not id_:
-        return None
-    return Sequence(id_, bool(said.get("sequence_start")), bool(said.get("sequence_end")))
+        return None, priority
+    start, end = bool(said.get("sequence_start")), bool(said.get("sequence_end"))
+    return Sequence(id_, start, end), priority
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Numbers and contents of the fields that are numbers or bytes."""
-    position = 0
-    while position < len(message):
-        tag, position = _varint(message, position, _NUMBER_BYTES)
+def _entry(message: bytes, entry: slice) -> tuple[str, slice]:
+    """Key and value. Parsers differ on entries that repeat a field or have others, so those are
+    refused."""
+    found: dict[int, slice] = {}
+    for number, _, content in _fields(message, entry):
+        if number not in (_KEY, _VALUE) or number in found or not isinstance(content, slice):
+            raise Malformed("a parameter with other fields than one key and one value")
+        found[number] = content
+    nothing = slice(0, 0)
+    return _text(message, found.get(_KEY, nothing)), found.get(_VALUE, nothing)
+
+
+def _choice(message: bytes, value: slice) -> int | str:
+    """What an InferParameter says: of several choices the last one counts. 0 for a double."""
+    chosen: int | str = 0
+    for number, kind, content in _fields(message, value):
+        if (number, kind) in _CHOICES:
+            chosen = _text(message, content) if isinstance(content, slice) else content
+            if number == _BOOL:
+                chosen = int(chosen != 0)
+    return chosen
+
+
+def _text(message: bytes, part: slice) -> str:
+    size = part.stop - part.start
+    if size > _MAX_TEXT:
+        raise Malformed(f"a name of {size} bytes at byte {part.start}")
+    return message[part].decode()
+
+
+def _fields(message: bytes, part: slice) -> Iterator[tuple[int, int, int | slice]]:
+    """Numbers, wire types and contents, which are 0 for the types of fixed size."""
+    position, end = part.start, part.stop
+    for _ in repeat(None, _MAX_PARAMETER_FIELDS):
+        if position >= end:
+            break
+        tag, position = varint(message, position, _NUMBER_BYTES)
+        if not 8 <= tag <= _MAX_TAG:
+            raise Malformed("a field number that there is not, in a parameter")
         kind = tag & 7
+        content: int | slice = 0
         if kind == _BYTES:
-            size, position = _varint(message, position, _NUMBER_BYTES)
-            if position + size > len(message):
-                raise Malformed("a parameter ends in the middle of a field")
-            yield tag >> 3, message[position : position + size]
-            position += size
+            size, position = varint(message, position, _NUMBER_BYTES)
+            start, position = position, position + size
+            content = slice(start, position)
         elif kind == _VARINT:
-            number, position = _varint(message, position, _VARINT_BYTES)
-            yield tag >> 3, number
+            content, position = varint(message, position, _VARINT_BYTES)
         elif kind in (_FIXED64, _FIXED32):
             position += 8 if kind == _FIXED64 else 4
         else:
             raise Malformed(f"wire type {kind} in a parameter")
+        if position > end:
+            break
+        yield tag >> 3, kind, content
+    if position > end:
+        raise Malformed("a parameter ends in the middle of a field")
+    if position < end:
+        raise Malformed(f"more than {_MAX_PARAMETER_FIELDS} fields in a parameter")
 
 
 def overridden(message: bytes, model: str | None, version: int | None) -> bytes:
@@ -132,22 +208,80 @@ def overridden(message: bytes, model: str | None, version: int | None) -> bytes:
     return message + _tail(model, version)
 
 
+def with_fields(message: bytes, model: str | None, version: str | None) -> bytes:
+    """As `overridden`, with any version."""
+    tail = b"" if model is None else text_field(MODEL_NAME, model)
+    return message + tail + (b"" if version is None else text_field(MODEL_VERSION, version))
+
+
+def asks_for_finals(message: bytes) -> bool | None:
+    """Whether a serialized ModelInferRequest that `head` accepts asks for a reply of its own that
+    says that the last one has been; None where it says so in a way that Triton refuses.
+
+    Raises Malformed.
+    """
+    if _FINALS not in message:
+        return False
+    said: bool | None = False
+    for entry in _entries(message):
+        if message.find(_FINALS, entry.start, entry.stop) < 0:
+            continue
+        key, value = _entry(message, entry)
+        if key == _FINALS.decode():
+            fields = _fields(message, value)
+            chosen = [number for number, kind, _ in fields if (number, kind) in _CHOICES]
+            said = bool(_choice(message, value)) if chosen[-1:] == [_BOOL] else None
+    return said
+
+
+def _entries(message: bytes) -> Iterator[slice]:
+    """Those of `parameters`, of a message that `head` accepts."""
+    position = 0
+    while position < len(message):
+        tag, position = varint(message, position, _NUMBER_BYTES)
+        kind = tag & 7
+        if kind == _BYTES:
+            size, position = varint(message, position, _NUMBER_BYTES)
+            if tag == _PARAMETER:
+                yield slice(position, position + size)
+            position += size
+        elif kind == _VARINT:
+            _, position = varint(message, position, _VARINT_BYTES)
+        else:
+            position += 8 if kind == _FIXED64 else 4
+
+
+def overridden_in_stream(message: bytes, model: str | None, version: int) -> bytes:
+    """As `overridden`, for a model that may be decoupled: Triton then says when it has ended.
+
+    The version is the same number with a 0 before it. Triton reads it as the number and repeats it
+    as it is in that last word alone, while the model's own replies say the number.
+    """
+    return message + _stream_tail(model, version)
+
+
+@lru_cache(maxsize=10_000)
+def _stream_tail(model: str | None, version: int) -> bytes:
+    tail = _tail(model, None) + text_field(MODEL_VERSION, f"{MARK}{version}")
+    return tail + bytes((_PARAMETER, len(_FINALS_ENTRY))) + _FINALS_ENTRY
+
+
 @lru_cache(maxsize=10_000)
 def _tail(model: str | None, version: int | None) -> bytes:
     tail = b""
     if model is not None:
-        tail += _field(MODEL_NAME, model)
+        tail += text_field(MODEL_NAME, model)
     if version is not None:
-        tail += _field(MODEL_VERSION, str(version))
+        tail += text_field(MODEL_VERSION, str(version))
     return tail
 
 
-def _field(number: int, text: str) -> bytes:
+def text_field(number: int, text: str) -> bytes:
     data = text.encode()
-    return bytes((number << 3 | _BYTES,)) + _encoded(len(data)) + data
+    return bytes((number << 3 | _BYTES,)) + encoded(len(data)) + data
 
 
-def _encoded(number: int) -> bytes:
+def encoded(number: int) -> bytes:
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)
@@ -156,7 +290,7 @@ def _encoded(number: int) -> bytes:
     return bytes(out)
 
 
-def _varint(message: bytes, position: int, longest: int) -> tuple[int, int]:
+def varint(message: bytes, position: int, longest: int) -> tuple[int, int]:
     """The number at `position`, of at most `longest` bytes, and where it ends."""
     result = 0
     for index in range(longest):
@@ -166,5 +300,5 @@ def _varint(message: bytes, position: int, longest: int) -> tuple[int, int]:
         position += 1
         result |= (byte & 0x7F) << (7 * index)
         if not byte & 0x80:
-            return result, position
+            return result & _MAX_INT, position
     raise Malformed(f"a number of more than {longest} bytes at byte {position}")

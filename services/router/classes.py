@@ -1,0 +1,26 @@
+"""Classes of an output in place of its tensor: refused where the tensor has none.
+
+A Triton that is asked for those of text ends (seen on release 24.10): it divides by the size of an
+element, which is 0.
+"""
+
+from typing import Any, Final
+
+from tritonclient.grpc import service_pb2
+
+from services.common.errors import NoClasses
+from services.router.model_info import datatype
+
+_NONE: Final = frozenset({"BYTES", "BOOL", "FP16", "BF16"})
+_PARAMETER: Final = "classification"
+
+
+def check(message: bytes, config: Any) -> None:
+    """`message`: a serialized ModelInferRequest that protobuf can read. `config`: an
+    inference.ModelConfig. Raises NoClasses."""
+    request: Any = service_pb2.ModelInferRequest.FromString(message)
+    datatypes = {output.name: datatype(output.data_type) for output in config.output}
+    for output in request.outputs:
+        found = datatypes.get(output.name, "")
+        if found in _NONE and _PARAMETER in output.parameters:
+            raise NoClasses(datatype=found)

@@ -1,0 +1,40 @@
+"""One answer out of many servers': their trace settings, their log settings."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from tritonclient.grpc import service_pb2
+
+
+def common_trace(answers: Iterable[bytes]) -> Any:
+    """An inference.TraceSettingResponse: of each setting every value that a server has, so one
+    where they agree. `answers`: serialized, in the order of the servers."""
+    found = service_pb2.TraceSettingResponse()
+    for answer in answers:
+        told = service_pb2.TraceSettingResponse.FromString(answer)
+        for name, setting in told.settings.items():
+            values = found.settings[name].value
+            values.extend(value for value in setting.value if value not in values)
+    return found
+
+
+def common_log(answers: Iterable[bytes]) -> Any:
+    """An inference.LogSettingsResponse. Where servers differ, what tells most: a switch is on that
+    is on anywhere, a level is the highest, and of texts each is named."""
+    found = service_pb2.LogSettingsResponse()
+    for answer in answers:
+        told = service_pb2.LogSettingsResponse.FromString(answer)
+        for name, setting in told.settings.items():
+            into = found.settings[name]
+            kind = setting.WhichOneof("parameter_choice")
+            if kind is None:
+                continue
+            value = getattr(setting, kind)
+            if into.WhichOneof("parameter_choice") != kind:
+                setattr(into, kind, value)
+            elif kind == "string_param":
+                if value not in into.string_param.split(", "):
+                    into.string_param = f"{into.string_param}, {value}"
+            else:
+                setattr(into, kind, max(getattr(into, kind), value))
+    return found

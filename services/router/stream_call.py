@@ -1,0 +1,311 @@
+"""One call of ModelStreamInfer from the Router to a replica, within a client's stream."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final, Protocol
+
+import grpc
+import structlog
+from opentelemetry import trace
+
+from services.common.errors import ShoalError
+from services.router.admission import Ticket
+from services.router.controller_client import ControllerClient, Rejected
+from services.router.core.rate import RetryBudget
+from services.router.core.routes import Replica, Target
+from services.router.core.streams import Pending, Turns, reply
+from services.router.core.wire import Malformed, Sequence
+from services.router.in_use import InUse
+from services.router.model_info import ModelInfo
+from services.router.placement_watch import PlacementWatch
+from services.router.repeats import Repeats
+from services.router.requests import Pairs
+from services.router.tuning import CHANNEL_OPTIONS
+
+MODEL_STREAM_INFER: Final = "/inference.GRPCInferenceService/ModelStreamInfer"
+CONFIG_SECONDS: Final = 0.5  # that the first stream of a model may wait to know what it is
+PARTING_SECONDS: Final = 30.0  # for what is under way when its client has gone
+
+CLOSING_SECONDS: Final = 2.0  # likewise, when the Router ends
+IDLE_SECONDS: Final = 30.0  # after once to twice as long without a request a call is closed
+
+# A Triton keeps the model of a stream's first request until the stream ends, and cannot unload it
+# (seen on release 24.10). So the first is for no model, and is refused. Before that no other is
+# sent: a refusal that is written when a decoupled model has a reply can hold that up for ever.
+_OPENING: Final = b""
+
+Pick = Callable[[Target, Sequence | None], Replica | None]
+
+_log = structlog.get_logger(__name__)
+_tracer = trace.get_tracer("shoal.router")
+
+
+class Exchange:
+    """One request of a client's stream, until its last reply.
+
+    `message`: as it came; dropped when a part of the reply has been passed on, because it cannot be
+    repeated then. `target`: None where somebody else counts it. `ticket`: its leave to be sent,
+    unless somebody else has that. `broke`: the replica whose server was lost while it had the
+    request. `lost`: the replica that it came back from last, and why. `turns`: the order that its
+    reply has to keep."""
+
+    __slots__ = (
+        *("asked", "began", "broke", "cold", "failed", "forward", "id", "lost", "message"),
+        *("misses", "model", "patience", "repeated", "retry", "sequence", "serial", "size", "span"),
+        *("target", "ticket", "turns", "version"),
+    )
+
+    def __init__(self, serial: int, message: bytes) -> None:
+        self.serial = serial
+        self.began = time.monotonic()
+        self.message: bytes | None = message
+        self.size = len(message)
+        self.model = self.version = self.id = ""
+        self.sequence: Sequence | None = None
+        self.target: Target | None = None
+        self.turns: Turns[Exchange] | None = None
+        self.ticket: Ticket | None = None
+        self.asked: bool | None = False
+        self.retry = False
+        self.repeated: Replica | None = None
+        self.cold = self.failed = False
+        self.misses = 0
+        self.patience = 0.0
+        self.broke: Replica | None = None
+        self.lost: tuple[Replica, str] | None = None
+        self.span: trace.Span = trace.INVALID_SPAN
+        self.forward: trace.Span = trace.INVALID_SPAN
+
+
+class Listener(Protocol):
+    """Whoever has a call's replies."""
+
+    def replied(self, call: "StreamCall", message: bytes) -> Callable[[], Awaitable[None]] | None:
+        """Raises Malformed. What it gives is called and awaited before the next reply is read."""
+
+    def ended(
+        self, call: "StreamCall", broken: list[Exchange], error: grpc.aio.AioRpcError | None
+    ) -> None:
+        """`broken`: what it had under way. `error`: None where it was ended as if all were well."""
+
+
+class StreamCall:
+    """Each request that is under way on it holds the replica; the call itself does not.
+
+    `method`: a stub of ModelStreamInfer."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        method: Any,
+        metadata: tuple[tuple[str, str | bytes], ...],
+        in_use: InUse,
+        listener: Listener,
+    ) -> None:
+        self.replica = replica
+        self.pending: Pending[Exchange] = Pending()
+        self._in_use = in_use
+        self._listener: Listener | None = listener
+        self._outgoing: deque[bytes] = deque()
+        self._opened = asyncio.Event()
+        self._wake: asyncio.Future[None] | None = None
+        self._closing = False
+        self._used = True  # since it was looked at last
+        self._timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._look)
+        self._call: Any = method(self._requests(), metadata=metadata or None)
+
+    @property
+    def open(self) -> bool:
+        """Whether more requests may be sent on it."""
+        return not self._closing
+
+    def send(self, exchange: Exchange, message: bytes) -> None:
+        if exchange.span.is_recording():
+            exchange.forward = _tracer.start_span(
+                "forward",
+                context=trace.set_span_in_context(exchange.span),
+                kind=trace.SpanKind.CLIENT,
+                attributes={"shoal.server": self.replica.server},
+            )
+        self._used = True
+        self._in_use.begin(self.replica)
+        self.pending.add(exchange.id, exchange)
+        self._outgoing.append(message)
+        self._awake()
+
+    def end(self, exchange: Exchange) -> None:
+        """It is under way no more; `pending` takes it for the one that was answered."""
+        self.pending.end(exchange.id)
+        exchange.forward.end()
+        self._in_use.end(self.replica)
+
+    def close(self) -> None:
+        """Send nothing more; what is under way is answered."""
+        self._closing = True
+        self._awake()
+
+    def part(self) -> None:
+        """Nobody wants the replies any more. A reset in the middle of one can leave a Triton before
+        release 25.06 unable to unload the model: so it is let finish, within a bound."""
+        self._listener = None
+        self.close()
+        if not self._call.done():
+            self._timer.cancel()
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(PARTING_SECONDS, self._call.cancel)
+
+    async def run(self) -> None:
+        """Read the replies until it has ended."""
+        failure: grpc.aio.AioRpcError | None = None
+        try:
+            await self._call.read()
+            self._opened.set()
+            while (message := await self._call.read()) is not grpc.aio.EOF:
+                listener = self._listener
+                if listener is None:
+                    self._drop(message)
+                elif (room := listener.replied(self, message)) is not None:
+                    await room()
+        except grpc.aio.AioRpcError as error:
+            failure = error
+        except Malformed as error:
+            _log.error("unreadable reply", server=self.replica.server, problem=str(error))
+        finally:
+            self._call.cancel()
+            self._timer.cancel()
+            self._opened.set()
+            self.close()
+            self._ended(failure)
+
+    def _ended(self, failure: grpc.aio.AioRpcError | None) -> None:
+        broken = sorted(self.pending, key=lambda exchange: exchange.serial)
+        self.pending.clear()
+        for exchange in broken:
+            exchange.forward.end()
+            self._in_use.end(self.replica)
+        if self._listener is not None:
+            self._listener.ended(self, broken, failure)
+
+    def _drop(self, message: bytes) -> None:
+        said = reply(message)
+        exchange = self.pending.answered(said.id)
+        if exchange is not None and said.final is not False:
+            self.end(exchange)
+
+    def _look(self) -> None:
+        if self._used or self.pending:
+            self._used = False
+            self._timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._look)
+        else:
+            self.close()
+
+    async def _requests(self) -> AsyncIterator[bytes]:
+        yield _OPENING
+        await self._opened.wait()
+        while True:
+            while self._outgoing:
+                yield self._outgoing.popleft()
+            if self._closing:
+                return
+            self._wake = asyncio.get_running_loop().create_future()
+            await self._wake
+
+    def _awake(self) -> None:
+        wake, self._wake = self._wake, None
+        if wake is not None and not wake.done():
+            wake.set_result(None)
+
+
+class StreamCalls:
+    """The calls of all streams; they outlive their clients, as long as something is under way.
+
+    `pick`: the replica for a request of a sequence or of none."""
+
+    def __init__(
+        self,
+        watch: PlacementWatch,
+        controller: ControllerClient,
+        info: ModelInfo,
+        pick: Pick,
+        repeats: Repeats,
+        budget: RetryBudget,
+    ) -> None:
+        self.watch = watch
+        self.controller = controller
+        self.pick = pick
+        self.repeats = repeats
+        self.budget = budget
+        self._info = info
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._methods: dict[str, Any] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._decoupled: dict[tuple[Target, str], bool] = {}
+        self._asking: dict[Target, asyncio.Task[bool | None]] = {}
+
+    async def close(self) -> None:
+        """What is under way is let finish for a moment."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=CLOSING_SECONDS)
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        for channel in self._channels.values():
+            await channel.close(None)
+
+    def open(
+        self,
+        replica: Replica,
+        address: str,
+        metadata: Pairs,
+        listener: Listener,
+    ) -> StreamCall:
+        method = self._method(address)
+        call = StreamCall(replica, method, metadata, self.watch.in_use, listener)
+        task = asyncio.create_task(call.run())
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return call
+
+    def decoupled(self, target: Target) -> bool | None:
+        """Whether the model is; None until `ask_decoupled` was answered."""
+        return self._decoupled.get((target, self._digest(target)))
+
+    async def ask_decoupled(self, target: Target) -> bool | None:
+        """None where the Controller does not say so soon; then a Triton will say it."""
+        asking = self._asking.get(target)
+        if asking is None:
+            asking = self._asking[target] = asyncio.create_task(self._ask(target))
+            asking.add_done_callback(lambda _: self._asking.pop(target, None))
+        return await asyncio.shield(asking)
+
+    async def _ask(self, target: Target) -> bool | None:
+        try:
+            async with asyncio.timeout(CONFIG_SECONDS):
+                config = await self._info.config(target, self._digest(target))
+        except (TimeoutError, Rejected, ShoalError):
+            return None
+        self.learn(target, decoupled=bool(config.model_transaction_policy.decoupled))
+        return self.decoupled(target)
+
+    def learn(self, target: Target, *, decoupled: bool) -> None:
+        self._decoupled[target, self._digest(target)] = decoupled
+
+    def _digest(self, target: Target) -> str:
+        route = self.watch.table.routes.get(target.model)
+        entry = None if route is None else route.versions.get(target.version)
+        return "" if entry is None else entry.config_digest
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a stream's call failed", exc_info=error)
+
+    def _method(self, address: str) -> Any:
+        method = self._methods.get(address)
+        if method is None:
+            channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+            self._channels[address] = channel
+            method = self._methods[address] = channel.stream_stream(MODEL_STREAM_INFER)
+        return method

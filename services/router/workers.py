@@ -1,0 +1,153 @@
+"""Several Router processes on one port: the parent that starts them, and keeps them running.
+
+The kernel spreads connections over the processes that listen on a port with SO_REUSEPORT. Any
+program of the same user could join them, so the parent first makes sure that nobody is there, and
+then keeps the port bound, without listening, while workers come and go.
+
+Each worker reads its parent's pipe: a line is the number of workers that are alive, and its end is
+the end of the parent.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+import structlog
+from prometheus_client import Gauge
+
+from services.common import process
+from services.common.ports import reserve
+from services.router.settings import Settings
+
+FIRST_DELAY: Final = 0.5  # seconds before a worker that died is started again; doubles
+MAX_DELAY: Final = 30.0
+STEADY_SECONDS: Final = 60.0  # after so long, the next death counts as the first
+KILL_AFTER: Final = 3.0  # seconds beyond the workers' own grace
+
+# A worker that ends with one of these would do so again.
+_FINAL: Final = frozenset({process.EXIT_PORT_TAKEN, process.EXIT_BAD_SETTINGS})
+
+ALIVE: Final = Gauge("shoal_router_workers", "Processes that share this Router's ports.")
+ALIVE.set(1)
+
+_log = structlog.get_logger(__name__)
+
+
+class Workers:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._alive: dict[int, asyncio.subprocess.Process] = {}
+        self._stopping = asyncio.Event()
+        self._failed: int | None = None
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop` is set. Raises PortTaken, OSError, process.Failed."""
+        settings = self._settings
+        with ExitStack() as stack:
+            grpc_port = stack.enter_context(reserve(settings.host, settings.grpc_port))
+            http_port = stack.enter_context(reserve(settings.host, settings.http_port))
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="shoal-router-"))
+            environment = {
+                "SHOAL_ROUTER_GRPC_PORT": str(grpc_port.getsockname()[1]),
+                "SHOAL_ROUTER_HTTP_PORT": str(http_port.getsockname()[1]),
+                "SHOAL_ROUTER_WORKER_SOCKETS": folder,
+            }
+            async with asyncio.TaskGroup() as tasks:
+                for index in range(settings.workers):
+                    tasks.create_task(self._keep(index, environment))
+                await _first(stop, self._stopping)
+                self._stopping.set()
+                await self._end()
+        if self._failed is not None:
+            raise process.Failed(self._failed)
+
+    async def _keep(self, index: int, environment: dict[str, str]) -> None:
+        """Run one worker, again and again, until the end."""
+        delay = FIRST_DELAY
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            status = await self._live(index, environment)
+            if self._stopping.is_set():
+                return
+            if status in _FINAL:
+                self._failed = status
+                self._stopping.set()
+                return
+            if time.monotonic() - began > STEADY_SECONDS:
+                delay = FIRST_DELAY
+            _log.error("worker died, starting it again", worker=index, status=status, delay=delay)
+            await _within(delay, self._stopping)
+            delay = min(MAX_DELAY, 2 * delay)
+
+    async def _live(self, index: int, environment: dict[str, str]) -> int:
+        """One life of a worker. Returns its exit status, negative for a signal."""
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "services.router"),
+            env={**os.environ, **environment, "SHOAL_ROUTER_WORKER": str(index)},
+            stdin=asyncio.subprocess.PIPE,
+        )
+        self._alive[index] = child
+        self._tell()
+        try:
+            return await child.wait()
+        finally:
+            if child.returncode is None:
+                child.kill()
+            del self._alive[index]
+            self._tell()
+
+    def _tell(self) -> None:
+        for child in self._alive.values():
+            if child.stdin is not None and not child.stdin.is_closing():
+                child.stdin.write(b"%d\n" % len(self._alive))
+
+    async def _end(self) -> None:
+        for child in self._alive.values():
+            child.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(self._settings.stop_grace + KILL_AFTER):
+                for child in list(self._alive.values()):
+                    await child.wait()
+        except TimeoutError:
+            for child in self._alive.values():
+                child.kill()
+
+
+async def follow_parent(stop: asyncio.Event, counted: Callable[[int], None]) -> None:
+    """In a worker: `counted` is told how many are alive; `stop` is set when the parent is gone."""
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while line := await reader.readline():
+        alive = int(line)
+        ALIVE.set(alive)
+        counted(alive)
+    stop.set()
+
+
+def socket_of(folder: Path, worker: int) -> Path:
+    """Where a worker answers the others."""
+    return folder / f"{worker}.sock"
+
+
+async def _within(seconds: float, event: asyncio.Event) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+
+
+async def _first(*events: asyncio.Event) -> None:
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

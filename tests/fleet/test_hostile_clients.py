@@ -1,0 +1,587 @@
+"""Clients that break every rule, and a well-behaved one beside each, which must not notice."""
+
+import random
+import socket
+import statistics
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import numpy as np
+import psutil
+import pytest
+from tritonclient.grpc import service_pb2
+
+from services.embedded.background import BackgroundStack
+from services.router.settings import EXCESS, Settings
+from shoal.controller.v1 import controller_service_pb2 as controller
+from shoal.router.v1 import router_service_pb2 as router_wire
+from tests.fleet.harness import Fleet, wait_until
+from tests.fleet.raw_http2 import (
+    CONTINUATION,
+    PING,
+    PREFACE,
+    SETTINGS,
+    STREAM,
+    Connection,
+    connected,
+    frame,
+    framed,
+)
+from tests.services.triton_models import write
+
+pytestmark = pytest.mark.triton
+
+MIB = 1 << 20
+MODEL = "echo"
+LIMIT = 8 * MIB  # bytes of a message
+HEADERS = 16 * 1024
+STREAMS = 100
+HOLD = 0.3  # seconds that an attack goes on
+SLOWER = 10.0  # times; the machine may have other things to do as well
+SLACK = 0.25  # seconds
+ENOUGH = 10  # requests beside an attack; it goes on until then
+# Of memory, over a second round of all attacks: what malloc keeps varies by as much.
+GROWTH = 128 * MIB
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    repository = tmp_path_factory.mktemp("models")
+    write(repository, MODEL)
+    with BackgroundStack(
+        f"--repository={repository}",
+        "--trace-ratio=0",
+        environment={
+            "SHOAL_ROUTER_MAX_MESSAGE_BYTES": str(LIMIT),
+            "SHOAL_ROUTER_MAX_HEADER_BYTES": str(HEADERS),
+            "SHOAL_ROUTER_MAX_STREAMS": str(STREAMS),
+        },
+    ) as running:
+        fleet = Fleet(running)
+        fleet.inference.ModelInfer(request(4), timeout=30)
+        yield fleet
+
+
+def request(size: int) -> service_pb2.ModelInferRequest:
+    """`size`: bytes of its tensor, and of the answer's."""
+    made = service_pb2.ModelInferRequest(model_name=MODEL)
+    made.inputs.add(name="INPUT", datatype="FP32", shape=[size // 4])
+    made.raw_input_contents.append(np.zeros(size // 4, np.float32).tobytes())
+    return made
+
+
+def message(size: int) -> bytes:
+    return framed(request(size).SerializeToString())
+
+
+# --- the well-behaved client ----------------------------------------------------------------------
+
+
+@dataclass
+class Experience:
+    """Of a client that sends one small request after another. Times in seconds."""
+
+    times: list[float] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.times)
+
+
+@contextmanager
+def beside(stack: Fleet) -> Iterator[Experience]:
+    experience = Experience()
+    stop = threading.Event()
+
+    def ask() -> None:
+        # Apart from the connections of other channels.
+        with grpc.insecure_channel(stack.router_grpc, [("shoal.well_behaved", 1)]) as channel:
+            call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+            small = request(64).SerializeToString()
+            while not stop.is_set():
+                began = time.monotonic()
+                try:
+                    call(small, timeout=10)
+                except grpc.RpcError as error:
+                    experience.errors.append(f"{error.code().name}: {error.details()}")
+                experience.times.append(time.monotonic() - began)
+
+    thread = threading.Thread(target=ask, name="well-behaved")
+    thread.start()
+    try:
+        yield experience
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def alone(stack: Fleet) -> Experience:
+    """What it experiences with nobody else there."""
+    with beside(stack) as experience:
+        time.sleep(HOLD)
+    return experience
+
+
+# --- attacks --------------------------------------------------------------------------------------
+
+Attack = Callable[[str], None]
+ATTACKS: dict[str, Attack] = {}
+
+
+def attack(function: Attack) -> Attack:
+    ATTACKS[function.__name__] = function
+    return function
+
+
+def until_held(began: float) -> None:
+    time.sleep(max(0.0, began + HOLD - time.monotonic()))
+
+
+@attack
+def reads_nothing(address: str) -> None:
+    """Large answers that nobody takes, on streams without a window."""
+    began = time.monotonic()
+    with connected(address, 4, window=0) as connections:
+        for connection in connections:
+            for _ in range(4):
+                connection.data(connection.call(), message(MIB))
+        until_held(began)
+
+
+@attack
+def reads_drop_by_drop(address: str) -> None:
+    began = time.monotonic()
+    with connected(address, 4, window=16) as connections:
+        streams = [connection.call() for connection in connections]
+        for connection, stream in zip(connections, streams, strict=True):
+            connection.data(stream, message(MIB))
+        while time.monotonic() < began + HOLD:
+            for connection in connections:
+                connection.read(0.02)
+
+
+@attack
+def reads_nothing_of_a_stream(address: str) -> None:
+    """And goes on asking, until the Router takes no more."""
+    began = time.monotonic()
+    with connected(address, 2, window=0) as connections:
+        for connection in connections:
+            asked = [message(MIB // 4) for _ in range(40)]
+            connection.data(connection.call(path=STREAM), asked, end=False, seconds=HOLD / 2)
+        until_held(began)
+
+
+@attack
+def opens_streams_and_says_nothing(address: str) -> None:
+    began = time.monotonic()
+    with connected(address, 2) as connections:
+        for connection in connections:
+            for number in range(STREAMS // 2):
+                stream = connection.call(path=STREAM)
+                connection.data(stream, message(64)[: number % 70], end=False)
+        until_held(began)
+
+
+@attack
+def resets_streams_during_their_answers(address: str) -> None:
+    began = time.monotonic()
+    while time.monotonic() < began + HOLD:
+        with connected(address, 1, window=1024) as (connection,):
+            for _ in range(5):
+                stream = connection.call(path=STREAM)
+                connection.data(stream, [message(MIB // 8)] * 4, end=False, seconds=HOLD / 4)
+                connection.read(0.02)
+                connection.reset(stream)
+
+
+@attack
+def closes_its_half(address: str) -> None:
+    began = time.monotonic()
+    with connected(address, 8) as connections:
+        for connection in connections:
+            connection.data(connection.call(), message(MIB // 8))
+            connection.socket.shutdown(socket.SHUT_WR)
+        until_held(began)
+
+
+@attack
+def never_ends_its_message(address: str) -> None:
+    began = time.monotonic()
+    with connected(address, 4) as connections:
+        for connection in connections:
+            for _ in range(20):
+                connection.data(connection.call(), message(4096)[:-100], end=False)
+        until_held(began)
+
+
+@attack
+def resets_during_the_answer(address: str) -> None:
+    began = time.monotonic()
+    while time.monotonic() < began + HOLD:
+        with connected(address, 1, window=1024) as (connection,):
+            for _ in range(10):
+                stream = connection.call()
+                connection.data(stream, message(MIB // 4))
+                connection.read(0.02)
+                connection.reset(stream)
+
+
+@attack
+def breaks_off_during_the_answer(address: str) -> None:
+    began = time.monotonic()
+    while time.monotonic() < began + HOLD:
+        connection = Connection(address, window=1024)
+        connection.data(connection.call(), message(MIB // 4))
+        connection.read(0.02)
+        connection.close(abruptly=True)
+
+
+@attack
+def begins_and_resets(address: str) -> None:
+    """As in CVE-2023-44487."""
+    began = time.monotonic()
+    while time.monotonic() < began + HOLD:
+        with connected(address) as (connection,):
+            try:
+                for _ in range(300):
+                    connection.reset(connection.call())
+            except OSError:
+                continue
+
+
+@attack
+def claims_four_gigabytes(address: str) -> None:
+    for size in (2**32 - 1, 2**31, LIMIT + EXCESS + 1):
+        with connected(address) as (connection,):
+            stream = connection.call()
+            connection.data(stream, framed(b"\x0a", size), end=False)
+            ended = connection.ended(stream)
+            assert ended.grpc_status == "8", ended  # RESOURCE_EXHAUSTED
+
+
+@attack
+def sends_beyond_the_limit(address: str) -> None:
+    with connected(address) as (connection,):
+        stream = connection.call()
+        connection.data(stream, message(LIMIT))
+        ended = connection.ended(stream)
+        assert ended.grpc_status == "8", ended
+        assert "SHOAL_ROUTER_MAX_MESSAGE_BYTES" in ended.trailers["grpc-message"]
+
+
+@attack
+def speaks_of_something_else(address: str) -> None:
+    """Wrong content types, methods and paths."""
+    with connected(address) as (connection,):
+        for more in (
+            {"content_type": "text/html"},
+            {"content_type": ""},
+            {"content_type": "application/grpc+unknown"},
+            {"method": "GET"},
+            {"path": "/nothing/Here"},
+            {"path": "nothing"},
+            {"path": "*"},
+        ):
+            stream = connection.call(**more)
+            connection.data(stream, message(64))
+            connection.ended(stream)
+    with socket.create_connection(tuple(address.split(":"))) as plain:
+        plain.settimeout(10)
+        plain.sendall(b"GET / HTTP/1.1\r\nHost: shoal\r\n\r\n")
+        while plain.recv(4096):
+            pass
+
+
+@attack
+def lies_about_compression(address: str) -> None:
+    for encoding in ("gzip", "identity", "nonsense"):
+        with connected(address) as (connection,):
+            stream = connection.call([("grpc-encoding", encoding)])
+            connection.data(stream, framed(b"no such thing", compressed=1))
+            assert connection.ended(stream).grpc_status not in ("", "0")
+            stream = connection.call([("grpc-encoding", encoding)])
+            connection.data(stream, framed(b"no such thing", compressed=7))
+            connection.read(0.05)
+
+
+@attack
+def sends_garbage(address: str) -> None:
+    """From the first byte on, or after a proper beginning."""
+    noise = random.Random(1)
+    for _ in range(20):
+        with socket.create_connection(tuple(address.split(":"))) as plain:
+            plain.sendall(noise.choice([b"", PREFACE, PREFACE + frame(SETTINGS)]))
+            plain.sendall(noise.randbytes(noise.randrange(1, 4096)))
+    for bad in (
+        frame(SETTINGS, payload=b"123"),
+        frame(SETTINGS, payload=struct.pack(">HI", 4, 2**32 - 1)),  # a window beyond the largest
+        frame(PING, payload=b"short"),
+        frame(0, stream=0, payload=b"data on no stream"),
+        frame(0, stream=2, payload=b"data on the server's stream"),
+        frame(1, flags=4, stream=1, payload=b"\xff" * 40),  # headers that are not HPACK
+        frame(1, flags=4, stream=0, payload=b"\x82"),
+        frame(3, stream=1, payload=b"\0\0\0\0"),  # a reset of nothing
+        frame(5, flags=4, stream=1, payload=b"\0\0\0\2\x82"),  # a push
+        frame(8, stream=0, payload=b"\0\0\0\0"),  # no more window
+        frame(8, stream=0, payload=b"\x7f\xff\xff\xff"),  # too much of it
+        frame(CONTINUATION, stream=1, payload=b"\x82"),
+        frame(99, flags=255, stream=7, payload=b"unknown"),
+        frame(0, stream=1, payload=b"x", size=2**24 - 1),
+    ):
+        with connected(address) as (connection,):
+            connection.send(bad)
+            connection.read(0.02)
+
+
+@attack
+def floods_with_control_frames(address: str) -> None:
+    for flood in (
+        frame(PING, payload=bytes(8)) * 2000,
+        frame(SETTINGS) * 2000,
+        frame(2, stream=1, payload=bytes(5)) * 2000,  # priorities
+        frame(0, stream=1) * 2000,  # empty data
+    ):
+        with connected(address) as (connection,):
+            try:
+                connection.send(flood)
+                connection.read(0.1)
+            except OSError:
+                continue
+
+
+@attack
+def floods_with_headers(address: str) -> None:
+    for flood in ([("x-large", "x" * (HEADERS + 1))], [(f"x-{n}", "y") for n in range(2000)]):
+        with connected(address) as (connection,):
+            ended = connection.settled().ended(connection.call(flood))
+            assert ended.grpc_status == "8", ended
+        with connected(address) as (connection,):  # before it is told of a limit
+            stream = connection.call(flood)
+            connection.data(stream, message(64))
+            connection.ended(stream)
+
+
+@attack
+def never_ends_its_headers(address: str) -> None:
+    for part in (b"\x00\x01a\x01b" * 800, b"\x40\x01a\x01b" * 800, b"\xbe" * 4000):
+        for settled in (False, True):
+            with connected(address) as (connection,):
+                if settled:
+                    connection.settled()
+                try:
+                    connection.send(frame(1, stream=1, payload=b"\x83"))
+                    for _ in range(500):
+                        connection.send(frame(CONTINUATION, stream=1, payload=part))
+                except OSError:
+                    continue
+                connection.read(0.05)
+
+
+@attack
+def wants_more_streams_than_there_are(address: str) -> None:
+    with connected(address) as (connection,):
+        assert connection.settled().state.remote_settings.max_concurrent_streams == STREAMS
+        connection.state.remote_settings.max_concurrent_streams = 10 * STREAMS
+        connection.state.remote_settings.acknowledge()
+        try:
+            for _ in range(3 * STREAMS):
+                connection.data(connection.call(), message(64)[:-1], end=False)
+        except OSError:
+            return
+        connection.read(0.1)
+
+
+@attack
+def keeps_idle_connections(address: str) -> None:
+    began = time.monotonic()
+    with ExitStack() as kept:
+        for number in range(300):
+            plain = kept.enter_context(socket.create_connection(tuple(address.split(":"))))
+            plain.sendall((b"", PREFACE, PREFACE + frame(SETTINGS))[number % 3])
+        until_held(began)
+
+
+@attack
+def speaks_slowly(address: str) -> None:
+    """Slowloris: preface, settings and headers byte by byte."""
+    words = PREFACE + frame(SETTINGS) + frame(1, stream=1, payload=b"\x83\x86" * 20)
+    with ExitStack() as kept:
+        slow = [
+            kept.enter_context(socket.create_connection(tuple(address.split(":"))))
+            for _ in range(50)
+        ]
+        for number in range(20):
+            for one in slow:
+                one.sendall(words[number : number + 1])
+            time.sleep(HOLD / 20)
+
+
+# --- over HTTP ------------------------------------------------------------------------------------
+
+HTTP_ATTACKS: dict[str, Attack] = {}
+
+
+def http_attack(function: Attack) -> Attack:
+    HTTP_ATTACKS[function.__name__] = function
+    return function
+
+
+POST = f"POST /v2/models/{MODEL}/infer HTTP/1.1\r\nHost: shoal\r\n".encode()
+
+
+def said(address: str, *words: bytes) -> bytes:
+    """What comes back at once, if anything does."""
+    with socket.create_connection(tuple(address.split(":"))) as plain:
+        plain.settimeout(0.2)
+        try:
+            for word in words:
+                plain.sendall(word)
+            return plain.recv(4096)
+        except OSError:
+            return b""
+
+
+@http_attack
+def sends_garbage_over_http(address: str) -> None:
+    noise = random.Random(2)
+    for _ in range(20):
+        said(address, noise.randbytes(noise.randrange(1, 4096)))
+    for words in (
+        PREFACE,
+        b"POST / HTTP/9.9\r\n\r\n",
+        b"\r\n" * 1000,
+        b"GET http://[ HTTP/1.1\r\n\r\n",
+    ):
+        said(address, words)
+
+
+@http_attack
+def claims_gigabytes_over_http(address: str) -> None:
+    for length in (b"99999999999", b"-1", b"1e9", str(LIMIT + EXCESS + 1).encode()):
+        said(address, POST, b"Content-Length: " + length + b"\r\n\r\n", b"{")
+    endless = (b"%x\r\n" % MIB + bytes(MIB) + b"\r\n" for _ in range(2 * LIMIT // MIB))
+    said(address, POST, b"Transfer-Encoding: chunked\r\n\r\n", *endless)
+
+
+@http_attack
+def floods_with_headers_over_http(address: str) -> None:
+    said(address, POST, b"X-Large: " + b"x" * MIB + b"\r\n\r\n")
+    said(address, POST, *(b"X-%d: y\r\n" % number for number in range(20_000)), b"\r\n")
+
+
+@http_attack
+def speaks_slowly_over_http(address: str) -> None:
+    words = POST + b"Content-Length: 100\r\n\r\n{"
+    with ExitStack() as kept:
+        slow = [
+            kept.enter_context(socket.create_connection(tuple(address.split(":"))))
+            for _ in range(100)
+        ]
+        for number in range(20):
+            for one in slow:
+                one.sendall(words[number : number + 1])
+            time.sleep(HOLD / 20)
+
+
+# --- what the others see --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*ATTACKS, *HTTP_ATTACKS])
+def test_nobody_else_notices(stack: Fleet, alone: Experience, name: str) -> None:
+    with beside(stack) as experience:
+        while len(experience.times) < ENOUGH:
+            attacked(stack, name)
+    assert experience.errors == []
+    assert experience.median < SLOWER * alone.median + SLACK
+
+
+def attacked(stack: Fleet, name: str) -> None:
+    if name in ATTACKS:
+        ATTACKS[name](stack.router_grpc)
+    else:
+        HTTP_ATTACKS[name](stack.router_http)
+
+
+def router(stack: Fleet) -> psutil.Process:
+    return psutil.Process(stack.stack.announced().pid_of("router"))
+
+
+def test_nothing_of_them_stays(stack: Fleet, alone: Experience) -> None:
+    """After a second round of all attacks the Router holds no more than after the first."""
+    process = router(stack)
+    idle = settled_files(process)
+    memory = process.memory_info().rss
+    for name in (*ATTACKS, *HTTP_ATTACKS):
+        attacked(stack, name)
+    wait_until(lambda: process.num_fds() <= idle, 30, f"no more than {idle} files are open")
+    assert process.memory_info().rss - memory < GROWTH
+    wait_until(lambda: in_flight(stack) == 0, 10, "nothing of theirs is in flight")
+    gone = stack.controller.EvictModel(
+        controller.EvictModelRequest(name=f"models/{MODEL}"), timeout=20
+    )
+    assert len(gone.evicted) == 1, "no request of theirs keeps the model"
+    assert stack.inference.ModelInfer(request(4), timeout=30)
+    starts = stack.stack.announced()
+    assert (starts.starts("router"), starts.starts("triton-0")) == (1, 1)
+
+
+def in_flight(stack: Fleet) -> int:
+    reply = stack.router.GetStatistics(router_wire.GetStatisticsRequest(), timeout=5)
+    return sum(row.in_flight for row in reply.models)
+
+
+def settled_files(process: psutil.Process) -> int:
+    """How many are open when those of the attacks before are closed."""
+    began = time.monotonic()
+    least = process.num_fds()
+    while time.monotonic() < began + 1.0:
+        time.sleep(0.05)
+        least = min(least, process.num_fds())
+    return least
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seconds", [600])
+def test_all_of_them_for_long(stack: Fleet, alone: Experience, seconds: int) -> None:
+    process = router(stack)
+    until = time.monotonic() + seconds
+    sizes: list[int] = []
+    with beside(stack) as experience:
+        while time.monotonic() < until:
+            for name in (*ATTACKS, *HTTP_ATTACKS):
+                attacked(stack, name)
+            sizes.append(process.memory_info().rss)
+    assert experience.errors == []
+    assert experience.median < SLOWER * alone.median + SLACK
+    assert sizes[-1] - sizes[len(sizes) // 2] < GROWTH
+
+
+@pytest.mark.soak
+def test_the_largest_message_that_is_allowed(tmp_path: Path) -> None:
+    """By default, and for a model that there is not."""
+    write(tmp_path, MODEL)
+    with BackgroundStack(f"--repository={tmp_path}", "--trace-ratio=0") as running:
+        fleet = Fleet(running)
+        fleet.inference.ModelInfer(request(4), timeout=30)
+        size = Settings().max_message_bytes
+        head = service_pb2.ModelInferRequest(model_name="nobody").SerializeToString()
+        raw = size - len(head) - 6
+        head += b"\x3a" + bytes(raw >> shift & 127 | 128 for shift in (0, 7, 14, 21))
+        head += bytes([raw >> 28])
+        with beside(fleet) as experience, connected(running.router_grpc) as (connection,):
+            for _ in range(8):
+                stream = connection.call()
+                chunks = (bytes(min(MIB, raw - sent)) for sent in range(0, raw, MIB))
+                connection.data(stream, framed(head, size), end=False)
+                connection.data(stream, chunks)
+                assert connection.ended(stream, 60).grpc_status == "5"  # NOT_FOUND
+        assert experience.errors == []
+        assert experience.median < SLACK

@@ -1,0 +1,115 @@
+"""A Router's service in this process, in front of a Controller that a test has."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from tritonclient.grpc import service_pb2_grpc
+
+from services.common import channels
+from services.common.caller import CallerPolicy
+from services.common.rpc import RpcServer
+from services.router.administration import Administration
+from services.router.controller_calls import ControllerCalls
+from services.router.controller_client import ControllerClient
+from services.router.core.table import Table
+from services.router.forward import Forwarder
+from services.router.inference import Inference
+from services.router.model_info import ModelInfo
+from services.router.placement_watch import PlacementWatch
+from services.router.requests import Requests
+from services.router.server_calls import ServerCalls
+from services.router.shared_memory import SharedMemory
+from services.router.shared_memory_requests import SharedMemoryRequests
+from services.router.statistics import Statistics
+from shoal.controller.v1.controller_service_pb2_grpc import ControllerServiceStub
+
+MAX_MESSAGE = 2**31 - 1
+SECONDS = 10.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Alone:
+    """`stub`: of grpc.aio, of inference.GRPCInferenceService. `memory`: None where it is off."""
+
+    address: str
+    stub: Any
+    watch: PlacementWatch
+    memory: SharedMemory | None
+    requests: Requests
+
+
+@asynccontextmanager
+async def in_a_task(context: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
+    """Enter and leave `context` in one task, for fixtures: theirs are set up and torn down in two,
+    which task groups do not bear."""
+    stop = asyncio.Event()
+    entered: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+    async def hold() -> None:
+        try:
+            async with context as value:
+                entered.set_result(value)
+                await stop.wait()
+        except BaseException as error:
+            if entered.done():
+                raise
+            entered.set_exception(error)
+
+    task = asyncio.create_task(hold())
+    try:
+        yield await entered
+    finally:
+        stop.set()
+        await task
+
+
+@asynccontextmanager
+async def router(
+    controller: str,
+    *,
+    proxies: tuple[str, ...] = (),
+    shared_memory: bool = False,
+    several: bool = False,
+    name: str = "test",
+) -> AsyncIterator[Alone]:
+    """Yields once it has a table. `controller`: host:port."""
+    async with AsyncExitStack() as stack:
+        control = await stack.enter_async_context(channels.control(controller))
+        stubs = {controller: ControllerServiceStub(control)}
+        watch = PlacementWatch(stubs, f"router-{name}", Table(), None)
+        asking = ControllerClient(watch, patience=SECONDS)
+        forwarder = Forwarder(watch, asking)
+        stack.push_async_callback(forwarder.close)
+        callers, statistics = CallerPolicy(proxies), Statistics()
+        calls = ControllerCalls(watch)
+        servers = ServerCalls(calls)
+        further = dict(Administration(watch, calls, servers).answers())
+        memory = None
+        info = ModelInfo(asking)
+        requests = Requests(watch, forwarder, statistics, info, max_message=MAX_MESSAGE)
+        if shared_memory:
+            memory = SharedMemory(watch, servers, callers, router=name, several=several)
+            further |= memory.answers()
+            requests = SharedMemoryRequests(
+                watch, forwarder, statistics, info, memory, max_message=MAX_MESSAGE
+            )
+        service = Inference(watch, requests, info, callers, further, version="0.test")
+        rpc = RpcServer(callers, open_methods=frozenset())
+        rpc.grpc.add_generic_rpc_handlers((service.handlers(),))
+        running = asyncio.create_task(watch.run())
+        try:
+            async with asyncio.timeout(SECONDS):
+                await watch.synchronized.wait()
+            address = f"127.0.0.1:{await rpc.start('127.0.0.1', 0)}"
+            stack.push_async_callback(rpc.stop, 0)
+            channel = await stack.enter_async_context(channels.control(address))
+            stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            yield Alone(address, stub, watch, memory, requests)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
