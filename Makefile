@@ -40,7 +40,7 @@ demo: setup ## Send real inputs to more models than fit, and show what happens
 
 .PHONY: test
 test: setup ## All tests but the heavy ones, against the real Triton
-	@exec $(BIN)/pytest -m "not soak" -n 2 --dist loadfile $(ARGS)
+	@exec $(BIN)/pytest -m "not soak" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: soak
 soak: setup ## The heavy counts; results go to bench/RESULTS.md
@@ -64,6 +64,8 @@ lint: .venv/.shoal-stamp ## Style, formatting, types, protos
 .PHONY: proto
 proto: .venv/.shoal-stamp ## Generate the stubs in shoal/ from protos/
 	$(BIN)/buf generate
+	$(BIN)/buf build third_party/triton --as-file-descriptor-set --exclude-source-info \
+		-o shoal/client/triton.binpb
 
 .PHONY: models
 models: .venv/.shoal-stamp
