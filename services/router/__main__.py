@@ -105,15 +105,14 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         admission = Admission(watch.table, tenants, settings.bounds, settings.in_flight_limits)
         watch.waiting = admission.waiting
         REGISTRY.register(Overload(admission, forwarder.budget))
-        requests = Requests(watch, forwarder, statistics, info, max_message=limit)
+        requests = Requests(watch, forwarder, statistics, info, admission, max_message=limit)
         if settings.shared_memory:
             here = str(settings.grpc_port)
             memory = SharedMemory(watch, servers, callers, router=here, several=shared)
             further |= memory.answers()
             requests = SharedMemoryRequests(
-                watch, forwarder, statistics, info, memory, max_message=limit
+                watch, forwarder, statistics, info, admission, memory, max_message=limit
             )
-        requests.admission = admission
         version = importlib.metadata.version("shoal")
         stream_calls = StreamCalls(
             watch, controller, info, forwarder.pick, forwarder.repeats, forwarder.budget

@@ -6,8 +6,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from typing import Final
 
 from services.common.errors import DeadlineBeforeResident, Overloaded, ShoalError
@@ -31,10 +30,9 @@ _PROBLEMS: Final = {
 
 
 class Ticket:
-    """One request's leave to be sent. `turn`: it has to wait for that to be done. `warm`: set it to
-    False if the request had to wait until its model was resident."""
+    """One request's leave to be sent. `turn`: it has to wait for that to be done."""
 
-    __slots__ = ("began", "cold", "gate", "priority", "target", "tenant", "turn", "waiting", "warm")
+    __slots__ = ("began", "cold", "gate", "priority", "target", "tenant", "turn", "waiting")
 
     def __init__(
         self, target: Target, gate: Gate, tenant: Tenant, priority: Priority, cold: bool, now: float
@@ -44,7 +42,6 @@ class Ticket:
         self.tenant = tenant
         self.priority = priority
         self.cold = cold
-        self.warm = not cold
         self.began = now
         self.turn: asyncio.Future[ShoalError | None] | None = None
         self.waiting: Waiting | None = None
@@ -55,7 +52,7 @@ class Admission:
     what is not named is found out.
 
     A request begins with `enter`, waits in `turn` if it must, and ends with `leave`, whatever
-    happens to it; `admitted` does all three.
+    happens to it.
     """
 
     def __init__(
@@ -177,7 +174,7 @@ class Admission:
         presumably for as long as it usually does."""
         gate = ticket.gate
         self.tenants.leave(ticket.tenant, cold=ticket.cold)
-        if abandoned and ticket.warm and gate.latency:
+        if abandoned and not ticket.cold and gate.latency:
             left = ticket.began + gate.latency - time.monotonic()
             if left > 0:
                 asyncio.get_running_loop().call_later(left, self._left, ticket)
@@ -186,47 +183,10 @@ class Admission:
         if gate.waiting:
             self._release(ticket)
 
-    @asynccontextmanager
-    async def admitted(
-        self,
-        tenant: str,
-        target: Target,
-        *,
-        said: str | bytes | None = None,
-        parameter: int = 0,
-        deadline: float | None = None,
-        size: int = 0,
-        begun: bool = False,
-    ) -> AsyncIterator[Ticket]:
-        """`enter`, `turn` and `leave` around a request; what is raised within says nothing of how
-        fast the model is."""
-        ticket = self.enter(
-            tenant,
-            target,
-            said=said,
-            parameter=parameter,
-            deadline=deadline,
-            size=size,
-            begun=begun,
-        )
-        if ticket.turn is not None:
-            await self.turn(ticket)
-        answered = abandoned = False
-        try:
-            yield ticket
-            answered = ticket.warm
-        except (asyncio.CancelledError, GeneratorExit):
-            abandoned = True
-            raise
-        finally:
-            self.leave(ticket, answered=answered, abandoned=abandoned)
-
     # --- within -----------------------------------------------------------------------------------
 
     def _replicas(self, target: Target) -> int:
-        route = self._table.routes.get(target.model)
-        entry = route.versions.get(target.version) if route is not None else None
-        return len(entry.servers) if entry is not None else 0
+        return len(self._table.servers(target))
 
     def _open(self, target: Target, now: float) -> Gate:
         if len(self.gates) >= self._many:

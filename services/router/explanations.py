@@ -52,7 +52,7 @@ class Explanations:
                 )
         heard = "is heard from" if self._watch.connected else "is away; the table is kept"
         steps.append(f"the Controller {heard}, at {self._watch.table.revision}")
-        arms = tuple((target, share, self._servers(target)) for target, share in found)
+        arms = tuple((target, share, self._watch.table.servers(target)) for target, share in found)
         return Explanation(arms, priority, tuple(steps))
 
     def _found(self, asked: Question) -> list[tuple[Target, float]]:
@@ -72,10 +72,9 @@ class Explanations:
         return f"no version was asked for, the traffic policy draws one: {arms}"
 
     def _place(self, asked: Question, target: Target) -> str:
-        servers = self._servers(target)
+        servers = self._watch.table.servers(target)
         if not servers:
-            route = self._watch.table.routes.get(target.model)
-            entry = route.versions.get(target.version) if route is not None else None
+            entry = self._watch.table.entry(target)
             reason = entry.reason if entry is not None else "not registered"
             return f"{target} is not resident ({reason}): the Controller is asked"
         where = ", ".join(servers)
@@ -91,9 +90,4 @@ class Explanations:
             tied = self._watch.sequences.replica(target, id_)
             if tied is not None:
                 return f"tied to {tied.server}"
-        return f"at home on {home(self._servers(target), asked.sequence)}"
-
-    def _servers(self, target: Target) -> tuple[str, ...]:
-        route = self._watch.table.routes.get(target.model)
-        entry = route.versions.get(target.version) if route is not None else None
-        return entry.servers if entry is not None else ()
+        return f"at home on {home(self._watch.table.servers(target), asked.sequence)}"

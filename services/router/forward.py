@@ -137,21 +137,19 @@ class Forwarder:
                     self._watch.broke(replica, broke, repeated=repeated)
                     broke = replica
                 if not repeated:
-                    raise _lost(replica, text)
+                    raise lost(replica, text)
                 retry = False
             misses += 1
             patience = patience or time.monotonic() + MISS_PATIENCE
             if deadline is None and time.monotonic() > patience:
-                raise _lost(replica, text)
+                raise lost(replica, text)
             missed = Miss(replica.server, meaning is Verdict.UNHEALTHY)
             await self._pause(misses, deadline, replica, text)
 
     def pick(self, target: Target, sequence: Sequence | None) -> Replica | None:
         """The replica that the sequence is tied to or belongs to; without a sequence, the one with
         the least in flight of two drawn ones."""
-        route = self._watch.table.routes.get(target.model)
-        entry = route.versions.get(target.version) if route is not None else None
-        servers = entry.servers if entry is not None else ()
+        servers = self._watch.table.servers(target)
         if sequence is not None and not sequence.start:
             tied = self._watch.sequences.replica(target, sequence.id)
             # Also one that was withdrawn: it is not unloaded before its sequences have ended.
@@ -246,7 +244,7 @@ class Forwarder:
         longest = min(MAX_MISS_SECONDS, MISS_SECONDS * 2 ** (misses - 1))
         pause = longest * random.uniform(0.5, 1.0)  # noqa: S311
         if deadline is not None and time.monotonic() + pause >= deadline:
-            raise _lost(replica, text)
+            raise lost(replica, text)
         await asyncio.sleep(pause)
 
 
@@ -258,7 +256,8 @@ async def _error(call: Any) -> grpc.aio.AioRpcError:
     raise AssertionError("a failed call gave an answer")
 
 
-def _lost(replica: Replica, text: str) -> ServerLost:
+def lost(replica: Replica, text: str) -> ServerLost:
+    """The refusal of a request that is not sent again."""
     return ServerLost(
         server=replica.server,
         model=replica.target.model,

@@ -204,9 +204,7 @@ class PlacementWatch:
         in flight, and it is they that another copy would serve."""
         if not self.table.holds(replica):
             return 0
-        route = self.table.routes[replica.target.model]
-        servers = route.versions[replica.target.version].servers
-        return -(-self.waiting(replica.target) // len(servers))
+        return -(-self.waiting(replica.target) // len(self.table.servers(replica.target)))
 
     def _apply(self, response: wire.WatchPlacementsResponse, acting: Acting) -> None:
         if response.WhichOneof("message") == "checkpoint":

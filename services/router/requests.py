@@ -60,14 +60,14 @@ class Requests:
         forwarder: Forwarder,
         statistics: Statistics,
         info: ModelInfo,
+        admission: Admission,
         *,
         max_message: int,
-        admission: Admission | None = None,
     ) -> None:
         self._watch = watch
         self._forwarder = forwarder
         self._info = info
-        self.admission = admission or Admission(watch.table)
+        self.admission = admission
         self._statistics = statistics
         self._max_message = max_message
 
@@ -127,8 +127,7 @@ class Requests:
 
     async def _check_classes(self, message: bytes, target: Target) -> None:
         """Raises NoClasses."""
-        route = self._watch.table.routes[target.model].versions.get(target.version)
-        digest = route.config_digest if route is not None else ""
+        digest = self._watch.table.digest(target)
         classes.check(message, await self._info.config(target, digest))
 
     async def _send(

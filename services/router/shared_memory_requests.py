@@ -8,6 +8,7 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from services.common.caller import Caller
+from services.router.admission import Admission
 from services.router.core.shared_memory import Mapped, Owner
 from services.router.forward import Forwarder, TritonError
 from services.router.model_info import ModelInfo
@@ -45,11 +46,12 @@ class SharedMemoryRequests(Requests):
         forwarder: Forwarder,
         statistics: Statistics,
         info: ModelInfo,
+        admission: Admission,
         shared: SharedMemory,
         *,
         max_message: int,
     ) -> None:
-        super().__init__(watch, forwarder, statistics, info, max_message=max_message)
+        super().__init__(watch, forwarder, statistics, info, admission, max_message=max_message)
         self._shared = shared
         self._running: set[asyncio.Task[Answer]] = set()
 

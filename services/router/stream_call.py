@@ -270,7 +270,7 @@ class StreamCalls:
 
     def decoupled(self, target: Target) -> bool | None:
         """Whether the model is; None until `ask_decoupled` was answered."""
-        return self._decoupled.get((target, self._digest(target)))
+        return self._decoupled.get((target, self.watch.table.digest(target)))
 
     async def ask_decoupled(self, target: Target) -> bool | None:
         """None where the Controller does not say so soon; then a Triton will say it."""
@@ -283,19 +283,14 @@ class StreamCalls:
     async def _ask(self, target: Target) -> bool | None:
         try:
             async with asyncio.timeout(CONFIG_SECONDS):
-                config = await self._info.config(target, self._digest(target))
+                config = await self._info.config(target, self.watch.table.digest(target))
         except (TimeoutError, Rejected, ShoalError):
             return None
         self.learn(target, decoupled=bool(config.model_transaction_policy.decoupled))
         return self.decoupled(target)
 
     def learn(self, target: Target, *, decoupled: bool) -> None:
-        self._decoupled[target, self._digest(target)] = decoupled
-
-    def _digest(self, target: Target) -> str:
-        route = self.watch.table.routes.get(target.model)
-        entry = None if route is None else route.versions.get(target.version)
-        return "" if entry is None else entry.config_digest
+        self._decoupled[target, self.watch.table.digest(target)] = decoupled
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._running.discard(task)

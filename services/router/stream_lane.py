@@ -10,13 +10,13 @@ import grpc
 import structlog
 from opentelemetry import trace
 
-from services.common.errors import ServerLost, ShoalError
+from services.common.errors import ShoalError
 from services.router.controller_client import Grant, Miss, Rejected
 from services.router.core.routes import Replica, Target
 from services.router.core.streams import amended, reply
 from services.router.core.verdict import Verdict, broken_off, code_in_band, in_band
 from services.router.core.wire import overridden, overridden_in_stream
-from services.router.forward import MAX_MISS_SECONDS, MISS_PATIENCE, MISS_SECONDS, TritonError
+from services.router.forward import MAX_MISS_SECONDS, MISS_PATIENCE, MISS_SECONDS, TritonError, lost
 from services.router.requests import Pairs
 from services.router.stream_call import Exchange, StreamCall, StreamCalls
 from services.router.stream_outlet import Outlet, Room
@@ -279,15 +279,7 @@ class Lane:
 
     def _lose(self, exchange: Exchange) -> None:
         assert exchange.lost is not None
-        replica, text = exchange.lost
-        error = ServerLost(
-            server=replica.server,
-            model=replica.target.model,
-            version=replica.target.version,
-            cause=text,
-            retry_after=1.0,
-        )
-        self._outlet.refuse(exchange, error)
+        self._outlet.refuse(exchange, lost(*exchange.lost))
 
     def _end_repeat(self, exchange: Exchange) -> None:
         if exchange.repeated is not None:

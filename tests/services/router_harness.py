@@ -12,6 +12,7 @@ from services.common import channels
 from services.common.caller import CallerPolicy
 from services.common.rpc import RpcServer
 from services.router.administration import Administration
+from services.router.admission import Admission
 from services.router.controller_calls import ControllerCalls
 from services.router.controller_client import ControllerClient
 from services.router.core.table import Table
@@ -91,12 +92,19 @@ async def router(
         further = dict(Administration(watch, calls, servers).answers())
         memory = None
         info = ModelInfo(asking)
-        requests = Requests(watch, forwarder, statistics, info, max_message=MAX_MESSAGE)
+        admission = Admission(watch.table)
+        requests = Requests(watch, forwarder, statistics, info, admission, max_message=MAX_MESSAGE)
         if shared_memory:
             memory = SharedMemory(watch, servers, callers, router=name, several=several)
             further |= memory.answers()
             requests = SharedMemoryRequests(
-                watch, forwarder, statistics, info, memory, max_message=MAX_MESSAGE
+                watch,
+                forwarder,
+                statistics,
+                info,
+                Admission(watch.table),
+                memory,
+                max_message=MAX_MESSAGE,
             )
         service = Inference(watch, requests, info, callers, further, version="0.test")
         rpc = RpcServer(callers, open_methods=frozenset())

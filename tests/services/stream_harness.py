@@ -16,6 +16,7 @@ from services.common.caller import CallerPolicy
 from services.common.errors import LoadFailed
 from services.common.rpc import RpcServer
 from services.common.status import abort
+from services.router.admission import Admission
 from services.router.controller_client import ControllerClient
 from services.router.core.routes import Replica, Target
 from services.router.core.table import Table
@@ -334,7 +335,9 @@ async def routed(places: Places) -> AsyncIterator[Routed]:
             watch, client, info, forwarder.pick, forwarder.repeats, forwarder.budget
         )
         stack.push_async_callback(calls.close)
-        requests = Requests(watch, forwarder, statistics, info, max_message=MAX_MESSAGE)
+        requests = Requests(
+            watch, forwarder, statistics, info, Admission(watch.table), max_message=MAX_MESSAGE
+        )
         streams = Streams(watch, calls, requests, statistics, max_message=MAX_MESSAGE)
         service = Inference(watch, requests, info, callers, {}, streams, version="0.test")
         rpc = RpcServer(callers, open_methods=frozenset())

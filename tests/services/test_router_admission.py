@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -47,6 +48,20 @@ MODEL = Target("model", 1)
 COLD = Target("cold", 1)
 SOON = 5.0  # seconds
 TAKES = 0.1  # seconds that the model takes, by all that is known of it
+
+
+@asynccontextmanager
+async def admitted(admission: Admission, **asked: Any) -> AsyncIterator[None]:
+    """A request from its begin to its end, as the Router has it."""
+    ticket = admission.enter("one", MODEL, **asked)
+    if ticket.turn is not None:
+        await admission.turn(ticket)
+    answered = False
+    try:
+        yield
+        answered = True
+    finally:
+        admission.leave(ticket, answered=answered)
 
 
 def table(copies: int = 1) -> Table:
@@ -106,7 +121,7 @@ async def test_one_after_the_other_by_priority() -> None:
     admission, order = made(), []
 
     async def request(name: str, said: str | None, parameter: int = 0) -> None:
-        async with admission.admitted("one", MODEL, said=said, parameter=parameter):
+        async with admitted(admission, said=said, parameter=parameter):
             order.append(name)
             await asyncio.sleep(0)
 
@@ -321,7 +336,7 @@ async def test_a_failure_within_gives_the_place_back() -> None:
     admission = made()
     async with clean(admission):
         with pytest.raises(ZeroDivisionError):
-            async with admission.admitted("one", MODEL):
+            async with admitted(admission):
                 raise ZeroDivisionError
         gate = admission.gates[MODEL]
         assert gate.latency == 0.0, "how long a failure took says nothing of the model"

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from services.router.core.routes import Replica, Route, Target
+from services.router.core.routes import Replica, Route, Target, VersionRoute
 
 
 class Revision(NamedTuple):
@@ -78,10 +78,23 @@ class Table:
             self.withdrawn.pop(replica, None)
         return withdrawn
 
+    def entry(self, target: Target) -> VersionRoute | None:
+        """None where the version is not registered."""
+        route = self.routes.get(target.model)
+        return route.versions.get(target.version) if route is not None else None
+
+    def servers(self, target: Target) -> tuple[str, ...]:
+        """Where the version is READY."""
+        entry = self.entry(target)
+        return entry.servers if entry is not None else ()
+
+    def digest(self, target: Target) -> str:
+        """Of the version's config; empty where it is not registered."""
+        entry = self.entry(target)
+        return entry.config_digest if entry is not None else ""
+
     def holds(self, replica: Replica) -> bool:
-        route = self.routes.get(replica.target.model)
-        entry = route.versions.get(replica.target.version) if route is not None else None
-        return entry is not None and replica.server in entry.servers
+        return replica.server in self.servers(replica.target)
 
     def outdated(self, replica: Replica, revision: Revision) -> bool:
         """Whether a grant of `replica` at `revision` was overtaken: by a withdrawal, or by another
