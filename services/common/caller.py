@@ -49,18 +49,23 @@ class CallerPolicy:
 
     def __init__(self, trusted_proxies: Iterable[str] = ()) -> None:
         self._proxies = tuple(ipaddress.ip_network(proxy) for proxy in trusted_proxies)
+        self._by_peer = lru_cache(maxsize=4096)(self._known)
 
     def caller(self, peer: str, metadata: Sequence[tuple[str, str | bytes]]) -> Caller:
         """`peer` as gRPC spells it: `ipv4:127.0.0.1:4711`, `ipv6:%5B::1%5D:4711`, `unix:…`."""
+        known = self._by_peer(peer)
+        return _from_headers(peer, metadata) if known is None else known
+
+    def _known(self, peer: str) -> Caller | None:
+        """Who calls from there; None where that is for a trusted proxy's headers to say."""
         address = peer_address(peer)
         if address is not None and any(address in network for network in self._proxies):
-            return _from_headers(peer, metadata)
+            return None
         if peer.startswith("unix:") or (address is not None and address.is_loopback):
             return LOCAL
         return Caller(f"anonymous at {peer}", "default", frozenset({USER}))
 
 
-@lru_cache(maxsize=4096)
 def peer_address(peer: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """The IP address in a gRPC peer string, or None where there is none (a Unix socket)."""
     kind, _, rest = unquote(peer).partition(":")

@@ -7,6 +7,7 @@ from typing import Any, Final, NoReturn, cast
 import grpc
 from tritonclient.grpc import service_pb2
 
+from services.common import telemetry
 from services.common.caller import CallerPolicy
 from services.common.errors import NotProxied, ShoalError, VersionNotFound
 from services.common.rpc import Context
@@ -18,7 +19,7 @@ from services.router.core.routes import Target, VersionRoute, resolve
 from services.router.forward import TritonError
 from services.router.model_info import ModelInfo
 from services.router.placement_watch import PlacementWatch
-from services.router.requests import Request, Requests, forwarded
+from services.router.requests import Pairs, Request, Requests, forwarded
 from services.router.streams import Streams
 
 SERVICE: Final = "inference.GRPCInferenceService"
@@ -120,29 +121,28 @@ class Inference:
     # --- inference --------------------------------------------------------------------------------
 
     async def model_infer(self, request: bytes, context: Context) -> bytes:
-        began = time.monotonic()
         metadata = tuple(context.invocation_metadata() or ())
-        left = cast("float | None", context.time_remaining())  # None without a deadline
+        if not telemetry.enabled():
+            return await self._infer(request, metadata, context)
         with tracing.serving(f"{SERVICE}/ModelInfer", metadata):
-            try:
-                answer = await self._requests.answer(
-                    Request(
-                        request,
-                        metadata,
-                        None if left is None else began + left,
-                        self._callers.caller(context.peer(), metadata),
-                    )
-                )
-            except (TritonError, Rejected) as answered:
-                await _pass_on(context, answered.error)
-            except ShoalError as error:
-                tracing.refused(error)
-                await abort(context, error)
-            if answer.leading:
-                await context.send_initial_metadata(answer.leading)
-            if answer.trailing:
-                context.set_trailing_metadata(answer.trailing)
-            return answer.message
+            return await self._infer(request, metadata, context)
+
+    async def _infer(self, request: bytes, metadata: Pairs, context: Context) -> bytes:
+        left = cast("float | None", context.time_remaining())  # None without a deadline
+        deadline = None if left is None else time.monotonic() + left
+        caller = self._callers.caller(context.peer(), metadata)
+        try:
+            answer = await self._requests.answer(Request(request, metadata, deadline, caller))
+        except (TritonError, Rejected) as answered:
+            await _pass_on(context, answered.error)
+        except ShoalError as error:
+            tracing.refused(error)
+            await abort(context, error)
+        if answer.leading:
+            await context.send_initial_metadata(answer.leading)
+        if answer.trailing:
+            context.set_trailing_metadata(answer.trailing)
+        return answer.message
 
     async def model_stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
         assert self._streams is not None
