@@ -12,10 +12,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from bench import load, machine, report
-from bench.measure import measure
+from bench.measure import measure, samples
 from bench.rounds import Sample, Summary, summaries
 from bench.subjects import running
-from bench.workloads import WORKLOADS
 
 RESULTS: Final = Path(__file__).with_name("RESULTS.md")
 QUIET: Final = 0.5  # load average above which the figures are noisy from the start
@@ -28,19 +27,19 @@ def main(words: Sequence[str]) -> int:
     if busy > QUIET:
         console.print(f"The machine is busy (load average {busy:.1f}): expect noise.")
     try:
-        samples, about = _run(given, console)
+        measured, about = _run(given, console)
     except (load.Failed, OSError, RuntimeError) as failed:
         console.print(f"bench: {failed}", style="red", markup=False)
         return 1
     about["load"] += f"; load average before: {busy:.1f}"
-    found = summaries(samples)
+    found = summaries(measured)
     for table in report.tables(found):
         console.print(table, "")
     console.print(report.LEGEND, highlight=False)
     for name, text in about.items():
         console.print(f"{name}: {text}", highlight=False)
     if given.json:
-        given.json.write_text(json.dumps(_content(about, found, samples), indent=1) + "\n")
+        given.json.write_text(json.dumps(_content(about, found, measured), indent=1) + "\n")
     if given.record:
         _record(report.section(_title(given), about, found))
     return 0
@@ -51,15 +50,14 @@ def _run(given: argparse.Namespace, console: Console) -> tuple[list[Sample], dic
     console.print("Starting Triton, Shoal and the relay.")
     # Nothing is drawn while there is something to measure: that would cost CPU, too.
     progress = Progress(console=console, transient=True, auto_refresh=False)
-    with running(traced=given.otel) as subjects, progress:
-        total = given.rounds * len(WORKLOADS) * 2 * len(subjects.variants)
-        task = progress.add_task("Measuring", total=total)
-        samples = []
+    with running(traced=given.otel, registered=given.registered) as subjects, progress:
+        task = progress.add_task("Measuring", total=samples(subjects, given.rounds))
+        measured = []
         for sample in measure(subjects, given.generator, given.rounds, given.seconds):
-            samples.append(sample)
+            measured.append(sample)
             progress.update(task, advance=1, refresh=True)
         generator = load.described(given.generator)
-        return samples, {
+        return measured, {
             "machine": machine.describe(),
             "versions": machine.versions(subjects.triton_version),
             "load": f"{generator}; {given.rounds} rounds there and back, {given.seconds:g} s each",
@@ -67,13 +65,13 @@ def _run(given: argparse.Namespace, console: Console) -> tuple[list[Sample], dic
 
 
 def _content(
-    about: Mapping[str, str], found: Sequence[Summary], samples: Sequence[Sample]
+    about: Mapping[str, str], found: Sequence[Summary], measured: Sequence[Sample]
 ) -> dict[str, object]:
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         **about,
         "summaries": [one._asdict() for one in found],
-        "samples": [one._asdict() for one in samples],
+        "samples": [one._asdict() for one in measured],
     }
 
 
@@ -92,6 +90,13 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="under a minute; noisier")
     parser.add_argument(
         "--otel", action="store_true", help="also Routers that trace 1 %% and 100 %% of requests"
+    )
+    parser.add_argument(
+        "--registered",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also the Router of a stack that has N models registered, instead of 10",
     )
     parser.add_argument("--rounds", type=int, help="there and back, each (5)")
     parser.add_argument("--seconds", type=float, help="of each measurement (2)")

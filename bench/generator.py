@@ -1,8 +1,8 @@
-"""Keeps a number of requests in flight until so many are answered: `python -m bench.generator`.
+"""Keeps a number of calls in flight until so many are answered: `python -m bench.generator`.
 
-    python -m bench.generator HOST:PORT CONNECTIONS STREAMS REQUESTS < MESSAGE
+    python -m bench.generator HOST:PORT PATH CONNECTIONS STREAMS CALLS TURNS < BODY
 
-MESSAGE is a serialized ModelInferRequest. Prints the fields of Generated as JSON.
+BODY is what each call sends TURNS times, as gRPC frames it. Prints the fields of Generated as JSON.
 """
 
 import json
@@ -13,11 +13,9 @@ from typing import NamedTuple
 
 from bench.http2 import Connection
 
-PATH = "/inference.GRPCInferenceService/ModelInfer"
-
 
 class Generated(NamedTuple):
-    """`seconds`: from the first request to the last answer. `cpu_seconds`: of this process,
+    """`seconds`: from the first call to the last answer. `cpu_seconds`: of this process,
     meanwhile. `latencies`: in seconds."""
 
     seconds: float
@@ -27,10 +25,16 @@ class Generated(NamedTuple):
 
 
 def generate(
-    address: str, connections: int, streams: int, requests: int, message: bytes
+    address: str,
+    path: str,
+    connections: int,
+    streams: int,
+    calls: int,
+    body: bytes,
+    turns: int = 1,
 ) -> Generated:
     """Raises http2.Broken. An answer whose size is not the first one's counts as failed."""
-    opened = [Connection(address, PATH, message) for _ in range(connections)]
+    opened = [Connection(address, path, body, turns) for _ in range(connections)]
     selector = selectors.EpollSelector()
     for connection in opened:
         selector.register(connection.socket, selectors.EVENT_READ, connection)
@@ -38,7 +42,7 @@ def generate(
     sent: dict[tuple[Connection, int], float] = {}
     latencies: list[float] = []
     sizes: dict[int, int] = {}
-    left = requests
+    left = calls
     cpu, began = time.process_time(), clock()
     for connection in opened:
         for _ in range(min(streams, left)):
@@ -63,12 +67,13 @@ def generate(
     for connection in opened:
         connection.close()
     right = next(iter(sizes))
-    failed = requests - sizes[right] if right else requests
+    failed = calls - sizes[right] if right else calls
     return Generated(seconds, cpu, latencies, failed)
 
 
 if __name__ == "__main__":
-    address, *numbers = sys.argv[1:]
-    connections, streams, requests = map(int, numbers)
-    found = generate(address, connections, streams, requests, sys.stdin.buffer.read())
+    address, path, *numbers = sys.argv[1:]
+    connections, streams, calls, turns = map(int, numbers)
+    body = sys.stdin.buffer.read()
+    found = generate(address, path, connections, streams, calls, body, turns)
     json.dump(found._asdict(), sys.stdout)

@@ -56,19 +56,24 @@ def _text(value: str) -> bytes:
 
 
 class Connection:
-    """One connection over which the same `message` is sent again and again.
+    """One connection over which the same call is made again and again.
 
-    `address`: host:port, `path`: /package.Service/Method. Non-blocking once it stands.
+    `address`: host:port, `path`: /package.Service/Method, `body`: gRPC messages as they are framed.
+    `turns`: how often a call sends it, each time when it has one more answer. Non-blocking once it
+    stands.
     """
 
-    def __init__(self, address: str, path: str, message: bytes) -> None:
+    def __init__(self, address: str, path: str, body: bytes, turns: int = 1) -> None:
         host, _, port = address.rpartition(":")
         self.socket = socket.create_connection((host, int(port)))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._headers = grpc_headers(address, path)
-        self._body = b"\0" + struct.pack(">I", len(message)) + message
+        self._body = body
+        self._turns = turns
+        self._turn: dict[int, int] = {}  # how often it was sent, by stream
         self._stream = -1
         self._received = bytearray()
+        self._answer = 0  # bytes of one
         self._answered: dict[int, int] = {}  # bytes of data so far, by stream
         self._unacknowledged = 0
         self._window = _DEFAULT_WINDOW
@@ -95,11 +100,12 @@ class Connection:
         return bool(self._out)
 
     def request(self) -> int:
-        """Queue one more request. Returns its stream; `flush` sends what is queued."""
+        """Queue one more call. Returns its stream; `flush` sends what is queued."""
         self._stream += 2
         stream = self._stream
         self._answered[stream] = 0
         self._windows[stream] = self._stream_window
+        self._turn[stream] = 1
         self._out.append(memoryview(frame(HEADERS, END_HEADERS, stream, self._headers)))
         self._unsent.append((stream, 0))
         self._fill()
@@ -125,7 +131,7 @@ class Connection:
     def answers(self) -> Iterator[tuple[int, int]]:
         """Read what is there: (stream, bytes of its answer) of each that has ended.
 
-        An answer is the gRPC message with its five bytes in front; 0 bytes mean an error.
+        An answer is its gRPC messages, each with five bytes in front; 0 bytes mean an error.
         """
         try:
             data = self.socket.recv(_RECEIVE)
@@ -144,10 +150,13 @@ class Connection:
             if kind == DATA:
                 self._answered[stream] += size
                 self._unacknowledged += size
+                if self._turn[stream] < self._turns:
+                    self._next_turn(stream, received[at + 10 : at + 14])
             elif kind != HEADERS:
                 self._control(kind, flags, stream, bytes(received[at + 9 : at + 9 + size]))
             at += 9 + size
             if flags & END_STREAM and kind in (DATA, HEADERS):
+                del self._turn[stream]
                 yield stream, self._answered.pop(stream)
         del received[:at]
         if self._unacknowledged > _REFILL:
@@ -157,6 +166,16 @@ class Connection:
 
     def close(self) -> None:
         self.socket.close()
+
+    def _next_turn(self, stream: int, length: bytes) -> None:
+        """Once all of an answer is there. `length`: of its message, where this is its first frame;
+        all of them are equally long."""
+        if not self._answer:
+            self._answer = 5 + int.from_bytes(length, "big")
+        if self._answered[stream] >= self._turn[stream] * self._answer:
+            self._turn[stream] += 1
+            self._unsent.append((stream, 0))
+            self._fill()
 
     def _control(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == WINDOW_UPDATE:
@@ -192,7 +211,7 @@ class Connection:
             while size := min(
                 total - at, self._frame_size, self._window, max(self._windows[stream], 0)
             ):
-                last = at + size == total
+                last = at + size == total and self._turn[stream] == self._turns
                 header = _HEADER.pack(size >> 8, size & 0xFF, DATA, END_STREAM * last, stream)
                 if size < 4096:
                     self._out.append(memoryview(header + body[at : at + size]))
@@ -203,6 +222,7 @@ class Connection:
                 self._window -= size
                 self._windows[stream] -= size
             if at == total:
-                del self._windows[stream]
+                if self._turn[stream] == self._turns:
+                    del self._windows[stream]
             else:
                 self._unsent.append((stream, at))

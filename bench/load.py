@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from bench.generator import PATH
 from bench.rounds import percentile
 from bench.workloads import Workload
 
@@ -29,9 +28,9 @@ class Failed(Exception):
 
 
 class Load(NamedTuple):
-    """Times in seconds. `cpu`: of the generator, over all requests."""
+    """Times in seconds, of calls. `cpu`: of the generator, over all of them."""
 
-    requests: int
+    calls: int
     seconds: float
     p50: float
     p99: float
@@ -50,21 +49,24 @@ def described(generator: str) -> str:
     return said.stdout.strip()
 
 
-def send(generator: str, address: str, workload: Workload, message: bytes, requests: int) -> Load:
-    """Sends `message` to ModelInfer at `address` so many times. Raises Failed."""
-    run = _h2load if generator == "h2load" else _python
+def send(generator: str, address: str, workload: Workload, message: bytes, calls: int) -> Load:
+    """Makes the workload's call with `message`, a serialized ModelInferRequest, so many times; a
+    call of several turns by bench/generator.py always.
+
+    Raises Failed."""
+    run = _h2load if generator == "h2load" and workload.turns == 1 else _python
     try:
-        return run(address, workload, message, requests)
+        return run(address, workload, workload.body(message), calls)
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or b""
         raise Failed(f"{generator}: {error} {said.decode(errors='replace')[-2000:]}") from error
 
 
-def _python(address: str, workload: Workload, message: bytes, requests: int) -> Load:
-    numbers = (workload.connections, workload.streams, requests)
+def _python(address: str, workload: Workload, body: bytes, calls: int) -> Load:
+    numbers = (workload.connections, workload.streams, calls, workload.turns)
     output = subprocess.run(
-        [sys.executable, "-P", "-m", "bench.generator", address, *map(str, numbers)],
-        input=message,
+        [sys.executable, "-P", "-m", "bench.generator", address, workload.path, *map(str, numbers)],
+        input=body,
         env={**os.environ, "PYTHONPATH": str(_ROOT)},
         capture_output=True,
         timeout=_WITHIN,
@@ -72,22 +74,22 @@ def _python(address: str, workload: Workload, message: bytes, requests: int) -> 
     ).stdout
     found = json.loads(output)
     if found["failed"]:
-        raise Failed(f"{found['failed']} of {requests} requests got another answer")
-    return _load(requests, found["seconds"], found["latencies"], found["cpu_seconds"])
+        raise Failed(f"{found['failed']} of {calls} calls got another answer")
+    return _load(calls, found["seconds"], found["latencies"], found["cpu_seconds"])
 
 
-def _h2load(address: str, workload: Workload, message: bytes, requests: int) -> Load:
+def _h2load(address: str, workload: Workload, body: bytes, calls: int) -> Load:
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
-        body, log = Path(folder, "body"), Path(folder, "log")
-        body.write_bytes(b"\0" + len(message).to_bytes(4, "big") + message)
+        data, log = Path(folder, "body"), Path(folder, "log")
+        data.write_bytes(body)
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(
             [
                 "h2load",
-                *("-n", str(requests), "-d", str(body), f"--log-file={log}"),
+                *("-n", str(calls), "-d", str(data), f"--log-file={log}"),
                 *("-c", str(workload.connections), "-m", str(workload.streams), "-t", "1"),
                 *("-H", "content-type: application/grpc", "-H", "te: trailers"),
-                f"http://{address}{PATH}",
+                f"http://{address}{workload.path}",
             ],
             capture_output=True,
             timeout=_WITHIN,
@@ -95,13 +97,15 @@ def _h2load(address: str, workload: Workload, message: bytes, requests: int) -> 
         )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         rows = [tuple(map(int, line.split())) for line in log.read_text().splitlines()]
-    if len(rows) != requests or any(status != 200 for _, status, _ in rows):
-        raise Failed(f"h2load got {len(rows)} answers to {requests} requests")
+    if len(rows) != calls or any(status != 200 for _, status, _ in rows):
+        raise Failed(
+            f"{workload.name} at {address}: h2load got {len(rows)} answers to {calls} calls"
+        )
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     seconds = max(begin + took for begin, _, took in rows) - min(begin for begin, _, _ in rows)
-    return _load(requests, seconds / 1e6, [took / 1e6 for _, _, took in rows], cpu)
+    return _load(calls, seconds / 1e6, [took / 1e6 for _, _, took in rows], cpu)
 
 
-def _load(requests: int, seconds: float, latencies: Sequence[float], cpu: float) -> Load:
+def _load(calls: int, seconds: float, latencies: Sequence[float], cpu: float) -> Load:
     ordered = sorted(latencies)
-    return Load(requests, seconds, percentile(ordered, 0.5), percentile(ordered, 0.99), cpu)
+    return Load(calls, seconds, percentile(ordered, 0.5), percentile(ordered, 0.99), cpu)

@@ -9,7 +9,7 @@ from bench.rounds import Sample, order
 from bench.subjects import Subjects, Variant
 from bench.workloads import WORKLOADS, Workload, request
 
-WARM_UP: Final = 50  # requests for each that is in flight
+WARM_UP: Final = 50  # answers, and so many calls for each that is in flight
 COUNTED_WITHIN: Final = 5.0  # seconds; Triton counts just after it has answered
 
 
@@ -18,54 +18,57 @@ def measure(subjects: Subjects, generator: str, rounds: int, seconds: float) -> 
 
     Raises load.Failed.
     """
-    by_name = {variant.name: variant for variant in subjects.variants}
     rates: dict[tuple[Workload, str], float] = {}
     for workload in WORKLOADS:
-        for name, variant in by_name.items():
-            count = WARM_UP * workload.in_flight
-            rates[workload, name] = _sample(subjects, generator, 0, workload, variant, count).rate
+        for variant in subjects.of(workload):
+            calls = max(1, WARM_UP // workload.answers) * workload.in_flight
+            rates[workload, variant.name] = _sample(generator, 0, workload, variant, calls).rate
     for number in range(1, rounds + 1):
         for workload in WORKLOADS:
+            by_name = {variant.name: variant for variant in subjects.of(workload)}
             for name in order(list(by_name)):
-                count = max(int(rates[workload, name] * seconds), workload.in_flight)
-                sample = _sample(subjects, generator, number, workload, by_name[name], count)
+                calls = int(rates[workload, name] / workload.answers * seconds)
+                calls = max(calls, workload.in_flight)
+                sample = _sample(generator, number, workload, by_name[name], calls)
                 rates[workload, name] = sample.rate
                 yield sample
 
 
+def samples(subjects: Subjects, rounds: int) -> int:
+    """How many `measure` gives."""
+    return 2 * rounds * sum(len(subjects.of(workload)) for workload in WORKLOADS)
+
+
 def _sample(
-    subjects: Subjects,
-    generator: str,
-    number: int,
-    workload: Workload,
-    variant: Variant,
-    requests: int,
+    generator: str, number: int, workload: Workload, variant: Variant, calls: int
 ) -> Sample:
-    message = request(workload.floats)
-    answered = subjects.answered()
-    triton = subjects.triton.seconds()
+    message = request(workload.floats, workload.model)
+    behind = variant.triton
+    answered = behind.answered()
+    triton = behind.clock.seconds()
     proxy = variant.proxy.seconds() if variant.proxy else 0.0
-    sent = load.send(generator, variant.address, workload, message, requests)
+    sent = load.send(generator, variant.address, workload, message, calls)
     proxy = variant.proxy.seconds() - proxy if variant.proxy else 0.0
-    triton = subjects.triton.seconds() - triton
-    _all_answered(subjects, answered + requests, variant)
+    triton = behind.clock.seconds() - triton
+    _all_answered(variant, answered + calls * workload.requests)
+    answers = calls * workload.answers
     return Sample(
         number,
         workload.name,
         variant.name,
-        rate=requests / sent.seconds,
+        rate=answers / sent.seconds,
         p50=sent.p50 * 1e6,
         p99=sent.p99 * 1e6,
-        proxy_cpu=proxy / requests * 1e6 if variant.proxy else None,
-        triton_cpu=triton / requests * 1e6,
-        load_cpu=sent.cpu / requests * 1e6,
+        proxy_cpu=proxy / answers * 1e6 if variant.proxy else None,
+        triton_cpu=triton / answers * 1e6,
+        load_cpu=sent.cpu / answers * 1e6,
     )
 
 
-def _all_answered(subjects: Subjects, expected: int, variant: Variant) -> None:
+def _all_answered(variant: Variant, expected: int) -> None:
     """A gRPC error is an HTTP 200: only Triton's own count tells."""
     deadline = time.monotonic() + COUNTED_WITHIN
-    while (found := subjects.answered()) != expected:
+    while (found := variant.triton.answered()) != expected:
         if time.monotonic() > deadline:
             raise load.Failed(
                 f"{variant.name}: Triton's count of answers is off by {found - expected:+}"

@@ -17,25 +17,35 @@ from typing import Any
 import grpc
 import uvloop
 
-from services.router.forward import MODEL_INFER
+from bench.workloads import INFER, STREAM_INFER
 
-SERVICE, METHOD = MODEL_INFER.strip("/").split("/")
+SERVICE, UNARY = INFER.strip("/").split("/")
+STREAMING = STREAM_INFER.rpartition("/")[2]
 
 
 async def relay(upstream: str) -> None:
-    """Relays ModelInfer to `upstream` (host:port) until SIGTERM."""
+    """Relays inference to `upstream` (host:port) until SIGTERM."""
     tuning.process(batch=False)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     options = (*tuning.SERVER_OPTIONS, ("grpc.max_receive_message_length", -1))
     server = grpc.aio.server(options=options)
     async with grpc.aio.insecure_channel(upstream, options=tuning.CHANNEL_OPTIONS) as channel:
-        forward: Any = channel.unary_unary(MODEL_INFER)
+        forward: Any = channel.unary_unary(INFER)
+        forward_all: Any = channel.stream_stream(STREAM_INFER)
 
         async def answer(request: bytes, _: object) -> Any:
             return await forward(request)
 
-        handlers: dict[str, Any] = {METHOD: grpc.unary_unary_rpc_method_handler(answer)}
+        async def answer_all(requests: Any, context: Any) -> None:
+            call = forward_all(requests)
+            while (reply := await call.read()) is not grpc.aio.EOF:
+                await context.write(reply)
+
+        handlers: dict[str, Any] = {
+            UNARY: grpc.unary_unary_rpc_method_handler(answer),
+            STREAMING: grpc.stream_stream_rpc_method_handler(answer_all),
+        }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()

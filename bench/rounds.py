@@ -9,8 +9,8 @@ RELAY: Final = "relay"
 
 
 class Sample(NamedTuple):
-    """One measurement. `rate`: requests per second. `p50`, `p99`: latency in µs. The rest: CPU µs
-    per request, of the proxy (None: there is none), of Triton with its models, and of the load
+    """One measurement. `rate`: answers per second. `p50`, `p99`: of a call, in µs. The rest: CPU µs
+    per answer, of the proxy (None: there is none), of Triton with its models, and of the load
     generator."""
 
     round: int
@@ -27,9 +27,9 @@ class Sample(NamedTuple):
 class Summary(NamedTuple):
     """Medians over rounds of what Sample has, and ratios to other variants of the same round.
 
-    `of_direct`: rate by direct Triton's; `times_direct`: median latency by direct Triton's;
-    `spread`: the lowest and highest `of_direct` of a round; `over_relay`: proxy CPU by the bare
-    relay's. None where there is nothing to compare with.
+    `of_direct`, `of_relay`: rate by direct Triton's and by the bare relay's; `times_direct`: median
+    latency by direct Triton's; `spread`: the lowest and highest `of_direct` of a round;
+    `over_relay`: proxy CPU by the relay's. None where there is nothing to compare with.
     """
 
     workload: str
@@ -41,6 +41,7 @@ class Summary(NamedTuple):
     triton_cpu: float
     load_cpu: float
     of_direct: float | None
+    of_relay: float | None
     spread: tuple[float, float] | None
     times_direct: float | None
     over_relay: float | None
@@ -77,6 +78,7 @@ def _summary(samples: Sequence[Sample], workload: str, variant: str) -> Summary:
         triton_cpu=median(one.triton_cpu for one in own),
         load_cpu=median(one.load_cpu for one in own),
         of_direct=_median(of_direct),
+        of_relay=_median(_ratios(samples, workload, variant, RELAY, "rate")),
         spread=(min(of_direct), max(of_direct)) if of_direct else None,
         times_direct=_median(times_direct),
         over_relay=_median(over_relay),

@@ -1,4 +1,4 @@
-"""What is measured: one Triton, reached directly, through the bare relay and through Routers."""
+"""What is measured: a Triton, reached directly, through the bare relay and through Routers."""
 
 import contextlib
 import os
@@ -15,10 +15,19 @@ import grpc
 from tritonclient.grpc import service_pb2
 
 from bench.cpu import Clock
-from bench.generator import PATH
 from bench.load import Failed
 from bench.rounds import DIRECT, RELAY
-from bench.workloads import MODEL, WORKLOADS, is_right, request, write_repository
+from bench.workloads import (
+    MODEL,
+    STREAM_INFER,
+    TOKENS,
+    WORKLOADS,
+    Workload,
+    is_right,
+    is_right_in_stream,
+    request,
+    write_repository,
+)
 from services.embedded import launcher, tracing
 from services.embedded.background import BackgroundStack
 from services.embedded.ports import Claims
@@ -30,65 +39,120 @@ ROUTER_100: Final = "router, 100 %"
 
 _ROOT: Final = Path(__file__).resolve().parents[1]
 _START_WITHIN: Final = 30.0  # seconds
+_STACK_WITHIN: Final = 600.0  # seconds, with ten thousand models
 _STOP_WITHIN: Final = 15.0
 _POLL: Final = 0.05
 _OPTIONS: Final = (("grpc.max_receive_message_length", -1),)
+_FEW: Final = 10  # models
+
+
+class Behind(NamedTuple):
+    """A Triton. `clock`: its CPU time, with its models'. `answered`: requests so far that it has
+    answered without an error."""
+
+    clock: Clock
+    answered: Callable[[], int]
 
 
 class Variant(NamedTuple):
-    """`proxy`: the CPU time of what stands in front of Triton."""
+    """`proxy`: the CPU time of what stands in front of `triton`."""
 
     name: str
     address: str
     proxy: Clock | None
+    triton: Behind
 
 
 class Subjects(NamedTuple):
-    variants: tuple[Variant, ...]
-    triton: Clock  # with its models
+    """`variants`: by the model that is asked for."""
+
+    variants: Mapping[str, tuple[Variant, ...]]
     triton_version: str
-    answered: Callable[[], int]  # requests that Triton has answered without an error
+
+    def of(self, workload: Workload) -> tuple[Variant, ...]:
+        return self.variants[workload.model]
 
 
 @contextlib.contextmanager
-def running(*, traced: bool) -> Iterator[Subjects]:
+def running(*, traced: bool, registered: int = 0) -> Iterator[Subjects]:
     """Starts it all, and checks that every variant gives the right answers. `traced`: with Routers
-    that trace, too. Raises Failed."""
+    that trace, too. `registered`: with a Router of a stack that knows so many models, unless 0.
+
+    Raises Failed. Decoupled and other models have a Triton each: release 24.10 does not survive
+    streams to both.
+    """
+    with contextlib.ExitStack() as stack:
+        plain = stack.enter_context(_alone(MODEL, traced=traced))
+        tokens = stack.enter_context(_alone(TOKENS, traced=False))
+        if registered:
+            plain = (*plain, stack.enter_context(_knowing(registered)))
+        yield Subjects({MODEL: plain, TOKENS: tokens}, _version(plain[0].address))
+
+
+@contextlib.contextmanager
+def _alone(model: str, *, traced: bool) -> Iterator[tuple[Variant, ...]]:
+    """All variants in front of a Triton that serves the `model`."""
     arguments = ("--trace-ratio=0.01",) if traced else ("--no-otlp",)
     with contextlib.ExitStack() as stack:
-        repository = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shoal-bench-")))
-        write_repository(repository)
-        up = stack.enter_context(BackgroundStack(f"--repository={repository}", *arguments))
-        announced = up.announced()
-        (triton,) = announced.tritons.values()
-        (metrics,) = announced.endpoints["triton_metrics"].values()
-        own = Variant(ROUTER, up.router_grpc, Clock(announced.pid_of("router") or 0))
-        _check(own)  # makes the model resident
-        variants = [Variant(DIRECT, triton, None), stack.enter_context(_relay(triton))]
+        up, own = stack.enter_context(_stack(model, _FEW, ROUTER, *arguments))
+        (triton,) = up.announced().tritons.values()
+        relay = stack.enter_context(_relay(triton, own.triton))
+        variants = [Variant(DIRECT, triton, None, own.triton), relay]
         if traced:
             routers = ((ROUTER, None), (ROUTER_100, 1.0))
-            off, full = (stack.enter_context(_router(up, *router)) for router in routers)
+            off, full = (stack.enter_context(_router(up, own.triton, *one)) for one in routers)
             variants += [off, own._replace(name=ROUTER_1), full]
         else:
             variants.append(own)
         for variant in variants:
-            _check(variant)
-        clock = Clock(announced.pid_of("triton-0") or 0, with_children=True)
-        yield Subjects(tuple(variants), clock, _version(triton), lambda: _answered(metrics))
+            _check(variant, model)
+        yield tuple(variants)
 
 
 @contextlib.contextmanager
-def _relay(upstream: str) -> Iterator[Variant]:
-    with _process([sys.executable, "-P", "-m", "bench.relay", upstream], {}) as process:
-        assert process.stdout
-        address = process.stdout.readline().decode().strip()
+def _knowing(registered: int) -> Iterator[Variant]:
+    """The Router of a stack that has so many models registered."""
+    name = f"{registered} models"
+    with _stack(MODEL, registered, name, "--no-otlp") as (_, variant):
+        yield variant
+
+
+@contextlib.contextmanager
+def _stack(
+    model: str, registered: int, name: str, *arguments: str
+) -> Iterator[tuple[BackgroundStack, Variant]]:
+    """With the `model` resident, and so many registered."""
+    with contextlib.ExitStack() as stack:
+        repository = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shoal-bench-")))
+        write_repository(repository, model, registered - 1)
+        given = (f"--repository={repository}", *arguments)
+        up = stack.enter_context(BackgroundStack(*given, start_within=_STACK_WITHIN))
+        announced = up.announced()
+        _check(Variant(name, up.router_grpc, None, _NOTHING), model)  # makes the model resident
+        (metrics,) = announced.endpoints["triton_metrics"].values()
+        clock = Clock(announced.pid_of("triton-0") or 0, with_children=True)
+        behind = Behind(clock, lambda: _answered(metrics, model))
+        router = Clock(announced.pid_of("router") or 0)
+        yield up, Variant(name, up.router_grpc, router, behind)
+
+
+_NOTHING: Final = Behind(Clock(), lambda: 0)
+
+
+@contextlib.contextmanager
+def _relay(upstream: str, triton: Behind) -> Iterator[Variant]:
+    with process([sys.executable, "-P", "-m", "bench.relay", upstream], {}) as relay:
+        assert relay.stdout
+        address = relay.stdout.readline().decode().strip()
         if not address:
             raise Failed("the relay did not start")
-        yield Variant(RELAY, address, Clock(process.pid))
+        yield Variant(RELAY, address, Clock(relay.pid), triton)
 
 
 @contextlib.contextmanager
-def _router(up: BackgroundStack, name: str, ratio: float | None) -> Iterator[Variant]:
+def _router(
+    up: BackgroundStack, triton: Behind, name: str, ratio: float | None
+) -> Iterator[Variant]:
     """One more Router of the running stack. `ratio`: share of requests to trace; None: no traces,
     which is less than 0."""
     wanted = StackSettings(no_otlp=True) if ratio is None else StackSettings(trace_ratio=ratio)
@@ -101,15 +165,15 @@ def _router(up: BackgroundStack, name: str, ratio: float | None) -> Iterator[Var
         "SHOAL_ROUTER_HTTP_PORT": str(http_port),
         "SHOAL_ROUTER_CONTROLLER": up.controller,
     }
-    with _process([sys.executable, "-P", "-m", "services.router"], settings) as process:
-        yield Variant(name, f"127.0.0.1:{grpc_port}", Clock(process.pid))
+    with process([sys.executable, "-P", "-m", "services.router"], settings) as router:
+        yield Variant(name, f"127.0.0.1:{grpc_port}", Clock(router.pid), triton)
 
 
 @contextlib.contextmanager
-def _process(command: list[str], settings: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def process(command: list[str], settings: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """Ends with this process, however that ends. What it wrote is told when something Failed."""
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
+        started = subprocess.Popen(
             [sys.executable, "-I", "-S", launcher.__file__, str(os.getpid()), *command],
             env={**os.environ, "PYTHONPATH": str(_ROOT), **settings},
             stdin=subprocess.DEVNULL,
@@ -117,12 +181,12 @@ def _process(command: list[str], settings: Mapping[str, str]) -> Iterator[subpro
             stderr=log,
         )
         try:
-            yield process
+            yield started
         except Failed as failed:
             log.seek(0)
             raise Failed(f"{failed}\n{log.read()[-2000:].decode(errors='replace')}") from failed
         finally:
-            end(process)
+            end(started)
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
@@ -134,22 +198,36 @@ def end(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
 
 
-def _check(variant: Variant) -> None:
-    """Waits until it answers, and compares an answer of every workload's size."""
+def _check(variant: Variant, model: str) -> None:
+    """Waits until it answers, and compares an answer of every workload's."""
     deadline = time.monotonic() + _START_WITHIN
     with grpc.insecure_channel(variant.address, options=_OPTIONS) as channel:
-        infer: Any = channel.unary_unary(PATH)
         for workload in WORKLOADS:
+            if workload.model != model:
+                continue
             while True:
                 try:
-                    answer = infer(request(workload.floats), timeout=_START_WITHIN)
+                    right = _asked(channel, workload)
                     break
                 except grpc.RpcError as error:
                     if time.monotonic() > deadline:
                         raise Failed(f"{variant.name} does not answer: {error}") from error
                     time.sleep(_POLL)
-            if not is_right(workload.floats, answer):
+            if not right:
                 raise Failed(f"{variant.name} answers {workload.title} with other numbers")
+
+
+def _asked(channel: grpc.Channel, workload: Workload) -> bool:
+    """Whether one request of the workload got all its answers, and the right ones."""
+    message = request(workload.floats, workload.model)
+    if workload.path != STREAM_INFER:
+        infer: Any = channel.unary_unary(workload.path)
+        return is_right(workload.floats, infer(message, timeout=_START_WITHIN))
+    stream: Any = channel.stream_stream(workload.path)
+    replies = list(stream(iter([message]), timeout=_START_WITHIN))
+    return len(replies) == workload.replies and all(
+        is_right_in_stream(workload.floats, reply) for reply in replies
+    )
 
 
 def _version(address: str) -> str:
@@ -162,9 +240,9 @@ def _version(address: str) -> str:
         return str(ask(service_pb2.ServerMetadataRequest(), timeout=_START_WITHIN).version)
 
 
-def _answered(metrics: str) -> int:
+def _answered(metrics: str, model: str) -> int:
     with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=_START_WITHIN) as response:
         lines = response.read().decode().splitlines()
     name = "nv_inference_request_success{"
-    rows = [line for line in lines if line.startswith(name) and f'model="{MODEL}"' in line]
+    rows = [line for line in lines if line.startswith(name) and f'model="{model}"' in line]
     return sum(int(float(row.rpartition(" ")[2])) for row in rows)

@@ -1,12 +1,17 @@
-"""What is sent: an identity model, and requests to it in several sizes and numbers."""
+"""What is sent: requests to two identity models, in several sizes and numbers, some in streams."""
 
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from tritonclient.grpc import service_pb2
 
 MODEL: Final = "bench_identity"
+TOKENS: Final = "bench_tokens"  # decoupled: so many replies to each request
+REPLIES: Final = 32
+
+INFER: Final = "/inference.GRPCInferenceService/ModelInfer"
+STREAM_INFER: Final = "/inference.GRPCInferenceService/ModelStreamInfer"
 
 _CONFIG: Final = """\
 name: "bench_identity"
@@ -32,39 +37,108 @@ def answer(request):
     return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", numbers)])
 """
 
+_TOKENS_CONFIG: Final = """\
+name: "bench_tokens"
+backend: "python"
+input [ { name: "INPUT" data_type: TYPE_FP32 dims: [ 1, -1 ] } ]
+output [ { name: "OUTPUT" data_type: TYPE_FP32 dims: [ 1, -1 ] } ]
+model_transaction_policy { decoupled: true }
+instance_group [ { count: 1 kind: KIND_CPU } ]
+"""
+
+_TOKENS_PROGRAM: Final = f"""\
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        for request in requests:
+            numbers = pb_utils.get_input_tensor_by_name(request, "INPUT").as_numpy()
+            sender = request.get_response_sender()
+            for left in reversed(range({REPLIES})):
+                flags = 0 if left else pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+                answer = pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", numbers)])
+                sender.send(answer, flags=flags)
+"""
+
 
 class Workload(NamedTuple):
-    """`floats`: length of the FP32 tensor. `in flight` is connections × streams."""
+    """`floats`: length of the FP32 tensor. `in flight` is connections × streams. A call is a stream
+    where it has several requests, or several `replies` to each: so many `turns`, each with so many
+    requests at once."""
 
     name: str
     title: str
     floats: int
     connections: int
     streams: int
+    model: str = MODEL
+    at_once: int = 1
+    turns: int = 1
+    replies: int = 1
 
     @property
     def in_flight(self) -> int:
+        """Calls."""
         return self.connections * self.streams
+
+    @property
+    def path(self) -> str:
+        return INFER if self.answers == 1 else STREAM_INFER
+
+    @property
+    def requests(self) -> int:
+        """In one call."""
+        return self.at_once * self.turns
+
+    @property
+    def answers(self) -> int:
+        """To one call."""
+        return self.requests * self.replies
+
+    def body(self, message: bytes) -> bytes:
+        """What one call sends at a turn: `message`, a serialized ModelInferRequest, as gRPC frames
+        it; several with an id each."""
+        if self.at_once == 1:
+            return framed(message)
+        return b"".join(framed(message + b"\x1a\x04%04d" % n) for n in range(self.at_once))
 
 
 WORKLOADS: Final = (
     Workload("alone", "64 B, 1 in flight", 16, 1, 1),
     Workload("many", "64 B, 64 in flight (8 × 8)", 16, 8, 8),
     Workload("large", "600 KB, 4 in flight (4 × 1)", 153_600, 4, 1),
+    # By turns: release 24.10 crashes when plain streams have many requests under way (seen).
+    Workload("stream", "64 B, 8 streams, in each one request at a time", 16, 8, 1, turns=100),
+    Workload(
+        "tokens",
+        f"64 B, 8 streams of 10 requests each, {REPLIES} replies to each (decoupled)",
+        *(16, 8, 1, TOKENS),
+        at_once=10,
+        replies=REPLIES,
+    ),
 )
 
 
-def write_repository(folder: Path) -> None:
-    """A Triton model repository with the identity model alone."""
-    version = folder / MODEL / "1"
-    version.mkdir(parents=True)
-    (folder / MODEL / "config.pbtxt").write_text(_CONFIG)
-    (version / "model.py").write_text(_PROGRAM)
+def write_repository(folder: Path, model: str = MODEL, others: int = 0) -> None:
+    """A Triton model repository with one of the models alone, and so many `others` that are never
+    asked."""
+    config, program = (_CONFIG, _PROGRAM) if model == MODEL else (_TOKENS_CONFIG, _TOKENS_PROGRAM)
+    for name in (model, *(f"bench_other_{number:05}" for number in range(others))):
+        version = folder / name / "1"
+        version.mkdir(parents=True)
+        (folder / name / "config.pbtxt").write_text(config.replace(model, name))
+        (version / "model.py").write_text(program)
 
 
-def request(floats: int) -> bytes:
+def framed(message: bytes) -> bytes:
+    """A gRPC message as it is sent, not compressed."""
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
+def request(floats: int, model: str = MODEL) -> bytes:
     """A serialized ModelInferRequest with a tensor FP32 [1, floats]."""
-    message = service_pb2.ModelInferRequest(model_name=MODEL)
+    message = service_pb2.ModelInferRequest(model_name=model)
     message.inputs.add(name="INPUT", datatype="FP32", shape=[1, floats])
     message.raw_input_contents.append(_numbers(floats))
     return bytes(message.SerializeToString())
@@ -72,7 +146,16 @@ def request(floats: int) -> bytes:
 
 def is_right(floats: int, answer: bytes) -> bool:
     """Whether `answer`, a serialized ModelInferResponse, has the tensor that was sent."""
-    message = service_pb2.ModelInferResponse.FromString(answer)
+    return _has_numbers(floats, service_pb2.ModelInferResponse.FromString(answer))
+
+
+def is_right_in_stream(floats: int, answer: bytes) -> bool:
+    """As `is_right`, for a serialized ModelStreamInferResponse."""
+    message = service_pb2.ModelStreamInferResponse.FromString(answer)
+    return not message.error_message and _has_numbers(floats, message.infer_response)
+
+
+def _has_numbers(floats: int, message: Any) -> bool:
     return list(message.outputs[0].shape) == [1, floats] and message.raw_output_contents[
         0
     ] == _numbers(floats)

@@ -14,10 +14,10 @@ from typing import Any, Final
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from bench.generator import PATH
 from bench.load import Failed
 from bench.residency.models import Model, is_right, request
 from bench.subjects import end
+from bench.workloads import INFER
 from services.embedded import launcher, leftovers, machine
 from services.embedded.backends import assemble
 from services.embedded.ports import LOOPBACK, Claims
@@ -36,7 +36,7 @@ class Bare:
         self._metadata = ((ADMIN_METADATA, admin_key),)
         self._channel = grpc.insecure_channel(address)
         self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._infer: Any = self._channel.unary_unary(PATH)
+        self._infer: Any = self._channel.unary_unary(INFER)
 
     def close(self) -> None:
         self._channel.close()

@@ -65,7 +65,7 @@ def _phase(
             number,
             workload.title,
             controller,
-            sent.requests / sent.seconds,
+            sent.calls / sent.seconds,
             sent.p50 * 1e6,
             sent.p99 * 1e6,
         )

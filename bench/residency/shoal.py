@@ -7,9 +7,9 @@ from typing import Any, Final, NamedTuple
 
 import grpc
 
-from bench.generator import PATH
 from bench.load import Failed
 from bench.residency.models import Model, is_right, request
+from bench.workloads import INFER
 from services.embedded.background import BackgroundStack
 from shoal.controller.v1 import controller_service_pb2 as wire
 from shoal.controller.v1 import types_pb2
@@ -33,7 +33,7 @@ class Shoal:
         self.stack = stack
         self.address = stack.router_grpc
         self._channel = grpc.insecure_channel(stack.router_grpc)
-        self._infer: Any = self._channel.unary_unary(PATH)
+        self._infer: Any = self._channel.unary_unary(INFER)
         self._control = grpc.insecure_channel(stack.controller, options=_EAGER)
         self.controller = ControllerServiceStub(self._control)
 

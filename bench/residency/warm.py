@@ -130,7 +130,7 @@ def _sample(number: int, side: Side, mode: str, seconds: float) -> Sample:
         number,
         side.name,
         mode,
-        sent.requests / sent.seconds,
+        sent.calls / sent.seconds,
         sent.p50 * micro,
         sent.p99 * micro,
         rate,

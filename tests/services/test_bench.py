@@ -10,10 +10,12 @@ import pytest
 from rich.console import Console
 
 from bench import report, workloads
-from bench.generator import PATH, generate
+from bench.generator import generate
 from bench.http2 import DATA, END_STREAM, Broken, Connection, frame, grpc_headers
 from bench.rounds import Sample, order, percentile, summaries
 from services.embedded.ports import LOOPBACK
+
+PATH = workloads.INFER
 
 
 def sample(number: int, variant: str, rate: float, proxy_cpu: float | None = None) -> Sample:
@@ -90,6 +92,21 @@ def test_requests_are_answered_with_what_was_sent() -> None:
     assert not workloads.is_right(16, answer.SerializeToString())
 
 
+def test_a_stream_sends_all_its_requests_each_with_an_id() -> None:
+    (stream,) = [one for one in workloads.WORKLOADS if one.at_once > 1]
+    assert stream.path == workloads.STREAM_INFER
+    assert stream.answers == stream.at_once * stream.replies
+    message = workloads.request(stream.floats, stream.model)
+    body, ids = stream.body(message), []
+    while body:
+        size = int.from_bytes(body[1:5], "big")
+        asked = workloads.service_pb2.ModelInferRequest.FromString(body[5 : 5 + size])
+        assert (asked.model_name, len(asked.raw_input_contents)) == (stream.model, 1)
+        ids.append(asked.id)
+        body = body[5 + size :]
+    assert len(set(ids)) == stream.at_once
+
+
 def test_frames_are_those_of_http2() -> None:
     assert frame(DATA, END_STREAM, 5, b"x" * 70_000)[:9] == bytes.fromhex("011170000100000005")
     block = grpc_headers("h:1", "/" + "p" * 200)
@@ -127,18 +144,18 @@ def address() -> Iterator[str]:
 def test_the_generator_speaks_to_a_real_server(
     address: str, connections: int, streams: int, requests: int, size: int
 ) -> None:
-    found = generate(address, connections, streams, requests, b"x" * size)
+    found = generate(address, PATH, connections, streams, requests, workloads.framed(b"x" * size))
     assert found.failed == 0
     assert len(found.latencies) == requests
     assert 0 < max(found.latencies) <= found.seconds
 
 
 def test_errors_count_as_failed(address: str) -> None:
-    assert generate(address, 1, 2, 6, b"no").failed == 6
+    assert generate(address, PATH, 1, 2, 6, workloads.framed(b"no")).failed == 6
 
 
 def test_a_closed_connection_is_noticed(address: str) -> None:
-    connection = Connection(address, PATH, b"x")
+    connection = Connection(address, PATH, workloads.framed(b"x"))
     connection.socket.setblocking(True)
     connection.socket.sendall(b"no HTTP/2 at all, of no sense to a server")
 
