@@ -11,6 +11,7 @@ from opentelemetry import trace
 
 from services.common import telemetry
 from services.common.errors import ServerLost
+from services.router.connection import Connections
 from services.router.controller_client import ControllerClient, Miss
 from services.router.core.rate import RetryBudget
 from services.router.core.routes import Replica, Target
@@ -58,12 +59,14 @@ class Forwarder:
         self._watch = watch
         self._controller = controller
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._connections = Connections()
         self._calls: dict[str, Any] = {}
         self._outliving: set[Any] = set()
         self.repeats = Repeats()
         self.budget = RetryBudget()
 
     async def close(self) -> None:
+        await self._connections.close()
         for channel in self._channels.values():
             await channel.close(None)
 
@@ -107,7 +110,7 @@ class Forwarder:
                 if granted is None:
                     missed = None
                     continue
-                replica, call, span = granted
+                replica, address, call, span = granted
             if sequence is not None:
                 begun = not sequence.start and self._watch.sequences.known(target, sequence.id)
                 self._watch.tie(sequence.id, replica)
@@ -128,7 +131,8 @@ class Forwarder:
                 trailing = await call.trailing_metadata()
                 return Reply(await call, leading, trailing, cold, replica.server)
             text = await call.details() or ""
-            meaning = verdict(code.name, text)
+            own = await self._connections.answered(self._channels[address], code.name, text)
+            meaning = verdict(code.name, text, answered=own)
             if meaning is Verdict.ANSWER:
                 raise TritonError(await _error(call), cold=cold)
             if meaning in (Verdict.BROKEN, Verdict.UNHEALTHY):
@@ -174,8 +178,9 @@ class Forwarder:
         missed: Miss | None,
         *,
         repeat: bool,
-    ) -> tuple[Replica, Any, trace.Span] | None:
-        """A call to the replica that the Controller named; None when it was withdrawn since."""
+    ) -> tuple[Replica, str, Any, trace.Span] | None:
+        """A call to the replica that the Controller named, and its address; None when it was
+        withdrawn since."""
         grant = await self._controller.make_resident(target, deadline, missed)
         if repeat:
             await self.repeats.begin(grant.replica, deadline)
@@ -186,7 +191,7 @@ class Forwarder:
         call, span = self._send(grant.replica, grant.address, message, metadata)
         if grant.use_lease:
             self._watch.started(grant.replica, grant.use_lease)
-        return grant.replica, call, span
+        return grant.replica, grant.address, call, span
 
     def _send(
         self,

@@ -24,20 +24,6 @@ pytestmark = pytest.mark.triton
 ALL = {case.name: case for case in (*CASES, *LAST)}
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "compatibility.md"
 
-NOT_YET = dict.fromkeys(
-    (
-        "ModelInfer: the model's own error, UNAVAILABLE",
-        "ModelStreamInfer: the model's own error, UNAVAILABLE",
-    ),
-    "the Router takes a model's own UNAVAILABLE for a server that broke off",
-)
-"""Cases that are answered otherwise as yet, and how; those that are not any more fail."""
-
-NAMES = [
-    pytest.param(name, marks=pytest.mark.xfail(reason=NOT_YET[name])) if name in NOT_YET else name
-    for name in ALL
-]
-
 Answers = dict[tuple[str, str], Outcome]
 
 
@@ -97,12 +83,12 @@ def check(alone: dict[str, Outcome], found: Answers, name: str) -> None:
             agree(ALL[name], alone[name], found[name, state])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_with_one_server(alone: dict[str, Outcome], one: Answers, name: str) -> None:
     check(alone, one, name)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_with_three_servers(alone: dict[str, Outcome], three: Answers, name: str) -> None:
     check(alone, three, name)
 
@@ -113,8 +99,7 @@ def test_each_case_cold_as_well(alone: dict[str, Outcome], repository: Path, ser
     found = asked(repository, servers, frozenset(ALL))
     for case in CASES:
         assert not case.kind or (case.name, running.COLD) in found
-        if case.name not in NOT_YET:
-            check(alone, found, case.name)
+        check(alone, found, case.name)
 
 
 def test_every_call_of_the_protocol_is_asked() -> None:

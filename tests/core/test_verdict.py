@@ -5,12 +5,14 @@ from collections.abc import Callable
 import pytest
 
 from services.router.core.verdict import (
+    Source,
     Verdict,
     begun,
     broken_off,
     code_in_band,
     in_band,
     is_decoupled,
+    source,
     verdict,
 )
 
@@ -53,30 +55,89 @@ UNKNOWN = "Request for unknown model: "
         pytest.param(
             "UNAVAILABLE", "Server exiting", Verdict.UNREACHED, id="shutting down, its health"
         ),
+        pytest.param(
+            "UNAVAILABLE",
+            "[request id: <id_unknown>] Server is stopping, scheduler for model has stopped "
+            "accepting new inference requests",
+            Verdict.UNREACHED,
+            id="shutting down, its queues",
+        ),
+        pytest.param("UNAVAILABLE", "Server not ready", Verdict.UNREACHED, id="starting"),
     ],
 )
 def test_what_a_request_gets(code: str, text: str, meaning: Verdict) -> None:
-    assert verdict(code, text) is meaning
+    assert source(code, text) is Source.SERVER
+    assert verdict(code, text, answered=True) is meaning
+
+
+REFUSED = (
+    "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:8001: "
+    "Failed to connect to remote host: connect: Connection refused (111)"
+)
+# As gRPC 1.85 says it; before that without the words around.
+CLOSED = "Stream removed (Socket closed)"
+CUT_OFF = (
+    "Stream removed (RST_STREAM (Received RST_STREAM with error code 7))",
+    "RST_STREAM",
+    "Received RST_STREAM with error code 7",
+    "Received http2 header with status: 503",
+)
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:8001: "
-        "Failed to connect to remote host: connect: Connection refused (111)",
+        REFUSED,
+        "failed to connect to all addresses; last error: UNAVAILABLE: ipv4:127.0.0.1:8001: "
+        "recvmsg:Connection reset by peer",
         "connect: No route to host (113)",
+        "Stream removed (Transport closed (Delayed close due to in-progress write (Socket "
+        "closed)))",
     ],
 )
 def test_a_server_that_never_got_the_request(text: str) -> None:
-    assert verdict("UNAVAILABLE", text) is Verdict.UNREACHED
+    assert source("UNAVAILABLE", text) is Source.CONNECTION
+    assert verdict("UNAVAILABLE", text, answered=False) is Verdict.UNREACHED
 
 
 @pytest.mark.parametrize(
     "text",
-    ["Socket closed", "recvmsg:Connection reset by peer", "GOAWAY received", "keepalive", ""],
+    [
+        CLOSED,
+        "Stream removed (recvmsg:Connection reset by peer)",
+        "Stream removed (sendmsg: Broken pipe (32))",
+        "Stream removed (ping timeout)",
+        "Stream removed (GOAWAY received; Error code: 0; Debug Text: )",
+        "Stream removed (Socket closed (GOAWAY received; Error code: 0; Debug Text: bye))",
+        *("Socket closed", "recvmsg:Connection reset by peer", "GOAWAY received"),
+        *("keepalive watchdog timeout", "End of TCP stream", "Broken pipe", ""),
+    ],
 )
 def test_a_server_that_broke_off(text: str) -> None:
-    assert verdict("UNAVAILABLE", text) is Verdict.BROKEN
+    assert source("UNAVAILABLE", text) is Source.CONNECTION
+    assert verdict("UNAVAILABLE", text, answered=False) is Verdict.BROKEN
+
+
+@pytest.mark.parametrize("text", CUT_OFF)
+def test_a_call_that_was_cut_off_alone(text: str) -> None:
+    assert source("UNAVAILABLE", text) is Source.GRPC
+    assert verdict("UNAVAILABLE", text, answered=False) is Verdict.BROKEN
+
+
+@pytest.mark.parametrize("text", ["too many users", "the index is being built", "\N{FISH}"])
+def test_a_model_that_is_unavailable_says_so_itself(text: str) -> None:
+    assert source("UNAVAILABLE", text) is Source.SERVER
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(REFUSED, CLOSED, *CUT_OFF, "", "too many users"),
+        *("it is not at ready state", "the model that it asks: Server exiting"),
+    ],
+)
+def test_what_a_server_answered_is_the_clients_whatever_it_says(text: str) -> None:
+    assert verdict("UNAVAILABLE", text, answered=True) is Verdict.ANSWER
 
 
 @pytest.mark.parametrize(
@@ -96,7 +157,8 @@ def test_a_server_that_broke_off(text: str) -> None:
     ],
 )
 def test_a_models_own_error_is_the_clients(code: str, text: str) -> None:
-    assert verdict(code, text) is Verdict.ANSWER
+    assert source(code, text) is Source.SERVER
+    assert verdict(code, text, answered=True) is Verdict.ANSWER
 
 
 @pytest.mark.parametrize("code", ["OK", "INVALID_ARGUMENT", "INTERNAL", "ABORTED", "UNKNOWN"])
@@ -105,14 +167,17 @@ def test_a_models_own_error_is_the_clients(code: str, text: str) -> None:
 )
 def test_only_two_codes_can_mean_not_resident(code: str, text: str) -> None:
     """A model may put any text into its error."""
-    assert verdict(code, text) is Verdict.ANSWER
+    assert source(code, text) is Source.SERVER
+    assert verdict(code, text, answered=True) is Verdict.ANSWER
 
 
 @pytest.mark.parametrize("change", [str.lower, str.upper, str.title])
 def test_case_does_not_matter(change: Callable[[str], str]) -> None:
-    assert verdict("NOT_FOUND", change(f"{UNKNOWN}'m' is not found")) is Verdict.MISS
-    assert verdict("UNAVAILABLE", change("Exceeds maximum queue size")) is Verdict.ANSWER
-    assert verdict("UNAVAILABLE", change("Connection refused")) is Verdict.UNREACHED
+    unknown, refused = change(f"{UNKNOWN}'m' is not found"), change("Connection refused")
+    assert verdict("NOT_FOUND", unknown, answered=True) is Verdict.MISS
+    assert source("UNAVAILABLE", change("Exceeds maximum queue size")) is Source.SERVER
+    assert source("UNAVAILABLE", change(CLOSED)) is Source.CONNECTION
+    assert verdict("UNAVAILABLE", refused, answered=False) is Verdict.UNREACHED
 
 
 @pytest.mark.parametrize(
@@ -123,7 +188,7 @@ def test_case_does_not_matter(change: Callable[[str], str]) -> None:
     ],
 )
 def test_a_dead_model_process_is_no_answer(text: str) -> None:
-    assert verdict("INTERNAL", text) is Verdict.UNHEALTHY
+    assert verdict("INTERNAL", text, answered=True) is Verdict.UNHEALTHY
 
 
 # --- in streams -----------------------------------------------------------------------------------

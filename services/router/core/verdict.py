@@ -20,20 +20,55 @@ class Verdict(enum.Enum):
     UNHEALTHY = enum.auto()
 
 
-# Triton's own texts under code UNAVAILABLE (release 24.10); any other is the transport's.
+# Triton's own texts under code UNAVAILABLE (release 24.10), of its queues.
 _OWN_UNAVAILABLE: Final = ("exceeds maximum queue size", "request timeout expired")
+_NOT_READY: Final = re.compile(r"request for unknown model: .* is not at ready state", re.DOTALL)
+_STOPPING: Final = re.compile(
+    r"server exiting$|server not ready$|(\[request id: [^]]*\] )?server is stopping, scheduler for "
+)
 _NEVER_SENT: Final = (
     "failed to connect",
     "connection refused",
     "no route to host",
-    "server exiting",
+    "transport closed",
+)
+# What gRPC says (releases 1.78 to 1.85) when a connection is lost speaks of one of these.
+_CONNECTION: Final = re.compile(
+    r"connect|socket|transport|stream|goaway|tcp|endpoint|recvmsg|sendmsg|pipe|ping|keepalive|http"
+)
+# And when a single call is cut off, on a connection that stays.
+_CUT_OFF: Final = re.compile(
+    r"(stream removed \()?(rst_stream|received rst_stream|received http2 header with status)"
 )
 # Of a Python model, alone or in ensembles. What a model itself raises comes behind other words.
 _DEAD_PROCESS: Final = re.compile(r"(in ensemble '[^']*', )*stub process '[^']*' is not healthy")
 
 
-def verdict(code: str, text: str) -> Verdict:
-    """`code`: the gRPC code's name. `text`: the status's message, as Triton or gRPC wrote it."""
+class Source(enum.Enum):
+    """Whose word a call's status may be: gRPC marks its own by nothing, and models choose theirs.
+
+    SERVER      the server's.
+    CONNECTION  gRPC's, if the connection is lost: then it is when the call ends, or within moments.
+    GRPC        gRPC's, although the connection may be there."""
+
+    SERVER = enum.auto()
+    CONNECTION = enum.auto()
+    GRPC = enum.auto()
+
+
+def source(code: str, text: str) -> Source:
+    """`code`, `text`: as for `verdict`."""
+    low = text.lower()
+    if code != "UNAVAILABLE" or _NOT_READY.match(low) or _STOPPING.match(low):
+        return Source.SERVER
+    if _CUT_OFF.match(low):
+        return Source.GRPC
+    return Source.CONNECTION if not low or _CONNECTION.search(low) else Source.SERVER
+
+
+def verdict(code: str, text: str, *, answered: bool) -> Verdict:
+    """`code`: the gRPC code's name. `text`: the status's message, as Triton or gRPC wrote it.
+    `answered`: whether it is the server's own word, and not gRPC's about the connection to it."""
     low = text.lower()
     if code == "NOT_FOUND":
         resident = not (
@@ -44,13 +79,13 @@ def verdict(code: str, text: str) -> Verdict:
         return Verdict.UNHEALTHY
     if code != "UNAVAILABLE":
         return Verdict.ANSWER
-    if "is not at ready state" in low:
+    if _NOT_READY.match(low):
         return Verdict.MISS
-    if any(own in low for own in _OWN_UNAVAILABLE):
-        return Verdict.ANSWER
-    if any(sign in low for sign in _NEVER_SENT):
+    if _STOPPING.match(low):
         return Verdict.UNREACHED
-    return Verdict.BROKEN
+    if answered:
+        return Verdict.ANSWER
+    return Verdict.UNREACHED if any(sign in low for sign in _NEVER_SENT) else Verdict.BROKEN
 
 
 # Of a request that a Triton refused before it began: it is not resident, or the server is ending.
@@ -71,7 +106,7 @@ def in_band(text: str, *, begun: bool) -> Verdict:
 
 def broken_off(code: str, text: str) -> Verdict:
     """What the end of a stream means for the requests that a Triton had by it."""
-    meaning = verdict(code, text)
+    meaning = verdict(code, text, answered=False)
     return Verdict.BROKEN if meaning is Verdict.ANSWER else meaning
 
 
