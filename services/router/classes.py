@@ -6,9 +6,11 @@ element, which is 0.
 
 from typing import Any, Final
 
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from services.common.errors import NoClasses
+from services.router.core.wire import Malformed
 from services.router.model_info import datatype
 
 _NONE: Final = frozenset({"BYTES", "BOOL", "FP16", "BF16"})
@@ -16,9 +18,12 @@ _PARAMETER: Final = "classification"
 
 
 def check(message: bytes, config: Any) -> None:
-    """`message`: a serialized ModelInferRequest that protobuf can read. `config`: an
-    inference.ModelConfig. Raises NoClasses."""
-    request: Any = service_pb2.ModelInferRequest.FromString(message)
+    """`message`: a serialized ModelInferRequest. `config`: an inference.ModelConfig. Raises
+    NoClasses, and Malformed for what protobuf cannot read."""
+    try:
+        request: Any = service_pb2.ModelInferRequest.FromString(message)
+    except DecodeError as error:
+        raise Malformed(f"an output is none: {error}") from error
     datatypes = {output.name: datatype(output.data_type) for output in config.output}
     for output in request.outputs:
         found = datatypes.get(output.name, "")

@@ -86,7 +86,7 @@ class Requests:
             target = resolve(routes, head.model, head.version, draw(head.sequence))
             request_id = head.id
             if head.classes:
-                await self._check_classes(message, target)
+                await self.check_classes(message, target)
             renamed = None if target.model == head.model else target.model
             reply = await self._send(request, head, target, renamed)
             failed, cold = False, reply.cold
@@ -125,8 +125,9 @@ class Requests:
             ("x-shoal-why", why(self._watch.table.routes, head.model, head.version, target)),
         )
 
-    async def _check_classes(self, message: bytes, target: Target) -> None:
-        """Raises NoClasses."""
+    async def check_classes(self, message: bytes, target: Target) -> None:
+        """Of a request that may ask for classes. Raises NoClasses, Malformed, and Rejected or
+        ShoalError where the Controller does not say what `target` has."""
         digest = self._watch.table.digest(target)
         classes.check(message, await self._info.config(target, digest))
 

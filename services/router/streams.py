@@ -245,6 +245,8 @@ class Stream:
         exchange.target = target
         admission = streams.requests.admission
         try:
+            if head.classes:
+                await streams.requests.check_classes(message, target)
             exchange.asked = wire.asks_for_finals(message)
             ticket = admission.enter(
                 self._caller.tenant,
@@ -261,7 +263,7 @@ class Stream:
             self._lane(target).take(exchange)
         except wire.Malformed as error:
             self._outlet.refuse(exchange, _malformed(error))
-        except ShoalError as error:
+        except (Rejected, ShoalError) as error:
             self._outlet.refuse(exchange, error)
 
     def _refuse(self, exchange: Exchange, error: ShoalError) -> None:
