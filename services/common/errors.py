@@ -5,24 +5,9 @@ answers with, and a text that says what to do. Every variable of the text also s
 `metadata`, because the text is made from it. Nothing here knows of gRPC: `status.py` maps.
 """
 
-import enum
 from typing import ClassVar
 
-
-class Code(enum.Enum):
-    """The gRPC status codes in use, with their numbers."""
-
-    INVALID_ARGUMENT = 3
-    DEADLINE_EXCEEDED = 4
-    NOT_FOUND = 5
-    ALREADY_EXISTS = 6
-    PERMISSION_DENIED = 7
-    RESOURCE_EXHAUSTED = 8
-    FAILED_PRECONDITION = 9
-    ABORTED = 10
-    UNIMPLEMENTED = 12
-    INTERNAL = 13
-    UNAVAILABLE = 14
+from services.common.codes import Code
 
 
 class ShoalError(Exception):
@@ -361,6 +346,15 @@ class TenantLimited(ShoalError):
     template = (
         "tenant '{tenant}' has {number} requests {what}, and may have {limit}: wait for answers "
         "before sending more, or have SHOAL_ROUTER_TENANT_LIMITS raised."
+    )
+
+
+class MemoryTaken(ShoalError):
+    code, reason = Code.RESOURCE_EXHAUSTED, "MEMORY_TAKEN"
+    template = (
+        "the Router holds {held} bytes of requests and may hold {limit}, a part of them for "
+        "requests of up to {small} bytes alone, so there is no room for one of {size}. Repeat it "
+        "when RetryInfo says, send less at once, or raise SHOAL_ROUTER_MAX_HELD_BYTES."
     )
 
 

@@ -16,6 +16,7 @@ from prometheus_client import REGISTRY
 
 from services.common import channels, process, web
 from services.common.caller import CallerPolicy
+from services.common.memory import total_memory
 from services.common.ports import listen
 from services.common.rpc import RpcServer
 from services.router import inference, servicer
@@ -102,7 +103,13 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         further = dict(Administration(watch, calls, servers).answers())
         limit = settings.max_message_bytes
         tenants = tenant_limits(settings.tenant_limits)
-        admission = Admission(watch.table, tenants, settings.bounds, settings.in_flight_limits)
+        admission = Admission(
+            watch.table,
+            tenants,
+            settings.bounds,
+            settings.in_flight_limits,
+            settings.held_bytes(total_memory()),
+        )
         watch.waiting = admission.waiting
         REGISTRY.register(Overload(admission, forwarder.budget))
         requests = Requests(watch, forwarder, statistics, info, admission, max_message=limit)

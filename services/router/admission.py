@@ -11,6 +11,7 @@ from typing import Final
 
 from services.common.errors import DeadlineBeforeResident, Overloaded, ShoalError
 from services.router.core.admission import Bounds, Gate, Refusal, Refused
+from services.router.core.held import Held
 from services.router.core.priority import Priority, priority_of
 from services.router.core.queues import Waiting
 from services.router.core.routes import Target
@@ -19,6 +20,7 @@ from services.router.core.tenants import Tenant, TenantLimit, Tenants
 
 EVERY: Final = "*"  # stands for every model without a number of its own
 MANY: Final = 1000  # gates, before those that were long not used are forgotten
+UNLIMITED: Final = 2**63  # bytes
 RETRY_SPREAD: Final = 0.5  # of RetryInfo at random, so that not all come back at once
 
 _PROBLEMS: Final = {
@@ -49,7 +51,8 @@ class Ticket:
 
 class Admission:
     """`limits`: of tenants by name. `in_flight`: on one replica, by model, `EVERY` for all others;
-    what is not named is found out.
+    what is not named is found out. `held_bytes`: of all requests, from when they have come until
+    they are answered; None for no limit.
 
     A request begins with `enter`, waits in `turn` if it must, and ends with `leave`, whatever
     happens to it.
@@ -61,6 +64,7 @@ class Admission:
         limits: Mapping[str, TenantLimit] | None = None,
         bounds: Bounds | None = None,
         in_flight: Mapping[str, int] | None = None,
+        held_bytes: int | None = None,
     ) -> None:
         self._table = table
         self._bounds = bounds or Bounds()
@@ -68,6 +72,7 @@ class Admission:
         self._turns: dict[Waiting, Ticket] = {}
         self._many = MANY
         self.tenants = Tenants(limits or {})
+        self.held = Held(UNLIMITED if held_bytes is None else held_bytes)
         self.gates: dict[Target, Gate] = {}
         self.refused: Counter[tuple[str, str, str]] = Counter()  # by reason, class, tenant's label
         self.queued = [0] * len(Priority)

@@ -17,6 +17,7 @@ from services.router.core import wire
 from services.router.core.priority import HEADER
 from services.router.core.routes import Target, resolve, why
 from services.router.forward import Forwarder, Metadata, Reply, TritonError
+from services.router.holding import hold
 from services.router.model_info import ModelInfo
 from services.router.placement_watch import PlacementWatch
 from services.router.statistics import Statistics
@@ -35,12 +36,13 @@ Pairs = tuple[tuple[str, str | bytes], ...]
 
 class Request(NamedTuple):
     """`message`: a serialized ModelInferRequest. `metadata`: the caller's, as it came. `deadline`:
-    seconds of the monotonic clock, None for none."""
+    seconds of the monotonic clock, None for none. `held`: whether its bytes are counted already."""
 
     message: bytes
     metadata: Pairs
     deadline: float | None
     caller: Caller
+    held: bool = False
 
 
 class Answer(NamedTuple):
@@ -78,9 +80,12 @@ class Requests:
         target: Target | None = None
         request_id = ""
         failed, cold = True, False
+        held = 0
         try:
             if len(message) > self._max_message:
                 raise MessageTooLarge(size=len(message), limit=self._max_message)
+            if not request.held:
+                held = hold(self.admission.held, len(message))
             head = wire.head(message)
             routes = self._watch.table.routes
             target = resolve(routes, head.model, head.version, draw(head.sequence))
@@ -110,6 +115,7 @@ class Requests:
             cold = isinstance(error, ServerLost)
             raise
         finally:
+            self.admission.held.give(held)
             if target is not None:
                 self._statistics.add(target, time.monotonic() - began, failed=failed, cold=cold)
                 if telemetry.enabled():

@@ -16,6 +16,8 @@ MIB = 1 << 20
 MAX_MESSAGE = 2**31 - 1  # bytes; what tritonclient allows itself
 # One that is larger by no more is told of the limit by the Router, others by gRPC.
 EXCESS = 64 * MIB
+MEMORY_PART = 4
+LARGEST_HELD = 4  # messages
 ALONE_PATIENCE = 5.0  # seconds
 OWN_FILES = 512  # descriptors that no client may take
 TAKE_OVER_PATIENCE = 30.0  # seconds; a lease runs out first, in 10 s unless it is set otherwise
@@ -41,6 +43,9 @@ class Settings(BaseSettings):
     state_dir: Path | None = None
     # Taking in one of the largest, nothing else is answered: half a second by default, 7 s at most.
     max_message_bytes: int = Field(default=256 * MIB, gt=0, le=MAX_MESSAGE)
+    max_held_bytes: int | None = Field(
+        default=None, ge=1, le=2**63 - 1, description="of all requests under way"
+    )
     max_json_bytes: int = Field(
         default=64 * MIB,
         gt=0,
@@ -85,6 +90,14 @@ class Settings(BaseSettings):
     def max_received_bytes(self) -> int:
         """Above the Router's own limit, so that it is its own error that a caller sees."""
         return min(MAX_MESSAGE, self.max_message_bytes + EXCESS)
+
+    def held_bytes(self, memory: int) -> int:
+        """Of all requests under way in this process; `memory`: bytes of the machine. Unless it is
+        set, a quarter of that, and enough for some of the largest."""
+        limit = self.max_held_bytes
+        if limit is None:
+            limit = max(memory // MEMORY_PART, LARGEST_HELD * self.max_message_bytes)
+        return max(1, limit // self.workers)
 
     @property
     def limits(self) -> Limits:

@@ -69,6 +69,7 @@ class Overload(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from self._of_models()
         yield from self._of_tenants()
+        yield from self._of_memory()
         retries = CounterMetricFamily(
             "shoal_router_retries",
             "Requests to be sent again after a server broke off with them.",
@@ -102,6 +103,17 @@ class Overload(Collector):
             for priority in Priority:
                 waiting.add_metric((*key, priority.label), gate.queue.count(priority))
         yield from (waiting, limit, in_flight)
+
+    def _of_memory(self) -> Iterator[Metric]:
+        held = self._admission.held
+        yield GaugeMetricFamily(
+            "shoal_router_held_bytes", "Bytes of all requests under way.", held.total
+        )
+        yield CounterMetricFamily(
+            "shoal_router_memory_refused",
+            "Requests that were refused for there was no room to hold them.",
+            held.refused,
+        )
 
     def _of_tenants(self) -> Iterator[Metric]:
         admitted = CounterMetricFamily(

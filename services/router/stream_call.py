@@ -45,6 +45,7 @@ _tracer = trace.get_tracer("shoal.router")
 class Exchange:
     """One request of a client's stream, until its last reply.
 
+    `held`: bytes that it is counted with.
     `message`: as it came; dropped when a part of the reply has been passed on, because it cannot be
     repeated then. `target`: None where somebody else counts it. `ticket`: its leave to be sent,
     unless somebody else has that. `broke`: the replica whose server was lost while it had the
@@ -52,7 +53,7 @@ class Exchange:
     reply has to keep."""
 
     __slots__ = (
-        *("asked", "began", "broke", "cold", "failed", "forward", "id", "lost", "message"),
+        *("asked", "began", "broke", "cold", "failed", "forward", "held", "id", "lost", "message"),
         *("misses", "model", "patience", "repeated", "retry", "sequence", "serial", "size", "span"),
         *("target", "ticket", "turns", "version"),
     )
@@ -62,6 +63,7 @@ class Exchange:
         self.began = time.monotonic()
         self.message: bytes | None = message
         self.size = len(message)
+        self.held = 0
         self.model = self.version = self.id = ""
         self.sequence: Sequence | None = None
         self.target: Target | None = None

@@ -186,6 +186,7 @@ class Outlet:
             exchange.message = None
             self._leave(exchange)
             self._kept -= exchange.size
+            self._admission.held.give(exchange.held)
             self._freed.set()
 
     def _leave(self, exchange: Exchange, *, abandoned: bool = False) -> None:

@@ -18,6 +18,7 @@ from services.router.core.routes import Target, resolve
 from services.router.core.streams import Turns, failure, refusal, reply, response, streamed
 from services.router.core.verdict import begun, is_decoupled
 from services.router.forward import TritonError
+from services.router.holding import hold
 from services.router.placement_watch import PlacementWatch
 from services.router.requests import Pairs, Request, Requests, draw, forwarded, said
 from services.router.statistics import Statistics
@@ -154,6 +155,7 @@ class Stream:
         try:
             if len(message) > streams.max_message:
                 raise MessageTooLarge(size=len(message), limit=streams.max_message)
+            exchange.held = hold(streams.requests.admission.held, len(message))
             head = wire.head(message)
             exchange.model, exchange.version, exchange.id = head.model, head.version, head.id
             sequence = exchange.sequence = head.sequence
@@ -203,7 +205,8 @@ class Stream:
     async def _alone(self, exchange: Exchange) -> bool:
         """Have the one reply that there is; False where there may be several."""
         assert exchange.message is not None
-        request = Request(exchange.message, self._metadata, self._origin.deadline, self._caller)
+        metadata, deadline = self._metadata, self._origin.deadline
+        request = Request(exchange.message, metadata, deadline, self._caller, held=True)
         within: AbstractContextManager[object] = nullcontext()
         if exchange.span.is_recording():
             within = trace.use_span(

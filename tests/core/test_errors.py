@@ -11,7 +11,8 @@ import pytest
 from google.rpc import code_pb2
 
 from services.common import errors
-from services.common.errors import Code, InvalidName, ShoalError
+from services.common.codes import Code
+from services.common.errors import InvalidName, ShoalError
 from shoal.errors.v1.errors_pb2 import ErrorReason
 
 ROOT = Path(__file__).resolve().parents[2]

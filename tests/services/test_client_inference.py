@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.errors import Code, ServerLost, ShoalError
+from services.common.codes import Code
+from services.common.errors import ServerLost, ShoalError
 from shoal.client import (
     CallFailed,
     DeadlineExceeded,

@@ -1,7 +1,6 @@
 """Classes in place of tensors, asked in streams of a decoupled model; the Triton is real."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc

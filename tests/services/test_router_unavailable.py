@@ -1,4 +1,4 @@
-"""UNAVAILABLE as a model says it, and as gRPC says it when a server is lost; the Tritons are real."""
+"""UNAVAILABLE as a model says it, and as gRPC says it of a lost server; the Tritons are real."""
 
 import asyncio
 import struct

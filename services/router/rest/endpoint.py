@@ -8,11 +8,12 @@ from typing import Final, Protocol
 import structlog
 from starlette.types import Receive, Scope, Send
 
-from services.common.errors import MessageTooLarge, NotReady, ShoalError
+from services.common.errors import MemoryTaken, MessageTooLarge, NotReady, ShoalError
 from services.router import tracing
 from services.router.controller_client import Rejected
 from services.router.core.rest_json import Refused
 from services.router.forward import TritonError
+from services.router.holding import Holding
 from services.router.rest.incoming import Gone, Incoming
 from services.router.rest.reply import TOO_LATE, Reply, finish, of_call, of_error, of_refused, said
 from services.router.rest.service import Service
@@ -51,23 +52,34 @@ class Endpoint:
         if scope["method"] not in self._methods:
             await said(405, "Method Not Allowed").send(send)
             return
+        holding = Holding(self._service.requests.admission.held)
         try:
-            incoming = Incoming(scope, receive, self._service.callers)
+            incoming = Incoming(scope, receive, self._service.callers, holding)
         except Refused as refused:
             await of_refused(refused).send(send)
             return
         name = f"{incoming.method} {self._path}"
-        with contextlib.suppress(Gone), tracing.serving(name, incoming.metadata):
-            try:
-                async with asyncio.timeout(incoming.left()):
-                    await incoming.read(self._service.max_body)
-            except MessageTooLarge as error:
-                await _refuse_body(of_error(error), incoming, send)
-                return
-            except TimeoutError:
-                await _refuse_body(of_refused(TOO_LATE), incoming, send)
-                return
+        try:
+            with contextlib.suppress(Gone), tracing.serving(name, incoming.metadata):
+                await self._take(incoming, send)
+        finally:
+            holding.release()
+
+    async def _take(self, incoming: Incoming, send: Send) -> None:
+        """Raises Gone."""
+        refused: Reply | None = None
+        try:
+            async with asyncio.timeout(incoming.left()):
+                await incoming.read(self._service.max_body)
+        except (MessageTooLarge, MemoryTaken) as error:
+            refused = of_error(error)
+        except TimeoutError:
+            refused = of_refused(TOO_LATE)
+        if refused is None:
             await _unless_gone(self._answer(incoming, send), incoming)
+        else:
+            incoming.holding.release()
+            await _refuse_body(refused, incoming, send)
 
     async def _answer(self, incoming: Incoming, send: Send) -> None:
         try:

@@ -12,6 +12,7 @@ from services.common.caller import Caller, CallerPolicy
 from services.common.errors import MessageTooLarge
 from services.router.core import headers
 from services.router.core.rest_json import INTERNAL, UNSUPPORTED, Refused
+from services.router.holding import Holding
 from services.router.requests import Pairs
 
 _THREADED_BYTES: Final = 1 << 18  # of compressed data: more is left to a thread
@@ -22,10 +23,13 @@ class Gone(Exception):
 
 
 class Incoming:
-    """`path`: the path's parameters. `metadata`: what a gRPC call would bring. `deadline`: seconds
-    of the monotonic clock, None for none. Raises Refused for a time-out that is none."""
+    """`holding`: of its body. `path`: the path's parameters. `metadata`: what a gRPC call would
+    bring. `deadline`: seconds of the monotonic clock, None for none. Raises Refused for a time-out
+    that is none."""
 
-    def __init__(self, scope: Scope, receive: Receive, callers: CallerPolicy) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, callers: CallerPolicy, holding: Holding
+    ) -> None:
         self.method: str = scope["method"]
         self.path: Mapping[str, str] = scope["path_params"]
         self.headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))  # the first counts
@@ -33,6 +37,7 @@ class Incoming:
         self.peer = headers.peer(scope["client"])
         self.caller: Caller = callers.caller(self.peer, self.metadata)
         self.body = b""
+        self.holding = holding
         seconds = headers.timeout(self.headers)
         self.deadline = None if seconds is None else time.monotonic() + seconds
         self._receive = receive
@@ -42,7 +47,7 @@ class Incoming:
         return None if self.deadline is None else self.deadline - time.monotonic()
 
     async def read(self, limit: int) -> None:
-        """The whole body, of at most `limit` bytes. Raises MessageTooLarge, Gone."""
+        """The whole body, of at most `limit` bytes. Raises MessageTooLarge, MemoryTaken, Gone."""
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit:
             raise MessageTooLarge(size=int(declared), limit=limit)
@@ -56,6 +61,7 @@ class Incoming:
             size += len(chunk)
             if size > limit:
                 raise MessageTooLarge(size=f"more than {limit}", limit=limit)
+            self.holding.grow(len(chunk))
             chunks.append(chunk)
             if not message.get("more_body", False):
                 break
@@ -73,7 +79,7 @@ class Incoming:
             message = await self._receive()
 
     async def decompress(self, limit: int) -> None:
-        """Undo the body's Content-Encoding. Raises Refused, MessageTooLarge."""
+        """Undo the body's Content-Encoding. Raises Refused, MessageTooLarge, MemoryTaken."""
         coding = self.headers.get(b"content-encoding", b"")
         if coding in (b"", b"identity"):
             return
@@ -85,6 +91,7 @@ class Incoming:
             self.body = await asyncio.to_thread(_inflated, self.body, limit)
         else:
             self.body = _inflated(self.body, limit)
+        self.holding.grow(len(self.body) - self.holding.size)
 
 
 def _inflated(body: bytes, limit: int) -> bytes:

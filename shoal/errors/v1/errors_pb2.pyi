@@ -115,6 +115,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED: the tenant sends more requests a second than it may."""
     ERROR_REASON_TENANT_LIMITED: _ErrorReason.ValueType  # 72
     """RESOURCE_EXHAUSTED: the tenant has as many requests in flight as it may, or waiting for loads."""
+    ERROR_REASON_MEMORY_TAKEN: _ErrorReason.ValueType  # 73
+    """RESOURCE_EXHAUSTED: the Router holds as many bytes of requests as it may."""
     ERROR_REASON_JSON_TOO_LARGE: _ErrorReason.ValueType  # 80
     """RESOURCE_EXHAUSTED: a request over HTTP has more JSON than this Router reads."""
     ERROR_REASON_ADMIN_REQUIRED: _ErrorReason.ValueType  # 40
@@ -217,6 +219,8 @@ ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 71
 """RESOURCE_EXHAUSTED: the tenant sends more requests a second than it may."""
 ERROR_REASON_TENANT_LIMITED: ErrorReason.ValueType  # 72
 """RESOURCE_EXHAUSTED: the tenant has as many requests in flight as it may, or waiting for loads."""
+ERROR_REASON_MEMORY_TAKEN: ErrorReason.ValueType  # 73
+"""RESOURCE_EXHAUSTED: the Router holds as many bytes of requests as it may."""
 ERROR_REASON_JSON_TOO_LARGE: ErrorReason.ValueType  # 80
 """RESOURCE_EXHAUSTED: a request over HTTP has more JSON than this Router reads."""
 ERROR_REASON_ADMIN_REQUIRED: ErrorReason.ValueType  # 40

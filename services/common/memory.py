@@ -1,0 +1,25 @@
+"""How much memory there is."""
+
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+# Of this process's own control group, as containers see it: version 2, then 1.
+_LIMITS: Final = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+
+
+def total_memory() -> int:
+    """Bytes that this process could have: the machine's, or its container's where that has less."""
+    found = [int(psutil.virtual_memory().total)]
+    for limit in _LIMITS:
+        try:
+            said = limit.read_text().strip()
+        except OSError:
+            continue
+        if said.isdigit():  # else there is no limit
+            found.append(int(said))
+    return min(found)
