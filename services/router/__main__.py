@@ -24,6 +24,7 @@ from services.router.administration import Administration
 from services.router.admission import Admission
 from services.router.controller_calls import ControllerCalls
 from services.router.controller_client import ControllerClient
+from services.router.core.held import Held
 from services.router.core.table import Table
 from services.router.explanations import Explanations
 from services.router.forward import Forwarder
@@ -103,12 +104,13 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         further = dict(Administration(watch, calls, servers).answers())
         limit = settings.max_message_bytes
         tenants = tenant_limits(settings.tenant_limits)
+        held = Held(settings.held_bytes(total_memory()))
         admission = Admission(
             watch.table,
             tenants,
             settings.bounds,
             settings.in_flight_limits,
-            settings.held_bytes(total_memory()),
+            held,
         )
         watch.waiting = admission.waiting
         REGISTRY.register(Overload(admission, forwarder.budget))
@@ -150,6 +152,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             max_body=limit,
             max_json=settings.max_json_bytes,
             stream=streams.responses,
+            held=held,
         )
         http = web.Limits(settings.max_header_bytes, connections=settings.limits.connections)
         await stack.enter_async_context(web.serving(app(rest), listener, http))

@@ -20,7 +20,6 @@ from services.router.core.tenants import Tenant, TenantLimit, Tenants
 
 EVERY: Final = "*"  # stands for every model without a number of its own
 MANY: Final = 1000  # gates, before those that were long not used are forgotten
-UNLIMITED: Final = 2**63  # bytes
 RETRY_SPREAD: Final = 0.5  # of RetryInfo at random, so that not all come back at once
 
 _PROBLEMS: Final = {
@@ -51,8 +50,8 @@ class Ticket:
 
 class Admission:
     """`limits`: of tenants by name. `in_flight`: on one replica, by model, `EVERY` for all others;
-    what is not named is found out. `held_bytes`: of all requests, from when they have come until
-    they are answered; None for no limit.
+    what is not named is found out. `held`: bytes of all requests, from when they have come until
+    they are answered.
 
     A request begins with `enter`, waits in `turn` if it must, and ends with `leave`, whatever
     happens to it.
@@ -64,7 +63,7 @@ class Admission:
         limits: Mapping[str, TenantLimit] | None = None,
         bounds: Bounds | None = None,
         in_flight: Mapping[str, int] | None = None,
-        held_bytes: int | None = None,
+        held: Held | None = None,
     ) -> None:
         self._table = table
         self._bounds = bounds or Bounds()
@@ -72,7 +71,7 @@ class Admission:
         self._turns: dict[Waiting, Ticket] = {}
         self._many = MANY
         self.tenants = Tenants(limits or {})
-        self.held = Held(UNLIMITED if held_bytes is None else held_bytes)
+        self.held = held or Held()
         self.gates: dict[Target, Gate] = {}
         self.refused: Counter[tuple[str, str, str]] = Counter()  # by reason, class, tenant's label
         self.queued = [0] * len(Priority)

@@ -18,7 +18,7 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from services.embedded.background import BackgroundStack
-from services.router.settings import EXCESS, Settings
+from services.router.settings import EXCESS, MAX_MESSAGE, Settings
 from shoal.controller.v1 import controller_service_pb2 as controller
 from shoal.router.v1 import router_service_pb2 as router_wire
 from tests.fleet.harness import Fleet, wait_until
@@ -564,24 +564,64 @@ def test_all_of_them_for_long(stack: Fleet, alone: Experience, seconds: int) -> 
     assert sizes[-1] - sizes[len(sizes) // 2] < GROWTH
 
 
+def for_nobody(size: int) -> Iterator[bytes]:
+    """A request of `size` bytes, for a model that there is not."""
+    head = service_pb2.ModelInferRequest(model_name="nobody").SerializeToString()
+    raw = size - len(head) - 6
+    head += b"\x3a" + bytes(raw >> shift & 127 | 128 for shift in (0, 7, 14, 21))
+    yield framed(head + bytes([raw >> 28]), size)
+    for sent in range(0, raw, MIB):
+        yield bytes(min(MIB, raw - sent))
+
+
+@contextmanager
+def serving(folder: Path, **environment: str) -> Iterator[Fleet]:
+    write(folder, MODEL)
+    with BackgroundStack(
+        f"--repository={folder}", "--trace-ratio=0", environment=environment
+    ) as running:
+        fleet = Fleet(running)
+        fleet.inference.ModelInfer(request(4), timeout=30)
+        yield fleet
+
+
+def sent_beside(fleet: Fleet, size: int, times: int, code: str) -> Experience:
+    """What another client experiences while messages of `size` bytes come, whose calls end with
+    `code`."""
+    with beside(fleet) as experience, connected(fleet.router_grpc) as (connection,):
+        for _ in range(times):
+            stream = connection.call()
+            connection.data(stream, for_nobody(size), seconds=LARGEST_SECONDS)
+            assert connection.ended(stream, 60).grpc_status == code
+    assert experience.errors == []
+    return experience
+
+
+NOT_FOUND, RESOURCE_EXHAUSTED = "5", "8"
+LARGEST_SECONDS = 600.0  # in which this slow client has sent two gigabytes
+
+
+def test_two_gigabytes_where_fewer_are_allowed(tmp_path: Path) -> None:
+    """By default: what is not taken in costs nobody anything."""
+    with serving(tmp_path) as fleet:
+        process = router(fleet)
+        before = process.memory_info().rss
+        experience = sent_beside(fleet, MAX_MESSAGE, 4, RESOURCE_EXHAUSTED)
+        assert experience.median < SLACK
+        assert process.memory_info().rss - before < GROWTH
+
+
+@pytest.mark.soak
+def test_two_gigabytes_where_they_are_allowed(tmp_path: Path) -> None:
+    """While the Router takes one in, nobody else is answered, and nobody is refused."""
+    with serving(tmp_path, SHOAL_ROUTER_MAX_MESSAGE_BYTES=str(MAX_MESSAGE)) as fleet:
+        experience = sent_beside(fleet, MAX_MESSAGE, 1, NOT_FOUND)
+        assert experience.median < SLACK
+
+
 @pytest.mark.soak
 def test_the_largest_message_that_is_allowed(tmp_path: Path) -> None:
     """By default, and for a model that there is not."""
-    write(tmp_path, MODEL)
-    with BackgroundStack(f"--repository={tmp_path}", "--trace-ratio=0") as running:
-        fleet = Fleet(running)
-        fleet.inference.ModelInfer(request(4), timeout=30)
-        size = Settings().max_message_bytes
-        head = service_pb2.ModelInferRequest(model_name="nobody").SerializeToString()
-        raw = size - len(head) - 6
-        head += b"\x3a" + bytes(raw >> shift & 127 | 128 for shift in (0, 7, 14, 21))
-        head += bytes([raw >> 28])
-        with beside(fleet) as experience, connected(running.router_grpc) as (connection,):
-            for _ in range(8):
-                stream = connection.call()
-                chunks = (bytes(min(MIB, raw - sent)) for sent in range(0, raw, MIB))
-                connection.data(stream, framed(head, size), end=False)
-                connection.data(stream, chunks)
-                assert connection.ended(stream, 60).grpc_status == "5"  # NOT_FOUND
-        assert experience.errors == []
+    with serving(tmp_path) as fleet:
+        experience = sent_beside(fleet, Settings().max_message_bytes, 8, NOT_FOUND)
         assert experience.median < SLACK

@@ -3,6 +3,7 @@
 from typing import Final
 
 SMALL: Final = 1 << 20  # bytes
+UNLIMITED: Final = 2**63  # bytes
 RESERVE: Final = 8  # one part in so many is kept for small requests
 
 
@@ -10,7 +11,7 @@ class Held:
     """`limit`: bytes of all requests together. Large ones leave a part of it to small ones, and one
     large one is let in whatever its size where there is no other."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int = UNLIMITED) -> None:
         self.limit = limit
         self.total = 0
         self.large = 0  # of these, those of large requests

@@ -52,7 +52,7 @@ class Endpoint:
         if scope["method"] not in self._methods:
             await said(405, "Method Not Allowed").send(send)
             return
-        holding = Holding(self._service.requests.admission.held)
+        holding = Holding(self._service.held)
         try:
             incoming = Incoming(scope, receive, self._service.callers, holding)
         except Refused as refused:

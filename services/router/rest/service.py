@@ -9,6 +9,7 @@ from tritonclient.grpc import service_pb2
 from services.common.caller import CallerPolicy
 from services.common.errors import JsonTooLarge, NotProxied
 from services.router.administration import Answer, Call
+from services.router.core.held import Held
 from services.router.core.routes import resolve
 from services.router.placement_watch import PlacementWatch
 from services.router.requests import Request, Requests
@@ -30,7 +31,7 @@ class Service:
     """`calls`: of inference.GRPCInferenceService by RPC name, from request message to response
     message. `hints`: what to do instead of those that are not there. `stream`: from one request to
     any number of serialized ModelInferResponses. `metrics`: as Prometheus reads them. `max_body`,
-    `max_json`: bytes."""
+    `max_json`: bytes; `held`: of all requests."""
 
     watch: PlacementWatch
     requests: Requests
@@ -41,6 +42,7 @@ class Service:
     max_body: int
     max_json: int
     stream: Stream | None = None
+    held: Held = field(default_factory=Held)
     hints: Mapping[str, str] = field(default_factory=dict)
 
     async def call(self, rpc: str, incoming: Incoming, /, **fields: Any) -> Any:
