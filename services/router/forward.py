@@ -15,7 +15,7 @@ from services.router.connection import Connections
 from services.router.controller_client import ControllerClient, Miss
 from services.router.core.rate import RetryBudget
 from services.router.core.routes import Replica, Target
-from services.router.core.sequences import home
+from services.router.core.sequences import home, over
 from services.router.core.verdict import Verdict, verdict
 from services.router.core.wire import Sequence
 from services.router.placement_watch import PlacementWatch
@@ -112,7 +112,7 @@ class Forwarder:
                     continue
                 replica, address, call, span = granted
             if sequence is not None:
-                begun = not sequence.start and self._watch.sequences.known(target, sequence.id)
+                begun = self._watch.sequences.begun(target, sequence)
                 self._watch.tie(sequence.id, replica)
             try:
                 code = await call.code()
@@ -123,7 +123,7 @@ class Forwarder:
                 if broke is not None:
                     self.repeats.end(replica)
             refused = code is not grpc.StatusCode.OK
-            if sequence is not None and (sequence.end or (refused and not begun)):
+            if sequence is not None and over(sequence, begun=begun, failed=refused):
                 self._watch.sequences.end(target, sequence.id)
             self._ended(replica, span)
             if not refused:

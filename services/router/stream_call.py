@@ -45,7 +45,7 @@ _tracer = trace.get_tracer("shoal.router")
 class Exchange:
     """One request of a client's stream, until its last reply.
 
-    `held`: bytes that it is counted with.
+    `held`: bytes that it is counted with. `begun`: whether it goes on with a sequence.
     `message`: as it came; dropped when a part of the reply has been passed on, because it cannot be
     repeated then. `target`: None where somebody else counts it. `ticket`: its leave to be sent,
     unless somebody else has that. `broke`: the replica whose server was lost while it had the
@@ -53,8 +53,19 @@ class Exchange:
     reply has to keep."""
 
     __slots__ = (
-        *("asked", "began", "broke", "cold", "failed", "forward", "held", "id", "lost", "message"),
-        *("misses", "model", "patience", "repeated", "retry", "sequence", "serial", "size", "span"),
+        *("asked", "began", "begun", "broke", "cold", "failed", "forward", "held", "id", "lost"),
+        *(
+            "message",
+            "misses",
+            "model",
+            "patience",
+            "repeated",
+            "retry",
+            "sequence",
+            "serial",
+            "size",
+            "span",
+        ),
         *("target", "ticket", "turns", "version"),
     )
 
@@ -64,6 +75,7 @@ class Exchange:
         self.message: bytes | None = message
         self.size = len(message)
         self.held = 0
+        self.begun = False
         self.model = self.version = self.id = ""
         self.sequence: Sequence | None = None
         self.target: Target | None = None

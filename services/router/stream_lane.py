@@ -13,6 +13,7 @@ from opentelemetry import trace
 from services.common.errors import ShoalError
 from services.router.controller_client import Grant, Miss, Rejected
 from services.router.core.routes import Replica, Target
+from services.router.core.sequences import over
 from services.router.core.streams import amended, reply
 from services.router.core.verdict import Verdict, broken_off, code_in_band, in_band
 from services.router.core.wire import overridden, overridden_in_stream
@@ -115,6 +116,7 @@ class Lane:
         else:
             message = overridden_in_stream(message, renamed, target.version)
         if sequence is not None:
+            exchange.begun = self._fleet.watch.sequences.begun(target, sequence)
             self._fleet.watch.tie(sequence.id, call.replica)
         call.send(exchange, message)
 
@@ -255,7 +257,7 @@ class Lane:
     def _conclude(self, call: StreamCall, exchange: Exchange, *, failed: bool) -> None:
         self._end_repeat(exchange)
         sequence = exchange.sequence
-        if sequence is not None and (sequence.end or (sequence.start and failed)):
+        if sequence is not None and over(sequence, begun=exchange.begun, failed=failed):
             self._fleet.watch.sequences.end(self._target, sequence.id)
 
     def _repeat(

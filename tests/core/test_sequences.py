@@ -1,7 +1,8 @@
 """What a sequence of requests stays on."""
 
 from services.router.core.routes import Replica, Target
-from services.router.core.sequences import IDLE_SECONDS, Sequences, home
+from services.router.core.sequences import IDLE_SECONDS, Sequences, home, over
+from services.router.core.wire import Sequence
 
 ONE, TWO = Target("m", 1), Target("m", 2)
 
@@ -48,3 +49,24 @@ def test_a_server_more_moves_only_the_sequences_that_are_at_home_there() -> None
     for server in "abcd":
         assert 0.15 < sum(where == server for where in after.values()) / len(ids) < 0.35
     assert {home(["a", "b", "c"], 7), home(["a", "b", "c"], "7")} <= {"a", "b", "c"}
+
+
+START, MIDDLE, LAST = (
+    Sequence(7, *flags) for flags in ((True, False), (False, False), (False, True))
+)
+
+
+def test_what_goes_on_with_a_sequence_and_what_begins_one() -> None:
+    sequences = Sequences()
+    assert not any(sequences.begun(ONE, asked) for asked in (START, MIDDLE, LAST))
+    sequences.tie(7, Replica("a", ONE), 0.0)
+    assert [sequences.begun(ONE, asked) for asked in (START, MIDDLE, LAST)] == [False, True, True]
+    assert not sequences.begun(TWO, MIDDLE)
+
+
+def test_a_sequence_is_over_with_its_last_request_or_when_it_never_began() -> None:
+    assert over(LAST, begun=True, failed=False)
+    assert over(START, begun=False, failed=True)
+    assert over(MIDDLE, begun=False, failed=True)
+    assert not over(MIDDLE, begun=True, failed=True)
+    assert not over(MIDDLE, begun=False, failed=False)

@@ -329,6 +329,18 @@ async def test_a_sequence_stays_on_its_replica(servers: dict[str, DirectTriton])
         assert router.watch.sequences.used(time.monotonic()) == {}
 
 
+@pytest.mark.parametrize("start", [True, False])
+async def test_a_sequence_that_fails_before_it_began_is_tied_to_nothing(
+    servers: dict[str, DirectTriton], start: bool
+) -> None:
+    async with routed(places(servers)) as router:
+        talk = router.talk()
+        for model in (MANY, SUM):
+            await talk.say(ask(model, 1, shape=[2], sequence=(9, start, False)))
+            assert "input" in (await talk.hear()).error_message
+        assert router.watch.sequences.used(time.monotonic()) == {}
+
+
 # --- slow, gone, and half gone --------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from services.router.core.routes import Replica, Target
+from services.router.core.wire import Sequence
 
 IDLE_SECONDS: Final = 60.0  # then it is taken for abandoned
 
@@ -37,6 +38,10 @@ class Sequences:
     def known(self, target: Target, id_: int | str) -> bool:
         return (target, id_) in self._tied
 
+    def begun(self, target: Target, asked: Sequence) -> bool:
+        """Whether a request goes on with a sequence that is known of; ask before it is tied."""
+        return not asked.start and self.known(target, asked.id)
+
     def end(self, target: Target, id_: int | str) -> None:
         tied = self._tied.pop((target, id_), None)
         if tied is not None:
@@ -56,6 +61,12 @@ class Sequences:
         for replica, last in self._tied.values():
             newest[replica] = max(last, newest.get(replica, last))
         return {replica: (count, now - newest[replica]) for replica, count in self._count.items()}
+
+
+def over(asked: Sequence, *, begun: bool, failed: bool) -> bool:
+    """Whether its sequence is over with a request: the last of it, or one that failed where nothing
+    had `begun` before it."""
+    return asked.end or (failed and not begun)
 
 
 def home(servers: Iterable[str], id_: int | str) -> str:
