@@ -16,7 +16,7 @@ MIB = 1 << 20
 MAX_MESSAGE = 2**31 - 1  # bytes; what tritonclient allows itself
 # One that is larger by no more is told of the limit by the Router, others by gRPC.
 EXCESS = 64 * MIB
-MEMORY_PART = 4
+MEMORY_PART = 8  # a request under way takes four times its bytes
 LARGEST_HELD = 4  # messages
 ALONE_PATIENCE = 5.0  # seconds
 OWN_FILES = 512  # descriptors that no client may take
@@ -29,8 +29,9 @@ class Settings(BaseSettings):
     """`controller`: host:port of each Controller, separated by commas; the one that acts is
     followed. `controller_patience`: of a cold request, while none acts; by default longer than a
     take-over lasts where there are several. `state_dir`: where the last table is kept, empty for
-    nowhere. `max_message_bytes`: of one request. `workers`: processes on the same ports; `worker`
-    and `worker_sockets` are what their parent tells each of them. Times in seconds."""
+    nowhere. `max_message_bytes`: of one request; `max_held_bytes`: of all that are under way,
+    divided among the workers. `workers`: processes on the same ports; `worker` and
+    `worker_sockets` are what their parent tells each of them. Times in seconds."""
 
     model_config = SettingsConfigDict(env_prefix="SHOAL_ROUTER_", extra="forbid")
 
@@ -93,7 +94,7 @@ class Settings(BaseSettings):
 
     def held_bytes(self, memory: int) -> int:
         """Of all requests under way in this process; `memory`: bytes of the machine. Unless it is
-        set, a quarter of that, and enough for some of the largest."""
+        set, an eighth of that, and enough for some of the largest."""
         limit = self.max_held_bytes
         if limit is None:
             limit = max(memory // MEMORY_PART, LARGEST_HELD * self.max_message_bytes)

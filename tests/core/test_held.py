@@ -2,10 +2,12 @@
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services.router.core.held import RESERVE, SMALL, Held
+from services.router.settings import Settings
 
 MIB = 1 << 20
 LIMIT = 80 * MIB
@@ -72,3 +74,21 @@ def test_no_more_is_held_than_the_limit_and_one_large_request(
     for size in taken:
         held.give(size)
     assert (held.total, held.large) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, 8 << 30),
+        ({"max_message_bytes": 2 << 29, "workers": 2}, 4 << 30),
+        ({"max_message_bytes": (1 << 31) - 1, "workers": 1}, 8 << 30),
+        ({"max_held_bytes": 3 << 30, "workers": 3}, 1 << 30),
+        ({"max_held_bytes": 1, "workers": 3}, 1),
+    ],
+)
+def test_how_many_bytes_a_process_holds(fields: dict[str, int], expected: int) -> None:
+    assert Settings(**fields).held_bytes(64 << 30) == expected  # type: ignore[arg-type]
+
+
+def test_on_a_small_machine_there_is_room_for_some_of_the_largest() -> None:
+    assert Settings().held_bytes(2 << 30) == 4 * 256 * MIB
