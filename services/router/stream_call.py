@@ -54,19 +54,8 @@ class Exchange:
 
     __slots__ = (
         *("asked", "began", "begun", "broke", "cold", "failed", "forward", "held", "id", "lost"),
-        *(
-            "message",
-            "misses",
-            "model",
-            "patience",
-            "repeated",
-            "retry",
-            "sequence",
-            "serial",
-            "size",
-            "span",
-        ),
-        *("target", "ticket", "turns", "version"),
+        *("message", "misses", "model", "patience", "repeated", "retry", "sequence", "serial"),
+        *("size", "span", "target", "ticket", "turns", "version"),
     )
 
     def __init__(self, serial: int, message: bytes) -> None:

@@ -91,6 +91,7 @@ CUT_OFF = (
         "failed to connect to all addresses; last error: UNAVAILABLE: ipv4:127.0.0.1:8001: "
         "recvmsg:Connection reset by peer",
         "connect: No route to host (113)",
+        "DNS resolution failed for triton-0:8001: UNKNOWN: Could not contact DNS servers",
         "Stream removed (Transport closed (Delayed close due to in-progress write (Socket "
         "closed)))",
     ],

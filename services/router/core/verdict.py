@@ -31,10 +31,12 @@ _NEVER_SENT: Final = (
     "connection refused",
     "no route to host",
     "transport closed",
+    "dns resolution failed",
 )
 # What gRPC says (releases 1.78 to 1.85) when a connection is lost speaks of one of these.
 _CONNECTION: Final = re.compile(
-    r"connect|socket|transport|stream|goaway|tcp|endpoint|recvmsg|sendmsg|pipe|ping|keepalive|http"
+    r"connect|socket|transport|stream|goaway|tcp|endpoint|recvmsg|sendmsg|\bpipe\b|\bping\b|"
+    r"keepalive|http|channel|network|handshake|dns|resol|address|shutdown|shutting down"
 )
 # And when a single call is cut off, on a connection that stays.
 _CUT_OFF: Final = re.compile(
