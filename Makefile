@@ -25,7 +25,7 @@ endif
 
 .PHONY: help
 help: ## What there is to do
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: setup
 setup: .venv/.shoal-stamp .venv-triton/.shoal-made models ## Both environments and the example models
@@ -49,6 +49,10 @@ soak: setup ## The heavy counts; results go to bench/RESULTS.md
 .PHONY: bench
 bench: setup ## Direct Triton against the Router
 	@exec $(BIN)/python -m bench $(ARGS)
+
+.PHONY: bench-peers
+bench-peers: setup .venv/.plot-stamp ## The Router against other servers and proxies
+	@exec $(BIN)/python -m bench.peers $(ARGS)
 
 .PHONY: simulate
 simulate: .venv/.shoal-stamp ## The residency engine under a trace, in virtual time
@@ -83,7 +87,7 @@ constraints: ## Pin the newest versions that pyproject.toml allows
 
 .PHONY: clean
 clean: ## Remove the environments, the caches, and the models that were built
-	rm -rf .venv .venv-triton .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf .venv .venv-peers .venv-triton .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	find model_repository -mindepth 3 -maxdepth 3 -name model.onnx -delete
 
@@ -109,6 +113,11 @@ make_venv = if [[ -z "$(PYTHON)" ]]; then \
 	@echo "installing what the services need"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+.venv/.plot-stamp: .venv/.shoal-stamp bench/peers/pins/plot.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --constraint bench/peers/pins/plot.txt --editable '.[plot]'
 	@touch $@
 
 .venv-triton/.shoal-made: deploy/triton/setup.sh deploy/triton/constraints.txt

@@ -6,6 +6,7 @@ one of figures by the same generator.
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -37,6 +38,26 @@ class Load(NamedTuple):
     cpu: float
 
 
+class Call(NamedTuple):
+    """A POST for h2load. `http1`: with one request at a time on a connection."""
+
+    url: str
+    headers: tuple[str, ...]
+    body: bytes
+    http1: bool = False
+
+
+def grpc_call(
+    address: str, workload: Workload, message: bytes, headers: tuple[str, ...] = ()
+) -> Call:
+    """The workload's call with `message`, a serialized ModelInferRequest."""
+    return Call(
+        f"http://{address}{workload.path}",
+        ("content-type: application/grpc", "te: trailers", *headers),
+        workload.body(message),
+    )
+
+
 def available() -> str:
     return "h2load" if shutil.which("h2load") else "python"
 
@@ -56,17 +77,17 @@ def send(generator: str, address: str, workload: Workload, message: bytes, calls
     Raises Failed."""
     run = _h2load if generator == "h2load" and workload.turns == 1 else _python
     try:
-        return run(address, workload, workload.body(message), calls)
+        return run(address, workload, message, calls)
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or b""
         raise Failed(f"{generator}: {error} {said.decode(errors='replace')[-2000:]}") from error
 
 
-def _python(address: str, workload: Workload, body: bytes, calls: int) -> Load:
+def _python(address: str, workload: Workload, message: bytes, calls: int) -> Load:
     numbers = (workload.connections, workload.streams, calls, workload.turns)
     output = subprocess.run(
         [sys.executable, "-P", "-m", "bench.generator", address, workload.path, *map(str, numbers)],
-        input=body,
+        input=workload.body(message),
         env={**os.environ, "PYTHONPATH": str(_ROOT)},
         capture_output=True,
         timeout=_WITHIN,
@@ -78,32 +99,48 @@ def _python(address: str, workload: Workload, body: bytes, calls: int) -> Load:
     return _load(calls, found["seconds"], found["latencies"], found["cpu_seconds"])
 
 
-def _h2load(address: str, workload: Workload, body: bytes, calls: int) -> Load:
+def _h2load(address: str, workload: Workload, message: bytes, calls: int) -> Load:
+    return h2load(grpc_call(address, workload, message), workload, calls)[0]
+
+
+def h2load(call: Call, workload: Workload, calls: int) -> tuple[Load, int]:
+    """What it found, and the bytes of all answers' bodies. Raises Failed, OSError or
+    subprocess.SubprocessError."""
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
         data, log = Path(folder, "body"), Path(folder, "log")
-        data.write_bytes(body)
+        data.write_bytes(call.body)
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(
+        said = subprocess.run(
             [
                 "h2load",
                 *("-n", str(calls), "-d", str(data), f"--log-file={log}"),
                 *("-c", str(workload.connections), "-m", str(workload.streams), "-t", "1"),
-                *("-H", "content-type: application/grpc", "-H", "te: trailers"),
-                f"http://{address}{workload.path}",
+                *(word for header in call.headers for word in ("-H", header)),
+                *(["--h1"] if call.http1 else []),
+                call.url,
             ],
             capture_output=True,
             timeout=_WITHIN,
             check=True,
-        )
+        ).stdout
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         rows = [tuple(map(int, line.split())) for line in log.read_text().splitlines()]
     if len(rows) != calls or any(status != 200 for _, status, _ in rows):
         raise Failed(
-            f"{workload.name} at {address}: h2load got {len(rows)} answers to {calls} calls"
+            f"{workload.name} at {call.url}: h2load got {len(rows)} answers to {calls} calls"
         )
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     seconds = max(begin + took for begin, _, took in rows) - min(begin for begin, _, _ in rows)
-    return _load(calls, seconds / 1e6, [took / 1e6 for _, _, took in rows], cpu)
+    found = _load(calls, seconds / 1e6, [took / 1e6 for _, _, took in rows], cpu)
+    return found, answered_bytes(said.decode())
+
+
+def answered_bytes(said: str) -> int:
+    """Of all answers' bodies, from what h2load prints. Raises Failed."""
+    found = re.search(r"^traffic: .*\((\d+)\) data$", said, re.MULTILINE)
+    if not found:
+        raise Failed(f"h2load did not say how much it received: {said[-500:]}")
+    return int(found[1])
 
 
 def _load(calls: int, seconds: float, latencies: Sequence[float], cpu: float) -> Load:

@@ -1,0 +1,1 @@
+"""The same load on Shoal and on other servers and proxies."""
