@@ -120,7 +120,11 @@ def _keep(given: argparse.Namespace, found: Found) -> None:
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.peers",
+        description=__doc__,
+        epilog="Ray Serve and KServe listen on all interfaces while it runs: it cannot be changed.",
+    )
     parser.add_argument("--quick", action="store_true", help="some two minutes; noisier")
     names = [peer.name for peer in PEERS]
     parser.add_argument(

@@ -87,7 +87,7 @@ PEERS: Final = (
             "bench_identity/model-settings.json": "mlserver.json",
             "bench_other/model-settings.json": "mlserver_other.json",
         },
-        note="a repository of two models, in the server's own process, no access log",
+        note="a repository of two models, both in its one process, no access log",
     ),
     Peer(
         "kserve",
@@ -95,7 +95,7 @@ PEERS: Final = (
         SERVER,
         ("$bin/python", "-P", "$servers/kserve_server.py", "$port", "$http"),
         packages=("kserve",),
-        note="Python model server, in the server's own process, no line for each request",
+        note="the model in its one process, no line for each request",
     ),
     Peer(
         "litserve",

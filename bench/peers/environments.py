@@ -37,15 +37,16 @@ def program(peer: Peer) -> str:
     raise Unavailable(f"{peer.program} is not installed: apt-get install {peer.program}")
 
 
-def install(peer: Peer) -> None:
-    """Does nothing where it is done already. Raises Unavailable."""
+def installed(peer: Peer) -> bool:
+    """Just as it is pinned now. Raises Unavailable where it cannot be installed from here."""
     if not peer.packages:
-        program(peer)
-        return
-    made = folder(peer) / ".made"
-    wanted = "\n".join([sys.version, *peer.packages, pins(peer).read_text()])
-    if made.exists() and made.read_text() == wanted:
-        return
+        return bool(program(peer))
+    made = _made(peer)
+    return made.exists() and made.read_text() == _wanted(peer)
+
+
+def install(peer: Peer) -> None:
+    """Anew. Raises Unavailable."""
     shutil.rmtree(folder(peer), ignore_errors=True)
     venv.EnvBuilder(symlinks=True).create(folder(peer))
     pip = [sys.executable, "-m", "pip", "--python", str(folder(peer) / "bin" / "python")]
@@ -61,7 +62,15 @@ def install(peer: Peer) -> None:
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or str(error)).strip()
         raise Unavailable(f"pip could not install it: {said.splitlines()[-1]}") from error
-    made.write_text(wanted)
+    _made(peer).write_text(_wanted(peer))
+
+
+def _made(peer: Peer) -> Path:
+    return folder(peer) / ".made"
+
+
+def _wanted(peer: Peer) -> str:
+    return "\n".join([sys.version, *peer.packages, pins(peer).read_text()])
 
 
 def version(peer: Peer) -> str:

@@ -1,7 +1,7 @@
 """Requests per second as a share of direct Triton's, drawn: one panel for each workload."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,29 +34,29 @@ def kind(variant: str) -> str:
     return FRONT if variant in _PROXIES else SERVERS
 
 
-def shares(summaries: Sequence[Summary]) -> dict[str, list[tuple[str, float]]]:
-    """By workload, the (variant, share of direct Triton's rate) to draw, from the top."""
-    found: dict[str, list[tuple[str, float]]] = {}
-    for one in summaries:
+def shares(summaries: Sequence[Summary]) -> dict[str, dict[str, float]]:
+    """By workload and variant, the share of direct Triton's rate, the Router first."""
+    found: dict[str, dict[str, float]] = {}
+    for one in sorted(summaries, key=lambda one: one.variant != ROUTER):
         if one.variant != DIRECT and one.of_direct is not None:
-            found.setdefault(one.workload, []).append((one.variant, one.of_direct))
-    return {name: sorted(rows, key=lambda row: -row[1]) for name, rows in found.items()}
+            found.setdefault(one.workload, {})[one.variant] = one.of_direct
+    return found
 
 
-def _panel(axis: Any, title: str, rows: Sequence[tuple[str, float]]) -> None:
-    names = [_LABELS[variant] for variant, _ in rows]
+def _panel(axis: Any, title: str, shown: Mapping[str, float]) -> None:
     bars = axis.barh(
-        names,
-        [share for _, share in rows],
-        color=[COLOURS[kind(variant)] for variant, _ in rows],
+        [_LABELS[variant] for variant in shown],
+        list(shown.values()),
+        color=[COLOURS[kind(variant)] for variant in shown],
         height=0.7,
+        zorder=2,
     )
-    axis.bar_label(bars, [f"{share:.2f}" for _, share in rows], padding=3)
-    axis.axvline(1, color="#444444", linewidth=1, linestyle="--")
+    axis.axvline(1, color="#444444", linewidth=1, linestyle="--", zorder=1)
+    texts = [f"{share:.2f}" if share >= 0.01 else f"{share:.3f}" for share in shown.values()]
+    for label in axis.bar_label(bars, texts, padding=4):
+        label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 1})
     axis.set_title(title)
-    axis.set_xlim(0, 1.15 * max(1.0, *(share for _, share in rows)))
-    axis.invert_yaxis()
-    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["top", "right", "left"]].set_visible(False)
     axis.tick_params(axis="y", length=0)
 
 
@@ -70,16 +70,18 @@ def draw(path: Path, summaries: Sequence[Summary]) -> None:
     titles = {workload.name: workload.title for workload in WORKLOADS}
     with mpl.rc_context({"font.size": 10, "svg.hashsalt": "shoal"}):
         figure = Figure(figsize=(12, 4.2), facecolor="white")
-        axes = figure.subplots(1, len(panels), squeeze=False)[0]
-        for axis, (workload, rows) in zip(axes, panels.items(), strict=True):
-            _panel(axis, titles[workload], rows)
+        axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+        for axis, (workload, shown) in zip(axes, panels.items(), strict=True):
+            _panel(axis, titles[workload], shown)
+        axes[0].set_xlim(0, 1.15 * max(1.0, *(max(shown.values()) for shown in panels.values())))
+        axes[0].invert_yaxis()
         figure.legend(
             handles=[Patch(color=colour, label=name) for name, colour in COLOURS.items()],
             loc="lower center",
             ncols=len(COLOURS),
             frameon=False,
         )
-        figure.suptitle("Requests per second, as a share of direct Triton's")
+        figure.suptitle("Requests per second, as a share of direct Triton's (dashed)")
         figure.tight_layout(rect=(0, 0.07, 1, 1))
         metadata = {"Date": None} if path.suffix == ".svg" else None
         figure.savefig(path, dpi=150, metadata=metadata)

@@ -54,8 +54,9 @@ def running(peers: Sequence[Peer], tell: Tell) -> Iterator[Measured]:
     installed = []
     for peer in peers:
         with _told(left_out, peer, tell):
-            tell(f"{peer.title}: installing what is missing")
-            environments.install(peer)
+            if not environments.installed(peer):
+                tell(f"Installing {peer.title}")
+                environments.install(peer)
             installed.append(peer)
     with contextlib.ExitStack() as stack:
         tell("Starting Triton, Shoal and the relay")
