@@ -1,8 +1,8 @@
 """The peers, and how each is installed, started and asked.
 
-Words with a `$` are filled in when it starts: `$bin` (of its environment), `$servers` (the folder
-with its program or its settings), `$folder` (a new one of its own), `$port`, `$http` and `$metrics`
-(ports), `$triton` (host:port split in `$host` and `$upstream`), `$user`.
+Words with a `$` are filled in when it starts: `$bin` (of its environment) or `$program`,
+`$servers` (the folder with its program or its settings), `$folder` (a new one of its own), `$port`,
+`$http` and `$metrics` (ports), `$triton` (its `$host` and its port, `$upstream`), `$user`.
 """
 
 from collections.abc import Mapping

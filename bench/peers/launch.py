@@ -13,6 +13,7 @@ from typing import IO, Final, NamedTuple
 
 from bench.peers import environments, keeper
 from bench.peers.catalog import Peer
+from bench.peers.environments import Unavailable
 from services.embedded.ports import LOOPBACK, Claims
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
@@ -74,7 +75,8 @@ class Launcher:
         for running in self._running:
             running.process.terminate()
         for running in self._running:
-            running.process.wait(2 * keeper.GRACE)
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it ends, only later
+                running.process.wait(2 * keeper.GRACE)
             running.log.close()
 
     def _place(self, peer: Peer) -> dict[str, str]:
@@ -116,11 +118,12 @@ def filled(text: str, place: Mapping[str, str]) -> str:
 
 def _write_stubs(folder: str) -> None:
     protos = _ROOT / "third_party" / "triton"
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "grpc_tools.protoc", f"-I{protos}"),
-            *(f"--python_out={folder}", f"--grpc_python_out={folder}"),
-            *("grpc_service.proto", "model_config.proto"),
-        ],
-        check=True,
-    )
+    command = [
+        *(sys.executable, "-m", "grpc_tools.protoc", f"-I{protos}"),
+        *(f"--python_out={folder}", f"--grpc_python_out={folder}"),
+        *("grpc_service.proto", "model_config.proto"),
+    ]
+    try:
+        subprocess.run(command, capture_output=True, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise Unavailable(f"its stubs could not be made: {error}") from error

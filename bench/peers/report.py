@@ -13,7 +13,8 @@ COLUMNS: Final = ("variant", "peer", "version", "what", "idle", "started with")
 NOTE: Final = (
     "proxy: of the proxy, or of all processes of the model server; × relay: by the bare relay's. "
     "A model server runs the same identity model itself, so it is spared the hop to Triton that "
-    "proxies pay for. All run side by side; idle: % of a core while nothing is asked."
+    "proxies pay for. All run side by side; idle: % of a core while nothing is asked. "
+    "`$servers` is bench/peers/servers: the programs and settings of all."
 )
 
 
