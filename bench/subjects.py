@@ -82,16 +82,17 @@ def running(*, traced: bool, registered: int = 0) -> Iterator[Subjects]:
     streams to both.
     """
     with contextlib.ExitStack() as stack:
-        plain = stack.enter_context(_alone(MODEL, traced=traced))
-        tokens = stack.enter_context(_alone(TOKENS, traced=False))
+        plain = stack.enter_context(alone(MODEL, traced=traced))
+        tokens = stack.enter_context(alone(TOKENS, traced=False))
         if registered:
             plain = (*plain, stack.enter_context(_knowing(registered)))
-        yield Subjects({MODEL: plain, TOKENS: tokens}, _version(plain[0].address))
+        yield Subjects({MODEL: plain, TOKENS: tokens}, version(plain[0].address))
 
 
 @contextlib.contextmanager
-def _alone(model: str, *, traced: bool) -> Iterator[tuple[Variant, ...]]:
-    """All variants in front of a Triton that serves the `model`."""
+def alone(model: str, *, traced: bool) -> Iterator[tuple[Variant, ...]]:
+    """Direct Triton that serves the `model`, and all variants in front of it. `traced` and what it
+    raises: as for `running`."""
     arguments = ("--trace-ratio=0.01",) if traced else ("--no-otlp",)
     with contextlib.ExitStack() as stack:
         up, own = stack.enter_context(_stack(model, _FEW, ROUTER, *arguments))
@@ -230,7 +231,7 @@ def _asked(channel: grpc.Channel, workload: Workload) -> bool:
     )
 
 
-def _version(address: str) -> str:
+def version(address: str) -> str:
     with grpc.insecure_channel(address) as channel:
         ask = channel.unary_unary(
             "/inference.GRPCInferenceService/ServerMetadata",

@@ -8,7 +8,6 @@ import grpc
 import numpy as np
 
 from bench import workloads
-from bench.generator import PATH
 from bench.load import Call, grpc_call
 from bench.workloads import Workload
 
@@ -28,7 +27,7 @@ def call(
     if as_json:
         body = json.dumps({"INPUT": _numbers(workload)}).encode()
         return Call(f"http://{address}/predict", _JSON, body, http1=True)
-    return grpc_call(address, workloads.request(workload.floats), headers)
+    return grpc_call(address, workload, workloads.request(workload.floats), headers)
 
 
 def answer_size(
@@ -39,7 +38,7 @@ def answer_size(
     if as_json:
         return _json_size(call(address, workload, headers, as_json), workload)
     with grpc.insecure_channel(address, options=_OPTIONS) as channel:
-        infer: Any = channel.unary_unary(PATH)
+        infer: Any = channel.unary_unary(workload.path)
         metadata = [tuple(header.split(": ", 1)) for header in headers]
         answer = infer(workloads.request(workload.floats), timeout=_WITHIN, metadata=metadata)
     if not workloads.is_right(workload.floats, answer):

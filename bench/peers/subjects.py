@@ -15,7 +15,7 @@ from bench.peers.asking import Wrong, answer_size, call
 from bench.peers.catalog import Peer
 from bench.peers.environments import Unavailable
 from bench.peers.launch import Launcher, Running, launcher
-from bench.workloads import Workload
+from bench.workloads import MODEL, Workload
 
 WORKLOADS: Final = tuple(
     one for one in workloads.WORKLOADS if one.name in ("alone", "many", "large")
@@ -60,14 +60,15 @@ def running(peers: Sequence[Peer], tell: Tell) -> Iterator[Measured]:
             installed.append(peer)
     with contextlib.ExitStack() as stack:
         tell("Starting Triton, Shoal and the relay")
-        own = stack.enter_context(subjects.running(traced=False))
-        found = [_own(variant) for variant in own.variants]
-        starter = stack.enter_context(launcher(own.variants[0].address))
+        variants = stack.enter_context(subjects.alone(MODEL, traced=False))
+        found = [_own(variant) for variant in variants]
+        direct = variants[0]
+        starter = stack.enter_context(launcher(direct.address))
         for peer in installed:
             with _told(left_out, peer, tell):
                 tell(f"Starting {peer.title}")
                 found.append(_started(starter, peer))
-        yield Measured(found, own.triton, own.triton_version, left_out)
+        yield Measured(found, direct.triton.clock, subjects.version(direct.address), left_out)
 
 
 @contextlib.contextmanager
