@@ -1,12 +1,17 @@
 """Prometheus metrics, and the port that they are read from."""
 
+import asyncio
+import sys
 import threading
+from collections.abc import Iterator
 from socket import socket
 from socketserver import ThreadingMixIn
 from typing import Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import Histogram, make_wsgi_app
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from services.common.ports import listen
 
@@ -22,6 +27,26 @@ RPC_SECONDS: Final = Histogram(
     ["method", "code"],
     buckets=_RPC_BUCKETS,
 )
+
+
+class Held(Collector):
+    """What the process holds inside Python: what grows there is a leak that its size on the system
+    hides for long."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "shoal_asyncio_tasks",
+            "Tasks of asyncio that have not ended.",
+            len(asyncio.all_tasks(self._loop)),
+        )
+        yield GaugeMetricFamily(
+            "shoal_python_blocks",
+            "Blocks of memory that Python's objects take.",
+            sys.getallocatedblocks(),
+        )
 
 
 class MetricsServer:

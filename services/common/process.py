@@ -7,9 +7,10 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 import uvloop
+from prometheus_client import REGISTRY
 from pydantic import ValidationError
 
-from services.common import logs, telemetry
+from services.common import logs, metrics, telemetry
 from services.common.ports import PortTaken
 from services.common.variables import BadVariable
 
@@ -63,6 +64,7 @@ async def _until_stopped(main: Callable[[asyncio.Event], Awaitable[None]]) -> No
     for number in (signal.SIGTERM, signal.SIGINT):
         with contextlib.suppress(NotImplementedError):
             loop.add_signal_handler(number, stop.set)
+    REGISTRY.register(metrics.Held(loop))
     await main(stop)
 
 

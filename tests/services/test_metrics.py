@@ -1,5 +1,6 @@
 """Metrics as Prometheus reads them."""
 
+import asyncio
 import socket
 import urllib.request
 
@@ -37,6 +38,21 @@ def test_calls_are_counted_by_method_and_code_and_timed() -> None:
         server.close()
     assert samples["shoal_rpc_seconds_count"] == before + 2
     assert samples["shoal_rpc_seconds_bucket 0.005"] < samples["shoal_rpc_seconds_bucket 60.0"]
+
+
+async def test_tasks_are_counted_until_they_end() -> None:
+    def tasks() -> float:
+        found = metrics.Held(loop).collect()
+        return next(one for one in found if one.name == "shoal_asyncio_tasks").samples[0].value
+
+    loop = asyncio.get_running_loop()
+    before = tasks()
+    waiting = [loop.create_task(asyncio.Event().wait()) for _ in range(3)]
+    assert await asyncio.to_thread(tasks) == before + 3
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert tasks() == before
 
 
 def test_a_closed_server_frees_its_port() -> None:
