@@ -5,6 +5,7 @@ believed only from proxies that the settings name, and everybody else is anonymo
 is bound beyond loopback refuses administrative calls from anonymous callers.
 """
 
+import enum
 import ipaddress
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ USER: Final = "user"
 SUBJECT_HEADER: Final = "x-shoal-subject"
 TENANT_HEADER: Final = "x-shoal-tenant"
 ROLES_HEADER: Final = "x-shoal-roles"
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,31 +52,50 @@ class CallerPolicy:
 
     def __init__(self, trusted_proxies: Iterable[str] = ()) -> None:
         self._proxies = tuple(ipaddress.ip_network(proxy) for proxy in trusted_proxies)
-        self._by_peer = lru_cache(maxsize=4096)(self._known)
+        # By the host alone: the port is another one for each connection.
+        self._by_host = lru_cache(maxsize=4096)(self._standing)
 
     def caller(self, peer: str, metadata: Sequence[tuple[str, str | bytes]]) -> Caller:
         """`peer` as gRPC spells it: `ipv4:127.0.0.1:4711`, `ipv6:%5B::1%5D:4711`, `unix:…`."""
-        known = self._by_peer(peer)
-        return _from_headers(peer, metadata) if known is None else known
-
-    def _known(self, peer: str) -> Caller | None:
-        """Who calls from there; None where that is for a trusted proxy's headers to say."""
-        address = peer_address(peer)
-        if address is not None and any(address in network for network in self._proxies):
-            return None
-        if peer.startswith("unix:") or (address is not None and address.is_loopback):
+        standing = self._by_host(_host(peer))
+        if standing is _Standing.LOCAL:
             return LOCAL
+        if standing is _Standing.PROXY:
+            return _from_headers(peer, metadata)
         return Caller(f"anonymous at {peer}", "default", frozenset({USER}))
 
+    def _standing(self, host: str) -> "_Standing":
+        address = _address(host)
+        if address is not None and any(address in network for network in self._proxies):
+            return _Standing.PROXY
+        unix = host.partition(":")[0] == "unix"
+        if unix or (address is not None and address.is_loopback):
+            return _Standing.LOCAL
+        return _Standing.STRANGER
 
-def peer_address(peer: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+
+class _Standing(enum.Enum):
+    LOCAL = enum.auto()
+    PROXY = enum.auto()
+    STRANGER = enum.auto()
+
+
+def peer_address(peer: str) -> Address | None:
     """The IP address in a gRPC peer string, or None where there is none (a Unix socket)."""
-    kind, _, rest = unquote(peer).partition(":")
+    return _address(_host(peer))
+
+
+def _host(peer: str) -> str:
+    """With its kind, without the port."""
+    return peer.rpartition(":")[0]
+
+
+def _address(host: str) -> Address | None:
+    kind, _, name = unquote(host).partition(":")
     if kind not in ("ipv4", "ipv6"):
         return None
-    host = rest.rpartition(":")[0].strip("[]").partition("%")[0]
     try:
-        address = ipaddress.ip_address(host)
+        address = ipaddress.ip_address(name.strip("[]").partition("%")[0])
     except ValueError:
         return None
     mapped = getattr(address, "ipv4_mapped", None)
