@@ -38,17 +38,21 @@ _tracer = trace.get_tracer("shoal.rpc")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What clients may take of a server, per connection but for `connections`. Times in seconds.
+    """What clients may take of a server, per connection unless it says otherwise. Times in seconds.
 
     `header_bytes`: of one call's metadata. `streams`: calls at the same time; a client's further
-    ones wait on its side. `age`, then `grace`: a connection is closed after `age`, when its calls
-    are over, and after `grace` more with what is left of them. `idle`: without a call. `handshake`:
-    until a new connection has said that it speaks HTTP/2. None: no limit.
+    ones wait on its side. `pending`: calls that no handler has begun with, of all connections, and
+    `pending_time`: how long they may be; what is beyond that is CANCELLED, without a reason. `age`,
+    then `grace`: a connection is closed after `age`, when its calls are over, and after `grace`
+    more with what is left of them. `idle`: without a call. `handshake`: until a new connection has
+    said that it speaks HTTP/2. None: no limit, but for `pending` gRPC's own.
     """
 
     header_bytes: int = 8 * 1024
     streams: int | None = None
     connections: int | None = None
+    pending: int | None = None
+    pending_time: float = 30.0
     age: float | None = None
     grace: float | None = None
     idle: float | None = None
@@ -57,11 +61,14 @@ class Limits:
     def options(self) -> tuple[tuple[str, int], ...]:
         """For a gRPC server."""
         counts = (
-            # One number for both: between them gRPC refuses calls at random.
+            # One number for each two: between them gRPC refuses calls at random.
             ("grpc.max_metadata_size", self.header_bytes),
             ("grpc.absolute_max_metadata_size", self.header_bytes),
             ("grpc.max_concurrent_streams", self.streams),
             ("grpc.max_allowed_incoming_connections", self.connections),
+            ("grpc.server.max_pending_requests", self.pending),
+            ("grpc.server.max_pending_requests_hard_limit", self.pending),
+            ("grpc.server_max_unrequested_time_in_server", round(self.pending_time)),
         )
         times = (
             ("grpc.max_connection_age_ms", self.age),

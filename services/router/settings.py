@@ -20,6 +20,8 @@ MEMORY_PART = 8  # a request under way takes four times its bytes
 LARGEST_HELD = 4  # messages
 ALONE_PATIENCE = 5.0  # seconds
 OWN_FILES = 512  # descriptors that no client may take
+# Until then the last of 20,000 calls at once are begun with, also on a busy machine.
+PENDING_SECONDS = 300.0
 TAKE_OVER_PATIENCE = 30.0  # seconds; a lease runs out first, in 10 s unless it is set otherwise
 
 _ADDRESS = r"[^,]+:\d+"
@@ -67,6 +69,10 @@ class Settings(BaseSettings):
         default=10_000, ge=1, le=MAX_MESSAGE, description="calls at a time on one connection"
     )
     max_connections: int | None = Field(default=None, ge=1, le=MAX_MESSAGE)
+    # By default, all clients of a Router that comes back may call at once.
+    max_pending: int = Field(
+        default=20_000, ge=1, le=MAX_MESSAGE, description="calls that it has not begun with"
+    )
     connection_age: float | None = Field(default=None, gt=0)
     connection_grace: float | None = Field(default=None, gt=0)
     connection_idle: float | None = Field(default=3600.0, gt=0)
@@ -110,6 +116,8 @@ class Settings(BaseSettings):
             header_bytes=self.max_header_bytes,
             streams=self.max_streams,
             connections=self.max_connections or room,
+            pending=self.max_pending,
+            pending_time=PENDING_SECONDS,
             age=self.connection_age,
             grace=self.connection_grace,
             idle=self.connection_idle,

@@ -90,6 +90,20 @@ async def test_streams_of_one_connection_wait_for_one_another() -> None:
         await third
 
 
+async def test_calls_that_come_at_once_are_all_answered() -> None:
+    """Without the limit gRPC cancels some of those beyond the first thousand."""
+    async with limited(pending=5000) as running, running.stub() as stub:
+        await asyncio.gather(*(got(stub) for _ in range(2500)))
+
+
+async def test_beyond_the_limit_they_are_cancelled() -> None:
+    async with limited(pending=10) as running, running.stub() as stub:
+        found = await asyncio.gather(*(got(stub) for _ in range(200)), return_exceptions=True)
+        codes = {one.code() for one in found if isinstance(one, grpc.aio.AioRpcError)}
+        assert codes == {grpc.StatusCode.CANCELLED}
+        await got(stub)
+
+
 def connected(running: Running) -> socket.socket:
     return socket.create_connection(("127.0.0.1", running.port), SOON)
 
@@ -158,6 +172,8 @@ async def test_a_connection_that_says_nothing_ends() -> None:
         ("MAX_HEADER_BYTES", "4096", ("grpc.absolute_max_metadata_size", 4096)),
         ("MAX_STREAMS", "7", ("grpc.max_concurrent_streams", 7)),
         ("MAX_CONNECTIONS", "8", ("grpc.max_allowed_incoming_connections", 8)),
+        ("MAX_PENDING", "9", ("grpc.server.max_pending_requests", 9)),
+        ("MAX_PENDING", "9", ("grpc.server.max_pending_requests_hard_limit", 9)),
         ("CONNECTION_AGE", "1.5", ("grpc.max_connection_age_ms", 1500)),
         ("CONNECTION_GRACE", "2", ("grpc.max_connection_age_grace_ms", 2000)),
         ("CONNECTION_IDLE", "60", ("grpc.max_connection_idle_ms", 60_000)),
