@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2, service_pb2
+from tritonclient.grpc import service_pb2
 
 from services.common.caller import CallerPolicy
 from services.common.errors import LoadFailed
@@ -36,7 +35,7 @@ from shoal.controller.v1.controller_service_pb2_grpc import (
     add_ControllerServiceServicer_to_server,
 )
 from shoal.registry.v1 import types_pb2 as registry
-from tests.services.triton_models import config, write
+from tests.services.triton_models import config, write, write_program
 
 SECONDS = 20.0
 METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
@@ -111,16 +110,9 @@ def write_models(folder: Path) -> Path:
     write(folder, SLOW, answer="(time.sleep(float(x[0])), x)[1]")
     many = config(MANY)
     many.model_transaction_policy.decoupled = True
-    _write(folder, many, _MANY)
-    _write(folder, config(SUM), _SUM)
+    write_program(folder, many, _MANY)
+    write_program(folder, config(SUM), _SUM)
     return folder
-
-
-def _write(folder: Path, made: model_config_pb2.ModelConfig, code: str) -> None:
-    version = folder / made.name / "1"
-    version.mkdir(parents=True)
-    (version / "model.py").write_text(code)
-    (folder / made.name / "config.pbtxt").write_text(text_format.MessageToString(made))
 
 
 # --- requests and replies -------------------------------------------------------------------------

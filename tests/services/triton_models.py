@@ -51,11 +51,18 @@ def write(
     answer: str = "x",
     instances: int = 1,
 ) -> None:
-    folder = repository / name / str(version)
+    code = CODE.format(initialize=initialize, answer=answer)
+    write_program(repository, config(name, instances), code, version)
+
+
+def write_program(
+    repository: Path, made: model_config_pb2.ModelConfig, code: str, version: int = 1
+) -> None:
+    """`code`: of its model.py."""
+    folder = repository / made.name / str(version)
     folder.mkdir(parents=True)
-    (folder / "model.py").write_text(CODE.format(initialize=initialize, answer=answer))
-    text = text_format.MessageToString(config(name, instances))
-    (repository / name / "config.pbtxt").write_text(text)
+    (folder / "model.py").write_text(code)
+    (repository / made.name / "config.pbtxt").write_text(text_format.MessageToString(made))
 
 
 def pids(server: DirectTriton, model: str) -> dict[int, set[int]]:
