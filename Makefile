@@ -54,6 +54,10 @@ bench: setup ## Direct Triton against the Router
 bench-peers: setup .venv/.plot-stamp ## The Router against other servers and proxies
 	@exec $(BIN)/python -m bench.peers $(ARGS)
 
+.PHONY: growth
+growth: setup ## An hour of mixed load: does anything grow? Shorter: ARGS="--minutes 2"
+	@exec $(BIN)/python -m bench.growth $(ARGS)
+
 .PHONY: simulate
 simulate: .venv/.shoal-stamp ## The residency engine under a trace, in virtual time
 	@exec $(BIN)/python -m bench.simulate $(ARGS)

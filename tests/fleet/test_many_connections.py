@@ -106,7 +106,9 @@ def beside(stack: Fleet) -> Iterator[Experience]:
             while not stop.wait(0.02):
                 began = time.monotonic()
                 try:
-                    found = client.infer(PLAIN.name, tensors({"INPUT": numbers}), client_timeout=30)
+                    found = client.infer(
+                        PLAIN.name, tensors({"INPUT": numbers}), client_timeout=SECONDS
+                    )
                     if not np.array_equal(found.as_numpy("OUTPUT"), numbers):
                         experience.problems.append("another answer")
                 except triton.InferenceServerException as error:
