@@ -29,7 +29,7 @@ from services.controller.measurement import FootprintWatch, Remote
 from services.controller.metrics import FleetMetrics
 from services.controller.placements import Placements
 from services.controller.processes import Processes
-from services.controller.queues import QueueWatch
+from services.controller.queues import QueueTimes
 from services.controller.registry_watch import RegistryWatch
 from services.controller.servers import ServerWatch
 from services.controller.servicer import OPEN_METHODS, SERVICE, ControllerServicer
@@ -154,8 +154,7 @@ async def _serve(
         for server_watch in watches.values():
             tasks.create_task(server_watch.run())
         tasks.create_task(footprints.run())
-        tasks.create_task(QueueWatch(loop, tritons).run())
-        tasks.create_task(statistics.run())
+        tasks.create_task(statistics.run(QueueTimes(loop.feed).seen))
         tasks.create_task(registry_watch.report(registry, loop.learned))
         tasks.create_task(loop.tick())
         if settings.events_webhook is not None:

@@ -1,46 +1,25 @@
 """How long requests wait in the servers' own queues."""
 
-import asyncio
-from collections.abc import Mapping
-from typing import Final
-
-import structlog
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from services.controller.core import events as ev
-from services.controller.core.entities import Health, Unit
-from services.controller.loop import Loop
-from services.controller.triton import Statistics, Triton, TritonGone
-
-LOOK_SECONDS: Final = 2.0
-
-_log = structlog.get_logger(__name__)
+from services.controller.core.entities import Unit
+from services.controller.triton import Statistics, counted
 
 
-class QueueWatch:
-    """Feeds the mean time in queue of every healthy server's units."""
+class QueueTimes:
+    """Feeds the mean time in queue of a server's units, from one reading to the next."""
 
-    def __init__(self, loop: Loop, tritons: Mapping[str, Triton]) -> None:
-        self._loop = loop
-        self._tritons = tritons
+    def __init__(self, feed: Callable[[ev.QueuesSeen], None]) -> None:
+        self._feed = feed
+        self._before: dict[str, Mapping[Unit, Statistics]] = {}
 
-    async def run(self) -> None:
-        """Look, for ever."""
-        async with asyncio.TaskGroup() as tasks:
-            for server in self._tritons:
-                tasks.create_task(self._watch(server))
-
-    async def _watch(self, server: str) -> None:
-        before: Mapping[Unit, Statistics] = {}
-        while True:
-            if self._loop.engine.fleet.servers[server].health is Health.HEALTHY:
-                try:
-                    now = await self._tritons[server].statistics()
-                except TritonGone as gone:
-                    _log.debug("no statistics", server=server, cause=str(gone))
-                else:
-                    self._loop.feed(ev.QueuesSeen(server, waits(before, now)))
-                    before = now
-            await asyncio.sleep(LOOK_SECONDS)
+    def seen(self, server: str, rows: Mapping[Unit, Any]) -> None:
+        """`rows`: an inference.ModelStatistics of every unit that is READY there."""
+        now = {unit: counted(row) for unit, row in rows.items()}
+        self._feed(ev.QueuesSeen(server, waits(self._before.get(server, {}), now)))
+        self._before[server] = now
 
 
 def waits(

@@ -1,7 +1,7 @@
 """Reading the servers' counters: now and then, when somebody asks, and before a unit leaves."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import structlog
@@ -14,10 +14,14 @@ from services.controller.model_statistics import Totals, rows
 from services.controller.triton import Triton, TritonGone
 
 # A server that crashes takes along what it has counted since it was last read.
-READ_SECONDS: Final = 5.0
+READ_SECONDS: Final = 2.0
+FORGET_SECONDS: Final = 5.0
 # Triton counts a request when it has been answered, a moment later.
 PROBE_SECONDS: Final = 0.002
 PROBE_LOOKS: Final = 10
+
+# Given what a server counts now of every unit that is READY there, each time that it was read.
+Tell = Callable[[str, Mapping[Unit, Any]], None]
 
 _log = structlog.get_logger(__name__)
 
@@ -31,28 +35,39 @@ class StatisticsWatch:
         # What was read first has to be told first.
         self._reading = {server: asyncio.Lock() for server in tritons}
 
-    async def run(self) -> None:
+    async def run(self, tell: Tell) -> None:
         """Read, for ever."""
+        async with asyncio.TaskGroup() as tasks:
+            for server in self._tritons:
+                tasks.create_task(self._watch(server, tell))
+            while True:
+                self._totals.forget([u for u in self._totals.counted() if not self._known(u)])
+                await asyncio.sleep(FORGET_SECONDS)
+
+    async def _watch(self, server: str, tell: Tell) -> None:
         while True:
-            await self._read(self._tritons)
-            self._totals.forget([u for u in self._totals.counted() if not self._known(u)])
+            found = await self._read(server)
+            if found is not None:
+                tell(server, found)
             await asyncio.sleep(READ_SECONDS)
 
-    async def _read(self, servers: Iterable[str]) -> None:
+    async def _read_all(self, servers: Iterable[str]) -> None:
         async with asyncio.TaskGroup() as tasks:
             for server in servers:
-                if self._fleet.servers[server].health is Health.HEALTHY:
-                    tasks.create_task(self._read_one(server))
+                tasks.create_task(self._read(server))
 
-    async def _read_one(self, server: str) -> None:
-        """Also when the server does not answer: then what was read last stands."""
+    async def _read(self, server: str) -> Mapping[Unit, Any] | None:
+        """None when the server does not answer: then what was read last stands."""
+        if self._fleet.servers[server].health is not Health.HEALTHY:
+            return None
         async with self._reading[server]:
             try:
-                told = await self._tritons[server].model_statistics()
+                found = rows(await self._tritons[server].model_statistics())
             except TritonGone as gone:
                 _log.debug("no statistics", server=server, cause=str(gone))
-            else:
-                self._totals.all_seen(server, rows(told))
+                return None
+            self._totals.all_seen(server, found)
+            return found
 
     def begins(self, key: ReplicaKey) -> None:
         """It is about to be loaded: its counters will begin anew."""
@@ -88,9 +103,9 @@ class StatisticsWatch:
             entry = self._catalog.entries.get(model)
             units = [unit_of(known) for known in entry.versions] if entry is not None else []
             wanted = [u for u in units if version in (0, u.version) and self._known(u)]
-            await self._read({r.key.server for u in wanted for r in self._fleet.everywhere(u)})
+            await self._read_all({r.key.server for u in wanted for r in self._fleet.everywhere(u)})
         else:
-            await self._read(self._tritons)
+            await self._read_all(self._tritons)
             wanted = [unit for unit in self._totals.counted() if self._known(unit)]
         return service_pb2.ModelStatisticsResponse(
             model_stats=[self._totals.of(unit) for unit in sorted(wanted)]

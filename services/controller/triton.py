@@ -17,6 +17,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from services.common import channels
 from services.controller.core.entities import Unit
 from services.controller.core.memory import Memory
+from services.controller.model_statistics import rows
 from shoal.names import parse_version
 
 SERVICE: Final = "inference.GRPCInferenceService"
@@ -151,18 +152,7 @@ class Triton:
 
     async def statistics(self) -> Mapping[Unit, Statistics]:
         """Of every unit that is READY. Raises TritonGone."""
-        found: dict[Unit, Statistics] = {}
-        for row in await self.model_statistics():
-            version = parse_version(row.version)
-            if version is not None:
-                queue = row.inference_stats.queue
-                found[Unit(row.name, version)] = Statistics(
-                    queue.count,
-                    queue.ns / 1e9,
-                    told_memory(row.memory_usage),
-                    row.last_inference / 1000,
-                )
-        return found
+        return {unit: counted(row) for unit, row in rows(await self.model_statistics()).items()}
 
     async def config(self, unit: Unit) -> bytes:
         """The serialized inference.ModelConfig that the unit was loaded with, as Triton has
@@ -362,10 +352,17 @@ def has_processes(config: bytes) -> bool:
     return bool(model_config_pb2.ModelConfig.FromString(config).backend == "python")
 
 
-def told_memory(rows: Any) -> Memory:
+def counted(row: Any) -> Statistics:
+    """What an inference.ModelStatistics tells."""
+    queue = row.inference_stats.queue
+    memory, last = told_memory(row.memory_usage), row.last_inference / 1000
+    return Statistics(queue.count, queue.ns / 1e9, memory, last)
+
+
+def told_memory(usage: Any) -> Memory:
     """Bytes by resource, of ModelStatistics.memory_usage."""
     found: dict[str, int] = {}
-    for row in rows:
+    for row in usage:
         resource = f"gpu:{row.id}" if row.type.upper() == GPU_MEMORY else "ram"
         found[resource] = found.get(resource, 0) + row.byte_size
     return found

@@ -29,8 +29,9 @@ from services.controller.measurement import FootprintWatch, Remote
 from services.controller.metrics import FleetMetrics
 from services.controller.placements import Placements
 from services.controller.processes import Processes
-from services.controller.queues import QueueWatch
+from services.controller.queues import QueueTimes
 from services.controller.servers import ServerWatch
+from services.controller.statistics_watch import StatisticsWatch
 from services.controller.triton import Triton
 from shoal.controller.v1 import types_pb2 as kinds
 from shoal.names import model_name, version_name
@@ -140,6 +141,7 @@ async def controller(
         )
         footprints = FootprintWatch(loop, processes, tritons, remotes, 0.1)
         watch = ServerWatch(server, triton, loop, interval=0.1, selfcheck="")
+        statistics = StatisticsWatch(engine.fleet, tritons, known)
         loop.catalog_changed(known.entries)
         running_tasks = [
             tasks.create_task(work)
@@ -147,7 +149,7 @@ async def controller(
                 loop.tick(),
                 watch.run(),
                 footprints.run(),
-                QueueWatch(loop, tritons).run(),
+                statistics.run(QueueTimes(loop.feed).seen),
             )
         ]
         one = Controller(loop, server)
