@@ -75,7 +75,8 @@ def triton_direct(
     """Starts a server over `repositories`, on free loopback ports, and stops it in the end.
 
     `folder` takes its log and its backend directory; `settings` are further fields of TritonSpec.
-    Nothing is left behind: no process, no shared memory.
+    Nothing is left behind: no process, no shared memory. Raises RuntimeError, with the end of the
+    log, when the server has ended by itself; a test may kill it.
     """
     started_at = time.time()
     grpc_port, metrics_port = free_ports(2)
@@ -104,6 +105,8 @@ def triton_direct(
         ) as client:
             wait_until(lambda: exited(started, log) or is_live(client), start_s, "Triton to start")
             yield DirectTriton(spec, process, client, log)
+            if started.poll() != -signal.SIGKILL:
+                exited(started, log)
     finally:
         stop(started, process)
         leftovers.remove_shared_memory(spec.shm_prefix)
