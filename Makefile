@@ -28,7 +28,7 @@ help: ## What there is to do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: setup
-setup: .venv/.shoal-stamp .venv-triton/.shoal-made models ## Both environments and the example models
+setup: .venv/.shoal-stamp .venv-triton/.shoal-made models bytecode ## Both environments and the example models
 
 .PHONY: up
 up: setup ## Serve the example models here, until Ctrl-C
@@ -78,6 +78,11 @@ proto: .venv/.shoal-stamp ## Generate the stubs in shoal/ from protos/
 .PHONY: models
 models: .venv/.shoal-stamp
 	@$(BIN)/python model_repository/build.py
+
+# A fleet is several processes, and where PYTHONDONTWRITEBYTECODE is set each would compile anew.
+.PHONY: bytecode
+bytecode: .venv/.shoal-stamp
+	@$(BIN)/python -m compileall -q services shoal
 
 .PHONY: constraints
 constraints: ## Pin the newest versions that pyproject.toml allows

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import signal
 from collections.abc import Awaitable, Callable
 
@@ -50,6 +51,8 @@ def run(service: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
         status = next(error.status for error in _leaves(group) if isinstance(error, Failed))
     finally:
         telemetry.shutdown()
+    # Python looks through all objects once more before it ends, for up to a second.
+    gc.freeze()
     return status
 
 

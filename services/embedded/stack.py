@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -104,18 +104,20 @@ async def _serve(planned: Plan, interrupts: Interrupts, console: Console) -> Non
     for part in planned.parts:
         logfiles.begin(part.log)
     leftovers.adopt_orphans()
+    supervisor = Supervisor(planned.waves, report)
+    listening = [
+        asyncio.create_task(work)
+        for address in planned.endpoints.controllers.values()
+        for work in (
+            fleet.tell(address, display.line),
+            fleet.restarts(address, display.line, supervisor.restart),
+        )
+    ]
     beside = [
+        *listening,
         asyncio.create_task(logfiles.bound([part.log for part in planned.parts])),
         asyncio.create_task(_tell_of_stop(interrupts, announcement, display)),
-        *(
-            asyncio.create_task(fleet.tell(address, display.line))
-            for address in planned.endpoints.controllers.values()
-        ),
-    ]
-    supervisor = Supervisor(planned.waves, report)
-    beside += [
-        asyncio.create_task(fleet.restarts(address, display.line, supervisor.restart))
-        for address in planned.endpoints.controllers.values()
+        asyncio.create_task(_listen_no_more(interrupts, listening)),
     ]
     try:
         await supervisor.run(interrupts.stop, interrupts.at_once, when_up)
@@ -125,6 +127,15 @@ async def _serve(planned: Plan, interrupts: Interrupts, console: Console) -> Non
         await asyncio.gather(*beside, return_exceptions=True)
         display.close()
         announcement.state("stopped")
+
+
+async def _listen_no_more(
+    interrupts: Interrupts, listening: Iterable["asyncio.Task[None]"]
+) -> None:
+    """A Controller that stops waits, within its grace, for those that listen to it."""
+    await interrupts.stop.wait()
+    for task in listening:
+        task.cancel()
 
 
 async def _tell_of_stop(
