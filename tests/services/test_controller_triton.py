@@ -57,7 +57,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DirectTriton]:
     write(models, "slowest", initialize="time.sleep(1)")
     counted = "(self.asked.append(1), x * 0 + len(self.asked))[1]"
     write(models, "warm", initialize="self.asked = []", answer=counted)
-    write(models, "cold", answer="x.no_such_thing")
+    write(models, "cold")
     write(models, "ballast", initialize=f"self.kept = np.ones({64 * MIB}, np.uint8)")
     write(models, "spike", initialize=f"np.ones({64 * MIB}, np.uint8).sum()")
     write(models, "twins", instances=2)
@@ -255,13 +255,13 @@ async def test_what_is_dropped_while_it_loads_is_unloaded_after_that(triton: Tri
 # --- a model's own warm-up ------------------------------------------------------------------------
 
 
-def warmed_up(name: str) -> bytes:
-    """A config with Triton's own model_warmup: it is a part of the load."""
+def warmed_up(name: str, tensor: str = "INPUT") -> bytes:
+    """A config with Triton's own model_warmup, of an input: it is a part of the load."""
     made = config(name)
     sample = made.model_warmup.add(name="once", batch_size=1, count=1)
-    sample.inputs["INPUT"].data_type = model_config_pb2.TYPE_FP32
-    sample.inputs["INPUT"].dims.append(2)
-    sample.inputs["INPUT"].zero_data = True
+    sample.inputs[tensor].data_type = model_config_pb2.TYPE_FP32
+    sample.inputs[tensor].dims.append(2)
+    sample.inputs[tensor].zero_data = True
     return bytes(made.SerializeToString())
 
 
@@ -273,9 +273,11 @@ async def test_a_model_is_ready_after_its_warm_up(server: DirectTriton, triton: 
 
 @triton_only
 async def test_a_warm_up_that_fails_is_a_load_that_fails(triton: Triton) -> None:
+    """By a sample without what the model asks for. Where the model itself fails its warm-up, Triton
+    24.10 refuses the load likewise or ends with SIGSEGV: it did in 9 of 34 such loads."""
     unit = Unit("cold", 1)
-    with pytest.raises(TritonRefused, match="no_such_thing"):
-        await triton.apply(warmed_up("cold"), (1,), unit, SECONDS)
+    with pytest.raises(TritonRefused, match=r"missing required input\(s\) \['INPUT'\]"):
+        await triton.apply(warmed_up("cold", "NO_SUCH"), (1,), unit, SECONDS)
     assert not await ready(triton, "cold")
 
 
