@@ -10,10 +10,11 @@ MAX_CONTROL_MESSAGE: Final = 64 * 1024 * 1024  # bytes; a snapshot of 100,000 mo
 # The fleet's own addresses are never behind a proxy, whatever `http_proxy` says for the rest.
 DIRECT: Final = (("grpc.enable_http_proxy", 0),)
 
-# gRPC's own first back-off is a second, longer than a part takes to come back.
+# gRPC's own first back-off is a second, longer than a part takes to come back. What is called the
+# least back-off is the time that an attempt may take: a server that is only busy is no dead one.
 EAGER: Final = (
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 2_000),
     ("grpc.max_reconnect_backoff_ms", 500),
 )
 

@@ -23,7 +23,7 @@ OTHERS = (("text_stats", 1), ("multiplier", 2), ("file_features", 1), ("squeezen
 # gRPC's own back-off would go on telling of a Router that has long come back.
 EAGER = [
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 2_000),
     ("grpc.max_reconnect_backoff_ms", 200),
 ]
 
