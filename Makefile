@@ -28,7 +28,7 @@ help: ## What there is to do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: setup
-setup: .venv/.shoal-stamp .venv-triton/.shoal-made models bytecode ## Both environments and the example models
+setup: .venv/.shoal-stamp .venv-triton/.shoal-made models ## Both environments and the example models
 
 .PHONY: up
 up: setup ## Serve the example models here, until Ctrl-C
@@ -38,13 +38,15 @@ up: setup ## Serve the example models here, until Ctrl-C
 demo: setup ## Send real inputs to more models than fit, and show what happens
 	@exec $(BIN)/python -m services.embedded.demo $(ARGS)
 
+# A stack is several processes: without bytecode each compiles the services anew.
 .PHONY: test
 test: setup ## All tests but the heavy ones, against the real Triton
-	@exec $(BIN)/pytest -m "not soak" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= exec $(BIN)/pytest -m "not soak" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: soak
 soak: setup ## The heavy counts; results go to bench/RESULTS.md
-	@exec $(BIN)/pytest -m soak --timeout 3600 $(ARGS)
+	@$(BIN)/pytest -m soak --timeout 3600 $(ARGS)
+	@exec $(BIN)/pytest -m "not soak" --hypothesis-profile soak --timeout 3600 tests/core $(ARGS)
 
 .PHONY: bench
 bench: setup ## Direct Triton against the Router
@@ -78,11 +80,6 @@ proto: .venv/.shoal-stamp ## Generate the stubs in shoal/ from protos/
 .PHONY: models
 models: .venv/.shoal-stamp
 	@$(BIN)/python model_repository/build.py
-
-# A fleet is several processes, and where PYTHONDONTWRITEBYTECODE is set each would compile anew.
-.PHONY: bytecode
-bytecode: .venv/.shoal-stamp
-	@$(BIN)/python -m compileall -q services shoal
 
 .PHONY: constraints
 constraints: ## Pin the newest versions that pyproject.toml allows

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,14 @@ PURE = {
 }
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
 def imports(path: Path) -> Iterator[str]:
     """Every module that the file imports, anywhere in it; `from a import b` gives a and a.b."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -84,8 +90,7 @@ def test_names_that_say_nothing_are_not_used() -> None:
     vague = re.compile(r"manager|handler|util|helper|misc", re.IGNORECASE)
     for path in SOURCES:
         assert not vague.search(path.stem), name(path)
-        tree = ast.parse(path.read_text())
-        named = [n.name for n in ast.walk(tree) if isinstance(n, ast.ClassDef)]
+        named = [node.name for node in nodes(path) if isinstance(node, ast.ClassDef)]
         assert not [n for n in named if vague.search(n)], name(path)
 
 

@@ -54,11 +54,15 @@ def asked(repository: Path, servers: int, cold: Container[str]) -> Answers:
 
 @pytest.fixture(scope="module")
 def one(repository: Path, alone: dict[str, Outcome]) -> Answers:
-    """Cold for a case of each kind of model, and way of asking, answered and refused."""
+    """Cold for a case of each kind of model and way of asking, and for one of each way refused."""
     calls = ("ModelInfer", STREAM)
     picked = {
-        (case.kind, case.method in calls and case.method, alone[case.name].code == "OK"): case.name
+        (
+            case.kind if alone[case.name].code == "OK" else "refused",
+            case.method in calls and case.method,
+        ): case.name
         for case in CASES
+        if case.kind
     }
     return asked(repository, 1, frozenset(picked.values()))
 

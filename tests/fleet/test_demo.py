@@ -96,7 +96,7 @@ def test_it_shows_every_model_and_a_cold_request(tmp_path: Path) -> None:
 def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
     with demo(tmp_path) as process:
         assert process.stdout is not None
-        while "vgg19_onnx" not in process.stdout.readline():
+        while "✓" not in process.stdout.readline():
             assert process.poll() is None
         (run,) = runs_of(process.pid)
         assert len(leftovers.processes(run)) >= 5

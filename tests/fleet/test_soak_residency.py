@@ -245,7 +245,7 @@ def check(limit: str, found: Storm, samples: dict[str, Samples]) -> None:
 def test_nobody_is_failed_while_every_model_is_wanted(
     repository: Path, say: Callable[[str], None]
 ) -> None:
-    found, samples, counts = part(repository, LIMITS[0], 240, 5, say)
+    found, samples, counts = part(repository, LIMITS[0], 120, 5, say)
     check(LIMITS[0], found, samples)
     assert counts["evicting"] > 2 * PLACES
     assert len(set.union(*(seen.units_seen for seen in samples.values()))) > 2 * PLACES
@@ -334,7 +334,7 @@ class Killer:
             while not self._stop.wait(self._apart):
                 name = self._parts[len(self.kills) % len(self._parts)]
                 before = self._stack.announced()
-                os.kill(before.pid_of(name) or 0, signal.SIGKILL)
+                os.kill(before.pid_of(name), signal.SIGKILL)
                 self.kills.append((time.monotonic(), name))
                 self._stack.wait_for(_back(before, name), 60)
         except BaseException as error:

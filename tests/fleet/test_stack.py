@@ -35,17 +35,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def stack(repository: Path) -> Iterator[BackgroundStack]:
-    """For a test that ends it."""
-    with BackgroundStack("--repository", str(repository)) as running:
-        yield running
-    assert_nothing_left(running)
-
-
 @pytest.fixture(scope="module")
 def lasting(repository: Path) -> Iterator[BackgroundStack]:
-    """For tests after which it is as before."""
+    """For tests after which it is as before; the last one ends it."""
     with BackgroundStack("--repository", str(repository), "--servers", "2") as running:
         yield running
     assert_nothing_left(running)
@@ -129,7 +121,7 @@ def test_a_killed_triton_comes_back_without_its_old_models_processes(
     assert regions
     # One of its models' processes hangs, and would not notice the server's end by itself.
     old[0].suspend()
-    os.kill(announced.pid_of(server) or 0, signal.SIGKILL)
+    os.kill(announced.pid_of(server), signal.SIGKILL)
     healed = lasting.wait_for(lambda now: now.starts(server) == 2 and now.all_ready(), WITHIN_S)
     (death,) = [event for event in healed.events if event["state"] == "died"]
     assert death["text"] == "was ended by SIGKILL; starting it again in 0.25 s"
@@ -141,19 +133,10 @@ def test_a_killed_triton_comes_back_without_its_old_models_processes(
 @pytest.mark.parametrize("part", ["registry", "controller", "router"])
 def test_a_killed_service_comes_back(lasting: BackgroundStack, part: str) -> None:
     expected = multiplied(lasting)
-    os.kill(lasting.announced().pid_of(part) or 0, signal.SIGKILL)
+    os.kill(lasting.announced().pid_of(part), signal.SIGKILL)
     lasting.wait_for(lambda now: now.starts(part) == 2 and now.all_ready(), WITHIN_S)
     assert f"{part:<12}was ended by SIGKILL" in lasting.output.read_text()
     assert multiplied(lasting) == expected
-
-
-def test_a_stop_leaves_nothing(stack: BackgroundStack) -> None:
-    multiplied(stack)
-    announced = stack.announced()
-    assert stubs(announced.pid_of("triton-0"))
-    assert list(Path("/dev/shm").glob(f"{announced.run}-triton-0-*"))
-    assert stack.stop() == 0
-    assert_nothing_left(stack)
 
 
 def test_a_killed_supervisor_takes_its_parts_along(
@@ -176,29 +159,17 @@ def test_a_killed_supervisor_takes_its_parts_along(
     assert_nothing_left(stack)
 
 
-def test_a_second_signal_ends_a_stack_whose_parts_hang(stack: BackgroundStack) -> None:
-    multiplied(stack)
-    announced = stack.announced()
-    for part in announced.parts:
-        os.kill(announced.pid_of(part) or 0, signal.SIGSTOP)
-    os.kill(announced.pid, signal.SIGINT)
-    stack.wait_for(lambda now: now.state == "stopping", WITHIN_S)
-    began = time.monotonic()
-    while stack.process.poll() is None and time.monotonic() < began + WITHIN_S:
-        os.kill(announced.pid, signal.SIGINT)  # one that comes too soon counts as the first again
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            stack.process.wait(0.1)
-    assert stack.process.returncode == 130
-    assert time.monotonic() - began < 8.0
-
-
-def test_what_is_registered_stays_in_a_data_folder(repository: Path, tmp_path: Path) -> None:
+def test_a_stop_leaves_nothing_but_a_data_folder(repository: Path, tmp_path: Path) -> None:
     data = str(tmp_path / "data")
     with BackgroundStack("--repository", str(repository), "--data", data, "--no-otlp") as first:
         expected = multiplied(first)
         with pytest.raises(RuntimeError, match="ended with 73"), BackgroundStack("--data", data):
             pass
-        assert "collector" not in first.announced().parts
+        announced = first.announced()
+        assert "collector" not in announced.parts
+        assert stubs(announced.pid_of("triton-0"))
+        assert list(Path("/dev/shm").glob(f"{announced.run}-triton-0-*"))
+        assert first.stop() == 0
     assert_nothing_left(first)
 
     empty = tmp_path / "empty"
@@ -207,3 +178,19 @@ def test_what_is_registered_stays_in_a_data_folder(repository: Path, tmp_path: P
         assert multiplied(second) == expected
     assert_nothing_left(second)
     assert (tmp_path / "data" / "logs" / "registry.log.1").exists()
+
+
+def test_a_second_signal_ends_a_stack_whose_parts_hang(lasting: BackgroundStack) -> None:
+    multiplied(lasting)
+    announced = lasting.announced()
+    for part in announced.parts:
+        os.kill(announced.pid_of(part), signal.SIGSTOP)
+    os.kill(announced.pid, signal.SIGINT)
+    lasting.wait_for(lambda now: now.state == "stopping", WITHIN_S)
+    began = time.monotonic()
+    while lasting.process.poll() is None and time.monotonic() < began + WITHIN_S:
+        os.kill(announced.pid, signal.SIGINT)  # one that comes too soon counts as the first again
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            lasting.process.wait(0.1)
+    assert lasting.process.returncode == 130
+    assert time.monotonic() - began < 8.0

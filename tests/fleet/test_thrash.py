@@ -95,7 +95,7 @@ def run(requests: int, *arguments: str, learn: bool) -> Outcome:
 
 @pytest.mark.timeout(240)
 def test_every_request_is_answered_within_the_number_of_models() -> None:
-    outcome = run(60, f"--max-models={ROOM}", learn=False)
+    outcome = run(30, f"--max-models={ROOM}", learn=False)
     assert outcome.wrong == []
     assert outcome.samples.errors == []
     assert outcome.samples.count > 50

@@ -9,7 +9,7 @@ import struct
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -321,16 +321,31 @@ def stopped_at_once(name: str) -> dict[str, Any]:
     return {"id": f"{name}-{secrets.token_hex(4)}", "exit_timeout_s": 1}
 
 
-@pytest.fixture
-def servers(models: Path, tmp_path: Path) -> Iterator[dict[str, DirectTriton]]:
+@contextmanager
+def both(folder: Path, models: Path) -> Iterator[dict[str, DirectTriton]]:
     with (
-        triton_direct(tmp_path / "a", models, **stopped_at_once("a")) as first,
-        triton_direct(tmp_path / "b", models, **stopped_at_once("b")) as second,
+        triton_direct(folder / "a", models, **stopped_at_once("a")) as first,
+        triton_direct(folder / "b", models, **stopped_at_once("b")) as second,
     ):
         found = {"a": first, "b": second}
         for server in found.values():
             server.load(MODEL)
             server.load(OTHER.model)
+        yield found
+
+
+@pytest.fixture
+def servers(models: Path, tmp_path: Path) -> Iterator[dict[str, DirectTriton]]:
+    """For a test that harms them."""
+    with both(tmp_path, models) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def lasting(
+    models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, DirectTriton]]:
+    with both(tmp_path_factory.mktemp("lasting"), models) as found:
         yield found
 
 
@@ -427,8 +442,8 @@ async def test_repeats_of_two_models_are_not_on_one_server_at_once(
 
 
 @pytest.mark.triton
-async def test_a_sequence_stays_on_its_replica(servers: dict[str, DirectTriton]) -> None:
-    async with routed(servers, placed=("a", "b")) as (router, acting):
+async def test_a_sequence_stays_on_its_replica(lasting: dict[str, DirectTriton]) -> None:
+    async with routed(lasting, placed=("a", "b")) as (router, acting):
 
         def told() -> list[tuple[str, int, int]]:
             return [
@@ -454,9 +469,9 @@ async def test_a_sequence_stays_on_its_replica(servers: dict[str, DirectTriton])
 
 @pytest.mark.triton
 async def test_a_withdrawn_replica_finishes_its_sequences(
-    servers: dict[str, DirectTriton],
+    lasting: dict[str, DirectTriton],
 ) -> None:
-    async with routed(servers, placed=("a", "b")) as (router, acting):
+    async with routed(lasting, placed=("a", "b")) as (router, acting):
         await router.infer(sequence=Sequence("s", True, False))
         tied = router.watch.sequences.replica(TARGET, "s")
         assert tied is not None
@@ -474,9 +489,9 @@ async def test_a_withdrawn_replica_finishes_its_sequences(
 
 @pytest.mark.triton
 async def test_no_sequence_begins_while_no_controller_is_heard_from(
-    servers: dict[str, DirectTriton],
+    lasting: dict[str, DirectTriton],
 ) -> None:
-    async with routed(servers) as (router, acting):
+    async with routed(lasting) as (router, acting):
         await router.infer(sequence=Sequence("s", True, False))
         acting.frozen.set()
         await until(lambda: router.watch.acting is None)
