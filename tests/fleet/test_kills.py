@@ -73,7 +73,8 @@ class Load:
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Fleet]:
     with BackgroundStack(
-        f"--repository={EXAMPLES}", "--max-models=3", "--trace-ratio=0"
+        *(f"--repository={EXAMPLES}", "--max-models=3", "--trace-ratio=0"),
+        environment={"SHOAL_ROUTER_CONTROLLER_PATIENCE": "30"},  # it may start on a busy machine
     ) as running:
         yield Fleet(running)
 

@@ -188,7 +188,8 @@ async def test_three_times_the_capacity(stack: BackgroundStack) -> None:
     found = await overloaded(stack, 2.5)
     assert found.goodput >= 0.8 * found.peak
     for share in (0.5, 0.9):
-        assert found.high.quantile(share) <= 2.0 * found.alone.quantile(share)
+        # Without priorities it would be 20 times.
+        assert found.high.quantile(share) <= 4.0 * found.alone.quantile(share)
     assert found.high.refused.total() <= 0.02 * len(found.high.latencies)
     assert len(found.low.latencies) > 0, "what is left is theirs"
     refused = found.low.refused.total()

@@ -326,8 +326,8 @@ def test_a_resident_model_is_measured(stack: Fleet) -> None:
         (replica,) = stack.controller.ListReplicas(request, timeout=5).replicas
         return replica.memory_measured["ram"]
 
-    wait_until(measured, 5, "its process was measured")
-    assert 20 << 20 < measured() < 300 << 20
+    # While it still starts, it takes less.
+    wait_until(lambda: 20 << 20 < measured() < 300 << 20, 20, "its process was measured")
 
 
 def waiters(stack: Fleet) -> float:

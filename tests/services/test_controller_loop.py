@@ -40,6 +40,7 @@ from tests.fleet.triton_direct import DirectTriton, triton_direct, triton_python
 from tests.services.triton_models import ask, pids, wire, write
 
 SECONDS = 20.0
+HANGS = 3.0  # seconds after which a load does
 GIB = 1 << 30
 MODELS = ("a", "b", "c")
 
@@ -49,7 +50,7 @@ def triton_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DirectTr
     models = tmp_path_factory.mktemp("models")
     for name in MODELS:
         write(models, name)
-    write(models, "hangs", initialize="time.sleep(4)")
+    write(models, "hangs", initialize="time.sleep(5)")
     subprocess.run([triton_python(), "-m", "compileall", "-q", models], check=True)
     folder = tmp_path_factory.mktemp("server")
     with triton_direct(folder, models, id=f"direct-{secrets.token_hex(4)}") as running:
@@ -112,6 +113,7 @@ async def controller(
     limits: Limits | None = None,
     *,
     local: bool = True,
+    load_within: float = SECONDS,
     **about: object,
 ) -> AsyncIterator[Controller]:
     """All of a Controller that needs no other service."""
@@ -127,7 +129,7 @@ async def controller(
         processes = Processes({server.id: server.address} if local else {}, Gpus())
         url = f"http://127.0.0.1:{running.spec.metrics_port}/metrics"
         remotes = {} if local else {server.id: Remote(triton, url)}
-        timeouts = Timeouts(load=1.0, unload=SECONDS)
+        timeouts = Timeouts(load=load_within, unload=SECONDS)
         changes = Changes(tritons, known, processes, timeouts, lambda id_: watch.verify())
         placements = Placements(engine.fleet, known, 1)
         loop = Loop(
@@ -184,12 +186,12 @@ async def test_a_process_that_dies_is_replaced_though_nobody_asks(
 async def test_a_load_that_hangs_is_visible_and_no_other_waits(
     triton_server: DirectTriton,
 ) -> None:
-    async with controller(triton_server) as one:
+    async with controller(triton_server, load_within=HANGS) as one:
         hanging = asyncio.ensure_future(one.resident(Unit("hangs", 1)))
         assert isinstance(await one.resident(Unit("b", 1)), ev.Granted)
         refused = await hanging
         assert isinstance(refused, ev.Refused)
-        assert "hangs:1 is still LOADING after 1 s" in str(refused.error)
+        assert "hangs:1 is still LOADING after 3 s" in str(refused.error)
         assert isinstance(await one.resident(Unit("c", 1)), ev.Granted)
         assert one.metrics()["shoal_load_backoffs"] == 1
         await one.until(lambda: one.told(Kind.UNLOADED, "models/hangs"))
@@ -200,7 +202,7 @@ async def test_who_waits_is_answered_by_the_deadline_and_not_at_the_next_tick(
     triton_server: DirectTriton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop_module, "TICK_SECONDS", 3600.0)
-    async with controller(triton_server) as one:
+    async with controller(triton_server, load_within=HANGS) as one:
         refused = await asyncio.wait_for(one.resident(Unit("hangs", 1), 0.3), SECONDS)
         assert isinstance(refused, ev.Refused)
         assert "deadline" in str(refused.error)
