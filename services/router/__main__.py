@@ -68,18 +68,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     index = settings.worker or 0
     tuning.process(batch=settings.batch_scheduling)
     callers = CallerPolicy(settings.trusted_proxies)
-    rpc = RpcServer(
-        callers,
-        open_methods=servicer.OPEN_METHODS,
-        options=(
-            *tuning.SERVER_OPTIONS,
-            *settings.limits.options(),
-            ("grpc.max_receive_message_length", settings.max_received_bytes),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", int(shared)),
-        ),
-    )
-    rpc.announce(inference.SERVICE, servicer.SERVICE)
+    rpc = _rpc_server(settings, callers, shared=shared)
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(listen(settings.host, settings.http_port, shared=shared))
         controllers = {
@@ -88,10 +77,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             )
             for address in settings.controllers
         }
-        kept = None
-        if settings.state_dir is not None:
-            name = f"router-{settings.grpc_port}" + (f"-{index}" if shared else "")
-            kept = TableFile(settings.state_dir / f"{name}.placements")
+        kept = _table_file(settings)
         watch = PlacementWatch(controllers, f"router-{uuid.uuid4().hex[:12]}", Table(), kept)
         controller = ControllerClient(watch, settings.patience)
         forwarder = Forwarder(watch, controller)
@@ -156,20 +142,45 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         )
         http = web.Limits(settings.max_header_bytes, connections=settings.limits.connections)
         await stack.enter_async_context(web.serving(app(rest), listener, http))
+        work = [watch.run(), _begin(settings, watch, rpc, kept)]
+        if kept is not None:
+            work.append(kept.write())
+        if shared:
+            work.append(follow_parent(stop, partial(setattr, admission, "workers")))
         async with asyncio.TaskGroup() as tasks:
-            work = [tasks.create_task(watch.run())]
-            if kept is not None:
-                work.append(tasks.create_task(kept.write()))
-            work.append(tasks.create_task(_begin(settings, watch, rpc, kept)))
-            if shared:
-                work.append(
-                    tasks.create_task(follow_parent(stop, partial(setattr, admission, "workers")))
-                )
+            running = [tasks.create_task(one) for one in work]
             tuning.settled()
             await stop.wait()
             await rpc.stop(settings.stop_grace)
-            for task in work:
+            for task in running:
                 task.cancel()
+
+
+def _rpc_server(settings: Settings, callers: CallerPolicy, *, shared: bool) -> RpcServer:
+    """`shared`: on a port that the other workers listen on, too."""
+    rpc = RpcServer(
+        callers,
+        open_methods=servicer.OPEN_METHODS,
+        options=(
+            *tuning.SERVER_OPTIONS,
+            *settings.limits.options(),
+            ("grpc.max_receive_message_length", settings.max_received_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.so_reuseport", int(shared)),
+        ),
+    )
+    rpc.announce(inference.SERVICE, servicer.SERVICE)
+    return rpc
+
+
+def _table_file(settings: Settings) -> TableFile | None:
+    """Where the table of placements is kept, if it is: one file for each process."""
+    if settings.state_dir is None:
+        return None
+    name = f"router-{settings.grpc_port}"
+    if settings.worker is not None:
+        name += f"-{settings.worker}"
+    return TableFile(settings.state_dir / f"{name}.placements")
 
 
 async def _begin(
