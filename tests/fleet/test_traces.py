@@ -16,7 +16,7 @@ Span = dict[str, Any]
 
 TRITONS = {"InferRequest", "multiplier", "compute"}
 ARRIVE_S = 15.0
-MOST_ASKED = 50
+ASKED = 20  # Triton overlooks up to 43 % of them: see test_tritons_spans_are_below_the_routers
 
 
 def collected(stack: Fleet, path: str) -> dict[str, Any]:
@@ -71,27 +71,22 @@ def traced(stack: Fleet, model: str, complete: set[str]) -> dict[str, Span]:
 def traced_by_triton(stack: Fleet) -> dict[str, Span]:
     """The spans by name of a request to multiplier that Triton has traced, too.
 
-    It is asked until there is one. What was asked before has arrived by then, too, as far as it
-    was traced: of every request Shoal's own spans, and of each either all of Triton's or none.
+    Of each that is asked all of Shoal's own spans arrive, and all of Triton's or none.
     """
-    asked: list[str] = []
-    whole: list[str] = []
-
-    def one_is() -> bool:
-        if len(asked) < MOST_ASKED:
-            asked.append(ask(stack, "multiplier")[0])
-        whole.extend(trace for trace in asked if names_of(stack, trace) >= TRITONS)
-        return bool(whole)
-
-    wait_until(one_is, ARRIVE_S, f"Triton's spans of one of up to {MOST_ASKED} requests")
+    asked = [ask(stack, "multiplier")[0] for _ in range(ASKED)]
     for trace in asked:
         arrived(stack, trace, {ROOT, "forward"})
+
+    def of_triton() -> list[set[str]]:
+        return [names_of(stack, trace) & TRITONS for trace in asked]
+
     wait_until(
-        lambda: all(names_of(stack, trace) & TRITONS in (TRITONS, set()) for trace in asked),
+        lambda: TRITONS in of_triton() and all(of in (TRITONS, set()) for of in of_triton()),
         ARRIVE_S,
-        "of each request all of Triton's spans or none",
+        f"all of Triton's spans or none of each of {ASKED} requests, and of one all",
     )
-    return arrived(stack, whole[0], {ROOT, "forward"} | TRITONS)
+    whole = asked[of_triton().index(TRITONS)]
+    return arrived(stack, whole, {ROOT, "forward"} | TRITONS)
 
 
 def parent_of(spans: dict[str, Span], name: str) -> str:
@@ -133,7 +128,8 @@ def test_tritons_spans_are_below_the_routers(stack: Fleet) -> None:
     55 characters. So it depends on one stale byte in Triton's memory: if that is not 0, the
     request has no span of Triton's at all. In 551 direct requests this byte was 0 in each of the
     498 that were traced and another one in each of the 53 that were not. What metadata came before
-    changes how often that happens: 4 to 43 % were seen.
+    changes how often that happens: 4 to 43 % were seen. Of 1,000 requests through a stack all of
+    Shoal's own spans arrived, and all three of Triton's for 860 of them, none for the others.
     """
     spans = traced_by_triton(stack)
     expected = {
