@@ -4,7 +4,6 @@ import contextlib
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ import tritonclient.grpc as triton
 
 from services.embedded import leftovers
 from services.embedded.backends import assemble
+from services.embedded.ports import Claims
 from services.embedded.tritonserver import (
     ADMIN_METADATA,
     LOOPBACK,
@@ -123,11 +123,8 @@ def triton_python() -> Path:
 
 
 def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind((LOOPBACK, 0))
-        return [one.getsockname()[1] for one in sockets]
+    with contextlib.closing(Claims()) as claims:
+        return [claims.take(0) for _ in range(count)]
 
 
 def wait_until(holds: Callable[[], bool], timeout_s: float, what: str) -> None:
