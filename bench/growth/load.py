@@ -15,10 +15,10 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from bench.generator import PATH
 from bench.growth.models import COLD, ECHO, MANY, SLOW, SUM, answer, asked, numbers_of, request
 from bench.residency.models import is_right
 from bench.residency.models import request as sample
+from bench.workloads import INFER
 from services.embedded.background import BackgroundStack
 from shoal.controller.v1 import controller_service_pb2 as controller
 from shoal.controller.v1.controller_service_pb2_grpc import ControllerServiceStub
@@ -89,7 +89,7 @@ class Load:
 
 async def infers(load: Load) -> None:
     async with load.connection() as channel:
-        call = channel.unary_unary(PATH)
+        call = channel.unary_unary(INFER)
         for _ in range(10):
             await asyncio.gather(*(_infer(call) for _ in range(2)))
 
@@ -120,7 +120,7 @@ async def streams(load: Load) -> None:
 
 async def sequences(load: Load) -> None:
     async with load.connection() as channel:
-        call, id_ = channel.unary_unary(PATH), next(load.serial)
+        call, id_ = channel.unary_unary(INFER), next(load.serial)
         for number in range(4):
             ends = {"sequence_start": number == 0, "sequence_end": number == 3}
             found = answer(await call(request(SUM, 1.0, sequence_id=id_, **ends)))
@@ -144,14 +144,14 @@ async def cold(load: Load) -> None:
     """The next one of more models than fit."""
     model = COLD[next(load.serial) % len(COLD)]
     async with load.connection() as channel:
-        call = channel.unary_unary(PATH)
+        call = channel.unary_unary(INFER)
         _same(is_right(model, await call(sample(model))), True)
 
 
 async def large(load: Load) -> None:
     numbers = np.arange(LARGE, dtype="<f4").reshape(1, LARGE)
     async with load.connection() as channel:
-        found = answer(await channel.unary_unary(PATH)(asked(ECHO.name, numbers)))
+        found = answer(await channel.unary_unary(INFER)(asked(ECHO.name, numbers)))
         _same(np.array_equal(found, numbers[0] + 1), True)
 
 
@@ -161,7 +161,7 @@ async def large(load: Load) -> None:
 async def errors(load: Load) -> None:
     number = next(load.serial)
     async with load.connection() as channel:
-        call = channel.unary_unary(PATH)
+        call = channel.unary_unary(INFER)
         await _refused(call(request(f"nobody_{number}", 1.0)), "NOT_FOUND")
         await _refused(call(b"\x0a\xff" + bytes(number % 100)), "INVALID_ARGUMENT")
         await _refused(call(asked(ECHO.name, np.zeros((1, 2, 3), "<f4"))), "INVALID_ARGUMENT")
@@ -183,7 +183,7 @@ async def errors(load: Load) -> None:
 
 async def cancels(load: Load) -> None:
     async with load.connection() as channel:
-        call = channel.unary_unary(PATH)
+        call = channel.unary_unary(INFER)
         begun = call(request(SLOW, 0.2))
         await asyncio.sleep(random.uniform(0.0, 0.1))
         begun.cancel()
