@@ -87,6 +87,11 @@ class MessageTooLarge(ShoalError):
     )
 
 
+class MetadataTooLarge(ShoalError):
+    code, reason = Code.RESOURCE_EXHAUSTED, "METADATA_TOO_LARGE"
+    template = "the call's metadata has {size} bytes, more than the {limit} that may be: send less."
+
+
 class JsonTooLarge(ShoalError):
     code, reason = Code.RESOURCE_EXHAUSTED, "JSON_TOO_LARGE"
     template = (

@@ -27,6 +27,8 @@ from services.common.status import abort, grpc_code
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
+HEADER_BYTES: Final = 8 * 1024  # of one call's metadata, as much as every gRPC server takes
+
 current_caller: ContextVar[Caller] = ContextVar("current_caller", default=LOCAL)
 
 # The context gives the number alone.
@@ -48,7 +50,7 @@ class Limits:
     said that it speaks HTTP/2. None: no limit, but for `pending` gRPC's own.
     """
 
-    header_bytes: int = 8 * 1024
+    header_bytes: int = HEADER_BYTES
     streams: int | None = None
     connections: int | None = None
     pending: int | None = None

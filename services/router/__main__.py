@@ -88,7 +88,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         calls = ControllerCalls(watch)
         servers = ServerCalls(calls)
         further = dict(Administration(watch, calls, servers).answers())
-        limit = settings.max_message_bytes
+        limit, metadata = settings.max_message_bytes, settings.max_header_bytes
         tenants = tenant_limits(settings.tenant_limits)
         held = Held(settings.held_bytes(total_memory()))
         admission = Admission(
@@ -100,13 +100,28 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         )
         watch.waiting = admission.waiting
         REGISTRY.register(Overload(admission, forwarder.budget))
-        requests = Requests(watch, forwarder, statistics, info, admission, max_message=limit)
+        requests = Requests(
+            watch,
+            forwarder,
+            statistics,
+            info,
+            admission,
+            max_message=limit,
+            max_metadata=metadata,
+        )
         if settings.shared_memory:
             here = str(settings.grpc_port)
             memory = SharedMemory(watch, servers, callers, router=here, several=shared)
             further |= memory.answers()
             requests = SharedMemoryRequests(
-                watch, forwarder, statistics, info, admission, memory, max_message=limit
+                watch,
+                forwarder,
+                statistics,
+                info,
+                admission,
+                memory,
+                max_message=limit,
+                max_metadata=metadata,
             )
         version = importlib.metadata.version("shoal")
         stream_calls = StreamCalls(

@@ -9,7 +9,14 @@ from typing import Final, NamedTuple
 
 from services.common import telemetry
 from services.common.caller import Caller
-from services.common.errors import MalformedMessage, MessageTooLarge, ServerLost, ShoalError
+from services.common.errors import (
+    MalformedMessage,
+    MessageTooLarge,
+    MetadataTooLarge,
+    ServerLost,
+    ShoalError,
+)
+from services.common.rpc import HEADER_BYTES
 from services.router import classes, tracing
 from services.router.admission import Admission
 from services.router.controller_client import Rejected
@@ -28,6 +35,8 @@ _STRIPPED: Final = (
     *("grpc-", "triton-grpc-protocol-", "x-shoal-"),
     *("content-length", "user-agent", "trace"),
 )
+
+_ENTRY_BYTES: Final = 32  # that an entry counts besides its text: RFC 9113, 6.5.2
 
 EXPLAIN: Final = "x-shoal-explain"  # with any value: trailers say who answered, and why
 
@@ -54,7 +63,8 @@ class Answer(NamedTuple):
 
 
 class Requests:
-    """`max_message`: bytes of one request. `admission`: of all that is sent, whoever sends it."""
+    """`max_message`: bytes of one request; `max_metadata`: of a call's, counted as HTTP/2 does.
+    `admission`: of all that is sent, whoever sends it."""
 
     def __init__(
         self,
@@ -65,6 +75,7 @@ class Requests:
         admission: Admission,
         *,
         max_message: int,
+        max_metadata: int = HEADER_BYTES,
     ) -> None:
         self._watch = watch
         self._forwarder = forwarder
@@ -72,6 +83,7 @@ class Requests:
         self.admission = admission
         self._statistics = statistics
         self._max_message = max_message
+        self._max_metadata = max_metadata
 
     async def answer(self, request: Request) -> Answer:
         """Raises TritonError and Rejected with another service's own status, else ShoalError."""
@@ -84,6 +96,7 @@ class Requests:
         try:
             if len(message) > self._max_message:
                 raise MessageTooLarge(size=len(message), limit=self._max_message)
+            self.check_metadata(request.metadata)
             if not request.held:
                 held = hold(self.admission.held, len(message))
             head = wire.head(message)
@@ -130,6 +143,16 @@ class Requests:
             ("x-shoal-cold", str(reply.cold).lower()),
             ("x-shoal-why", why(self._watch.table.routes, head.model, head.version, target)),
         )
+
+    def check_metadata(self, metadata: Metadata) -> None:
+        """gRPC bounds it only once the client has heard of the bound, and HTTP otherwise. A Triton
+        that is sent too much refuses other callers' requests on the same connection with it (seen
+        on release 24.10). Raises MetadataTooLarge."""
+        size = 0
+        for key, value in metadata:
+            size += len(key) + len(value) + _ENTRY_BYTES
+        if size > self._max_metadata:
+            raise MetadataTooLarge(size=size, limit=self._max_metadata)
 
     async def check_classes(self, message: bytes, target: Target) -> None:
         """Of a request that may ask for classes. Raises NoClasses, Malformed, and Rejected or

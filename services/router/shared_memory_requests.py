@@ -8,6 +8,7 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from services.common.caller import Caller
+from services.common.rpc import HEADER_BYTES
 from services.router.admission import Admission
 from services.router.core.shared_memory import Mapped, Owner
 from services.router.forward import Forwarder, TritonError
@@ -50,8 +51,17 @@ class SharedMemoryRequests(Requests):
         shared: SharedMemory,
         *,
         max_message: int,
+        max_metadata: int = HEADER_BYTES,
     ) -> None:
-        super().__init__(watch, forwarder, statistics, info, admission, max_message=max_message)
+        super().__init__(
+            watch,
+            forwarder,
+            statistics,
+            info,
+            admission,
+            max_message=max_message,
+            max_metadata=max_metadata,
+        )
         self._shared = shared
         self._running: set[asyncio.Task[Answer]] = set()
 

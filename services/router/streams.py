@@ -59,7 +59,7 @@ class Streams:
 
     def open(self, metadata: Pairs, deadline: float | None, caller: Caller) -> "Stream":
         """`metadata`: the caller's, as it came. `deadline`: seconds of the monotonic clock, None
-        for none."""
+        for none. Raises MetadataTooLarge."""
         return Stream(self, metadata, deadline, caller)
 
     async def responses(self, request: Request) -> AsyncGenerator[bytes, None]:
@@ -85,7 +85,9 @@ class Streams:
 
 
 class Stream:
-    """One client's, whatever protocol it came by. `raising`: what is refused ends it."""
+    """One client's, whatever protocol it came by. `raising`: what is refused ends it.
+
+    Raises MetadataTooLarge."""
 
     def __init__(
         self,
@@ -96,6 +98,7 @@ class Stream:
         *,
         raising: bool = False,
     ) -> None:
+        streams.requests.check_metadata(metadata)
         strict = STRICT in metadata
         self._streams = streams
         self._metadata = metadata = tuple(item for item in metadata if item[0] != STRICT[0])

@@ -117,6 +117,7 @@ def test_only_what_gRPC_would_bring_goes_on() -> None:
         ("INTERNAL", "", 500),
         ("RESOURCE_EXHAUSTED", "", 429),
         ("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE", 413),
+        ("RESOURCE_EXHAUSTED", "METADATA_TOO_LARGE", 431),
         ("RESOURCE_EXHAUSTED", "NEVER_FITS", 507),
         ("FAILED_PRECONDITION", "LOAD_FAILED", 503),
         ("DEADLINE_EXCEEDED", "", 504),

@@ -1,9 +1,12 @@
 """Everything that can be refused: the code, the reason, and a sentence that says what to do."""
 
+import json
 import os
 import shutil
 import signal
 import textwrap
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +21,7 @@ from shoal.controller.v1 import types_pb2 as states
 from shoal.registry.v1 import registry_service_pb2 as registry
 from shoal.registry.v1 import types_pb2
 from tests.fleet.harness import EXAMPLES, Fleet, example, infer, refusal, tensors, wait_until
+from tests.fleet.raw_http2 import INFER, STREAM, connected, framed
 
 pytestmark = pytest.mark.triton
 
@@ -202,6 +206,28 @@ def test_a_message_larger_than_allowed(stack: Fleet) -> None:
     code, reason, text = refused(stack, "slow", size=MIB // 3)
     assert (code, reason) == ("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE")
     assert "SHOAL_ROUTER_MAX_MESSAGE_BYTES" in text
+
+
+@pytest.mark.parametrize("path", [INFER, STREAM])
+def test_metadata_of_a_client_that_does_not_know_the_limit_yet(stack: Fleet, path: str) -> None:
+    with connected(stack.router_grpc) as (connection,):
+        stream = connection.call([(f"x-{number}", "y") for number in range(300)], path=path)
+        connection.data(stream, framed(b""))
+        ended = connection.ended(stream)
+    assert ended.grpc_status == "8"
+    assert "metadata has" in ended.trailers["grpc-message"]
+
+
+def test_http_headers_that_are_more_as_metadata(stack: Fleet) -> None:
+    url = f"http://{stack.router_http}/v2/models/slow/infer"
+    headers = {f"x-{number}": "y" for number in range(300)}
+    tensor = {"name": "INPUT", "datatype": "FP32", "shape": [1], "data": [1]}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=5)
+    with refusal.value as answer:
+        assert answer.code == 431
+        assert json.load(answer)["reason"] == "METADATA_TOO_LARGE"
 
 
 def test_bytes_that_are_no_message(stack: Fleet) -> None:

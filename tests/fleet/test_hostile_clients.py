@@ -367,7 +367,7 @@ def floods_with_headers(address: str) -> None:
         with connected(address) as (connection,):  # before it is told of a limit
             stream = connection.call(flood)
             connection.data(stream, message(64))
-            connection.ended(stream)
+            assert connection.ended(stream).grpc_status == "8"
 
 
 @attack

@@ -30,6 +30,7 @@ _STATUS: Final = {
 _STATUS_OF_REASON: Final = {
     "MESSAGE_TOO_LARGE": 413,
     "JSON_TOO_LARGE": 413,
+    "METADATA_TOO_LARGE": 431,
     "NEVER_FITS": 507,
     "LOAD_FAILED": 503,
 }

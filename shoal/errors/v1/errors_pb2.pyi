@@ -119,6 +119,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED: the Router holds as many bytes of requests as it may."""
     ERROR_REASON_JSON_TOO_LARGE: _ErrorReason.ValueType  # 80
     """RESOURCE_EXHAUSTED: a request over HTTP has more JSON than this Router reads."""
+    ERROR_REASON_METADATA_TOO_LARGE: _ErrorReason.ValueType  # 81
+    """RESOURCE_EXHAUSTED: a call has more bytes of metadata than this Router passes on."""
     ERROR_REASON_ADMIN_REQUIRED: _ErrorReason.ValueType  # 40
     """PERMISSION_DENIED: an administrative call from a caller who may not make it."""
     ERROR_REASON_NOT_PROXIED: _ErrorReason.ValueType  # 41
@@ -223,6 +225,8 @@ ERROR_REASON_MEMORY_TAKEN: ErrorReason.ValueType  # 73
 """RESOURCE_EXHAUSTED: the Router holds as many bytes of requests as it may."""
 ERROR_REASON_JSON_TOO_LARGE: ErrorReason.ValueType  # 80
 """RESOURCE_EXHAUSTED: a request over HTTP has more JSON than this Router reads."""
+ERROR_REASON_METADATA_TOO_LARGE: ErrorReason.ValueType  # 81
+"""RESOURCE_EXHAUSTED: a call has more bytes of metadata than this Router passes on."""
 ERROR_REASON_ADMIN_REQUIRED: ErrorReason.ValueType  # 40
 """PERMISSION_DENIED: an administrative call from a caller who may not make it."""
 ERROR_REASON_NOT_PROXIED: ErrorReason.ValueType  # 41
