@@ -16,7 +16,7 @@ from services.router.controller_client import ControllerClient, Rejected
 from services.router.core.rate import RetryBudget
 from services.router.core.routes import Replica, Target
 from services.router.core.streams import Pending, Turns, reply
-from services.router.core.wire import Malformed, Sequence
+from services.router.core.wire import Malformed, Sequence, refused
 from services.router.in_use import InUse
 from services.router.model_info import ModelInfo
 from services.router.placement_watch import PlacementWatch
@@ -32,9 +32,12 @@ CLOSING_SECONDS: Final = 2.0  # likewise, when the Router ends
 IDLE_SECONDS: Final = 30.0  # after once to twice as long without a request a call is closed
 
 # A Triton keeps the model of a stream's first request until the stream ends, and cannot unload it
-# (seen on release 24.10). So the first is for no model, and is refused. Before that no other is
-# sent: a refusal that is written when a decoupled model has a reply can hold that up for ever.
+# (seen on release 24.10). So the first is for no model, and is refused. Until the Triton has noted
+# that the refusal is written, which may be after it was read here, it holds back for ever what a
+# decoupled model replies. So others follow that it refuses for the model itself, until the first of
+# these is answered: from then on everything is written.
 _OPENING: Final = b""
+OPENING_SECONDS: Final = 0.05  # until the second of these, and twice as long until the next
 
 Pick = Callable[[Target, Sequence | None], Replica | None]
 
@@ -112,7 +115,9 @@ class StreamCall:
         self._in_use = in_use
         self._listener: Listener | None = listener
         self._outgoing: deque[bytes] = deque()
-        self._opened = asyncio.Event()
+        self._early: (
+            list[bytes] | None
+        ) = []  # what is to be sent when it is open, None from then on
         self._wake: asyncio.Future[None] | None = None
         self._closing = False
         self._used = True  # since it was looked at last
@@ -135,8 +140,11 @@ class StreamCall:
         self._used = True
         self._in_use.begin(self.replica)
         self.pending.add(exchange.id, exchange)
-        self._outgoing.append(message)
-        self._awake()
+        if self._early is None:
+            self._outgoing.append(message)
+            self._awake()
+        else:
+            self._early.append(message)
 
     def end(self, exchange: Exchange) -> None:
         """It is under way no more; `pending` takes it for the one that was answered."""
@@ -163,8 +171,7 @@ class StreamCall:
         """Read the replies until it has ended."""
         failure: grpc.aio.AioRpcError | None = None
         try:
-            await self._call.read()
-            self._opened.set()
+            await self._open()
             while (message := await self._call.read()) is not grpc.aio.EOF:
                 listener = self._listener
                 if listener is None:
@@ -178,9 +185,26 @@ class StreamCall:
         finally:
             self._call.cancel()
             self._timer.cancel()
-            self._opened.set()
+            self._early = None
             self.close()
             self._ended(failure)
+
+    async def _open(self) -> None:
+        await self._call.read()
+        replica, sent, patience = self.replica, 0, OPENING_SECONDS
+        reading = asyncio.ensure_future(self._call.read())
+        while not reading.done():
+            sent += 1
+            self._outgoing.append(refused(*replica.target))
+            self._awake()
+            await asyncio.wait((reading,), timeout=patience)
+            patience *= 2
+        await reading
+        for _ in range(1, sent):
+            await self._call.read()
+        early, self._early = self._early or [], None
+        self._outgoing.extend(early)
+        self._awake()
 
     def _ended(self, failure: grpc.aio.AioRpcError | None) -> None:
         broken = sorted(self.pending, key=lambda exchange: exchange.serial)
@@ -206,11 +230,10 @@ class StreamCall:
 
     async def _requests(self) -> AsyncIterator[bytes]:
         yield _OPENING
-        await self._opened.wait()
         while True:
             while self._outgoing:
                 yield self._outgoing.popleft()
-            if self._closing:
+            if self._closing and self._early is None:
                 return
             self._wake = asyncio.get_running_loop().create_future()
             await self._wake

@@ -16,6 +16,7 @@ from services.router.core.wire import (
     head,
     overridden,
     overridden_in_stream,
+    refused,
 )
 from tests.fuzz import oracle
 
@@ -370,3 +371,10 @@ def test_in_a_stream_the_end_is_asked_for_too(
     got = service_pb2.ModelInferRequest.FromString(changed)
     assert got.SerializeToString(deterministic=True) == want.SerializeToString(deterministic=True)
     assert int(want.model_version) == version, "as Triton reads it"
+
+
+def test_what_triton_is_to_refuse_names_the_model_and_no_sequence() -> None:
+    request = service_pb2.ModelInferRequest.FromString(refused("m", 7))
+    assert (request.model_name, request.model_version) == ("m", "7")
+    assert request.parameters["sequence_id"].WhichOneof("parameter_choice") == "bool_param"
+    assert len(request.inputs) == 0

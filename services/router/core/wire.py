@@ -261,6 +261,15 @@ def overridden_in_stream(message: bytes, model: str | None, version: int) -> byt
 
 
 @lru_cache(maxsize=10_000)
+def refused(model: str, version: int) -> bytes:
+    """A request for a model that there is, which Triton refuses before it looks at inputs: the id
+    of its sequence is a boolean."""
+    name = b"sequence_id"
+    entry = bytes((_KEY << 3 | 2, len(name))) + name + bytes((_VALUE << 3 | 2, 2, _BOOL << 3, 1))
+    return _tail(model, version) + bytes((_PARAMETER, len(entry))) + entry
+
+
+@lru_cache(maxsize=10_000)
 def _stream_tail(model: str | None, version: int) -> bytes:
     tail = _tail(model, None) + text_field(MODEL_VERSION, f"{MARK}{version}")
     return tail + bytes((_PARAMETER, len(_FINALS_ENTRY))) + _FINALS_ENTRY
