@@ -30,10 +30,14 @@ _MORE = frame(http2.WINDOW_UPDATE, 0, 0, struct.pack(">I", WINDOW - 65_535))
 
 
 class Model(NamedTuple):
-    """`signs`: of the numbers in each of its replies, in order."""
+    """`signs`: of the numbers in each of its replies, in order. A decoupled one has several."""
 
     name: str
     signs: tuple[int, ...]
+
+    @property
+    def decoupled(self) -> bool:
+        return len(self.signs) > 1
 
 
 class Stream:
