@@ -36,7 +36,7 @@ def series(samples: Sequence[Sample], measure: str) -> dict[str, Series]:
 
 def verdicts(samples: Sequence[Sample]) -> list[Verdict]:
     return [
-        Verdict(part, measure, trend(*own, about.tolerance), part in JUDGED)
+        Verdict(part, measure, trend(*own, about.allowed(part)), part in JUDGED)
         for measure, about in MEASURES.items()
         for part, own in series(samples, measure).items()
     ]
