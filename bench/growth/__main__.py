@@ -115,7 +115,7 @@ def _keep(
     if paths and plot.available():
         plot.draw(samples, f"Mixed load, {about['load'].partition(':')[0]}", *paths)
     elif paths:
-        console.print("Nothing is drawn: that needs `pip install 'shoal[plot]'`.")
+        console.print("Nothing is drawn: that needs `pip install 'shoal[plot]'`.", markup=False)
 
 
 def _record(text: str) -> None:

@@ -115,9 +115,7 @@ class StreamCall:
         self._in_use = in_use
         self._listener: Listener | None = listener
         self._outgoing: deque[bytes] = deque()
-        self._early: (
-            list[bytes] | None
-        ) = []  # what is to be sent when it is open, None from then on
+        self._early: list[bytes] | None = []  # to be sent when it is open; None from then on
         self._wake: asyncio.Future[None] | None = None
         self._closing = False
         self._used = True  # since it was looked at last
@@ -190,12 +188,13 @@ class StreamCall:
             self._ended(failure)
 
     async def _open(self) -> None:
+        """Until all that is replied from now on is written."""
         await self._call.read()
-        replica, sent, patience = self.replica, 0, OPENING_SECONDS
         reading = asyncio.ensure_future(self._call.read())
+        sent, patience = 0, OPENING_SECONDS
         while not reading.done():
             sent += 1
-            self._outgoing.append(refused(*replica.target))
+            self._outgoing.append(refused(*self.replica.target))
             self._awake()
             await asyncio.wait((reading,), timeout=patience)
             patience *= 2
