@@ -93,18 +93,15 @@ def running(*, traced: bool, registered: int = 0) -> Iterator[Subjects]:
 def alone(model: str, *, traced: bool) -> Iterator[tuple[Variant, ...]]:
     """Direct Triton that serves the `model`, and all variants in front of it. `traced` and what it
     raises: as for `running`."""
-    arguments = ("--trace-ratio=0.01",) if traced else ("--no-otlp",)
     with contextlib.ExitStack() as stack:
-        up, own = stack.enter_context(_stack(model, _FEW, ROUTER, *arguments))
+        up, own = stack.enter_context(_stack(model, _FEW, ROUTER))
         (triton,) = up.announced().tritons.values()
         relay = stack.enter_context(_relay(triton, own.triton))
-        variants = [Variant(DIRECT, triton, None, own.triton), relay]
+        variants = [Variant(DIRECT, triton, None, own.triton), relay, own]
         if traced:
-            routers = ((ROUTER, None), (ROUTER_100, 1.0))
-            off, full = (stack.enter_context(_router(up, own.triton, *one)) for one in routers)
-            variants += [off, own._replace(name=ROUTER_1), full]
-        else:
-            variants.append(own)
+            to = stack.enter_context(_collector())
+            for name, ratio in ((ROUTER_1, 0.01), (ROUTER_100, 1.0)):
+                variants.append(stack.enter_context(_router(up, own.triton, name, ratio, to)))
         for variant in variants:
             _check(variant, model)
         yield tuple(variants)
@@ -114,19 +111,18 @@ def alone(model: str, *, traced: bool) -> Iterator[tuple[Variant, ...]]:
 def _knowing(registered: int) -> Iterator[Variant]:
     """The Router of a stack that has so many models registered."""
     name = f"{registered} models"
-    with _stack(MODEL, registered, name, "--no-otlp") as (_, variant):
+    with _stack(MODEL, registered, name) as (_, variant):
         yield variant
 
 
 @contextlib.contextmanager
-def _stack(
-    model: str, registered: int, name: str, *arguments: str
-) -> Iterator[tuple[BackgroundStack, Variant]]:
-    """With the `model` resident, and so many registered."""
+def _stack(model: str, registered: int, name: str) -> Iterator[tuple[BackgroundStack, Variant]]:
+    """With the `model` resident, and so many registered. Triton traces nothing: release 24.10 ends
+    when it traces every request of many."""
     with contextlib.ExitStack() as stack:
         repository = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shoal-bench-")))
         write_repository(repository, model, registered - 1)
-        given = (f"--repository={repository}", *arguments)
+        given = (f"--repository={repository}", "--no-otlp")
         up = stack.enter_context(BackgroundStack(*given, start_within=_STACK_WITHIN))
         announced = up.announced()
         _check(Variant(name, up.router_grpc, None, _NOTHING), model)  # makes the model resident
@@ -151,17 +147,22 @@ def _relay(upstream: str, triton: Behind) -> Iterator[Variant]:
 
 
 @contextlib.contextmanager
+def _collector() -> Iterator[str]:
+    """Gives host:port, for OTLP over HTTP."""
+    grpc_port, http_port = _ports()
+    settings = {"SHOAL_OTLP_GRPC_PORT": str(grpc_port), "SHOAL_OTLP_HTTP_PORT": str(http_port)}
+    with process([sys.executable, "-P", "-m", "services.embedded.collector"], settings):
+        yield f"127.0.0.1:{http_port}"
+
+
+@contextlib.contextmanager
 def _router(
-    up: BackgroundStack, triton: Behind, name: str, ratio: float | None
+    up: BackgroundStack, triton: Behind, name: str, ratio: float, collector: str
 ) -> Iterator[Variant]:
-    """One more Router of the running stack. `ratio`: share of requests to trace; None: no traces,
-    which is less than 0."""
-    wanted = StackSettings(no_otlp=True) if ratio is None else StackSettings(trace_ratio=ratio)
-    claims = Claims()
-    grpc_port, http_port = claims.take(0), claims.take(0)
-    claims.close()
+    """One more Router of the running stack. `ratio`: of requests that it tells the `collector`."""
+    grpc_port, http_port = _ports()
     settings = {
-        **tracing.plan(wanted, {}, up.collector_http).variables,
+        **tracing.plan(StackSettings(trace_ratio=ratio), {}, collector).variables,
         "SHOAL_ROUTER_GRPC_PORT": str(grpc_port),
         "SHOAL_ROUTER_HTTP_PORT": str(http_port),
         "SHOAL_ROUTER_CONTROLLER": up.controller,
@@ -197,6 +198,13 @@ def end(process: "subprocess.Popen[bytes]") -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def _ports() -> tuple[int, int]:
+    claims = Claims()
+    ports = claims.take(0), claims.take(0)
+    claims.close()
+    return ports
 
 
 def _check(variant: Variant, model: str) -> None:
