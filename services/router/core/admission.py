@@ -114,7 +114,7 @@ class Gate:
         """Whether a request may begin at once; it is in flight from then on, until `leave`."""
         self._seen[priority] = now
         if self.waiting or self.in_flight >= self.limit.value * replicas:
-            if self.queue.any_up_to(priority):
+            if self.waiting and self.queue.any_up_to(priority):
                 return False
             if self.in_flight >= self.capacity(priority, replicas, now):
                 return False
