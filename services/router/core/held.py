@@ -19,6 +19,9 @@ class Held:
 
     def take(self, size: int) -> bool:
         """Whether there is room for a request of `size` bytes; then it is held, until `give`."""
+        if size <= SMALL and self.total + size <= self.limit:
+            self.total += size
+            return True
         return self.grow(0, size)
 
     def grow(self, before: int, after: int) -> bool:
@@ -35,7 +38,8 @@ class Held:
     def give(self, size: int) -> None:
         """A request of `size` bytes is held no more."""
         self.total -= size
-        self.large -= _large(size)
+        if size > SMALL:
+            self.large -= size
 
     def _room(self, total: int, large: int, size: int) -> bool:
         reserve = self.limit // RESERVE
