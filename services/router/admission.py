@@ -116,11 +116,10 @@ class Admission:
         """
         now = time.monotonic()
         who = self.tenants.tenant(tenant, now)
-        if said is None and not parameter:
-            priority = max(Priority.NORMAL, who.limit.priority)
-        else:
+        priority = who.usual
+        if said is not None or parameter:
             priority = priority_of(said, parameter, who.limit.priority)
-        replicas = self._replicas(target)
+        replicas = len(self._table.ready.get(target, ()))
         gate = self.gates.get(target)
         if gate is None:
             gate = self._open(target, now)
@@ -176,21 +175,20 @@ class Admission:
         """The request has ended. `answered`: by a resident model and well, so that the time it took
         says something of the model. `abandoned`: its caller is gone, and Triton still works on it,
         presumably for as long as it usually does."""
-        gate = ticket.gate
+        gate, seconds = ticket.gate, time.monotonic() - ticket.began
         self.tenants.leave(ticket.tenant, cold=ticket.cold)
-        if abandoned and not ticket.cold and gate.latency:
-            left = ticket.began + gate.latency - time.monotonic()
-            if left > 0:
-                asyncio.get_running_loop().call_later(left, self._left, ticket)
-                return
-        gate.leave(time.monotonic() - ticket.began if answered else None)
+        if abandoned and not ticket.cold and seconds < gate.latency:
+            left = gate.latency - seconds
+            asyncio.get_running_loop().call_later(left, self._left, ticket)
+            return
+        gate.leave(seconds if answered else None)
         if gate.waiting:
             self._release(ticket)
 
     # --- within -----------------------------------------------------------------------------------
 
     def _replicas(self, target: Target) -> int:
-        return len(self._table.servers(target))
+        return len(self._table.ready.get(target, ()))
 
     def _open(self, target: Target, now: float) -> Gate:
         if len(self.gates) >= self._many:

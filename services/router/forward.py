@@ -3,7 +3,6 @@
 import asyncio
 import random
 import time
-from collections.abc import Collection
 from typing import Any, Final, NamedTuple
 
 import grpc
@@ -13,6 +12,7 @@ from services.common import telemetry
 from services.common.errors import ServerLost
 from services.router.connection import Connections
 from services.router.controller_client import ControllerClient, Miss
+from services.router.core.metadata import Pairs, forwarded
 from services.router.core.rate import RetryBudget
 from services.router.core.routes import Replica, Target
 from services.router.core.sequences import home, over
@@ -22,23 +22,23 @@ from services.router.placement_watch import PlacementWatch
 from services.router.repeats import Repeats
 from services.router.tuning import CHANNEL_OPTIONS
 
+_OK: Final = grpc.StatusCode.OK
+
 MODEL_INFER: Final = "/inference.GRPCInferenceService/ModelInfer"
 MISS_SECONDS: Final = 0.02  # first pause after a miss; doubles, jittered
 MAX_MISS_SECONDS: Final = 0.5
 MISS_PATIENCE: Final = 60.0  # seconds of misses before a caller without a deadline hears of them
 
-Metadata = Collection[tuple[str, str | bytes]]
-
 _tracer = trace.get_tracer("shoal.router")
 
 
 class Reply(NamedTuple):
-    """`leading`, `trailing`: Triton's metadata. `cold`: the Controller was asked. `server`: whose
-    answer it is."""
+    """`message`: a serialized ModelInferResponse. `leading`, `trailing`: the caller's metadata.
+    `cold`: the Controller was asked. `server`: whose answer it is."""
 
     message: bytes
-    leading: Metadata
-    trailing: Metadata
+    leading: Pairs
+    trailing: Pairs
     cold: bool
     server: str
 
@@ -60,7 +60,7 @@ class Forwarder:
         self._controller = controller
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._connections = Connections()
-        self._calls: dict[str, Any] = {}
+        self._methods: dict[str, Any] = {}  # stubs by address
         self._outliving: set[Any] = set()
         self.repeats = Repeats()
         self.budget = RetryBudget()
@@ -74,7 +74,7 @@ class Forwarder:
         self,
         target: Target,
         message: bytes,
-        metadata: tuple[tuple[str, str | bytes], ...],
+        metadata: Pairs,
         deadline: float | None,
         *,
         retry: bool,
@@ -122,13 +122,13 @@ class Forwarder:
             finally:
                 if broke is not None:
                     self.repeats.end(replica)
-            refused = code is not grpc.StatusCode.OK
+            refused = code is not _OK
             if sequence is not None and over(sequence, begun=begun, failed=refused):
                 self._watch.sequences.end(target, sequence.id)
             self._ended(replica, span)
             if not refused:
-                leading = await call.initial_metadata()
-                trailing = await call.trailing_metadata()
+                leading = forwarded(await call.initial_metadata())
+                trailing = forwarded(await call.trailing_metadata())
                 return Reply(await call, leading, trailing, cold, replica.server)
             text = await call.details() or ""
             own = await self._connections.answered(self._channels[address], code.name, text)
@@ -153,19 +153,20 @@ class Forwarder:
     def pick(self, target: Target, sequence: Sequence | None) -> Replica | None:
         """The replica that the sequence is tied to or belongs to; without a sequence, the one with
         the least in flight of two drawn ones."""
-        servers = self._watch.table.servers(target)
+        table = self._watch.table
         if sequence is not None and not sequence.start:
             tied = self._watch.sequences.replica(target, sequence.id)
             # Also one that was withdrawn: it is not unloaded before its sequences have ended.
-            if tied is not None and tied.server in self._watch.table.addresses:
+            if tied is not None and tied.server in table.addresses:
                 return tied
-        if not servers:
+        replicas = table.ready.get(target)
+        if replicas is None:
             return None
-        if len(servers) == 1:
-            return Replica(servers[0], target)
+        if len(replicas) == 1:
+            return replicas[0]
         if sequence is not None:
-            return Replica(home(servers, sequence.id), target)
-        a, b = (Replica(server, target) for server in random.sample(servers, 2))
+            return Replica(home(table.servers(target), sequence.id), target)
+        a, b = random.sample(replicas, 2)
         count = self._watch.in_use.count
         return a if count(a) <= count(b) else b
 
@@ -173,7 +174,7 @@ class Forwarder:
         self,
         target: Target,
         message: bytes,
-        metadata: tuple[tuple[str, str | bytes], ...],
+        metadata: Pairs,
         deadline: float | None,
         missed: Miss | None,
         *,
@@ -198,10 +199,9 @@ class Forwarder:
         replica: Replica,
         address: str,
         message: bytes,
-        metadata: tuple[tuple[str, str | bytes], ...],
+        metadata: Pairs,
     ) -> tuple[Any, trace.Span]:
         """The running call, which counts as in flight until `_ended` or `_outlive`."""
-        self._watch.in_use.begin(replica)
         span: trace.Span = trace.INVALID_SPAN
         if telemetry.enabled() and trace.get_current_span().is_recording():
             span = _tracer.start_span(
@@ -210,16 +210,17 @@ class Forwarder:
                 attributes={"shoal.server": replica.server, "server.address": address},
             )
             metadata = (*metadata, *telemetry.propagation(span))
-        try:
-            call = self._method(address)(message, metadata=metadata or None)
-        except BaseException:
-            self._watch.in_use.end(replica)
-            raise
+        method = self._methods.get(address)
+        if method is None:
+            method = self._connect(address)
+        call = method(message, metadata=metadata)
+        self._watch.in_use.begin(replica)
         return call, span
 
     def _ended(self, replica: Replica, span: trace.Span) -> None:
         self._watch.in_use.end(replica)
-        span.end()
+        if span is not trace.INVALID_SPAN:
+            span.end()
 
     def _outlive(self, replica: Replica, call: Any, span: trace.Span) -> None:
         """Its caller is gone, but it counts as in flight until Triton has ended it: a reset in the
@@ -234,12 +235,10 @@ class Forwarder:
 
         call.add_done_callback(ended)
 
-    def _method(self, address: str) -> Any:
-        method = self._calls.get(address)
-        if method is None:
-            channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-            self._channels[address] = channel
-            method = self._calls[address] = channel.unary_unary(MODEL_INFER)
+    def _connect(self, address: str) -> Any:
+        channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._channels[address] = channel
+        method = self._methods[address] = channel.unary_unary(MODEL_INFER)
         return method
 
     async def _pause(

@@ -15,11 +15,12 @@ from services.common.status import DETAILS_KEY, abort
 from services.router import model_info, tracing
 from services.router.administration import Answer, over_grpc, refuse_named
 from services.router.controller_client import Rejected
+from services.router.core.metadata import forwarded
 from services.router.core.routes import Target, VersionRoute, resolve
 from services.router.forward import TritonError
 from services.router.model_info import ModelInfo
 from services.router.placement_watch import PlacementWatch
-from services.router.requests import Pairs, Request, Requests, forwarded
+from services.router.requests import Request, Requests
 from services.router.streams import Streams
 
 SERVICE: Final = "inference.GRPCInferenceService"
@@ -78,9 +79,8 @@ class Inference:
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """The service's handlers: inference takes and gives raw bytes, the rest are messages."""
-        methods: dict[str, Any] = {
-            "ModelInfer": grpc.unary_unary_rpc_method_handler(self.model_infer),
-        }
+        infer = self._traced_infer if telemetry.enabled() else self.model_infer
+        methods: dict[str, Any] = {"ModelInfer": grpc.unary_unary_rpc_method_handler(infer)}
         if self._streams is not None:
             make = grpc.stream_stream_rpc_method_handler
             methods["ModelStreamInfer"] = make(self.model_stream_infer)
@@ -120,19 +120,20 @@ class Inference:
 
     # --- inference --------------------------------------------------------------------------------
 
+    async def _traced_infer(self, request: bytes, context: Context) -> bytes:
+        metadata = tuple(context.invocation_metadata() or ())
+        with tracing.serving(f"{SERVICE}/ModelInfer", metadata):
+            return await self.model_infer(request, context)
+
     async def model_infer(self, request: bytes, context: Context) -> bytes:
         metadata = tuple(context.invocation_metadata() or ())
-        if not telemetry.enabled():
-            return await self._infer(request, metadata, context)
-        with tracing.serving(f"{SERVICE}/ModelInfer", metadata):
-            return await self._infer(request, metadata, context)
-
-    async def _infer(self, request: bytes, metadata: Pairs, context: Context) -> bytes:
-        left = cast("float | None", context.time_remaining())  # None without a deadline
+        left: float | None = context.time_remaining()  # None without a deadline
         deadline = None if left is None else time.monotonic() + left
         caller = self._callers.caller(context.peer(), metadata)
+        requests = self._requests
         try:
-            answer = await self._requests.answer(Request(request, metadata, deadline, caller))
+            said = requests.said(metadata)
+            answer = await requests.answer(Request(request, said, deadline, caller))
         except (TritonError, Rejected) as answered:
             await _pass_on(context, answered.error)
         except ShoalError as error:

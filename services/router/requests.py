@@ -5,7 +5,7 @@ import asyncio
 import random
 import time
 import zlib
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from services.common import telemetry
 from services.common.caller import Caller
@@ -14,52 +14,31 @@ from services.common.errors import (
     MessageTooLarge,
     MetadataTooLarge,
     ServerLost,
-    ShoalError,
 )
 from services.common.rpc import HEADER_BYTES
 from services.router import classes, tracing
-from services.router.admission import Admission
+from services.router.admission import Admission, Ticket
 from services.router.controller_client import Rejected
 from services.router.core import wire
+from services.router.core.metadata import EXPLAIN, Pairs, Said, read
 from services.router.core.priority import HEADER
 from services.router.core.routes import Target, resolve, why
-from services.router.forward import Forwarder, Metadata, Reply, TritonError
-from services.router.holding import hold
+from services.router.forward import Forwarder, Reply, TritonError
+from services.router.holding import taken
 from services.router.model_info import ModelInfo
 from services.router.placement_watch import PlacementWatch
 from services.router.statistics import Statistics
 
-# Triton's control key and our own identity headers are ours alone; the rest of these belong to one
-# hop only, or are set anew for the next. A content-length would be wrong for the longer message.
-_STRIPPED: Final = (
-    *("grpc-", "triton-grpc-protocol-", "x-shoal-"),
-    *("content-length", "user-agent", "trace"),
-)
-
-_ENTRY_BYTES: Final = 32  # that an entry counts besides its text: RFC 9113, 6.5.2
-
-EXPLAIN: Final = "x-shoal-explain"  # with any value: trailers say who answered, and why
-
-Pairs = tuple[tuple[str, str | bytes], ...]
-
 
 class Request(NamedTuple):
-    """`message`: a serialized ModelInferRequest. `metadata`: the caller's, as it came. `deadline`:
+    """`message`: a serialized ModelInferRequest. `said`: by the caller's metadata. `deadline`:
     seconds of the monotonic clock, None for none. `held`: whether its bytes are counted already."""
 
     message: bytes
-    metadata: Pairs
+    said: Said
     deadline: float | None
     caller: Caller
     held: bool = False
-
-
-class Answer(NamedTuple):
-    """`message`: a serialized ModelInferResponse. `leading`, `trailing`: the caller's metadata."""
-
-    message: bytes
-    leading: Pairs
-    trailing: Pairs
 
 
 class Requests:
@@ -85,50 +64,88 @@ class Requests:
         self._max_message = max_message
         self._max_metadata = max_metadata
 
-    async def answer(self, request: Request) -> Answer:
+    def said(self, metadata: Pairs) -> Said:
+        """What a call's metadata says, as it came.
+
+        gRPC bounds it only once the client has heard of the bound, and HTTP otherwise. A Triton
+        that is sent too much refuses other callers' requests on the same connection with it (seen
+        on release 24.10). Raises MetadataTooLarge."""
+        said = read(metadata)
+        if said.size > self._max_metadata:
+            raise MetadataTooLarge(size=said.size, limit=self._max_metadata)
+        return said
+
+    async def answer(self, request: Request) -> Reply:
         """Raises TritonError and Rejected with another service's own status, else ShoalError."""
         began = time.monotonic()
-        message = request.message
+        message, said, deadline, caller, counted = request
+        size = len(message)
+        admission = self.admission
         target: Target | None = None
+        ticket: Ticket | None = None
         request_id = ""
-        failed, cold = True, False
         held = 0
+        failed, cold, abandoned = True, False, False
         try:
-            if len(message) > self._max_message:
-                raise MessageTooLarge(size=len(message), limit=self._max_message)
-            self.check_metadata(request.metadata)
-            if not request.held:
-                held = hold(self.admission.held, len(message))
+            if size > self._max_message:
+                raise MessageTooLarge(size=size, limit=self._max_message)
+            if not counted:
+                if not admission.held.take(size):
+                    raise taken(admission.held, size)
+                held = size
             head = wire.head(message)
+            model, version, request_id, sequence, priority, asks_classes = head
             routes = self._watch.table.routes
-            target = resolve(routes, head.model, head.version, draw(head.sequence))
-            request_id = head.id
-            if head.classes:
+            target = resolve(routes, model, version, draw(sequence))
+            retry = routes[target.model].retry
+            if asks_classes:
                 await self.check_classes(message, target)
-            renamed = None if target.model == head.model else target.model
-            reply = await self._send(request, head, target, renamed)
+            renamed = None if target.model == model else target.model
+            entered = admission.enter(
+                caller.tenant,
+                target,
+                said=said.own.get(HEADER),
+                parameter=priority,
+                deadline=deadline,
+                size=size,
+                begun=sequence is not None and not sequence.start,
+            )
+            if entered.turn is not None:
+                await admission.turn(entered)
+            ticket = entered
+            reply = await self._forwarder.infer(
+                target,
+                wire.overridden(message, renamed, target.version),
+                said.onward,
+                deadline,
+                retry=retry,
+                sequence=sequence,
+            )
             failed, cold = False, reply.cold
-            answered, trailing = reply.message, forwarded(reply.trailing)
             if renamed is not None:
-                answered = wire.overridden(answered, head.model, None)
-            if said(request.metadata, EXPLAIN) is not None:
-                trailing = (*trailing, *self._explained(head, target, reply))
-            return Answer(answered, forwarded(reply.leading), trailing)
+                reply = reply._replace(message=wire.overridden(reply.message, model, None))
+            if EXPLAIN in said.own:
+                told = self._explained(head, target, reply)
+                reply = reply._replace(trailing=(*reply.trailing, *told))
+            return reply
         except TritonError as error:
             cold = error.cold
             raise
-        except Rejected:
+        except (Rejected, ServerLost):
             cold = True
             raise
         except wire.Malformed as error:
             raise MalformedMessage(
                 message_type="inference.ModelInferRequest", problem=error
             ) from error
-        except ShoalError as error:
-            cold = isinstance(error, ServerLost)
+        except asyncio.CancelledError:
+            abandoned = True
             raise
         finally:
-            self.admission.held.give(held)
+            if held:
+                admission.held.give(held)
+            if ticket is not None:
+                admission.leave(ticket, answered=not (failed or cold), abandoned=abandoned)
             if target is not None:
                 self._statistics.add(target, time.monotonic() - began, failed=failed, cold=cold)
                 if telemetry.enabled():
@@ -144,65 +161,11 @@ class Requests:
             ("x-shoal-why", why(self._watch.table.routes, head.model, head.version, target)),
         )
 
-    def check_metadata(self, metadata: Metadata) -> None:
-        """gRPC bounds it only once the client has heard of the bound, and HTTP otherwise. A Triton
-        that is sent too much refuses other callers' requests on the same connection with it (seen
-        on release 24.10). Raises MetadataTooLarge."""
-        size = 0
-        for key, value in metadata:
-            size += len(key) + len(value) + _ENTRY_BYTES
-        if size > self._max_metadata:
-            raise MetadataTooLarge(size=size, limit=self._max_metadata)
-
     async def check_classes(self, message: bytes, target: Target) -> None:
         """Of a request that may ask for classes. Raises NoClasses, Malformed, and Rejected or
         ShoalError where the Controller does not say what `target` has."""
         digest = self._watch.table.digest(target)
         classes.check(message, await self._info.config(target, digest))
-
-    async def _send(
-        self, request: Request, head: wire.Head, target: Target, renamed: str | None
-    ) -> Reply:
-        """To `target`, when its turn has come; that model is `renamed` to, if the request says
-        another one. Raises what Admission.enter and turn, and Forwarder.infer raise."""
-        retry = self._watch.table.routes[target.model].retry
-        sequence = head.sequence
-        ticket = self.admission.enter(
-            request.caller.tenant,
-            target,
-            said=said(request.metadata, HEADER),
-            parameter=head.priority,
-            deadline=request.deadline,
-            size=len(request.message),
-            begun=sequence is not None and not sequence.start,
-        )
-        if ticket.turn is not None:
-            await self.admission.turn(ticket)
-        answered = abandoned = False
-        try:
-            reply = await self._forwarder.infer(
-                target,
-                wire.overridden(request.message, renamed, target.version),
-                forwarded(request.metadata),
-                request.deadline,
-                retry=retry,
-                sequence=sequence,
-            )
-            answered = not reply.cold
-            return reply
-        except asyncio.CancelledError:
-            abandoned = True
-            raise
-        finally:
-            self.admission.leave(ticket, answered=answered, abandoned=abandoned)
-
-
-def said(metadata: Metadata, header: str) -> str | bytes | None:
-    """What a call's metadata says under `header`, None where it says nothing."""
-    for key, value in metadata:
-        if key == header:
-            return value
-    return None
 
 
 def draw(sequence: wire.Sequence | None) -> float:
@@ -210,8 +173,3 @@ def draw(sequence: wire.Sequence | None) -> float:
     if sequence is None:
         return random.random()  # noqa: S311
     return zlib.crc32(str(sequence.id).encode()) / 2**32
-
-
-def forwarded(metadata: Metadata) -> Pairs:
-    """The part of a call's metadata that the next hop may see."""
-    return tuple([item for item in metadata if not item[0].startswith(_STRIPPED)])

@@ -11,10 +11,10 @@ from services.common.caller import Caller
 from services.common.rpc import HEADER_BYTES
 from services.router.admission import Admission
 from services.router.core.shared_memory import Mapped, Owner
-from services.router.forward import Forwarder, TritonError
+from services.router.forward import Forwarder, Reply, TritonError
 from services.router.model_info import ModelInfo
 from services.router.placement_watch import PlacementWatch
-from services.router.requests import Answer, Request, Requests
+from services.router.requests import Request, Requests
 from services.router.shared_memory import SharedMemory
 from services.router.statistics import Statistics
 
@@ -63,9 +63,9 @@ class SharedMemoryRequests(Requests):
             max_metadata=max_metadata,
         )
         self._shared = shared
-        self._running: set[asyncio.Task[Answer]] = set()
+        self._running: set[asyncio.Task[Reply]] = set()
 
-    async def answer(self, request: Request) -> Answer:
+    async def answer(self, request: Request) -> Reply:
         """Raises RegionNotFound and RegionBounds too."""
         if _MARK not in request.message:
             return await super().answer(request)
@@ -100,7 +100,7 @@ class SharedMemoryRequests(Requests):
                 parameters[_OFFSET].int64_param = begins
         return Translated(request.SerializeToString() if regions else message, regions)
 
-    async def _answer(self, request: Request, translated: Translated) -> Answer:
+    async def _answer(self, request: Request, translated: Translated) -> Reply:
         request = request._replace(message=translated.message)
         try:
             try:
@@ -118,7 +118,7 @@ class SharedMemoryRequests(Requests):
                 await self._shared.ended(mapped)
         return answer._replace(message=_restored(answer.message, translated))
 
-    def _done(self, work: "asyncio.Task[Answer]") -> None:
+    def _done(self, work: "asyncio.Task[Reply]") -> None:
         self._running.discard(work)
         if not work.cancelled():
             work.exception()  # its caller has heard of it, or is gone

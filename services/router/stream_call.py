@@ -13,6 +13,7 @@ from opentelemetry import trace
 from services.common.errors import ShoalError
 from services.router.admission import Ticket
 from services.router.controller_client import ControllerClient, Rejected
+from services.router.core.metadata import Pairs
 from services.router.core.rate import RetryBudget
 from services.router.core.routes import Replica, Target
 from services.router.core.streams import Pending, Turns, reply
@@ -21,7 +22,6 @@ from services.router.in_use import InUse
 from services.router.model_info import ModelInfo
 from services.router.placement_watch import PlacementWatch
 from services.router.repeats import Repeats
-from services.router.requests import Pairs
 from services.router.tuning import CHANNEL_OPTIONS
 
 MODEL_STREAM_INFER: Final = "/inference.GRPCInferenceService/ModelStreamInfer"

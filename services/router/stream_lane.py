@@ -12,13 +12,13 @@ from opentelemetry import trace
 
 from services.common.errors import ShoalError
 from services.router.controller_client import Grant, Miss, Rejected
+from services.router.core.metadata import Pairs
 from services.router.core.routes import Replica, Target
 from services.router.core.sequences import over
 from services.router.core.streams import amended, reply
 from services.router.core.verdict import Verdict, broken_off, code_in_band, in_band
 from services.router.core.wire import overridden, overridden_in_stream
 from services.router.forward import MAX_MISS_SECONDS, MISS_PATIENCE, MISS_SECONDS, TritonError, lost
-from services.router.requests import Pairs
 from services.router.stream_call import Exchange, StreamCall, StreamCalls
 from services.router.stream_outlet import Outlet, Room
 

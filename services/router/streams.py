@@ -13,6 +13,7 @@ from services.common.caller import Caller
 from services.common.errors import MalformedMessage, MessageTooLarge, ShoalError
 from services.router.controller_client import Rejected
 from services.router.core import wire
+from services.router.core.metadata import Pairs, Said
 from services.router.core.priority import HEADER
 from services.router.core.routes import Target, resolve
 from services.router.core.streams import Turns, failure, refusal, reply, response, streamed
@@ -20,7 +21,7 @@ from services.router.core.verdict import begun, is_decoupled
 from services.router.forward import TritonError
 from services.router.holding import hold
 from services.router.placement_watch import PlacementWatch
-from services.router.requests import Pairs, Request, Requests, draw, forwarded, said
+from services.router.requests import Request, Requests, draw
 from services.router.statistics import Statistics
 from services.router.stream_call import MODEL_STREAM_INFER, Exchange, StreamCalls
 from services.router.stream_lane import Lane, Origin, in_stream
@@ -60,14 +61,13 @@ class Streams:
     def open(self, metadata: Pairs, deadline: float | None, caller: Caller) -> "Stream":
         """`metadata`: the caller's, as it came. `deadline`: seconds of the monotonic clock, None
         for none. Raises MetadataTooLarge."""
-        return Stream(self, metadata, deadline, caller)
+        return Stream(self, self.requests.said(metadata), deadline, caller)
 
     async def responses(self, request: Request) -> AsyncGenerator[bytes, None]:
         """Serialized ModelInferResponses to one request, none or any number.
 
         Raises TritonError and Rejected with another service's own status, else ShoalError."""
-        metadata, deadline, caller = request.metadata, request.deadline, request.caller
-        stream = Stream(self, metadata, deadline, caller, raising=True)
+        stream = Stream(self, request.said, request.deadline, request.caller, raising=True)
         replies: asyncio.Queue[bytes] = asyncio.Queue(maxsize=1)
         running = asyncio.create_task(stream.run(_alone(request.message), replies.put))
         try:
@@ -85,33 +85,30 @@ class Streams:
 
 
 class Stream:
-    """One client's, whatever protocol it came by. `raising`: what is refused ends it.
-
-    Raises MetadataTooLarge."""
+    """One client's, whatever protocol it came by. `raising`: what is refused ends it."""
 
     def __init__(
         self,
         streams: Streams,
-        metadata: Pairs,
+        said: Said,
         deadline: float | None,
         caller: Caller,
         *,
         raising: bool = False,
     ) -> None:
-        streams.requests.check_metadata(metadata)
-        strict = STRICT in metadata
+        strict = STRICT in said.given
+        onward = tuple(item for item in said.onward if item[0] != STRICT[0])
         self._streams = streams
-        self._metadata = metadata = tuple(item for item in metadata if item[0] != STRICT[0])
+        self._said = said._replace(onward=onward)
         self._caller = caller
         self._raising = raising
         self._parent: Context | None = None
         self._traced: bool | None = False  # None: each request by itself
         if telemetry.enabled():
-            self._parent = telemetry.parent_context(metadata)
+            self._parent = telemetry.parent_context(said.given)
             self._traced = None if self._parent is None else telemetry.sampled(self._parent)
-        onward = forwarded(metadata)
         if self._traced:
-            onward = (*onward, *(item for item in metadata if item[0] in _TRACE))
+            onward = (*onward, *(item for item in said.given if item[0] in _TRACE))
         self._origin = Origin(onward, deadline, strict, {})
         admission = streams.requests.admission
         self._outlet = Outlet(streams.statistics, admission, strict=strict, raising=raising)
@@ -208,8 +205,8 @@ class Stream:
     async def _alone(self, exchange: Exchange) -> bool:
         """Have the one reply that there is; False where there may be several."""
         assert exchange.message is not None
-        metadata, deadline = self._metadata, self._origin.deadline
-        request = Request(exchange.message, metadata, deadline, self._caller, held=True)
+        deadline = self._origin.deadline
+        request = Request(exchange.message, self._said, deadline, self._caller, held=True)
         within: AbstractContextManager[object] = nullcontext()
         if exchange.span.is_recording():
             within = trace.use_span(
@@ -257,7 +254,7 @@ class Stream:
             ticket = admission.enter(
                 self._caller.tenant,
                 target,
-                said=said(self._metadata, HEADER),
+                said=self._said.own.get(HEADER),
                 parameter=head.priority,
                 deadline=self._origin.deadline,
                 size=exchange.size,

@@ -8,8 +8,8 @@ from opentelemetry import trace
 from services.common import telemetry
 from services.common.errors import ShoalError
 from services.common.status import grpc_code
+from services.router.core.metadata import Metadata
 from services.router.core.routes import Target
-from services.router.forward import Metadata
 
 _tracer = trace.get_tracer("shoal.router")
 

@@ -291,6 +291,9 @@ def test_what_is_withdrawn_is_what_was_held_and_is_not(changes: list[Change]) ->
         assert all(made.outdated(one, old) for one in withdrawn)
         assert not any(made.outdated(one, old) for one in after)
         assert not any(made.outdated(one, change.revision) for one in everything)
+        assert sorted(one for found in made.ready.values() for one in found) == sorted(after)
+        assert all(one.target == target for target, found in made.ready.items() for one in found)
+        assert all(made.ready.values())
 
 
 @given(histories(), placements)

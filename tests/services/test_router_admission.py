@@ -28,7 +28,7 @@ from services.router.core.admission import Bounds
 from services.router.core.priority import Priority
 from services.router.core.rate import RetryBudget
 from services.router.core.routes import Replica, Route, Target, VersionRoute
-from services.router.core.table import Table
+from services.router.core.table import NONE, Change, Table
 from services.router.core.tenants import TenantLimit
 from services.router.limits import TenantSettings, tenant_limits
 from services.router.settings import Settings
@@ -66,9 +66,14 @@ async def admitted(admission: Admission, **asked: Any) -> AsyncIterator[None]:
 
 def table(copies: int = 1) -> Table:
     found = Table()
-    found.routes[MODEL.model] = Route(1, versions={1: VersionRoute(servers=tuple("abc"[:copies]))})
-    found.routes[COLD.model] = Route(1, versions={1: VersionRoute()})
+    place(found, copies)
     return found
+
+
+def place(found: Table, copies: int) -> None:
+    warm = Route(1, versions={1: VersionRoute(servers=tuple("abc"[:copies]))})
+    cold = Route(1, versions={1: VersionRoute()})
+    found.apply(Change(NONE, True, {MODEL.model: warm, COLD.model: cold}, {}))
 
 
 def made(bounds: Bounds | None = None, **limits: TenantLimit) -> Admission:
@@ -166,7 +171,7 @@ async def test_a_new_copy_takes_those_that_wait() -> None:
     async with clean(admission):
         first = admission.enter("one", MODEL)
         second, third = queued(admission), queued(admission)
-        admission._table.routes.update(table(copies=3).routes)
+        place(admission._table, copies=3)
         admission.leave(first, answered=True)
         for ticket in await asyncio.wait_for(asyncio.gather(second, third), SOON):
             admission.leave(ticket, answered=True)

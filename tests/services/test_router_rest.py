@@ -24,11 +24,12 @@ from services.common.errors import AdminRequired, NeverFits, NoRoom
 from services.common.ports import listen
 from services.common.status import DETAILS_KEY, details
 from services.router.administration import Call
+from services.router.core.metadata import Pairs, Said, read
 from services.router.core.routes import Route, VersionRoute
 from services.router.core.table import Table
-from services.router.forward import TritonError
+from services.router.forward import Reply, TritonError
 from services.router.placement_watch import PlacementWatch
-from services.router.requests import Answer, Request
+from services.router.requests import Request
 from services.router.rest.app import app
 from services.router.rest.openapi import pages
 from services.router.rest.schemas import SCHEMAS
@@ -60,7 +61,10 @@ class Backend:
         self.responses: list[bytes | Exception] = []
         self.decoupled = False
 
-    async def answer(self, request: Request) -> Answer:
+    def said(self, metadata: Pairs) -> Said:
+        return read(metadata)
+
+    async def answer(self, request: Request) -> Reply:
         self.asked.append(request)
         self.reached.set()
         if self.gate is not None:
@@ -78,7 +82,8 @@ class Backend:
         for one in asked.inputs:
             answer.outputs.add(name=one.name, datatype=one.datatype, shape=one.shape)
         answer.raw_output_contents.extend(asked.raw_input_contents)
-        return Answer(answer.SerializeToString(), (), (("x-shoal-route", "arm a"), ("else", "b")))
+        trailing = (("x-shoal-route", "arm a"), ("else", "b"))
+        return Reply(answer.SerializeToString(), (), trailing, cold=False, server="a")
 
     async def stream(self, request: Request) -> AsyncGenerator[bytes, None]:
         self.asked.append(request)

@@ -80,7 +80,7 @@ def resolve(routes: Routes, model: str, version: str, draw: float) -> Target:
         return _named(route, model, version)
     if route.arms:
         return _drawn(routes, route.arms, draw)
-    return _default(routes, model)
+    return _default(model, route)
 
 
 def shares(routes: Routes, model: str, version: str) -> list[tuple[Target, float]]:
@@ -123,15 +123,15 @@ def _drawn(routes: Routes, arms: tuple[Arm, ...], draw: float) -> Target:
 
 
 def _of_arm(routes: Routes, arm: Arm) -> Target:
-    if arm.version and arm.model in routes:
-        return Target(arm.model, arm.version)
-    return _default(routes, arm.model)
-
-
-def _default(routes: Routes, model: str) -> Target:
-    route = routes.get(model)
+    route = routes.get(arm.model)
     if route is None:
-        raise ModelNotFound(model=model)
+        raise ModelNotFound(model=arm.model)
+    if arm.version:
+        return Target(arm.model, arm.version)
+    return _default(arm.model, route)
+
+
+def _default(model: str, route: Route) -> Target:
     if not route.default_version:
         raise NoApprovedVersion(model=model, versions=_listed(route))
     return Target(model, route.default_version)

@@ -40,13 +40,15 @@ class StaleEpoch(Exception):
 class Table:
     """`routes` by model, `addresses` (host:port) by server. `withdrawn`: the revision at which a
     replica was last taken away; grants that are older do not count. `unknown`: servers that the
-    Controller has not inventoried yet; they still hold what they held, as far as we know."""
+    Controller has not inventoried yet; they still hold what they held, as far as we know. `ready`:
+    the replicas that `routes` tell of, by version; none is empty."""
 
     revision: Revision = NONE
     routes: dict[str, Route] = field(default_factory=dict)
     addresses: dict[str, str] = field(default_factory=dict)
     withdrawn: dict[Replica, Revision] = field(default_factory=dict)
     unknown: frozenset[str] = frozenset()
+    ready: dict[Target, tuple[Replica, ...]] = field(default_factory=dict)
 
     def apply(self, change: Change) -> set[Replica]:
         """Take a change in; return the replicas that it withdrew. Raises StaleEpoch."""
@@ -65,16 +67,20 @@ class Table:
                 fresh[model] = _without(self.routes[model], found)
         self.unknown = unknown
         touched = {*fresh, *gone}
-        before = set(replicas(self.routes, touched))
+        before = dict.fromkeys(replicas(self.routes, touched))
         for model in gone:
             self.routes.pop(model, None)
         self.routes.update(fresh)
-        after = set(replicas(self.routes, touched))
+        after = dict.fromkeys(replicas(self.routes, touched))
+        for replica in before:
+            self.ready.pop(replica.target, None)
+        for replica in after:
+            self.ready[replica.target] = (*self.ready.get(replica.target, ()), replica)
         self._readdress(change)
         self.revision = change.revision
-        withdrawn = before - after
+        withdrawn = before.keys() - after.keys()
         self.withdrawn.update(dict.fromkeys(withdrawn, change.revision))
-        for replica in after - before:
+        for replica in after.keys() - before.keys():
             self.withdrawn.pop(replica, None)
         return withdrawn
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from services.common.errors import RateLimited, TenantLimited
-from services.router.core.priority import Priority
+from services.router.core.priority import Priority, priority_of
 from services.router.core.rate import Bucket, full, take
 
 ANYBODY: Final = "*"  # stands for every tenant without limits of its own
@@ -32,11 +32,13 @@ class TenantLimit:
 @dataclass(slots=True)
 class Tenant:
     """Its requests now. `label`: its name in metrics. `admitted`: requests so far, by class; the
-    tenants of one label have one count together."""
+    tenants of one label have one count together. `usual`: the class of a request that does not say
+    how urgent it is."""
 
     name: str
     label: str
     limit: TenantLimit
+    usual: Priority
     admitted: list[int] = field(default_factory=lambda: [0] * len(Priority))
     bucket: Bucket | None = None
     in_flight: int = 0
@@ -63,7 +65,8 @@ class Tenants:
             label = self._label(name)
             count = self.admitted.setdefault(label, [0] * len(Priority))
             limit = self._limits.get(name, self._anybody)
-            known = self._tenants[name] = Tenant(name, label, limit, count)
+            usual = priority_of(None, 0, limit.priority)
+            known = self._tenants[name] = Tenant(name, label, limit, usual, count)
         return known
 
     def enter(self, tenant: Tenant, now: float, *, cold: bool) -> None:
@@ -75,7 +78,9 @@ class Tenants:
             self._check(tenant, tenant.cold, limit.cold, "waiting until a model is resident")
         if limit.rate is not None:
             self._spend(tenant, limit.rate, now)
-        self.follow(tenant, cold=cold)
+        tenant.in_flight += 1
+        if cold:
+            tenant.cold += 1
 
     def follow(self, tenant: Tenant, *, cold: bool) -> None:
         """As `enter`, for one that no limit may stop."""

@@ -15,6 +15,8 @@ MODEL_NAME: Final = 1
 MODEL_VERSION: Final = 2
 MARK: Final = "0"  # before a version, in a request of `overridden_in_stream`
 
+_TEXTS: Final = 3 << 3 | 2  # the last of the tags of name, version and id, as they come first
+_TENSORS: Final = frozenset({5 << 3 | 2, 7 << 3 | 2})  # inputs and their contents: not looked into
 _KEY, _VALUE = 1, 2  # in an entry of a map
 _PARAMETER: Final = 4 << 3 | 2  # an entry of the map `parameters`
 _READ: Final = frozenset({"sequence_id", "sequence_start", "sequence_end", "priority"})
@@ -81,6 +83,9 @@ def head(message: bytes) -> Head:
             if position >= end:
                 break
             tag = message[position]
+            if tag in _TENSORS and (size := message[position + 1]) < 0x80:
+                position += size + 2
+                continue
             position += 1
             if tag & 0x80:
                 tag, position = varint(message, position - 1, _NUMBER_BYTES)
@@ -88,12 +93,12 @@ def head(message: bytes) -> Head:
                     raise Malformed(f"a field number beyond what there is at byte {position}")
             kind = tag & 7
             if kind == _BYTES:
-                size = message[position] if position < end else 0x80
+                size = message[position]
                 position += 1
                 if size & 0x80:
                     size, position = varint(message, position - 1, _NUMBER_BYTES)
                 start, position = position, position + size
-                if tag <= 0x1A:  # fields 1, 2, 3 as length-delimited
+                if tag <= _TEXTS:
                     if size > _MAX_TEXT:
                         raise Malformed(f"a name of {size} bytes at byte {start}")
                     found[tag >> 3] = message[start:position].decode()
@@ -120,9 +125,11 @@ def head(message: bytes) -> Head:
             raise Malformed("it ends in the middle of a field")
         if said:
             return Head(found[1], found[2], found[3], *_parameters(message, said), classes)
-        return Head(found[1], found[2], found[3], classes=classes)
+        return Head(found[1], found[2], found[3], None, 0, classes)
     except UnicodeDecodeError as error:
         raise Malformed(f"a name is not UTF-8: {error.reason}") from error
+    except IndexError as error:
+        raise Malformed("it ends in the middle of a field") from error
 
 
 def _parameters(message: bytes, entries: list[slice]) -> tuple[Sequence | None, int]:

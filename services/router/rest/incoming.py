@@ -11,9 +11,9 @@ from starlette.types import Receive, Scope
 from services.common.caller import Caller, CallerPolicy
 from services.common.errors import MessageTooLarge
 from services.router.core import headers
+from services.router.core.metadata import Pairs
 from services.router.core.rest_json import INTERNAL, UNSUPPORTED, Refused
 from services.router.holding import Holding
-from services.router.requests import Pairs
 
 _THREADED_BYTES: Final = 1 << 18  # of compressed data: more is left to a thread
 

@@ -67,4 +67,6 @@ class Service:
             resolve(routes, model, version, 0.0)
 
     def request(self, message: bytes, incoming: Incoming) -> Request:
-        return Request(message, incoming.metadata, incoming.deadline, incoming.caller)
+        """Raises MetadataTooLarge."""
+        said = self.requests.said(incoming.metadata)
+        return Request(message, said, incoming.deadline, incoming.caller)
