@@ -15,7 +15,7 @@ MODEL_NAME: Final = 1
 MODEL_VERSION: Final = 2
 MARK: Final = "0"  # before a version, in a request of `overridden_in_stream`
 
-_TEXTS: Final = 3 << 3 | 2  # the last of the tags of name, version and id, as they come first
+_NAMES: Final = frozenset({1 << 3 | 2, 2 << 3 | 2, 3 << 3 | 2})  # model, version, id
 _TENSORS: Final = frozenset({5 << 3 | 2, 7 << 3 | 2})  # inputs and their contents: not looked into
 _KEY, _VALUE = 1, 2  # in an entry of a map
 _PARAMETER: Final = 4 << 3 | 2  # an entry of the map `parameters`
@@ -83,9 +83,16 @@ def head(message: bytes) -> Head:
             if position >= end:
                 break
             tag = message[position]
-            if tag in _TENSORS and (size := message[position + 1]) < 0x80:
-                position += size + 2
-                continue
+            size = message[position + 1]
+            if size < 0x80:  # what there is of most requests
+                if tag in _TENSORS:
+                    position += size + 2
+                    continue
+                if tag in _NAMES:
+                    start = position + 2
+                    position = start + size
+                    found[tag >> 3] = message[start:position].decode()
+                    continue
             position += 1
             if tag & 0x80:
                 tag, position = varint(message, position - 1, _NUMBER_BYTES)
@@ -98,7 +105,7 @@ def head(message: bytes) -> Head:
                 if size & 0x80:
                     size, position = varint(message, position - 1, _NUMBER_BYTES)
                 start, position = position, position + size
-                if tag <= _TEXTS:
+                if tag in _NAMES:
                     if size > _MAX_TEXT:
                         raise Malformed(f"a name of {size} bytes at byte {start}")
                     found[tag >> 3] = message[start:position].decode()
