@@ -80,11 +80,6 @@ class _Standing(enum.Enum):
     STRANGER = enum.auto()
 
 
-def peer_address(peer: str) -> Address | None:
-    """The IP address in a gRPC peer string, or None where there is none (a Unix socket)."""
-    return _address(_host(peer))
-
-
 def _host(peer: str) -> str:
     """With its kind, without the port."""
     return peer.rpartition(":")[0]

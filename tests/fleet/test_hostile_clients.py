@@ -2,16 +2,12 @@
 
 import random
 import socket
-import statistics
 import struct
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpc
 import numpy as np
 import psutil
 import pytest
@@ -21,6 +17,7 @@ from services.embedded.background import BackgroundStack
 from services.router.settings import EXCESS, MAX_MESSAGE, Settings
 from shoal.controller.v1 import controller_service_pb2 as controller
 from shoal.router.v1 import router_service_pb2 as router_wire
+from tests.fleet.bystander import MODEL, Experience, beside
 from tests.fleet.harness import Fleet, wait_until
 from tests.fleet.raw_http2 import (
     CONTINUATION,
@@ -38,13 +35,13 @@ from tests.services.triton_models import write
 pytestmark = pytest.mark.triton
 
 MIB = 1 << 20
-MODEL = "echo"
 LIMIT = 8 * MIB  # bytes of a message
 HEADERS = 16 * 1024
 STREAMS = 100
 HOLD = 0.3  # seconds that an attack goes on
 SLOWER = 10.0  # times; the machine may have other things to do as well
 SLACK = 0.25  # seconds
+PATIENCE = 10.0  # seconds, of the client beside
 ENOUGH = 10  # requests beside an attack; it goes on until then
 # Of memory, over a second round of all attacks: what malloc keeps varies by as much.
 GROWTH = 128 * MIB
@@ -80,53 +77,10 @@ def message(size: int) -> bytes:
     return framed(request(size).SerializeToString())
 
 
-# --- the well-behaved client ----------------------------------------------------------------------
-
-
-@dataclass
-class Experience:
-    """Of a client that sends one small request after another. Times in seconds."""
-
-    times: list[float] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.times)
-
-
-@contextmanager
-def beside(stack: Fleet, seconds: float = 10) -> Iterator[Experience]:
-    """`seconds`: the deadline of each of its requests."""
-    experience = Experience()
-    stop = threading.Event()
-
-    def ask() -> None:
-        # Apart from the connections of other channels.
-        with grpc.insecure_channel(stack.router_grpc, [("shoal.well_behaved", 1)]) as channel:
-            call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-            small = request(64).SerializeToString()
-            while not stop.is_set():
-                began = time.monotonic()
-                try:
-                    call(small, timeout=seconds)
-                except grpc.RpcError as error:
-                    experience.errors.append(f"{error.code().name}: {error.details()}")
-                experience.times.append(time.monotonic() - began)
-
-    thread = threading.Thread(target=ask, name="well-behaved")
-    thread.start()
-    try:
-        yield experience
-    finally:
-        stop.set()
-        thread.join()
-
-
 @pytest.fixture(scope="module")
 def alone(stack: Fleet) -> Experience:
     """What it experiences with nobody else there."""
-    with beside(stack) as experience:
+    with beside(stack.router_grpc, patience=PATIENCE) as experience:
         time.sleep(HOLD)
     return experience
 
@@ -497,10 +451,10 @@ def speaks_slowly_over_http(address: str) -> None:
 
 @pytest.mark.parametrize("name", [*ATTACKS, *HTTP_ATTACKS])
 def test_nobody_else_notices(stack: Fleet, alone: Experience, name: str) -> None:
-    with beside(stack) as experience:
+    with beside(stack.router_grpc, patience=PATIENCE) as experience:
         while len(experience.times) < ENOUGH:
             attacked(stack, name)
-    assert experience.errors == []
+    assert experience.problems == []
     assert experience.median < SLOWER * alone.median + SLACK
 
 
@@ -555,12 +509,12 @@ def test_all_of_them_for_long(stack: Fleet, alone: Experience, seconds: int) -> 
     process = router(stack)
     until = time.monotonic() + seconds
     sizes: list[int] = []
-    with beside(stack) as experience:
+    with beside(stack.router_grpc, patience=PATIENCE) as experience:
         while time.monotonic() < until:
             for name in (*ATTACKS, *HTTP_ATTACKS):
                 attacked(stack, name)
             sizes.append(process.memory_info().rss)
-    assert experience.errors == []
+    assert experience.problems == []
     assert experience.median < SLOWER * alone.median + SLACK
     assert sizes[-1] - sizes[len(sizes) // 2] < GROWTH
 
@@ -590,12 +544,15 @@ def sent_beside(fleet: Fleet, size: int, times: int, code: str) -> Experience:
     """What another client experiences while messages of `size` bytes come, whose calls end with
     `code`."""
     patience = 10.0 if size < MAX_MESSAGE or code != NOT_FOUND else STALL_SECONDS
-    with beside(fleet, patience) as experience, connected(fleet.router_grpc) as (connection,):
+    with (
+        beside(fleet.router_grpc, patience=patience) as experience,
+        connected(fleet.router_grpc) as (connection,),
+    ):
         for _ in range(times):
             stream = connection.call()
             connection.data(stream, for_nobody(size), seconds=LARGEST_SECONDS)
             assert connection.ended(stream, 60).grpc_status == code
-    assert experience.errors == []
+    assert experience.problems == []
     return experience
 
 

@@ -2,30 +2,26 @@
 
 import re
 import resource
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple
 
-import numpy as np
 import psutil
 import pytest
-import tritonclient.grpc as triton
 
 from services.embedded.background import BackgroundStack
 from tests import results
-from tests.fleet.harness import Fleet, tensors, wait_until
+from tests.fleet import bystander
+from tests.fleet.bystander import beside
+from tests.fleet.harness import Fleet, wait_until
 from tests.fleet.many_streams import Crowd, Model
 from tests.services.triton_models import config, write, write_program
 
 pytestmark = pytest.mark.triton
 
-PLAIN, DECOUPLED = Model("echo", (1,)), Model("there_and_back", (1, -1))
+PLAIN, DECOUPLED = Model(bystander.MODEL, (1,)), Model("there_and_back", (1, -1))
 MODELS = (PLAIN, PLAIN, PLAIN, DECOUPLED)  # of four streams, one
 SECONDS = 180.0  # for each step
 OWN_FILES = 200  # of this process, beside the connections
@@ -88,43 +84,6 @@ def held(stack: Fleet) -> Held:
     return Held(memory, process.num_fds(), tasks, blocks, times.user + times.system)
 
 
-@dataclass
-class Experience:
-    """Of a client that knows nothing of the crowd. Times in seconds."""
-
-    times: list[float] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-
-@contextmanager
-def beside(stack: Fleet) -> Iterator[Experience]:
-    experience = Experience()
-    stop = threading.Event()
-
-    def ask() -> None:
-        numbers = np.arange(16, dtype=np.float32)
-        with triton.InferenceServerClient(stack.router_grpc) as client:
-            while not stop.wait(0.02):
-                began = time.monotonic()
-                try:
-                    found = client.infer(
-                        PLAIN.name, tensors({"INPUT": numbers}), client_timeout=SECONDS
-                    )
-                    if not np.array_equal(found.as_numpy("OUTPUT"), numbers):
-                        experience.problems.append("another answer")
-                except triton.InferenceServerException as error:
-                    experience.problems.append(str(error))
-                experience.times.append(time.monotonic() - began)
-
-    thread = threading.Thread(target=ask, name="beside")
-    thread.start()
-    try:
-        yield experience
-    finally:
-        stop.set()
-        thread.join()
-
-
 def allowed(connections: int) -> None:
     """This process may open as many files as that takes."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -138,7 +97,10 @@ def crowded(stack: Fleet, connections: int, each: int, hold: float) -> tuple[Fig
     allowed(connections)
     began = time.monotonic()
     before = held(stack)
-    with beside(stack) as other, Crowd(stack.router_grpc, MODELS, SECONDS) as crowd:
+    with (
+        beside(stack.router_grpc, patience=SECONDS, pause=0.02) as other,
+        Crowd(stack.router_grpc, MODELS, SECONDS) as crowd,
+    ):
         crowd.connect(connections)
         connected = held(stack)
         crowd.open(each)
@@ -173,8 +135,7 @@ def crowded(stack: Fleet, connections: int, each: int, hold: float) -> tuple[Fig
         "seconds held": hold,
         "Router CPU while held": f"{100 * (idle.cpu - asked.cpu) / hold:.0f} %, {pings} pings",
         "requests beside": len(other.times),
-        "of them, median and longest ms": f"{1e3 * median(other.times):.0f}, "
-        f"{1e3 * max(other.times):.0f}",
+        "of them, median and longest ms": f"{1e3 * other.median:.0f}, {1e3 * max(other.times):.0f}",
         "seconds": round(time.monotonic() - began, 1),
     }, after
 
