@@ -132,6 +132,7 @@ class Placements:
             servers=[replica.key.server for replica in ready],
             reason=self._fleet.status(unit) if answerable else _refusal(version),
             servable=answerable and (bool(ready) or not self._failed(unit)),
+            decoupled=version.decoupled if version.HasField("decoupled") else None,
         )
 
     def _failed(self, unit: Unit) -> bool:

@@ -113,6 +113,12 @@ def is_stateful(config: bytes) -> bool:
     return bool(ModelConfig.FromString(config).HasField("sequence_batching"))
 
 
+@lru_cache(maxsize=4096)
+def is_decoupled(config: bytes) -> bool:
+    """Whether the model of a serialized config gives any number of replies to a request."""
+    return bool(ModelConfig.FromString(config).model_transaction_policy.decoupled)
+
+
 def parts(config: ModelConfig) -> tuple[Part, ...]:
     """One for each step, then what `shoal.requires` names. Raises Unservable."""
     steps = ((step.model_name, max(step.model_version, 0)) for step in _steps(config))

@@ -69,6 +69,7 @@ def version(known: Version) -> types.ModelVersion:
         requires=map(str, known.requires),
         ensemble=known.ensemble,
         stateful=model_config.is_stateful(known.config),
+        decoupled=model_config.is_decoupled(known.config),
         pinned=known.pinned,
         invalid_reason=known.problem,
         create_time=_timestamp(known.created_us),

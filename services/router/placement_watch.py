@@ -41,7 +41,8 @@ class PlacementWatch:
 
     `controllers`: stubs by address. `router`: this process's name, new at every start. `acting`:
     the Controller that is heard from; the table is used as it was while there is none. `keeper`: is
-    told every change. `waiting`: how many requests for a version wait in this Router."""
+    told every change. `waiting`: how many requests for a version wait in this Router. `applied`:
+    called when a change is in the table, before anything is sent by it."""
 
     def __init__(
         self, controllers: Mapping[str, Any], router: str, table: Table, keeper: Keeper | None
@@ -56,6 +57,7 @@ class PlacementWatch:
         self.in_use = InUse(self._busy, self._idle)
         self.sequences = Sequences()
         self.waiting: Callable[[Target], int] = lambda target: 0
+        self.applied: Callable[[], None] = lambda: None
         # In use, it may be, without being in the table: withdrawn, or granted and not seen in it.
         self._loose: set[Replica] = set()
         self._told: dict[Replica, float] = {}
@@ -210,6 +212,7 @@ class PlacementWatch:
         if response.WhichOneof("message") == "checkpoint":
             return
         withdrawn = self.table.apply(change_of(response))
+        self.applied()
         message = wire.WatchPlacementsRequest()
         message.ack.revision.CopyFrom(response.revision)
         acting.outgoing.put_nowait(message)
@@ -271,7 +274,11 @@ def _route(message: wire.ModelRoute) -> Route:
         aliases=dict(message.aliases),
         versions={
             version.version: VersionRoute(
-                version.config_digest, tuple(version.servers), version.servable, version.reason
+                version.config_digest,
+                tuple(version.servers),
+                version.servable,
+                version.reason,
+                version.decoupled if version.HasField("decoupled") else None,
             )
             for version in message.versions
         },

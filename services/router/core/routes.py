@@ -34,12 +34,14 @@ class Replica(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class VersionRoute:
-    """`servers`: where it is READY. `servable`: whether it may be asked for at all."""
+    """`servers`: where it is READY. `servable`: whether it may be asked for at all. `decoupled`:
+    whether it gives any number of replies to a request; None where that is not known."""
 
     config_digest: str = ""
     servers: tuple[str, ...] = ()
     servable: bool = True
     reason: str = ""
+    decoupled: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

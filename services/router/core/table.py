@@ -41,7 +41,8 @@ class Table:
     """`routes` by model, `addresses` (host:port) by server. `withdrawn`: the revision at which a
     replica was last taken away; grants that are older do not count. `unknown`: servers that the
     Controller has not inventoried yet; they still hold what they held, as far as we know. `ready`:
-    the replicas that `routes` tell of, by version; none is empty."""
+    the replicas that `routes` tell of, by version; none is empty. `several`: versions that give any
+    number of replies to a request, or may."""
 
     revision: Revision = NONE
     routes: dict[str, Route] = field(default_factory=dict)
@@ -49,6 +50,13 @@ class Table:
     withdrawn: dict[Replica, Revision] = field(default_factory=dict)
     unknown: frozenset[str] = frozenset()
     ready: dict[Target, tuple[Replica, ...]] = field(default_factory=dict)
+    several: int = 0
+
+    @property
+    def plain(self) -> bool:
+        """Whether every version gives one reply to a request. Only then may requests go by streams
+        of the Router's own to such versions: a Triton with streams to both kinds crashes."""
+        return not self.several and bool(self.routes)
 
     def apply(self, change: Change) -> set[Replica]:
         """Take a change in; return the replicas that it withdrew. Raises StaleEpoch."""
@@ -68,10 +76,12 @@ class Table:
         self.unknown = unknown
         touched = {*fresh, *gone}
         before = dict.fromkeys(replicas(self.routes, touched))
+        self.several -= self._several(touched)
         for model in gone:
             self.routes.pop(model, None)
         self.routes.update(fresh)
         after = dict.fromkeys(replicas(self.routes, touched))
+        self.several += self._several(touched)
         for replica in before:
             self.ready.pop(replica.target, None)
         for replica in after:
@@ -107,6 +117,14 @@ class Table:
         Controller that acts now."""
         overtaken = self.withdrawn.get(replica, NONE) > revision
         return overtaken or revision.epoch < self.revision.epoch
+
+    def _several(self, models: Iterable[str]) -> int:
+        return sum(
+            entry.decoupled is not False
+            for model in models
+            if model in self.routes
+            for entry in self.routes[model].versions.values()
+        )
 
     def _readdress(self, change: Change) -> None:
         for server in change.removed_servers:

@@ -551,6 +551,7 @@ class VersionRoute(_message.Message):
     SERVERS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     SERVABLE_FIELD_NUMBER: _builtins.int
+    DECOUPLED_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     config_digest: _builtins.str
     reason: _builtins.str
@@ -559,6 +560,8 @@ class VersionRoute(_message.Message):
     """It may be asked for: READY, or made resident when it is asked for. False when it is rejected,
     when its files cannot be served, and while a failed load is not tried again.
     """
+    decoupled: _builtins.bool
+    """It answers a request any number of times, so only in a stream. Unset where it is not known."""
     @_builtins.property
     def servers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Servers on which it is READY."""
@@ -571,12 +574,15 @@ class VersionRoute(_message.Message):
         servers: _abc.Iterable[_builtins.str] | None = ...,
         reason: _builtins.str = ...,
         servable: _builtins.bool = ...,
+        decoupled: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_decoupled", b"_decoupled", "decoupled", b"decoupled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_digest", b"config_digest", "reason", b"reason", "servable", b"servable", "servers", b"servers", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decoupled", b"_decoupled", "config_digest", b"config_digest", "decoupled", b"decoupled", "reason", b"reason", "servable", b"servable", "servers", b"servers", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__decoupled: _TypeAlias = _typing.Literal["decoupled"]  # noqa: Y015
+    _WhichOneofArgType__decoupled: _TypeAlias = _typing.Literal["_decoupled", b"_decoupled"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__decoupled) -> _WhichOneofReturnType__decoupled | None: ...
 
 Global___VersionRoute: _TypeAlias = VersionRoute  # noqa: Y015
 

@@ -309,6 +309,7 @@ class ModelVersion(_message.Message):
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     PROBE_FIELD_NUMBER: _builtins.int
     STATEFUL_FIELD_NUMBER: _builtins.int
+    DECOUPLED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"models/{model}/versions/{version}", version a whole number from 1 up."""
     state: Global___VersionState.ValueType
@@ -340,6 +341,8 @@ class ModelVersion(_message.Message):
     """Output only. It has sequence batching: requests of a sequence must reach the same replica, so it
     has one copy unless its residency asks for more.
     """
+    decoupled: _builtins.bool
+    """Output only. It answers a request any number of times, so only in a stream."""
     @_builtins.property
     def declared_memory(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Memory that the user says it takes: resource ("ram", "gpu:0") to bytes. Empty: learned."""
@@ -373,12 +376,15 @@ class ModelVersion(_message.Message):
         fingerprint: _builtins.str = ...,
         probe: _builtins.bytes = ...,
         stateful: _builtins.bool = ...,
+        decoupled: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_decoupled", b"_decoupled", "create_time", b"create_time", "decoupled", b"decoupled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_bytes", b"artifact_bytes", "config", b"config", "config_digest", b"config_digest", "create_time", b"create_time", "declared_memory", b"declared_memory", "ensemble", b"ensemble", "etag", b"etag", "fingerprint", b"fingerprint", "invalid_reason", b"invalid_reason", "name", b"name", "pinned", b"pinned", "probe", b"probe", "requires", b"requires", "source", b"source", "state", b"state", "stateful", b"stateful"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decoupled", b"_decoupled", "artifact_bytes", b"artifact_bytes", "config", b"config", "config_digest", b"config_digest", "create_time", b"create_time", "declared_memory", b"declared_memory", "decoupled", b"decoupled", "ensemble", b"ensemble", "etag", b"etag", "fingerprint", b"fingerprint", "invalid_reason", b"invalid_reason", "name", b"name", "pinned", b"pinned", "probe", b"probe", "requires", b"requires", "source", b"source", "state", b"state", "stateful", b"stateful"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__decoupled: _TypeAlias = _typing.Literal["decoupled"]  # noqa: Y015
+    _WhichOneofArgType__decoupled: _TypeAlias = _typing.Literal["_decoupled", b"_decoupled"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__decoupled) -> _WhichOneofReturnType__decoupled | None: ...
 
 Global___ModelVersion: _TypeAlias = ModelVersion  # noqa: Y015
 
