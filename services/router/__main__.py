@@ -125,7 +125,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             )
         version = importlib.metadata.version("shoal")
         stream_calls = StreamCalls(
-            watch, controller, info, forwarder.pick, forwarder.repeats, forwarder.budget
+            watch, controller, forwarder.pick, forwarder.repeats, forwarder.budget
         )
         stack.push_async_callback(stream_calls.close)
         streams = Streams(watch, stream_calls, requests, statistics, max_message=limit)

@@ -20,6 +20,7 @@ from services.router.core.verdict import Verdict, verdict
 from services.router.core.wire import Sequence
 from services.router.placement_watch import PlacementWatch
 from services.router.repeats import Repeats
+from services.router.stream_plain import PlainRequest, PlainStream
 from services.router.tuning import CHANNEL_OPTIONS
 
 _OK: Final = grpc.StatusCode.OK
@@ -34,13 +35,15 @@ _tracer = trace.get_tracer("shoal.router")
 
 class Reply(NamedTuple):
     """`message`: a serialized ModelInferResponse. `leading`, `trailing`: the caller's metadata.
-    `cold`: the Controller was asked. `server`: whose answer it is."""
+    `cold`: the Controller was asked. `server`: whose answer it is. `streamed`: the message is a
+    ModelStreamInferResponse."""
 
     message: bytes
     leading: Pairs
     trailing: Pairs
     cold: bool
     server: str
+    streamed: bool = False
 
 
 class TritonError(Exception):
@@ -79,13 +82,15 @@ class Forwarder:
         *,
         retry: bool,
         sequence: Sequence | None = None,
+        stream: PlainStream | None = None,
     ) -> Reply:
         """Have `target` answer `message`, wherever it is or will be; what belongs to a `sequence`,
         where that began.
 
         `deadline`: seconds of the monotonic clock, None for none. `retry`: whether it may be sent
-        again after a server broke off with it; never within a sequence. Raises TritonError,
-        ServerLost, and what the Controller refuses (controller_client.Rejected, ShoalError).
+        again after a server broke off with it; never within a sequence. `stream`: it may go by, the
+        first time. Raises TritonError, ServerLost, and what the Controller refuses
+        (controller_client.Rejected, ShoalError).
         """
         self.budget.request(time.monotonic())
         retry = retry and sequence is None
@@ -101,7 +106,7 @@ class Forwarder:
             replica = None if asking else self.pick(target, sequence)
             if replica is not None:
                 address = self._watch.table.addresses[replica.server]
-                call, span = self._send(replica, address, message, metadata)
+                call, span = self._send(replica, address, message, metadata, stream)
             else:
                 cold = True
                 granted = await self._send_cold(
@@ -126,6 +131,8 @@ class Forwarder:
             if sequence is not None and over(sequence, begun=begun, failed=refused):
                 self._watch.sequences.end(target, sequence.id)
             self._ended(replica, span)
+            if not refused and isinstance(call, PlainRequest):
+                return Reply(call.message, (), (), cold, replica.server, streamed=True)
             if not refused:
                 leading = forwarded(await call.initial_metadata())
                 trailing = forwarded(await call.trailing_metadata())
@@ -200,6 +207,7 @@ class Forwarder:
         address: str,
         message: bytes,
         metadata: Pairs,
+        stream: PlainStream | None = None,
     ) -> tuple[Any, trace.Span]:
         """The running call, which counts as in flight until `_ended` or `_outlive`."""
         span: trace.Span = trace.INVALID_SPAN
@@ -213,7 +221,11 @@ class Forwarder:
         method = self._methods.get(address)
         if method is None:
             method = self._connect(address)
-        call = method(message, metadata=metadata)
+        call: Any = None
+        if stream is not None and span is trace.INVALID_SPAN:  # a trace has a call of its own
+            call = stream.send(replica, self._channels[address], message, metadata)
+        if call is None:
+            call = method(message, metadata=metadata)
         self._watch.in_use.begin(replica)
         return call, span
 

@@ -23,22 +23,26 @@ from services.router.core import wire
 from services.router.core.metadata import EXPLAIN, Pairs, Said, read
 from services.router.core.priority import HEADER
 from services.router.core.routes import Target, resolve, why
+from services.router.core.streams import amended
 from services.router.forward import Forwarder, Reply, TritonError
 from services.router.holding import taken
 from services.router.model_info import ModelInfo
 from services.router.placement_watch import PlacementWatch
 from services.router.statistics import Statistics
+from services.router.stream_plain import PlainStream
 
 
 class Request(NamedTuple):
     """`message`: a serialized ModelInferRequest. `said`: by the caller's metadata. `deadline`:
-    seconds of the monotonic clock, None for none. `held`: whether its bytes are counted already."""
+    seconds of the monotonic clock, None for none. `head`: of a message that was let in and counted
+    already. `stream`: it may go to a server by; then the reply may be `streamed`."""
 
     message: bytes
     said: Said
     deadline: float | None
     caller: Caller
-    held: bool = False
+    head: wire.Head | None = None
+    stream: PlainStream | None = None
 
 
 class Requests:
@@ -78,7 +82,7 @@ class Requests:
     async def answer(self, request: Request) -> Reply:
         """Raises TritonError and Rejected with another service's own status, else ShoalError."""
         began = time.monotonic()
-        message, said, deadline, caller, counted = request
+        message, said, deadline, caller, head, stream = request
         size = len(message)
         admission = self.admission
         target: Target | None = None
@@ -89,11 +93,11 @@ class Requests:
         try:
             if size > self._max_message:
                 raise MessageTooLarge(size=size, limit=self._max_message)
-            if not counted:
+            if head is None:
                 if not admission.held.take(size):
                     raise taken(admission.held, size)
                 held = size
-            head = wire.head(message)
+                head = wire.head(message)
             model, version, request_id, sequence, priority, asks_classes = head
             routes = self._watch.table.routes
             target = resolve(routes, model, version, draw(sequence))
@@ -120,10 +124,13 @@ class Requests:
                 deadline,
                 retry=retry,
                 sequence=sequence,
+                stream=None if asks_classes else stream,
             )
             failed, cold = False, reply.cold
+            self._statistics.streamed += reply.streamed
             if renamed is not None:
-                reply = reply._replace(message=wire.overridden(reply.message, model, None))
+                mended = amended if reply.streamed else wire.overridden
+                reply = reply._replace(message=mended(reply.message, model, None))
             if EXPLAIN in said.own:
                 told = self._explained(head, target, reply)
                 reply = reply._replace(trailing=(*reply.trailing, *told))

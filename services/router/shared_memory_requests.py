@@ -101,7 +101,7 @@ class SharedMemoryRequests(Requests):
         return Translated(request.SerializeToString() if regions else message, regions)
 
     async def _answer(self, request: Request, translated: Translated) -> Reply:
-        request = request._replace(message=translated.message)
+        request = request._replace(message=translated.message, stream=None)
         try:
             try:
                 answer = await super().answer(request)

@@ -25,10 +25,12 @@ class Count:
 
 
 class Statistics(Collector):
-    """Plain numbers on the way of a request; made into metrics only when they are read."""
+    """Plain numbers on the way of a request; made into metrics only when they are read.
+    `streamed`: requests for plain models that were answered by streams to servers."""
 
     def __init__(self) -> None:
         self.counts: dict[Target, Count] = {}
+        self.streamed = 0
 
     def add(self, target: Target, seconds: float, *, failed: bool, cold: bool) -> None:
         count = self.counts.get(target)
@@ -48,6 +50,11 @@ class Statistics(Collector):
             for target, count in list(self.counts.items()):
                 family.add_metric((target.model, str(target.version)), getattr(count, attribute))
             yield family
+        yield CounterMetricFamily(
+            "shoal_router_streamed_requests",
+            "Requests of streams, for plain models, that streams to servers answered.",
+            self.streamed,
+        )
 
 
 _FAMILIES: Final = (

@@ -10,33 +10,27 @@ import grpc
 import structlog
 from opentelemetry import trace
 
-from services.common.errors import ShoalError
 from services.router.admission import Ticket
-from services.router.controller_client import ControllerClient, Rejected
+from services.router.controller_client import ControllerClient
 from services.router.core.metadata import Pairs
 from services.router.core.rate import RetryBudget
 from services.router.core.routes import Replica, Target
 from services.router.core.streams import Pending, Turns, reply
 from services.router.core.wire import Malformed, Sequence, refused
 from services.router.in_use import InUse
-from services.router.model_info import ModelInfo
 from services.router.placement_watch import PlacementWatch
 from services.router.repeats import Repeats
+from services.router.stream_plain import MODEL_STREAM_INFER, OPENING, PlainCalls
 from services.router.tuning import CHANNEL_OPTIONS
 
-MODEL_STREAM_INFER: Final = "/inference.GRPCInferenceService/ModelStreamInfer"
-CONFIG_SECONDS: Final = 0.5  # that the first stream of a model may wait to know what it is
 PARTING_SECONDS: Final = 30.0  # for what is under way when its client has gone
 
 CLOSING_SECONDS: Final = 2.0  # likewise, when the Router ends
 IDLE_SECONDS: Final = 30.0  # after once to twice as long without a request a call is closed
 
-# A Triton keeps the model of a stream's first request until the stream ends, and cannot unload it
-# (seen on release 24.10). So the first is for no model, and is refused. Until the Triton has noted
-# that the refusal is written, which may be after it was read here, it holds back for ever what a
-# decoupled model replies. So others follow that it refuses for the model itself, until the first of
-# these is answered: from then on everything is written.
-_OPENING: Final = b""
+# Until a Triton has noted that the refusal of the opening is written, which may be after it was
+# read here, it holds back for ever what a decoupled model replies. So others follow that it refuses
+# for the model itself, until the first of these is answered: from then on everything is written.
 OPENING_SECONDS: Final = 0.05  # until the second of these, and twice as long until the next
 
 Pick = Callable[[Target, Sequence | None], Replica | None]
@@ -228,7 +222,7 @@ class StreamCall:
             self.close()
 
     async def _requests(self) -> AsyncIterator[bytes]:
-        yield _OPENING
+        yield OPENING
         while True:
             while self._outgoing:
                 yield self._outgoing.popleft()
@@ -252,7 +246,6 @@ class StreamCalls:
         self,
         watch: PlacementWatch,
         controller: ControllerClient,
-        info: ModelInfo,
         pick: Pick,
         repeats: Repeats,
         budget: RetryBudget,
@@ -262,15 +255,16 @@ class StreamCalls:
         self.pick = pick
         self.repeats = repeats
         self.budget = budget
-        self._info = info
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._methods: dict[str, Any] = {}
         self._running: set[asyncio.Task[None]] = set()
-        self._decoupled: dict[tuple[Target, str], bool] = {}
-        self._asking: dict[Target, asyncio.Task[bool | None]] = {}
+        self._learned: set[tuple[Target, str]] = set()  # decoupled, a Triton says
+        self.plain = PlainCalls(self._all_plain)
+        watch.applied = self.plain.check
 
     async def close(self) -> None:
         """What is under way is let finish for a moment."""
+        await self.plain.close()
         if self._running:
             await asyncio.wait(self._running, timeout=CLOSING_SECONDS)
         for task in self._running:
@@ -290,32 +284,27 @@ class StreamCalls:
         call = StreamCall(replica, method, metadata, self.watch.in_use, listener)
         task = asyncio.create_task(call.run())
         self._running.add(task)
+        self.plain.check()
         task.add_done_callback(self._ended)
         return call
 
     def decoupled(self, target: Target) -> bool | None:
-        """Whether the model is; None until `ask_decoupled` was answered."""
-        return self._decoupled.get((target, self.watch.table.digest(target)))
-
-    async def ask_decoupled(self, target: Target) -> bool | None:
-        """None where the Controller does not say so soon; then a Triton will say it."""
-        asking = self._asking.get(target)
-        if asking is None:
-            asking = self._asking[target] = asyncio.create_task(self._ask(target))
-            asking.add_done_callback(lambda _: self._asking.pop(target, None))
-        return await asyncio.shield(asking)
-
-    async def _ask(self, target: Target) -> bool | None:
-        try:
-            async with asyncio.timeout(CONFIG_SECONDS):
-                config = await self._info.config(target, self.watch.table.digest(target))
-        except (TimeoutError, Rejected, ShoalError):
+        """Whether the model is; None where that is not known."""
+        entry = self.watch.table.entry(target)
+        if entry is None:
             return None
-        self.learn(target, decoupled=bool(config.model_transaction_policy.decoupled))
-        return self.decoupled(target)
+        if self._learned and (target, entry.config_digest) in self._learned:
+            return True
+        return entry.decoupled
 
-    def learn(self, target: Target, *, decoupled: bool) -> None:
-        self._decoupled[target, self.watch.table.digest(target)] = decoupled
+    def learn(self, target: Target) -> None:
+        """A Triton says that it is decoupled."""
+        self._learned.add((target, self.watch.table.digest(target)))
+        self.plain.check()
+
+    def _all_plain(self) -> bool:
+        """Also of what was withdrawn and is not over."""
+        return self.watch.table.plain and not self._running and not self._learned
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._running.discard(task)

@@ -139,6 +139,7 @@ class Outlet:
 
     async def write(self, write: Write) -> None:
         """Write replies until the last one is out. Raises what `fail` was told."""
+        loop = asyncio.get_running_loop()
         while True:
             while self._unsent:
                 message = self._unsent.popleft()
@@ -151,7 +152,7 @@ class Outlet:
                 raise self._failure
             if self._complete and not self._pending:
                 return
-            self._wake = asyncio.get_running_loop().create_future()
+            self._wake = loop.create_future()
             await self._wake
 
     # --- inside -----------------------------------------------------------------------------------

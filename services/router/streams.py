@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 from opentelemetry import trace
@@ -23,9 +22,10 @@ from services.router.holding import hold
 from services.router.placement_watch import PlacementWatch
 from services.router.requests import Request, Requests, draw
 from services.router.statistics import Statistics
-from services.router.stream_call import MODEL_STREAM_INFER, Exchange, StreamCalls
+from services.router.stream_call import Exchange, StreamCalls
 from services.router.stream_lane import Lane, Origin, in_stream
 from services.router.stream_outlet import Outlet, Write
+from services.router.stream_plain import MODEL_STREAM_INFER, PlainStream
 
 # Asks that an error of a model end the stream, with its status. It is not passed on: every Triton
 # before release 26.04 may crash of it.
@@ -112,11 +112,14 @@ class Stream:
         self._origin = Origin(onward, deadline, strict, {})
         admission = streams.requests.admission
         self._outlet = Outlet(streams.statistics, admission, strict=strict, raising=raising)
+        # In a stream an error has no code, and these are ended with one.
+        self._plain = None if strict or raising else PlainStream(streams.calls.plain)
         self._lanes: dict[Target, Lane] = {}
         self._turns: dict[tuple[str, str], Turns[Exchange]] = {}
         self._sequences: dict[tuple[str, int | str], Work] = {}
         self._working: set[Work] = set()
         self._serial = 0
+        self._loop = asyncio.get_running_loop()
 
     async def run(self, requests: AsyncIterator[bytes], write: Write) -> None:
         """Answer serialized ModelInferRequests with serialized ModelStreamInferResponses, until
@@ -136,6 +139,8 @@ class Stream:
                 lane.part()
             for call in self._origin.calls:
                 call.part()
+            if self._plain is not None:
+                self._plain.part()
 
     async def _read(self, requests: AsyncIterator[bytes]) -> None:
         try:
@@ -177,7 +182,7 @@ class Stream:
         before = None
         if sequence is not None:
             before = self._sequences.get((head.model, sequence.id))
-        work = asyncio.create_task(self._answer(exchange, target, head, decoupled, before))
+        work = self._loop.create_task(self._answer(exchange, target, head, decoupled, before))
         self._working.add(work)
         work.add_done_callback(self._working.discard)
         if sequence is not None:
@@ -195,26 +200,23 @@ class Stream:
         try:
             if before is not None:
                 await asyncio.wait((before,))
-            if decoupled is None:
-                decoupled = await self._streams.calls.ask_decoupled(target)
-            if decoupled or not await self._alone(exchange):
+            if decoupled or not await self._alone(exchange, head):
                 await self._several(exchange, target, head)
         except Exception as error:
             self._outlet.fail(error)
 
-    async def _alone(self, exchange: Exchange) -> bool:
+    async def _alone(self, exchange: Exchange, head: wire.Head) -> bool:
         """Have the one reply that there is; False where there may be several."""
         assert exchange.message is not None
-        deadline = self._origin.deadline
-        request = Request(exchange.message, self._said, deadline, self._caller, held=True)
-        within: AbstractContextManager[object] = nullcontext()
-        if exchange.span.is_recording():
-            within = trace.use_span(
-                exchange.span, record_exception=False, set_status_on_exception=False
-            )
+        message, deadline = exchange.message, self._origin.deadline
+        request = Request(message, self._said, deadline, self._caller, head, self._plain)
+        span, requests = exchange.span, self._streams.requests
         try:
-            with within:
-                answer = await self._streams.requests.answer(request)
+            if span is trace.INVALID_SPAN:
+                answer = await requests.answer(request)
+            else:
+                with trace.use_span(span, record_exception=False, set_status_on_exception=False):
+                    answer = await requests.answer(request)
         except TritonError as failed:
             text = failed.error.details() or ""
             if is_decoupled(failed.error.code().name, text):
@@ -223,7 +225,8 @@ class Stream:
         except (Rejected, ShoalError) as error:
             self._outlet.refuse(exchange, error)
         else:
-            self._outlet.answer(exchange, streamed(answer.message), failed=False)
+            message = answer.message if answer.streamed else streamed(answer.message)
+            self._outlet.answer(exchange, message, failed=False)
         return True
 
     def _failed(self, exchange: Exchange, error: TritonError, text: str) -> None:
@@ -243,7 +246,7 @@ class Stream:
         streams, sequence, message = self._streams, head.sequence, exchange.message
         assert message is not None
         if exchange.turns is not None:
-            streams.calls.learn(target, decoupled=True)
+            streams.calls.learn(target)
             self._outlet.unordered(exchange)
         exchange.target = target
         admission = streams.requests.admission

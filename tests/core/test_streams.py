@@ -18,6 +18,7 @@ from services.router.core.streams import (
     reply,
     response,
     streamed,
+    whole,
 )
 from services.router.core.wire import Malformed
 
@@ -62,6 +63,24 @@ def test_a_reply_is_read_as_protobuf_reads_it(message: Any) -> None:
     error, inside = response(wire)
     assert error == message.error_message
     assert service_pb2.ModelInferResponse.FromString(inside) == message.infer_response
+
+
+@given(replies())
+def test_an_only_reply_is_seen_at_a_glance_unless_names_are_long(message: Any) -> None:
+    read, seen = said(message), whole(message.SerializeToString(deterministic=True))
+    if read.error or read.final is not True:
+        assert not seen
+    inside = message.infer_response
+    if not seen and not read.error and read.final:
+        before = (inside.model_name, inside.id, inside.parameters["other"].string_param)
+        assert sum(len(word.encode()) for word in before) > 400
+
+
+def test_an_answer_to_a_plain_model_is_seen_at_a_glance() -> None:
+    assert whole(streamed(b"\x0a\x01m"))
+    assert not whole(failure("7", "it failed", "m", "1"))
+    assert not whole(refusal("7", "no"))
+    assert not whole(b"")
 
 
 @given(replies(), st.none() | words, st.none() | words)

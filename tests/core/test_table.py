@@ -1,6 +1,7 @@
 """The Router's placement table: what changes do to it, and what they withdraw."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -294,6 +295,36 @@ def test_what_is_withdrawn_is_what_was_held_and_is_not(changes: list[Change]) ->
         assert sorted(one for found in made.ready.values() for one in found) == sorted(after)
         assert all(one.target == target for target, found in made.ready.items() for one in found)
         assert all(made.ready.values())
+
+
+def told(change: Change, draw: st.DrawFn) -> Change:
+    """With what is decoupled."""
+    said = st.sampled_from([False, False, False, True, None])
+    found = {
+        model: Route(
+            versions={
+                version: replace(entry, decoupled=draw(said))
+                for version, entry in route.versions.items()
+            }
+        )
+        for model, route in change.routes.items()
+    }
+    return replace(change, routes=found)
+
+
+@given(histories(), st.data())
+def test_what_may_give_several_replies_is_counted_as_it_comes_and_goes(
+    changes: list[Change], data: st.DataObject
+) -> None:
+    made = Table()
+    assert not made.plain, "nothing is known yet"
+    for change in changes:
+        made.apply(told(change, data.draw))
+        found = [
+            entry.decoupled for route in made.routes.values() for entry in route.versions.values()
+        ]
+        assert made.several == len(found) - found.count(False)
+        assert made.plain == (bool(made.routes) and set(found) <= {False})
 
 
 @given(histories(), placements)

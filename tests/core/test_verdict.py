@@ -3,6 +3,8 @@
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from services.router.core.verdict import (
     Source,
@@ -10,6 +12,7 @@ from services.router.core.verdict import (
     begun,
     broken_off,
     code_in_band,
+    cut_off,
     in_band,
     is_decoupled,
     source,
@@ -246,6 +249,21 @@ def test_what_the_end_of_a_stream_means(code: str, text: str, meaning: Verdict) 
     assert broken_off(code, text) is meaning
 
 
+@given(
+    st.sampled_from(["OK", "CANCELLED", "INTERNAL", "UNAVAILABLE", "NOT_FOUND", "UNKNOWN"]),
+    st.sampled_from(
+        [
+            *("", "Socket closed", "connection refused", "Server exiting", "Received RST_STREAM"),
+            *(DEAD, "anything", f"{UNKNOWN}'m' version 1 is not at ready state"),
+        ]
+    ),
+)
+def test_the_end_of_a_stream_is_no_answer_to_a_request(code: str, text: str) -> None:
+    told = cut_off(code, text)
+    own = source(*told) is Source.SERVER
+    assert verdict(*told, answered=own) is broken_off(code, text) is not Verdict.ANSWER
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -283,6 +301,7 @@ def test_whether_a_model_is_decoupled(code: str, text: str, expected: bool) -> N
         ("[request id: 7] Exceeds maximum queue size", False, "UNAVAILABLE"),
         ("[request id: 7] unexpected shape for input 'IN'", False, "INVALID_ARGUMENT"),
         (f"{UNKNOWN}'m' is not found", False, "NOT_FOUND"),
+        ("Server exiting", False, "UNAVAILABLE"),
     ],
 )
 def test_the_code_of_what_came_without_one(text: str, had_begun: bool, code: str) -> None:

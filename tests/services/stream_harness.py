@@ -191,7 +191,8 @@ class Talk:
 @dataclass
 class Places(ControllerServiceServicer):
     """A Controller. `servers`: addresses by id. `placed`: where models are, in the order in which
-    it would name them; those of `cold` are placed when they are asked for, once `loaded` is set."""
+    it would name them; those of `cold` are placed when they are asked for, once `loaded` is set.
+    `untold`: which are decoupled, the table does not say."""
 
     servers: dict[str, str]
     placed: dict[str, list[str]]
@@ -200,7 +201,7 @@ class Places(ControllerServiceServicer):
     never_retried: frozenset[str] = frozenset()
     broken: frozenset[str] = frozenset()
     decoupled: frozenset[str] = frozenset({MANY})
-    silent: bool = False
+    untold: bool = False
     number: int = 1
     loaded: asyncio.Event = field(default_factory=asyncio.Event)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -252,8 +253,6 @@ class Places(ControllerServiceServicer):
         )
 
     async def GetModelConfig(self, request: Any, context: Any) -> wire.GetModelConfigResponse:
-        if self.silent:
-            await asyncio.Event().wait()
         made = config(request.model)
         made.model_transaction_policy.decoupled = request.model in self.decoupled
         return wire.GetModelConfigResponse(config=made.SerializeToString(), config_digest="d")
@@ -270,7 +269,13 @@ class Places(ControllerServiceServicer):
         for model in {*self.placed, *self.cold}:
             route = message.snapshot.models.add(model=model, default_version=1)
             servers = self.placed.get(model, [])
-            route.versions.add(version=1, servable=True, servers=servers, config_digest="d")
+            route.versions.add(
+                version=1,
+                servable=True,
+                servers=servers,
+                config_digest="d",
+                decoupled=None if self.untold else model in self.decoupled,
+            )
             if model in self.never_retried:
                 route.retry_policy = registry.RETRY_POLICY_NEVER
         for model, arms in self.arms.items():
@@ -323,9 +328,7 @@ async def routed(places: Places) -> AsyncIterator[Routed]:
         client, statistics = ControllerClient(watch, patience=SECONDS), Statistics()
         forwarder, info, callers = Forwarder(watch, client), ModelInfo(client), CallerPolicy()
         stack.push_async_callback(forwarder.close)
-        calls = StreamCalls(
-            watch, client, info, forwarder.pick, forwarder.repeats, forwarder.budget
-        )
+        calls = StreamCalls(watch, client, forwarder.pick, forwarder.repeats, forwarder.budget)
         stack.push_async_callback(calls.close)
         requests = Requests(
             watch, forwarder, statistics, info, Admission(watch.table), max_message=MAX_MESSAGE

@@ -141,10 +141,9 @@ async def test_replies_are_those_of_triton_in_the_order_of_each_model(
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
 async def test_a_decoupled_model_gives_as_many_replies_as_it_would(
-    servers: dict[str, DirectTriton], known: bool, monkeypatch: pytest.MonkeyPatch
+    servers: dict[str, DirectTriton], known: bool
 ) -> None:
-    monkeypatch.setattr(stream_call, "CONFIG_SECONDS", 0.5 if known else 0.02)
-    where = places(servers, silent=not known)
+    where = places(servers, untold=not known)
     async with routed(where) as router:
         for request in SEVERAL:  # one at a time: Triton mixes those that are under way together
             async with direct(servers["a"]) as talk:

@@ -31,6 +31,8 @@ _OUTPUT: Final = 5 << 3 | 2
 
 _FINAL: Final = b"\x0a\x15triton_final_response\x12\x02\x08"  # and one byte, the value
 _LAST: Final = bytes((_PARAMETER, len(_FINAL) + 1)) + _FINAL + b"\x01"
+_GLANCE: Final = 512  # bytes; what comes before the outputs is in them, unless names are long
+_ANSWERS: Final = bytes((_RESPONSE,))
 _MARK: Final = MARK.encode()
 _SIZE_BYTES: Final = 5
 
@@ -67,6 +69,12 @@ def reply(message: bytes) -> Reply:
             final = content[-1] != 0
     bare = final is True and not error and version.startswith(_MARK)
     return Reply(error.decode(errors="replace"), id_.decode(errors="replace"), final, bare)
+
+
+def whole(message: bytes) -> bool:
+    """Whether a ModelStreamInferResponse as Triton writes it is no error and the only reply to its
+    request, as far as can be seen at a glance: where it is not, `reply` tells."""
+    return message[:1] == _ANSWERS and message.find(_LAST, 0, _GLANCE) > 0
 
 
 def response(message: bytes) -> tuple[str, bytes]:

@@ -112,8 +112,17 @@ def broken_off(code: str, text: str) -> Verdict:
     return Verdict.BROKEN if meaning is Verdict.ANSWER else meaning
 
 
+def cut_off(code: str, text: str) -> tuple[str, str]:
+    """The end of a stream as code and text of one request that a Triton had by it. It is no answer
+    to that, whatever it says."""
+    if broken_off(code, text) is not Verdict.BROKEN:
+        return code, text
+    return "UNAVAILABLE", f"RST_STREAM: {text if code == 'UNAVAILABLE' else code}"
+
+
 _OF_REQUEST: Final = "[request id: "  # begins what Triton's core says of a request that it refuses
 _DECOUPLED: Final = "support models with decoupled transaction policy"
+DECOUPLED: Final = f"ModelInfer RPC doesn't {_DECOUPLED}"  # as Triton refuses such a request alone
 
 
 def begun(text: str) -> bool:
@@ -134,4 +143,6 @@ def code_in_band(text: str, *, begun: bool) -> str:
         return "UNAVAILABLE"
     if begun:
         return "INTERNAL"
+    if _STOPPING.match(low):
+        return "UNAVAILABLE"
     return "NOT_FOUND" if _NOT_RESIDENT.match(low) else "INVALID_ARGUMENT"
