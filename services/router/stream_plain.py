@@ -22,6 +22,7 @@ OPENING: Final = b""
 IDLE_SECONDS: Final = 30.0  # after once to twice as long without a request a call is closed
 CLOSING_SECONDS: Final = 2.0  # for what is under way when the Router ends
 MOST_CALLS: Final = 16  # of one client's stream; what goes elsewhere goes alone
+MOST_IN_ALL: Final = 1024  # calls of all clients' streams
 MOST_ASKED: Final = 1024  # replicas that are known to have been asked
 
 _log = structlog.get_logger(__name__)
@@ -78,8 +79,9 @@ class PlainCall:
     """One call of ModelStreamInfer to a replica, with at most one request under way: a Triton that
     has several of them in one stream ends after some ten thousand.
 
-    Unlike a decoupled model's, a reply never waits for the note that the opening's refusal is
-    written, so no second refusal is needed before the first request. `method`: a stub."""
+    A decoupled model's replies may be held back until the refusal of the opening is noted as
+    written; a plain model's never were, in more than ten thousand openings. So no second refusal is
+    waited for. `method`: a stub."""
 
     def __init__(self, method: Any, metadata: Pairs) -> None:
         self.open = True
@@ -202,6 +204,11 @@ class PlainCalls:
             for call in self._running.values():
                 call.close()
 
+    @property
+    def room(self) -> bool:
+        """Whether there may be one more."""
+        return len(self._running) < MOST_IN_ALL
+
     def open(self, channel: grpc.aio.Channel, metadata: Pairs) -> PlainCall:
         call = PlainCall(channel.stream_stream(MODEL_STREAM_INFER), metadata)
         task = asyncio.create_task(call.run())
@@ -251,4 +258,4 @@ class PlainStream:
             return False
         if len(self._to) >= MOST_CALLS:
             self._to = {to: call for to, call in self._to.items() if call.open}
-        return len(self._to) < MOST_CALLS
+        return len(self._to) < MOST_CALLS and self._calls.room

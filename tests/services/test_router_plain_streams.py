@@ -172,6 +172,22 @@ async def test_a_stream_has_only_so_many_calls(
         assert (router.statistics.streamed, calls(router)) == (4, 2)
 
 
+async def test_all_streams_have_only_so_many_calls(
+    servers: dict[str, DirectTriton], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_plain, "MOST_IN_ALL", 1)
+    async with routed(places(servers)) as router:
+        first, second = router.talk(), router.talk()
+        await in_turns(first, *(ask(ECHO, n) for n in range(3)))
+        replies = await in_turns(second, *(ask(ECHO, n) for n in range(3)))
+        assert [numbers(reply) for reply in replies] == [(n,) for n in range(3)]
+        assert (router.statistics.streamed, calls(router)) == (2, 1)
+        assert await first.rest() == []
+        await until(lambda: not calls(router))
+        await in_turns(second, ask(ECHO, 1))
+        assert router.statistics.streamed == 3
+
+
 # --- only where none is decoupled -----------------------------------------------------------------
 
 
