@@ -17,6 +17,7 @@ from bench.rounds import Sample, Summary, summaries
 from bench.subjects import running
 
 RESULTS: Final = Path(__file__).with_name("RESULTS.md")
+PROCESSES: Final = 3  # of each relay and Router
 QUIET: Final = 0.5  # load average above which the figures are noisy from the start
 
 
@@ -50,7 +51,11 @@ def _run(given: argparse.Namespace, console: Console) -> tuple[list[Sample], dic
     console.print("Starting Triton, Shoal and the relay.")
     # Nothing is drawn while there is something to measure: that would cost CPU, too.
     progress = Progress(console=console, transient=True, auto_refresh=False)
-    with running(traced=given.otel, registered=given.registered) as subjects, progress:
+    processes = min(PROCESSES, given.rounds)
+    with (
+        running(processes, traced=given.otel, registered=given.registered) as subjects,
+        progress,
+    ):
         task = progress.add_task("Measuring", total=samples(subjects, given.rounds))
         measured = []
         for sample in measure(subjects, given.generator, given.rounds, given.seconds):
@@ -60,7 +65,8 @@ def _run(given: argparse.Namespace, console: Console) -> tuple[list[Sample], dic
         return measured, {
             "machine": machine.describe(),
             "versions": machine.versions(subjects.triton_version),
-            "load": f"{generator}; {given.rounds} rounds there and back, {given.seconds:g} s each",
+            "load": f"{generator}; {given.rounds} rounds there and back, {given.seconds:g} s each, "
+            f"by turns to {processes} processes of each relay and Router",
         }
 
 

@@ -20,12 +20,12 @@ def measure(subjects: Subjects, generator: str, rounds: int, seconds: float) -> 
     """
     rates: dict[tuple[Workload, str], float] = {}
     for workload in WORKLOADS:
-        for variant in subjects.of(workload):
+        for variant in subjects.variants[workload.model]:
             calls = max(1, WARM_UP // workload.answers) * workload.in_flight
             rates[workload, variant.name] = _sample(generator, 0, workload, variant, calls).rate
     for number in range(1, rounds + 1):
         for workload in WORKLOADS:
-            by_name = {variant.name: variant for variant in subjects.of(workload)}
+            by_name = subjects.of(workload, number)
             for name in order(list(by_name)):
                 calls = int(rates[workload, name] / workload.answers * seconds)
                 calls = max(calls, workload.in_flight)
@@ -36,7 +36,7 @@ def measure(subjects: Subjects, generator: str, rounds: int, seconds: float) -> 
 
 def samples(subjects: Subjects, rounds: int) -> int:
     """How many `measure` gives."""
-    return 2 * rounds * sum(len(subjects.of(workload)) for workload in WORKLOADS)
+    return 2 * rounds * sum(len(subjects.of(workload, 0)) for workload in WORKLOADS)
 
 
 def _sample(

@@ -64,55 +64,71 @@ class Variant(NamedTuple):
 
 
 class Subjects(NamedTuple):
-    """`variants`: by the model that is asked for."""
+    """`variants`: by the model that is asked for; those of one name are processes alike."""
 
     variants: Mapping[str, tuple[Variant, ...]]
     triton_version: str
 
-    def of(self, workload: Workload) -> tuple[Variant, ...]:
-        return self.variants[workload.model]
+    def of(self, workload: Workload, number: int) -> dict[str, Variant]:
+        """By name; in the rounds one process after the other: where its memory happens to lie makes
+        one up to a tenth slower than another one."""
+        alike: dict[str, list[Variant]] = {}
+        for variant in self.variants[workload.model]:
+            alike.setdefault(variant.name, []).append(variant)
+        return {name: found[number % len(found)] for name, found in alike.items()}
 
 
 @contextlib.contextmanager
-def running(*, traced: bool, registered: int = 0) -> Iterator[Subjects]:
-    """Starts it all, and checks that every variant gives the right answers. `traced`: with Routers
-    that trace, too. `registered`: with a Router of a stack that knows so many models, unless 0.
+def running(processes: int, *, traced: bool, registered: int = 0) -> Iterator[Subjects]:
+    """Starts it all, and checks that every variant gives the right answers. `processes`: of each
+    relay and Router. `traced`: with Routers that trace, too. `registered`: with those of a stack
+    that knows so many models, unless 0.
 
     Raises Failed. Decoupled and other models have a Triton each: release 24.10 does not survive
     streams to both.
     """
     with contextlib.ExitStack() as stack:
-        plain = stack.enter_context(alone(MODEL, traced=traced))
-        tokens = stack.enter_context(alone(TOKENS, traced=False))
+        plain = stack.enter_context(alone(MODEL, processes, traced=traced))
+        tokens = stack.enter_context(alone(TOKENS, processes, traced=False))
         if registered:
-            plain = (*plain, stack.enter_context(_knowing(registered)))
+            plain = (*plain, *stack.enter_context(_knowing(registered, processes)))
         yield Subjects({MODEL: plain, TOKENS: tokens}, version(plain[0].address))
 
 
 @contextlib.contextmanager
-def alone(model: str, *, traced: bool) -> Iterator[tuple[Variant, ...]]:
-    """Direct Triton that serves the `model`, and all variants in front of it. `traced` and what it
-    raises: as for `running`."""
+def alone(model: str, processes: int = 1, *, traced: bool) -> Iterator[tuple[Variant, ...]]:
+    """Direct Triton that serves the `model`, and all variants in front of it. The rest is as for
+    `running`."""
     with contextlib.ExitStack() as stack:
         up, own = stack.enter_context(_stack(model, _FEW, ROUTER))
         (triton,) = up.announced().tritons.values()
-        relay = stack.enter_context(_relay(triton, own.triton))
-        variants = [Variant(DIRECT, triton, None, own.triton), relay, own]
+        relays = [stack.enter_context(_relay(triton, own.triton)) for _ in range(processes)]
+        variants = [Variant(DIRECT, triton, None, own.triton), *relays, own]
+        further: list[tuple[str, Mapping[str, str]]] = [(ROUTER, {})] * (processes - 1)
         if traced:
             to = stack.enter_context(_collector())
             for name, ratio in ((ROUTER_1, 0.01), (ROUTER_100, 1.0)):
-                variants.append(stack.enter_context(_router(up, own.triton, name, ratio, to)))
+                settings = tracing.plan(StackSettings(trace_ratio=ratio), {}, to).variables
+                further += [(name, settings)] * processes
+        for name, settings in further:
+            variants.append(stack.enter_context(_router(up, own.triton, name, settings)))
         for variant in variants:
             _check(variant, model)
         yield tuple(variants)
 
 
 @contextlib.contextmanager
-def _knowing(registered: int) -> Iterator[Variant]:
-    """The Router of a stack that has so many models registered."""
+def _knowing(registered: int, processes: int) -> Iterator[tuple[Variant, ...]]:
+    """The Routers of a stack that has so many models registered."""
     name = f"{registered} models"
-    with _stack(MODEL, registered, name) as (_, variant):
-        yield variant
+    with contextlib.ExitStack() as stack:
+        up, own = stack.enter_context(_stack(MODEL, registered, name))
+        others = [
+            stack.enter_context(_router(up, own.triton, name, {})) for _ in range(processes - 1)
+        ]
+        for variant in others:
+            _check(variant, MODEL)
+        yield own, *others
 
 
 @contextlib.contextmanager
@@ -157,12 +173,12 @@ def _collector() -> Iterator[str]:
 
 @contextlib.contextmanager
 def _router(
-    up: BackgroundStack, triton: Behind, name: str, ratio: float, collector: str
+    up: BackgroundStack, triton: Behind, name: str, settings: Mapping[str, str]
 ) -> Iterator[Variant]:
-    """One more Router of the running stack. `ratio`: of requests that it tells the `collector`."""
+    """One more Router of the running stack."""
     grpc_port, http_port = _ports()
     settings = {
-        **tracing.plan(StackSettings(trace_ratio=ratio), {}, collector).variables,
+        **settings,
         "SHOAL_ROUTER_GRPC_PORT": str(grpc_port),
         "SHOAL_ROUTER_HTTP_PORT": str(http_port),
         "SHOAL_ROUTER_CONTROLLER": up.controller,
