@@ -57,7 +57,7 @@ class CallerPolicy:
 
     def caller(self, peer: str, metadata: Sequence[tuple[str, str | bytes]]) -> Caller:
         """`peer` as gRPC spells it: `ipv4:127.0.0.1:4711`, `ipv6:%5B::1%5D:4711`, `unix:…`."""
-        standing = self._by_host(_host(peer))
+        standing = self._by_host(peer.rpartition(":")[0])  # with its kind, without the port
         if standing is _Standing.LOCAL:
             return LOCAL
         if standing is _Standing.PROXY:
@@ -78,11 +78,6 @@ class _Standing(enum.Enum):
     LOCAL = enum.auto()
     PROXY = enum.auto()
     STRANGER = enum.auto()
-
-
-def _host(peer: str) -> str:
-    """With its kind, without the port."""
-    return peer.rpartition(":")[0]
 
 
 def _address(host: str) -> Address | None:

@@ -92,7 +92,7 @@ class Forwarder:
         first time. Raises TritonError, ServerLost, and what the Controller refuses
         (controller_client.Rejected, ShoalError).
         """
-        self.budget.request(time.monotonic())
+        self.budget.requests.add(time.monotonic())
         retry = retry and sequence is None
         if sequence is not None and sequence.start:
             self._controller.require_lease(target)
@@ -130,13 +130,20 @@ class Forwarder:
             refused = code is not _OK
             if sequence is not None and over(sequence, begun=begun, failed=refused):
                 self._watch.sequences.end(target, sequence.id)
-            self._ended(replica, span)
-            if not refused and isinstance(call, PlainRequest):
-                return Reply(call.message, (), (), cold, replica.server, streamed=True)
+            self._watch.in_use.end(replica)
+            if span is not trace.INVALID_SPAN:
+                span.end()
             if not refused:
-                leading = forwarded(await call.initial_metadata())
-                trailing = forwarded(await call.trailing_metadata())
-                return Reply(await call, leading, trailing, cold, replica.server)
+                if isinstance(call, PlainRequest):
+                    return Reply(call.message, (), (), cold, replica.server, streamed=True)
+                leading, trailing = await call.initial_metadata(), await call.trailing_metadata()
+                return Reply(
+                    await call,
+                    forwarded(leading) if leading else (),  # Triton gives none
+                    forwarded(trailing) if trailing else (),
+                    cold,
+                    replica.server,
+                )
             text = await call.details() or ""
             own = await self._connections.answered(self._channels[address], code.name, text)
             meaning = verdict(code.name, text, answered=own)
@@ -209,7 +216,7 @@ class Forwarder:
         metadata: Pairs,
         stream: PlainStream | None = None,
     ) -> tuple[Any, trace.Span]:
-        """The running call, which counts as in flight until `_ended` or `_outlive`."""
+        """The running call, which counts as in flight until it has ended."""
         span: trace.Span = trace.INVALID_SPAN
         if telemetry.enabled() and trace.get_current_span().is_recording():
             span = _tracer.start_span(
@@ -229,11 +236,6 @@ class Forwarder:
         self._watch.in_use.begin(replica)
         return call, span
 
-    def _ended(self, replica: Replica, span: trace.Span) -> None:
-        self._watch.in_use.end(replica)
-        if span is not trace.INVALID_SPAN:
-            span.end()
-
     def _outlive(self, replica: Replica, call: Any, span: trace.Span) -> None:
         """Its caller is gone, but it counts as in flight until Triton has ended it: a reset in the
         middle of a response can leave a Triton before release 25.06 unable to unload the model."""
@@ -243,7 +245,8 @@ class Forwarder:
 
         def ended(_: Any) -> None:
             self._outliving.discard(call)
-            self._ended(replica, span)
+            self._watch.in_use.end(replica)
+            span.end()
 
         call.add_done_callback(ended)
 

@@ -127,7 +127,8 @@ class Requests:
                 stream=None if asks_classes else stream,
             )
             failed, cold = False, reply.cold
-            self._statistics.streamed += reply.streamed
+            if reply.streamed:
+                self._statistics.streamed += 1
             if renamed is not None:
                 mended = amended if reply.streamed else wire.overridden
                 reply = reply._replace(message=mended(reply.message, model, None))

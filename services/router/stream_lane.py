@@ -57,7 +57,7 @@ class Lane:
 
     def take(self, exchange: Exchange) -> None:
         """Raises NoLease."""
-        self._fleet.budget.request(time.monotonic())
+        self._fleet.budget.requests.add(time.monotonic())
         if exchange.sequence is not None and exchange.sequence.start:
             self._fleet.controller.require_lease(self._target)
         if not self._parked:

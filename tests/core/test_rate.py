@@ -91,7 +91,7 @@ def test_what_is_long_ago_does_not_count() -> None:
 def test_a_fifth_of_the_requests_and_some() -> None:
     budget, now = RetryBudget(), 1000.0
     for number in range(10_000):
-        budget.request(now + number * 0.001)
+        budget.requests.add(now + number * 0.001)
     now += 10.0
     allowed = sum(budget.retry(now) for _ in range(10_000))
     assert allowed == pytest.approx(0.2 * 10_000 + 100, rel=0.02)
@@ -100,7 +100,7 @@ def test_a_fifth_of_the_requests_and_some() -> None:
 
 def test_whoever_sends_few_may_repeat_them_all() -> None:
     budget = RetryBudget()
-    budget.request(0.0)
+    budget.requests.add(0.0)
     assert budget.retry(0.0)
 
 
@@ -110,7 +110,7 @@ def test_a_failure_of_everything_is_not_doubled(share: float, rate: int) -> None
     budget, sent, repeated = RetryBudget(), 0, 0
     for number in range(rate * 100):
         now = number / rate
-        budget.request(now)
+        budget.requests.add(now)
         sent += 1
         if math.fmod(number * 0.618, 1.0) < share:
             repeated += budget.retry(now)

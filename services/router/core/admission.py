@@ -24,6 +24,7 @@ MEMORY_SECONDS: Final = 10.0  # a class that nobody was of for so long is not re
 LEAST_SECONDS: Final = 300.0  # the least latency is that of the last one to two times so long
 STALE_SECONDS: Final = 5.0  # a trial that could not be measured for so long is given up
 IDLE_SECONDS: Final = 60.0
+RECKONED_SECONDS: Final = 0.005  # that a capacity holds while nobody waits
 COLD_AT_ONCE: Final = 16  # ask the Controller for one version; the others wait behind them
 COLD_MARGIN: Final = 0.02  # seconds before its deadline at which a cold one hears why
 CAUTION: Final = 1.25  # times what is expected to take until the answer: it is an estimate
@@ -102,6 +103,9 @@ class Gate:
         self._from = 0  # answers at the window's begin, or before which it doesn't begin
         self._marks: list[float] = []  # when the window began, and each of its parts ended
         self._tried = -math.inf
+        self._room_is = 0
+        self._room_for = (Priority.NORMAL, 0)
+        self._room_until = -math.inf
 
     def divide(self) -> None:
         """The number of workers has changed."""
@@ -113,14 +117,18 @@ class Gate:
     def enter(self, priority: Priority, replicas: int, now: float) -> bool:
         """Whether a request may begin at once; it is in flight from then on, until `leave`."""
         self._seen[priority] = now
-        if self.waiting or self.in_flight >= self.limit.value * replicas:
-            if self.waiting and self.queue.any_up_to(priority):
+        in_flight = self.in_flight
+        if self.waiting:
+            if self.queue.any_up_to(priority) or in_flight >= self.capacity(
+                priority, replicas, now
+            ):
                 return False
-            if self.in_flight >= self.capacity(priority, replicas, now):
-                return False
-            if self.waiting:
-                self._overtook[priority].add(now)
-        self.in_flight += 1
+            self._overtook[priority].add(now)
+        elif in_flight >= self.limit.value * replicas and in_flight >= self._room(
+            priority, replicas, now
+        ):
+            return False
+        self.in_flight = in_flight + 1
         return True
 
     def force(self) -> None:
@@ -210,6 +218,15 @@ class Gate:
         if any(seen > since for seen in self._seen[priority + 1 :]):
             value = 2 * max(value, self.limit.held) + 1
         return max(value * replicas, prompt(self.rate))
+
+    def _room(self, priority: Priority, replicas: int, now: float) -> int:
+        """`capacity`, reckoned anew only now and then: a fast model has more in flight than its
+        limit most of the time, and yet nobody has to wait."""
+        if now >= self._room_until or self._room_for != (priority, replicas):
+            self._room_for = priority, replicas
+            self._room_until = now + RECKONED_SECONDS
+            self._room_is = self.capacity(priority, replicas, now)
+        return self._room_is
 
     @property
     def rate(self) -> float:

@@ -70,21 +70,17 @@ class RetryBudget:
     besides, for whoever sends few. So a failure of many cannot double the load on what is left.
 
     The rule and its numbers are those of Finagle's RetryBudget. `refused`: retries that it did not
-    allow.
+    allow. `requests`: is to be added to when one begins.
     """
 
     retried: int = 0
     refused: int = 0
-    _requests: Meter = field(default_factory=lambda: Meter(RETRY_SECONDS))
+    requests: Meter = field(default_factory=lambda: Meter(RETRY_SECONDS))
     _retries: Meter = field(default_factory=lambda: Meter(RETRY_SECONDS))
-
-    def request(self, now: float) -> None:
-        """A request begins."""
-        self._requests.add(now)
 
     def retry(self, now: float) -> bool:
         """Whether one more may be sent again; it counts as sent if so."""
-        allowed = RETRY_SHARE * self._requests.count(now) + RETRIES_A_SECOND * RETRY_SECONDS
+        allowed = RETRY_SHARE * self.requests.count(now) + RETRIES_A_SECOND * RETRY_SECONDS
         if self._retries.count(now) + 1 > allowed:
             self.refused += 1
             return False
