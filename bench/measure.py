@@ -10,11 +10,15 @@ from bench.subjects import Subjects, Variant
 from bench.workloads import WORKLOADS, Workload, request
 
 WARM_UP: Final = 50  # answers, and so many calls for each that is in flight
+SETTLED: Final = 1.0  # seconds with hardly any CPU time, after which nothing more is to come
+SETTLED_WITHIN: Final = 10.0
+IDLE: Final = 0.05  # of a core
 COUNTED_WITHIN: Final = 5.0  # seconds; Triton counts just after it has answered
 
 
 def measure(subjects: Subjects, generator: str, rounds: int, seconds: float) -> Iterator[Sample]:
-    """Every workload and variant twice a round, each for about so many seconds.
+    """Every workload and variant twice a round, each for about so many seconds; those that trace
+    after the others.
 
     Raises load.Failed.
     """
@@ -26,17 +30,32 @@ def measure(subjects: Subjects, generator: str, rounds: int, seconds: float) -> 
     for number in range(1, rounds + 1):
         for workload in WORKLOADS:
             by_name = subjects.of(workload, number)
-            for name in order(list(by_name)):
+            traced = [name for name, variant in by_name.items() if variant.traced]
+            others = [name for name in by_name if name not in traced]
+            for name in (*order(others), *order(traced)):
                 calls = int(rates[workload, name] / workload.answers * seconds)
                 calls = max(calls, workload.in_flight)
                 sample = _sample(generator, number, workload, by_name[name], calls)
                 rates[workload, name] = sample.rate
                 yield sample
+            for name in traced:
+                _settle(by_name[name])
 
 
 def samples(subjects: Subjects, rounds: int) -> int:
     """How many `measure` gives."""
     return 2 * rounds * sum(len(subjects.of(workload, 0)) for workload in WORKLOADS)
+
+
+def _settle(variant: Variant) -> None:
+    """Until it has told of its last requests: that would burden whoever is measured next."""
+    assert variant.proxy is not None
+    deadline = time.monotonic() + SETTLED_WITHIN
+    busy = True
+    while busy and time.monotonic() < deadline:
+        before = variant.proxy.seconds()
+        time.sleep(SETTLED)
+        busy = variant.proxy.seconds() - before > IDLE * SETTLED
 
 
 def _sample(

@@ -55,12 +55,14 @@ class Behind(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """`proxy`: the CPU time of what stands in front of `triton`."""
+    """`proxy`: the CPU time of what stands in front of `triton`. `traced`: it tells of requests,
+    also when they are over."""
 
     name: str
     address: str
     proxy: Clock | None
     triton: Behind
+    traced: bool = False
 
 
 class Subjects(NamedTuple):
@@ -184,7 +186,8 @@ def _router(
         "SHOAL_ROUTER_CONTROLLER": up.controller,
     }
     with process([sys.executable, "-P", "-m", "services.router"], settings) as router:
-        yield Variant(name, f"127.0.0.1:{grpc_port}", Clock(router.pid), triton)
+        traced = "OTEL_TRACES_SAMPLER" in settings
+        yield Variant(name, f"127.0.0.1:{grpc_port}", Clock(router.pid), triton, traced)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ SECONDS = 180.0  # for each step
 OWN_FILES = 200  # of this process, beside the connections
 # What the Router may hold for other reasons, over what it held before.
 FILES, TASKS = 8, 8
+TIMES = 3  # that may tell of growth
 
 Figures = dict[str, object]
 
@@ -148,24 +149,29 @@ def kib(size: int, count: int) -> float:
     return round(size / 1024 / count, 1)
 
 
-def twice(stack: Fleet, connections: int, each: int, hold: float) -> Figures:
-    """What malloc and the garbage collector keep of the first time is enough for the second."""
-    figures, first = crowded(stack, connections, each, hold)
-    _, second = crowded(stack, connections, each, hold=0.5)
-    assert second.blocks - first.blocks < connections * each, "of each stream something is kept"
-    assert second.memory < 1.3 * first.memory  # malloc's arenas are not filled evenly
-    figures["Router MiB after a second time"] = round(second.memory / 2**20)
-    return figures
+def again(stack: Fleet, connections: int, each: int, hold: float) -> Figures:
+    """What malloc and the garbage collector keep of the first time is enough for the next. What the
+    Router does for the first time then, it may keep, too; but not every time."""
+    figures, before = crowded(stack, connections, each, hold)
+    for _ in range(TIMES):
+        _, after = crowded(stack, connections, each, hold=0.5)
+        grown = after.blocks - before.blocks
+        assert after.memory < 1.3 * before.memory  # malloc's heap is not filled evenly
+        if grown < connections * each:
+            figures["Router MiB after another time"] = round(after.memory / 2**20)
+            return figures
+        before = after
+    pytest.fail(f"of each stream something is kept: {grown} blocks")
 
 
 @pytest.mark.parametrize(("connections", "each"), [(500, 1), (5, 100)])
 def test_many(stack: Fleet, connections: int, each: int) -> None:
-    print(twice(stack, connections, each, hold=1.0))
+    print(again(stack, connections, each, hold=1.0))
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize(("connections", "each"), [(10_000, 1), (10, 1000)])
 def test_ten_thousand_streams(stack: Fleet, connections: int, each: int) -> None:
-    figures = twice(stack, connections, each, hold=60.0)
+    figures = again(stack, connections, each, hold=60.0)
     streams = "a stream each" if each == 1 else f"{each} streams each"
     results.record(f"Soak: {connections} connections with {streams}", figures)
