@@ -16,6 +16,7 @@ from services.controller.core import events as ev
 from services.controller.core.entities import Health, ReplicaKey, Server, UnitSpec
 from services.controller.core.limits import Limits
 from services.controller.core.states import TRANSITIONS, Cause, State, after
+from tests.core.residency_checks import check
 from tests.core.residency_world import ABCD, MIB, World, ensemble, spec, unit
 
 
@@ -427,6 +428,27 @@ def test_what_leaves_the_catalogue_while_loading_is_evicted_then() -> None:
     assert isinstance(world.refusal(waiter), VersionNotFound)
     world.work()
     assert not world.engine.fleet.replicas["t0"]
+
+
+def test_a_part_that_is_registered_while_its_ensemble_loads_is_loaded_too() -> None:
+    world = World([spec("b"), ensemble("e", "b")])
+    waiter = world.ask("e")
+    world.register(ensemble("e", "a", "b"))
+    world.register(spec("a"))
+    check(world.engine)
+    world.work()
+    world.granted(waiter)
+    assert world.ready() == {"a", "b", "e"}
+
+
+def test_what_a_part_is_made_of_anew_is_loaded_too() -> None:
+    world = World([*ABCD, ensemble("e", "a"), ensemble("top", "e", "b")])
+    waiter = world.ask("top")
+    world.register(ensemble("e", "a", "c"))
+    check(world.engine)
+    world.work()
+    world.granted(waiter)
+    assert world.ready() == {"a", "b", "c", "e", "top"}
 
 
 def test_placement_prefers_the_emptier_server() -> None:

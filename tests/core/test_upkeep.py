@@ -247,6 +247,20 @@ def test_most_copies_are_the_models_own() -> None:
     assert len(world.fleet.ready(unit("a"))) == 1
 
 
+def test_an_ensemble_gets_no_copy_while_a_part_is_not_in_the_catalogue() -> None:
+    limits = replace(QUIET, copy_up_seconds=1.0, copy_in_flight=2.0)
+    world = World([spec("b"), ensemble("e", "a", "b")], servers(2), limits)
+    world.feed(ev.IndexSeen("t0", frozenset(map(unit, "abe")), world.now))
+    world.use("e", in_flight=10)
+    world.settle(5.0)
+    assert not world.fleet.replicas["t1"]
+    world.register(spec("a"))
+    world.use("e", in_flight=10)
+    world.settle(5.0)
+    assert world.ready("t1") == {"a", "b", "e"}
+    check(world.engine)
+
+
 def test_a_queue_that_is_over_calls_for_no_copy() -> None:
     world = World(ABCD, servers(3), replace(QUIET, copy_up_seconds=1.0))
     home = world.resident("a").server

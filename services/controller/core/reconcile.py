@@ -62,14 +62,16 @@ def put_spec(fleet: Fleet, spec: UnitSpec, now: float) -> None:
     (fleet.own_ttl.add if spec.idle_ttl else fleet.own_ttl.discard)(unit)
     if spec.preload and not (known is not None and known.preload):
         fleet.preload.add(unit)
+    if known is None or spec.requires != known.requires:  # all that is made of it needs other parts
+        for user in demand.with_users(fleet, unit):
+            if user in fleet.wants:
+                fleet.fresh[user] = None
     if known is None:
         for stranger in list(fleet.everywhere(unit)):
             budget = fleet.servers[stranger.key.server].budget
             reserved = reservation(spec, budget, fleet.limits)
             fleet.put(stranger._replace(reserved=reserved, slots=spec.slots))
         return
-    if spec.requires != known.requires and unit in fleet.wants:
-        fleet.fresh[unit] = None
     if (known.config_digest, known.fingerprint) != (spec.config_digest, spec.fingerprint):
         fleet.failures.pop(unit, None)
         draining.withdraw_all(fleet, unit, ev.Why.CATALOG, "its files or config have changed", now)

@@ -140,12 +140,11 @@ def follow_demand(fleet: Fleet, now: float) -> None:
         wanted = copies.change(pressure, len(ready), spec.kept, most, fleet.limits, now)
         if wanted is not None:
             pressure = copies.again(pressure)
-            if wanted.by > 0:
-                demand.wanted(
-                    fleet, unit, Purpose.COPY, now, target=len(ready) + 1, why=wanted.reason
-                )
-            else:
+            if wanted.by < 0:
                 drop_copy(fleet, ready, wanted.reason, now)
+            elif demand.hopeless(fleet, unit, now) is None:
+                target = len(ready) + 1
+                demand.wanted(fleet, unit, Purpose.COPY, now, target=target, why=wanted.reason)
         if len(ready) > 1 or in_flight or pressure.in_flight > 0.01:
             fleet.pressures[unit] = pressure
         else:
