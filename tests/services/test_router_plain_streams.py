@@ -3,10 +3,8 @@
 import asyncio
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -17,7 +15,7 @@ from services.router.core.routes import Replica, Target
 from services.router.core.wire import overridden
 from services.router.stream_plain import PlainCalls, PlainStream
 from services.router.tuning import CHANNEL_OPTIONS
-from tests.fleet.triton_direct import DirectTriton, triton_direct, triton_python
+from tests.fleet.triton_direct import DirectTriton
 from tests.services.stream_harness import (
     ECHO,
     FRAIL,
@@ -31,10 +29,12 @@ from tests.services.stream_harness import (
     Talk,
     ask,
     numbers,
+    on_a,
     routed,
+    two_servers,
     write_models,
 )
-from tests.services.test_router_controllers import stopped_at_once, stub, until
+from tests.services.test_router_controllers import stub, until
 from tests.services.test_router_streams import PLAIN, STRICT, WRONG, by_model, direct
 
 pytestmark = pytest.mark.triton
@@ -45,29 +45,12 @@ MODELS = (ECHO, OTHER, FRAIL, SLOW, SUM)
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, DirectTriton]]:
     models = write_models(tmp_path_factory.mktemp("models"))
-    subprocess.run([triton_python(), "-m", "compileall", "-q", models], check=True)
-    folder = tmp_path_factory.mktemp("servers")
-    with (
-        triton_direct(folder / "a", models, **stopped_at_once("a")) as first,
-        triton_direct(folder / "b", models, **stopped_at_once("b")) as second,
-    ):
-        with ThreadPoolExecutor(4) as loading:
-            list(loading.map(first.load, MODELS))
-            list(loading.map(second.load, MODELS))
-        try:
-            yield {"a": first, "b": second}
-        finally:
-            for server in (first, second):
-                if server.process.is_running():
-                    server.process.kill()
+    with two_servers(tmp_path_factory.mktemp("servers"), models, MODELS) as servers:
+        yield servers
 
 
 def places(servers: dict[str, DirectTriton], **fields: Any) -> Places:
-    """Everything on a, unless it is said otherwise."""
-    placed = {model: ["a"] for model in MODELS}
-    placed.update(fields.pop("placed", {}))
-    addresses = {name: server.address for name, server in servers.items()}
-    return Places(addresses, placed, **fields)
+    return on_a(servers, MODELS, **fields)
 
 
 async def in_turns(talk: Talk, *requests: Any) -> list[Any]:

@@ -3,11 +3,9 @@
 import asyncio
 import os
 import signal
-import subprocess
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from services.router import stream_call, stream_outlet
 from services.router.core.metadata import NOTHING
 from services.router.forward import TritonError
 from services.router.requests import Request
-from tests.fleet.triton_direct import DirectTriton, triton_direct, triton_python
+from tests.fleet.triton_direct import DirectTriton
 from tests.services.stream_harness import (
     ECHO,
     FRAIL,
@@ -34,10 +32,12 @@ from tests.services.stream_harness import (
     Talk,
     ask,
     numbers,
+    on_a,
     routed,
+    two_servers,
     write_models,
 )
-from tests.services.test_router_controllers import in_time, stopped_at_once, stub, until
+from tests.services.test_router_controllers import in_time, stub, until
 
 pytestmark = pytest.mark.triton
 
@@ -46,37 +46,19 @@ ALL = (ECHO, OTHER, FRAIL, SLOW, MANY, SUM)
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_models(tmp_path_factory.mktemp("models"))
-    subprocess.run([triton_python(), "-m", "compileall", "-q", folder], check=True)
-    return folder
+    return write_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
 def servers(
     models: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, DirectTriton]]:
-    folder = tmp_path_factory.mktemp("servers")
-    with (
-        triton_direct(folder / "a", models, **stopped_at_once("a")) as first,
-        triton_direct(folder / "b", models, **stopped_at_once("b")) as second,
-    ):
-        with ThreadPoolExecutor(4) as loading:
-            list(loading.map(first.load, ALL))
-            list(loading.map(second.load, ALL))
-        try:
-            yield {"a": first, "b": second}
-        finally:
-            for server in (first, second):
-                if server.process.is_running():
-                    server.process.kill()
+    with two_servers(tmp_path_factory.mktemp("servers"), models, ALL) as servers:
+        yield servers
 
 
 def places(servers: dict[str, DirectTriton], **fields: Any) -> Places:
-    """Everything on a, unless it is said otherwise."""
-    placed = {model: ["a"] for model in ALL}
-    placed.update(fields.pop("placed", {}))
-    addresses = {name: server.address for name, server in servers.items()}
-    return Places(addresses, placed, **fields)
+    return on_a(servers, ALL, **fields)
 
 
 @asynccontextmanager
