@@ -25,7 +25,7 @@ from services.router.core.priority import HEADER
 from services.router.core.routes import Target, resolve, why
 from services.router.core.streams import amended
 from services.router.forward import Forwarder, Reply, TritonError
-from services.router.holding import taken
+from services.router.holding import hold
 from services.router.model_info import ModelInfo
 from services.router.placement_watch import PlacementWatch
 from services.router.statistics import Statistics
@@ -94,9 +94,7 @@ class Requests:
             if size > self._max_message:
                 raise MessageTooLarge(size=size, limit=self._max_message)
             if head is None:
-                if not admission.held.take(size):
-                    raise taken(admission.held, size)
-                held = size
+                held = hold(admission.held, size)
                 head = wire.head(message)
             model, version, request_id, sequence, priority, asks_classes = head
             routes = self._watch.table.routes

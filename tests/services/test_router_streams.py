@@ -16,7 +16,7 @@ import pytest
 from services.common.caller import LOCAL
 from services.common.errors import ModelNotFound
 from services.router import stream_call, stream_outlet
-from services.router.core.metadata import NOTHING
+from services.router.core.metadata import read
 from services.router.forward import TritonError
 from services.router.requests import Request
 from tests.fleet.triton_direct import DirectTriton
@@ -441,7 +441,7 @@ async def test_the_replies_to_one_request(servers: dict[str, DirectTriton]) -> N
 
         def responses(request: Any) -> AsyncGenerator[bytes, None]:
             message = request.SerializeToString()
-            return router.streams.responses(Request(message, NOTHING, None, LOCAL))
+            return router.streams.responses(Request(message, read(()), None, LOCAL))
 
         assert len([r async for r in responses(ask(MANY, 3, 0))]) == 3
         assert [r async for r in responses(ask(MANY, 0, 0))] == []

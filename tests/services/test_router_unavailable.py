@@ -12,9 +12,9 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from tests.fleet.triton_direct import DirectTriton, triton_direct
-from tests.services.stream_harness import SLOW, Places, Talk, ask, routed, write_models
-from tests.services.test_router_controllers import stopped_at_once, until
+from tests.fleet.triton_direct import DirectTriton
+from tests.services.stream_harness import SLOW, Places, Talk, ask, routed, two_servers, write_models
+from tests.services.test_router_controllers import until
 from tests.services.triton_models import config
 
 pytestmark = pytest.mark.triton
@@ -63,19 +63,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def servers(models: Path, tmp_path: Path) -> Iterator[dict[str, DirectTriton]]:
-    with (
-        triton_direct(tmp_path / "a", models, **stopped_at_once("a")) as first,
-        triton_direct(tmp_path / "b", models, **stopped_at_once("b")) as second,
-    ):
-        for model in (BUSY, SLOW):
-            first.load(model)
-            second.load(model)
-        try:
-            yield {"a": first, "b": second}
-        finally:
-            for server in (first, second):
-                if server.process.is_running():
-                    server.process.kill()
+    with two_servers(tmp_path, models, (BUSY, SLOW)) as servers:
+        yield servers
 
 
 @asynccontextmanager

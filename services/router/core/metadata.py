@@ -28,9 +28,6 @@ class Said(NamedTuple):
     size: int
 
 
-NOTHING: Final = Said((), (), {}, 0)
-
-
 def read(metadata: Pairs) -> Said:
     onward: list[tuple[str, str | bytes]] = []
     own: dict[str, str | bytes] = {}
