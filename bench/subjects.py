@@ -30,7 +30,7 @@ from bench.workloads import (
 )
 from services.embedded import launcher, tracing
 from services.embedded.background import BackgroundStack
-from services.embedded.ports import Claims
+from services.embedded.ports import pick
 from services.embedded.settings import StackSettings
 
 ROUTER: Final = "router"  # that traces nothing
@@ -167,7 +167,7 @@ def _relay(upstream: str, triton: Behind) -> Iterator[Variant]:
 @contextlib.contextmanager
 def _collector() -> Iterator[str]:
     """Gives host:port, for OTLP over HTTP."""
-    grpc_port, http_port = _ports()
+    grpc_port, http_port = pick(2)
     settings = {"SHOAL_OTLP_GRPC_PORT": str(grpc_port), "SHOAL_OTLP_HTTP_PORT": str(http_port)}
     with process([sys.executable, "-P", "-m", "services.embedded.collector"], settings):
         yield f"127.0.0.1:{http_port}"
@@ -178,7 +178,7 @@ def _router(
     up: BackgroundStack, triton: Behind, name: str, settings: Mapping[str, str]
 ) -> Iterator[Variant]:
     """One more Router of the running stack."""
-    grpc_port, http_port = _ports()
+    grpc_port, http_port = pick(2)
     settings = {
         **settings,
         "SHOAL_ROUTER_GRPC_PORT": str(grpc_port),
@@ -217,13 +217,6 @@ def end(process: "subprocess.Popen[bytes]") -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _ports() -> tuple[int, int]:
-    claims = Claims()
-    ports = claims.take(0), claims.take(0)
-    claims.close()
-    return ports
 
 
 def _check(variant: Variant, model: str) -> None:

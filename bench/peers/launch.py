@@ -14,7 +14,7 @@ from typing import IO, Final, NamedTuple
 from bench.peers import environments, keeper
 from bench.peers.catalog import Peer
 from bench.peers.environments import Unavailable
-from services.embedded.ports import LOOPBACK, Claims
+from services.embedded.ports import LOOPBACK, pick
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _SERVERS: Final = Path(__file__).with_name("servers")
@@ -82,9 +82,7 @@ class Launcher:
     def _place(self, peer: Peer) -> dict[str, str]:
         folder = self._scratch / peer.name
         folder.mkdir()
-        claims = Claims()
-        ports = {name: str(claims.take(0)) for name in _PORTS}
-        claims.close()
+        ports = dict(zip(_PORTS, map(str, pick(len(_PORTS))), strict=True))
         host, _, upstream = self._triton.rpartition(":")
         own = {"program": environments.program(peer)} if peer.program else {}
         return {

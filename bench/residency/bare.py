@@ -20,7 +20,7 @@ from bench.subjects import end
 from bench.workloads import INFER
 from services.embedded import launcher, leftovers, machine
 from services.embedded.backends import assemble
-from services.embedded.ports import LOOPBACK, Claims
+from services.embedded.ports import LOOPBACK, pick
 from services.embedded.tritonserver import ADMIN_METADATA, TritonSpec, command, environment
 
 POLL: Final = 0.005  # seconds between two questions to the index
@@ -82,9 +82,7 @@ def bare_triton(repository: Path, load_threads: int = 4) -> Iterator[Bare]:
     """Ends with this process, however that ends. `load_threads`: Triton's own; 4 is what the
     embedded stack asks for."""
     began = time.time()
-    claims = Claims()
-    ports = claims.take(0), claims.take(0)
-    claims.close()
+    ports = pick(2)
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
         spec = TritonSpec(
             id="bare",

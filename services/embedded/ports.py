@@ -1,10 +1,12 @@
 """Ports on loopback, each taken exclusively before anything is started on it.
 
 Two gRPC servers can share a port without noticing, so a port is claimed by listening on it until
-its part starts.
+its part starts. From then on, and whenever a part starts anew, nobody listens for a moment: so that
+no other stack takes the port meanwhile, the process that claimed it keeps it in its name.
 """
 
 import contextlib
+import errno
 import random
 import socket
 from collections.abc import Iterator
@@ -24,6 +26,15 @@ _LOWEST_PICK: Final = 20_000
 _PICKS: Final = 100
 
 
+_kept: Final[set[int]] = set()
+
+
+def pick(count: int) -> tuple[int, ...]:
+    """Free ports, which no other stack takes while this process lives. Raises PortTaken."""
+    with contextlib.closing(Claims()) as claims:
+        return tuple(claims.take(0) for _ in range(count))
+
+
 class Claims:
     """Ports held from `take` to `close`; none is handed out twice in between."""
 
@@ -41,7 +52,7 @@ class Claims:
         if port in self._held:
             raise PortTaken(f"{flag(key)}: {port} is given to another part already")
         try:
-            self._held[port] = listen(LOOPBACK, port)
+            self._held[port] = _claimed(port)
         except ports.PortTaken as error:
             raise PortTaken(f"{LOOPBACK}:{port} is taken by {_owner(port)}. {change}") from error
         except OSError as error:
@@ -51,7 +62,7 @@ class Claims:
         return port
 
     def close(self) -> None:
-        """Let go of all: the parts take them now."""
+        """Listen no more: the parts take them now."""
         for held in self._held.values():
             held.close()
         self._held.clear()
@@ -64,9 +75,37 @@ class Claims:
         """
         for port in _candidates():
             with contextlib.suppress(ports.PortTaken, OSError):
-                self._held[port] = listen(LOOPBACK, port)
+                self._held[port] = _claimed(port)
                 return port
         raise PortTaken(f"no free port was found on {LOOPBACK} between {_LOWEST_PICK} and 65535")
+
+
+def _claimed(port: int) -> socket.socket:
+    """A listening socket. Raises PortTaken when somebody listens there or keeps it, or OSError."""
+    listener = listen(LOOPBACK, port)
+    try:
+        _keep(port)
+    except ports.PortTaken:
+        listener.close()
+        raise
+    return listener
+
+
+def _keep(port: int) -> None:
+    """Binds an abstract Unix socket, which like the port belongs to the network namespace and ends
+    with the process. Raises PortTaken. Where there are none (they are Linux's), nothing is kept."""
+    if port in _kept:
+        return
+    name = socket.socket(socket.AF_UNIX)
+    try:
+        name.bind(f"\0shoal-port-{port}")
+    except OSError as error:
+        name.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ports.PortTaken(f"another stack keeps {LOOPBACK}:{port}") from error
+    else:
+        name.detach()  # as long as the process lives
+        _kept.add(port)
 
 
 def _candidates() -> Iterator[int]:
@@ -85,4 +124,4 @@ def _owner(port: int) -> str:
                 process = psutil.Process(connection.pid)
                 words = " ".join(process.cmdline()) or process.name()
                 return f"process {process.pid} ({words[:80]})"
-    return "another program (whose owner this user may not see)"
+    return "another program (whose owner this user may not see, or which is about to listen)"

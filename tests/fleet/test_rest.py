@@ -17,10 +17,11 @@ import urllib3
 from tritonclient.utils import np_to_triton_dtype, shared_memory
 
 from services.embedded.background import BackgroundStack
+from services.embedded.ports import pick
 from shoal.controller.v1 import controller_service_pb2 as controller
 from shoal.registry.v1 import registry_service_pb2 as registry
 from tests.fleet.harness import ADMIN_HEADER, EXAMPLES, Fleet, example, wait_until
-from tests.fleet.triton_direct import DirectTriton, free_ports, triton_direct
+from tests.fleet.triton_direct import DirectTriton, triton_direct
 
 pytestmark = pytest.mark.triton
 
@@ -136,7 +137,7 @@ def shoal(stack: Fleet) -> Server:
 
 @pytest.fixture(scope="module")
 def triton(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    (port,) = free_ports(1)
+    (port,) = pick(1)
     folder = tmp_path_factory.mktemp("direct")
     with triton_direct(folder, repository, http_port=port) as direct:
         load_all(direct, repository)

@@ -13,9 +13,10 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2
 
+from services.embedded.ports import pick
 from shoal.controller.v1 import placement_pb2
 from tests.conformance import models
-from tests.fleet.triton_direct import DirectTriton, free_ports, triton_direct
+from tests.fleet.triton_direct import DirectTriton, triton_direct
 from tests.services.test_router_controllers import Scripted, serving
 
 pytestmark = pytest.mark.triton
@@ -72,7 +73,7 @@ async def giving_back() -> AsyncIterator[str]:
 @asynccontextmanager
 async def routing(controller: Scripted) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to a Router process."""
-    grpc_port, http_port = free_ports(2)
+    grpc_port, http_port = pick(2)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "services.router"),
         env={

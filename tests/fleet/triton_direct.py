@@ -16,7 +16,7 @@ import tritonclient.grpc as triton
 
 from services.embedded import leftovers
 from services.embedded.backends import assemble
-from services.embedded.ports import Claims
+from services.embedded.ports import pick
 from services.embedded.tritonserver import (
     ADMIN_METADATA,
     LOOPBACK,
@@ -79,7 +79,7 @@ def triton_direct(
     log, when the server has ended by itself; a test may kill it.
     """
     started_at = time.time()
-    grpc_port, metrics_port = free_ports(2)
+    grpc_port, metrics_port = pick(2)
     fields: dict[str, Any] = {
         "id": "direct",
         "grpc_port": grpc_port,
@@ -121,11 +121,6 @@ def triton_python() -> Path:
     if not python.exists():
         raise FileNotFoundError(f"{python} is missing: run deploy/triton/setup.sh")
     return python
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.closing(Claims()) as claims:
-        return [claims.take(0) for _ in range(count)]
 
 
 def wait_until(holds: Callable[[], bool], timeout_s: float, what: str) -> None:

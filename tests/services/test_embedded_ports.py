@@ -1,13 +1,16 @@
 """Ports are taken exclusively, and a refusal says who has one and what changes it."""
 
+import contextlib
 import os
 import socket
+import subprocess
+import sys
 
 import grpc
 import pytest
 
 from services.embedded.errors import PortTaken
-from services.embedded.ports import LOOPBACK, Claims
+from services.embedded.ports import LOOPBACK, Claims, pick
 
 
 def test_a_taken_port_names_its_owner_and_the_way_out() -> None:
@@ -65,3 +68,23 @@ def test_a_released_port_can_be_listened_on() -> None:
     claims.close()
     with socket.create_server((LOOPBACK, port)):
         pass
+
+
+def test_what_a_process_picked_no_other_takes_though_nobody_listens() -> None:
+    (port,) = pick(1)
+    taking = f"from services.embedded.ports import Claims; Claims().take({port}, 'registry_port')"
+    other = subprocess.run(
+        [sys.executable, "-c", taking], capture_output=True, text=True, check=False
+    )
+    assert f"{LOOPBACK}:{port} is taken by another program" in other.stderr
+    with socket.create_server((LOOPBACK, port)):
+        pass
+
+
+def test_a_port_is_anybodys_again_when_its_process_has_ended() -> None:
+    picking = "from services.embedded.ports import pick; print(pick(1)[0])"
+    picked = subprocess.run(
+        [sys.executable, "-c", picking], capture_output=True, text=True, check=True
+    )
+    with contextlib.closing(Claims()) as claims:
+        claims.take(int(picked.stdout), "registry_port")

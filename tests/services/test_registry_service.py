@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from pydantic import ValidationError
 
 from services.common.caller import ROLES_HEADER, SUBJECT_HEADER
 from services.common.process import EXIT_PORT_TAKEN
+from services.embedded.ports import pick
 from services.registry.servicer import NAME, OPEN_METHODS
 from services.registry.settings import RegistrySettings
 from shoal.registry.v1 import registry_service_pb2 as pb
@@ -42,15 +42,9 @@ async def process(**environment: str) -> AsyncIterator[asyncio.subprocess.Proces
         await started.wait()
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
 async def test_a_process_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     python_model(tmp_path / "repo", "m")
-    port = free_port()
+    (port,) = pick(1)
     settings = {
         "port": str(port),
         "metrics_port": "0",
