@@ -111,7 +111,6 @@ class RpcServer:
         self.services = cast("grpc.aio.Server", _Guarded(_Edge(callers, open_methods), self.grpc))
         self._health = health.aio.HealthServicer()
         self._names: list[str] = []
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
 
     def announce(self, *service_names: str) -> None:
         """Name the services that reflection and health tell of; their handlers are added apart."""
@@ -122,6 +121,8 @@ class RpcServer:
 
         Raises PortTaken, or OSError where the host isn't this machine's.
         """
+        # Last: gRPC asks one after the other whose a call is.
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         reflection.enable_server_reflection(
             [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME], self.grpc
         )

@@ -12,7 +12,7 @@ from services.common import telemetry
 from services.common.errors import ServerLost
 from services.router.connection import Connections
 from services.router.controller_client import ControllerClient, Miss
-from services.router.core.metadata import Pairs, forwarded
+from services.router.core.metadata import Pairs
 from services.router.core.rate import RetryBudget
 from services.router.core.routes import Replica, Target
 from services.router.core.sequences import home, over
@@ -34,16 +34,15 @@ _tracer = trace.get_tracer("shoal.router")
 
 
 class Reply(NamedTuple):
-    """`message`: a serialized ModelInferResponse. `leading`, `trailing`: the caller's metadata.
-    `cold`: the Controller was asked. `server`: whose answer it is. `streamed`: the message is a
-    ModelStreamInferResponse."""
+    """`message`: a serialized ModelInferResponse. `cold`: the Controller was asked. `server`: whose
+    answer it is. `streamed`: the message is a ModelStreamInferResponse. `trailing`: the caller's
+    metadata; of what the server sends with an answer none is read, for no Triton sends any."""
 
     message: bytes
-    leading: Pairs
-    trailing: Pairs
     cold: bool
     server: str
     streamed: bool = False
+    trailing: Pairs = ()
 
 
 class TritonError(Exception):
@@ -135,15 +134,8 @@ class Forwarder:
                 span.end()
             if not refused:
                 if isinstance(call, PlainRequest):
-                    return Reply(call.message, (), (), cold, replica.server, streamed=True)
-                leading, trailing = await call.initial_metadata(), await call.trailing_metadata()
-                return Reply(
-                    await call,
-                    forwarded(leading) if leading else (),  # Triton gives none
-                    forwarded(trailing) if trailing else (),
-                    cold,
-                    replica.server,
-                )
+                    return Reply(call.message, cold, replica.server, streamed=True)
+                return Reply(await call, cold, replica.server)
             text = await call.details() or ""
             own = await self._connections.answered(self._channels[address], code.name, text)
             meaning = verdict(code.name, text, answered=own)

@@ -139,8 +139,6 @@ class Inference:
         except ShoalError as error:
             tracing.refused(error)
             await abort(context, error)
-        if answer.leading:
-            await context.send_initial_metadata(answer.leading)
         if answer.trailing:
             context.set_trailing_metadata(answer.trailing)
         return answer.message

@@ -22,7 +22,7 @@ from services.router.controller_client import Rejected
 from services.router.core import wire
 from services.router.core.metadata import EXPLAIN, Pairs, Said, read
 from services.router.core.priority import HEADER
-from services.router.core.routes import Target, resolve, why
+from services.router.core.routes import Target, why
 from services.router.core.streams import amended
 from services.router.forward import Forwarder, Reply, TritonError
 from services.router.holding import hold
@@ -97,12 +97,11 @@ class Requests:
                 held = hold(admission.held, size)
                 head = wire.head(message)
             model, version, request_id, sequence, priority, asks_classes = head
-            routes = self._watch.table.routes
-            target = resolve(routes, model, version, draw(sequence))
-            retry = routes[target.model].retry
+            table = self._watch.table
+            way = table.known(model, version) or table.way(model, version, draw(sequence))
+            target, tail, retry, renamed = way
             if asks_classes:
                 await self.check_classes(message, target)
-            renamed = None if target.model == model else target.model
             entered = admission.enter(
                 caller.tenant,
                 target,
@@ -117,7 +116,7 @@ class Requests:
             ticket = entered
             reply = await self._forwarder.infer(
                 target,
-                wire.overridden(message, renamed, target.version),
+                message + tail,
                 said.onward,
                 deadline,
                 retry=retry,
@@ -127,12 +126,12 @@ class Requests:
             failed, cold = False, reply.cold
             if reply.streamed:
                 self._statistics.streamed += 1
-            if renamed is not None:
+            if renamed:
                 mended = amended if reply.streamed else wire.overridden
                 reply = reply._replace(message=mended(reply.message, model, None))
             if EXPLAIN in said.own:
                 told = self._explained(head, target, reply)
-                reply = reply._replace(trailing=(*reply.trailing, *told))
+                reply = reply._replace(trailing=told)
             return reply
         except TritonError as error:
             cold = error.cold

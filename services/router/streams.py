@@ -14,7 +14,7 @@ from services.router.controller_client import Rejected
 from services.router.core import wire
 from services.router.core.metadata import Pairs, Said
 from services.router.core.priority import HEADER
-from services.router.core.routes import Target, resolve
+from services.router.core.routes import Target
 from services.router.core.streams import Turns, failure, refusal, reply, response, streamed
 from services.router.core.verdict import begun, is_decoupled
 from services.router.forward import TritonError
@@ -164,9 +164,11 @@ class Stream:
             head = wire.head(message)
             exchange.model, exchange.version, exchange.id = head.model, head.version, head.id
             sequence = exchange.sequence = head.sequence
-            routes = streams.watch.table.routes
-            target = resolve(routes, head.model, head.version, draw(sequence))
-            exchange.retry = routes[target.model].retry and sequence is None
+            table = streams.watch.table
+            way = table.known(head.model, head.version)
+            way = way or table.way(head.model, head.version, draw(sequence))
+            target = way.target
+            exchange.retry = way.retry and sequence is None
         except wire.Malformed as error:
             self._refuse(exchange, _malformed(error))
             return
@@ -177,7 +179,7 @@ class Stream:
             self._trace(exchange, target)
         decoupled = streams.calls.decoupled(target)
         if not decoupled:
-            drawn = not head.version and routes[head.model].arms
+            drawn = not head.version and table.routes[head.model].arms
             self._join(exchange, (head.model, "" if drawn else str(target.version)))
         before = None
         if sequence is not None:

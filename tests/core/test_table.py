@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.router.core.routes import Arm, Replica, Route, Target, VersionRoute
+from services.common.errors import ShoalError
+from services.router.core.routes import Arm, Replica, Route, Target, VersionRoute, resolve
 from services.router.core.table import NONE, Change, Revision, StaleEpoch, Table
+from services.router.core.wire import head, text_field
 
 ADDRESSES = {"t0": "h:1", "t1": "h:2"}
 
@@ -325,6 +327,48 @@ def test_what_may_give_several_replies_is_counted_as_it_comes_and_goes(
         ]
         assert made.several == len(found) - found.count(False)
         assert made.plain == (bool(made.routes) and set(found) <= {False})
+
+
+def directed(change: Change, draw: st.DrawFn) -> Change:
+    """With defaults, aliases, policies and retries."""
+    models, numbers = st.sampled_from("mno"), st.integers(0, 2)
+    arms = st.lists(st.builds(Arm, models, numbers, st.integers(1, 3)), max_size=2).map(tuple)
+    found = {
+        model: replace(
+            route,
+            default_version=draw(numbers),
+            aliases=draw(st.dictionaries(st.just("stable"), numbers)),
+            arms=draw(arms),
+            retry=draw(st.booleans()),
+        )
+        for model, route in change.routes.items()
+    }
+    return replace(change, routes=found)
+
+
+@given(histories(), st.data())
+def test_what_is_known_of_a_request_is_what_it_means_now(
+    changes: list[Change], data: st.DataObject
+) -> None:
+    made = Table()
+    asked = [(model, version) for model in "mno" for version in ("", "1", "2", "stable")]
+    for change in changes:
+        made.apply(directed(change, data.draw))
+        for model, version in data.draw(st.permutations(asked)):
+            draw = data.draw(st.floats(0, 1, exclude_max=True))
+            try:
+                wanted = resolve(made.routes, model, version, draw)
+            except ShoalError as refused:
+                assert made.known(model, version) is None
+                with pytest.raises(type(refused)):
+                    made.way(model, version, draw)
+                continue
+            way = made.known(model, version) or made.way(model, version, draw)
+            assert way.target == wanted
+            assert way.retry == made.routes[wanted.model].retry
+            assert way.renamed == (wanted.model != model)
+            said = head(text_field(1, model) + text_field(2, version) + way.tail)
+            assert (said.model, said.version) == (wanted.model, str(wanted.version))
 
 
 @given(histories(), placements)

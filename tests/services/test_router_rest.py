@@ -83,7 +83,7 @@ class Backend:
             answer.outputs.add(name=one.name, datatype=one.datatype, shape=one.shape)
         answer.raw_output_contents.extend(asked.raw_input_contents)
         trailing = (("x-shoal-route", "arm a"), ("else", "b"))
-        return Reply(answer.SerializeToString(), (), trailing, cold=False, server="a")
+        return Reply(answer.SerializeToString(), cold=False, server="a", trailing=trailing)
 
     async def stream(self, request: Request) -> AsyncGenerator[bytes, None]:
         self.asked.append(request)

@@ -1,6 +1,7 @@
 """What a call's metadata says, and what of it the next hop may see."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 EXPLAIN: Final = "x-shoal-explain"  # with any value: trailers say who answered, and why
@@ -12,6 +13,7 @@ _STRIPPED: Final = (
     *("grpc-", "triton-grpc-protocol-", _OWN),
     *("content-length", "user-agent", "trace"),
 )
+SAME_CALLERS: Final = 128  # what they say is mostly what they said last time
 _ENTRY_BYTES: Final = 32  # that an entry counts besides its text: RFC 9113, 6.5.2
 
 Metadata = Collection[tuple[str, str | bytes]]
@@ -24,10 +26,11 @@ class Said(NamedTuple):
 
     given: Pairs
     onward: Pairs
-    own: dict[str, str | bytes]
+    own: Mapping[str, str | bytes]
     size: int
 
 
+@lru_cache(maxsize=SAME_CALLERS)
 def read(metadata: Pairs) -> Said:
     onward: list[tuple[str, str | bytes]] = []
     own: dict[str, str | bytes] = {}

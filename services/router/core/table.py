@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from services.router.core.routes import Replica, Route, Target, VersionRoute
+from services.router.core.routes import Replica, Route, Target, VersionRoute, resolve
+from services.router.core.wire import tail
 
 
 class Revision(NamedTuple):
@@ -16,6 +17,17 @@ class Revision(NamedTuple):
 
 
 NONE = Revision(0, 0)
+
+
+class Way(NamedTuple):
+    """What a request means. `tail`: appended to its message it says so to a Triton, which knows no
+    aliases and no policies. `retry`: whether it may be sent again after a server broke off with it.
+    `renamed`: whether another model than the one asked for answers it."""
+
+    target: Target
+    tail: bytes
+    retry: bool
+    renamed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +63,31 @@ class Table:
     unknown: frozenset[str] = frozenset()
     ready: dict[Target, tuple[Replica, ...]] = field(default_factory=dict)
     several: int = 0
+    _ways: dict[tuple[str, str], Way] = field(default_factory=dict)
 
     @property
     def plain(self) -> bool:
         """Whether every version gives one reply to a request. Only then may requests go by streams
         of the Router's own to such versions: a Triton with streams to both kinds crashes."""
         return not self.several and bool(self.routes)
+
+    def known(self, model: str, version: str) -> Way | None:
+        """What `way` gives whatever the draw; None where that matters, or was not asked before."""
+        return self._ways.get((model, version))
+
+    def way(self, model: str, version: str, draw: float) -> Way:
+        """What a request for `model` and `version` means; raises as `resolve` does."""
+        target = resolve(self.routes, model, version, draw)
+        renamed = target.model != model
+        way = Way(
+            target,
+            tail(target.model if renamed else None, target.version),
+            self.routes[target.model].retry,
+            renamed,
+        )
+        if version or not self.routes[model].arms:
+            self._ways[model, version] = way
+        return way
 
     def apply(self, change: Change) -> set[Replica]:
         """Take a change in; return the replicas that it withdrew. Raises StaleEpoch."""
@@ -67,6 +98,7 @@ class Table:
             model: self._keeping(model, route, unknown) for model, route in change.routes.items()
         }
         gone = set(change.removed_models)
+        self._ways.clear()
         if change.whole:
             gone |= self.routes.keys() - fresh.keys()
         else:

@@ -219,13 +219,13 @@ def _fields(message: bytes, part: slice) -> Iterator[tuple[int, int, int | slice
 
 def overridden(message: bytes, model: str | None, version: int | None) -> bytes:
     """The message with another model name or version, by appending what then counts."""
-    return message + _tail(model, version)
+    return message + tail(model, version)
 
 
 def with_fields(message: bytes, model: str | None, version: str | None) -> bytes:
     """As `overridden`, with any version."""
-    tail = b"" if model is None else text_field(MODEL_NAME, model)
-    return message + tail + (b"" if version is None else text_field(MODEL_VERSION, version))
+    fields = b"" if model is None else text_field(MODEL_NAME, model)
+    return message + fields + (b"" if version is None else text_field(MODEL_VERSION, version))
 
 
 def asks_for_finals(message: bytes) -> bool | None:
@@ -280,23 +280,20 @@ def refused(model: str, version: int) -> bytes:
     of its sequence is a boolean."""
     name = b"sequence_id"
     entry = bytes((_KEY << 3 | 2, len(name))) + name + bytes((_VALUE << 3 | 2, 2, _BOOL << 3, 1))
-    return _tail(model, version) + bytes((_PARAMETER, len(entry))) + entry
+    return tail(model, version) + bytes((_PARAMETER, len(entry))) + entry
 
 
 @lru_cache(maxsize=10_000)
 def _stream_tail(model: str | None, version: int) -> bytes:
-    tail = _tail(model, None) + text_field(MODEL_VERSION, f"{MARK}{version}")
-    return tail + bytes((_PARAMETER, len(_FINALS_ENTRY))) + _FINALS_ENTRY
+    fields = tail(model, None) + text_field(MODEL_VERSION, f"{MARK}{version}")
+    return fields + bytes((_PARAMETER, len(_FINALS_ENTRY))) + _FINALS_ENTRY
 
 
 @lru_cache(maxsize=10_000)
-def _tail(model: str | None, version: int | None) -> bytes:
-    tail = b""
-    if model is not None:
-        tail += text_field(MODEL_NAME, model)
-    if version is not None:
-        tail += text_field(MODEL_VERSION, str(version))
-    return tail
+def tail(model: str | None, version: int | None) -> bytes:
+    """What to append to a message for another model name or version."""
+    fields = b"" if model is None else text_field(MODEL_NAME, model)
+    return fields if version is None else fields + text_field(MODEL_VERSION, str(version))
 
 
 def text_field(number: int, text: str) -> bytes:

@@ -39,7 +39,7 @@ async def answered(message: bytes, asked: Infer, incoming: Incoming, service: Se
         document,
         binary,
         incoming.headers.get(b"accept-encoding"),
-        passed_on((*answer.leading, *answer.trailing)),
+        passed_on(answer.trailing),
     )
 
 
