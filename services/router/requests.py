@@ -98,8 +98,7 @@ class Requests:
                 head = wire.head(message)
             model, version, request_id, sequence, priority, asks_classes = head
             table = self._watch.table
-            way = table.known(model, version) or table.way(model, version, draw(sequence))
-            target, tail, retry, renamed = way
+            target, tail, retry, renamed = table.way(model, version, draw(sequence))
             if asks_classes:
                 await self.check_classes(message, target)
             entered = admission.enter(

@@ -165,10 +165,8 @@ class Stream:
             exchange.model, exchange.version, exchange.id = head.model, head.version, head.id
             sequence = exchange.sequence = head.sequence
             table = streams.watch.table
-            way = table.known(head.model, head.version)
-            way = way or table.way(head.model, head.version, draw(sequence))
-            target = way.target
-            exchange.retry = way.retry and sequence is None
+            target, _, retry, _ = table.way(head.model, head.version, draw(sequence))
+            exchange.retry = retry and sequence is None
         except wire.Malformed as error:
             self._refuse(exchange, _malformed(error))
             return

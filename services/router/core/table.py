@@ -54,7 +54,8 @@ class Table:
     replica was last taken away; grants that are older do not count. `unknown`: servers that the
     Controller has not inventoried yet; they still hold what they held, as far as we know. `ready`:
     the replicas that `routes` tell of, by version; none is empty. `several`: versions that give any
-    number of replies to a request, or may."""
+    number of replies to a request, or may. `_ways`: by what a request asks for, where the draw does
+    not matter."""
 
     revision: Revision = NONE
     routes: dict[str, Route] = field(default_factory=dict)
@@ -71,12 +72,11 @@ class Table:
         of the Router's own to such versions: a Triton with streams to both kinds crashes."""
         return not self.several and bool(self.routes)
 
-    def known(self, model: str, version: str) -> Way | None:
-        """What `way` gives whatever the draw; None where that matters, or was not asked before."""
-        return self._ways.get((model, version))
-
     def way(self, model: str, version: str, draw: float) -> Way:
         """What a request for `model` and `version` means; raises as `resolve` does."""
+        known = self._ways.get((model, version))
+        if known is not None:
+            return known
         target = resolve(self.routes, model, version, draw)
         renamed = target.model != model
         way = Way(
