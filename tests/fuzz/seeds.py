@@ -36,6 +36,9 @@ def messages() -> Iterator[bytes]:
     yield name + b"\x0a\x81\x80\x80\x80\x80\x00B"  # an overlong size
     yield name + b"\x40" + b"\xff" * 9 + b"\x7f"  # a number beyond 64 bits
     yield b"\x0a\x01\xff" + name  # no UTF-8, and overridden
+    # An output whose parameter is "class", and the rest of the word a field that protobuf drops.
+    output = b"\x12\x14\x0a\x05classification\x12\x02\x10\x02"
+    yield name + b"\x32" + bytes((len(output),)) + output
     key, five = b"\x0a\x0bsequence_id", b"\x12\x02\x10\x05"
     for entry in (
         key + five + b"\x1a\x02\x10\x06",  # an unknown field
