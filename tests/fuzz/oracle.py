@@ -5,6 +5,7 @@ strings there, and what the walk leaves alone is bytes.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -172,7 +173,8 @@ def _groups(message: bytes) -> Iterator[bool]:
             entry = ENTRY.FromString(serialized)
             yield _has_group(entry)
             for value in entry.value:
-                yield _has_group(service_pb2.InferParameter.FromString(value))
+                with suppress(DecodeError):  # of a key that says nothing to anybody
+                    yield _has_group(service_pb2.InferParameter.FromString(value))
 
 
 def _has_group(parsed: Any) -> bool:

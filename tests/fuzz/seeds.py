@@ -36,6 +36,8 @@ def messages() -> Iterator[bytes]:
     yield name + b"\x0a\x81\x80\x80\x80\x80\x00B"  # an overlong size
     yield name + b"\x40" + b"\xff" * 9 + b"\x7f"  # a number beyond 64 bits
     yield b"\x0a\x01\xff" + name  # no UTF-8, and overridden
+    # A value that is no parameter, of a key that is not read, and then a group in an entry.
+    yield name + b"\x22\x0f\x0a\x09sequence_\x12\x02\x0f\x01" + b"\x22\x0d\x0a\x09sequence_\x73\x74"
     # An output whose parameter is "class", and the rest of the word a field that protobuf drops.
     output = b"\x12\x14\x0a\x05classification\x12\x02\x10\x02"
     yield name + b"\x32" + bytes((len(output),)) + output
