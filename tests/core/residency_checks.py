@@ -130,6 +130,10 @@ def wants_are_in_hand(fleet: Fleet) -> None:
             if replica.state is State.QUEUED:
                 assert demand.needed(fleet, replica.key), f"nobody wants {replica.key}"
                 assert fleet.servers[replica.key.server].accepting
+    for server in fleet.servers.values():
+        account = fleet.accounts[server.id]
+        over = account.excess(server, server.budget, server.max_models)
+        assert not (over and account.waiting), f"{over} too much for what waits on {server.id}"
 
 
 def it_will_be_woken(engine: Engine, now: float | None) -> None:

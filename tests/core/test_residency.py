@@ -17,7 +17,9 @@ from services.controller.core.entities import Health, ReplicaKey, Server, UnitSp
 from services.controller.core.limits import Limits
 from services.controller.core.states import TRANSITIONS, Cause, State, after
 from tests.core.residency_checks import check
-from tests.core.residency_world import ABCD, MIB, World, ensemble, spec, unit
+from tests.core.residency_world import ABCD, MIB, World, ensemble, servers, spec, unit
+
+ONE_AT_A_TIME = Limits(loads_per_server=1)
 
 
 def test_every_move_is_in_the_table() -> None:
@@ -319,6 +321,23 @@ def test_a_grown_resident_does_not_leave_a_placed_load_without_room() -> None:
     assert isinstance(world.answers[waiter], ev.Granted)
 
 
+def test_a_group_whose_part_outgrows_its_server_finds_another() -> None:
+    """Its own part grew: waiting there would last for ever."""
+    world = World(
+        [spec("a", 100), spec("b", 100), ensemble("e", "a", "b")], servers(2, 220), ONE_AT_A_TIME
+    )
+    waiter = world.ask("e")
+    first = world.take(ev.Load, "a")
+    here = first.key.server
+    world.feed(ev.Loaded(first.key, first.attempt, 0.1))
+    world.feed(ev.Measured(here, {unit("a"): {"ram": 150 * MIB}}, {}))
+    check(world.engine)
+    world.settle(3.0)
+    (there,) = {replica.key.server for replica in world.fleet.ready(unit("e"))}
+    assert there != here
+    assert world.granted(waiter).key.server == there
+
+
 # --- versions and ensembles -----------------------------------------------------------------------
 
 
@@ -449,6 +468,16 @@ def test_what_a_part_is_made_of_anew_is_loaded_too() -> None:
     world.work()
     world.granted(waiter)
     assert world.ready() == {"a", "b", "c", "e", "top"}
+
+
+def test_a_part_that_is_dropped_before_its_load_is_not_loaded() -> None:
+    world = World([*ABCD, ensemble("e", "a", "b")], limits=ONE_AT_A_TIME)
+    waiter = world.ask("e")
+    world.register(ensemble("e", "a", "c"))
+    check(world.engine)
+    world.work()
+    world.granted(waiter)
+    assert world.ready() == {"a", "c", "e"}
 
 
 def test_placement_prefers_the_emptier_server() -> None:

@@ -308,6 +308,17 @@ class Residency(RuleBasedStateMachine):
         self.specs[chosen] = replace(self.SPECS[chosen], **asks)
         self.tell_of(chosen.model)
 
+    @rule(
+        user=st.sampled_from(["bls", "e", "top"]),
+        parts=st.sets(st.sampled_from(["a", "c", "d", "g"]), min_size=1, max_size=3),
+    )
+    def rewire(self, user: str, parts: set[str]) -> None:
+        """Parts are named in the config, so it has another digest too."""
+        chosen, requires = unit(user), tuple(map(unit, sorted(parts)))
+        digest = " ".join(sorted(parts))
+        self.specs[chosen] = replace(self.SPECS[chosen], requires=requires, config_digest=digest)
+        self.tell_of(chosen.model)
+
     @rule(data=st.data())
     def unregister(self, data: st.DataObject) -> None:
         chosen = data.draw(st.sampled_from(self.units()))

@@ -1,6 +1,7 @@
 """Who waits for what: joining, refusing, granting, and eviction on request."""
 
 from bisect import bisect_left, insort
+from collections.abc import Iterable
 from heapq import heappop, heappush
 
 from services.common.errors import (
@@ -270,10 +271,40 @@ def forsake(fleet: Fleet, want: Want | None, now: float) -> None:
     if want is None or want.server is None or want.unit not in fleet.specs:
         return
     here = fleet.replicas[want.server]
-    for member in fleet.group(fleet.specs[want.unit]):
-        replica = here.get(member.unit)
-        if replica is not None and replica.state is State.QUEUED and not needed(fleet, replica.key):
+    members = fleet.group(fleet.specs[want.unit])
+    kept = [here[member.unit] for member in members if member.unit in here]
+    give_up_unneeded(fleet, kept, now)
+
+
+def give_up_unneeded(fleet: Fleet, places: Iterable[Replica], now: float) -> None:
+    """Give up those of `places` that no want needs any more, where nothing is loaded yet."""
+    for replica in list(places):
+        if replica.state is State.QUEUED and not needed(fleet, replica.key):
             fleet.remove(replica, Cause.ABANDONED, now)
+
+
+def displace_last(fleet: Fleet, server: str, reason: str, now: float) -> bool:
+    """Take its place on `server` from the last in turn of the wants that wait there for a load, so
+    that it looks for another; False: none does."""
+    here = fleet.replicas[server].values()
+    waiting = {
+        unit
+        for replica in here
+        if replica.state is State.QUEUED
+        for unit in with_users(fleet, replica.unit)
+    }
+    wants = [
+        want
+        for unit in waiting
+        if (want := fleet.wants.get(unit)) is not None and want.server == server
+    ]
+    if not wants:
+        return False
+    last = max(wants, key=lambda want: order(fleet, want))
+    fleet.wants[last.unit] = last.unplaced(reason)
+    fleet.fresh[last.unit] = None
+    forsake(fleet, last, now)
+    return True
 
 
 def needed(fleet: Fleet, key: ReplicaKey) -> bool:

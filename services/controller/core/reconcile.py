@@ -52,6 +52,7 @@ def forget_unit(fleet: Fleet, unit: Unit, now: float) -> None:
 def put_spec(fleet: Fleet, spec: UnitSpec, now: float) -> None:
     unit = spec.unit
     known = fleet.specs.get(unit)
+    before = fleet.group(known)[:-1] if known is not None else ()
     if known is not None:
         _unlink(fleet, known)
     fleet.specs[unit] = spec
@@ -66,6 +67,8 @@ def put_spec(fleet: Fleet, spec: UnitSpec, now: float) -> None:
         for user in demand.with_users(fleet, unit):
             if user in fleet.wants:
                 fleet.fresh[user] = None
+        for member in before:
+            demand.give_up_unneeded(fleet, fleet.everywhere(member.unit), now)
     if known is None:
         for stranger in list(fleet.everywhere(unit)):
             budget = fleet.servers[stranger.key.server].budget
@@ -296,13 +299,16 @@ def resized(fleet: Fleet, replica: Replica) -> Replica:
 
 
 def repay(fleet: Fleet, server: Server, now: float) -> None:
-    """Evict until what stays fits: it grew beyond what was reserved, or came unasked."""
+    """Evict until what stays fits: it grew beyond what was reserved, or came unasked. Where nothing
+    may leave, what waits there to be loaded looks for another place, last in turn first."""
     account = fleet.accounts[server.id]
     while over := account.excess(server, server.budget, server.max_models):
+        reason = f"{server.id} is over its limit by {accounts.excess_text(over)}"
         family = victims.first_to_free(fleet, server.id, over, Terms())
         if family is None:
-            return
-        reason = f"{server.id} is over its limit by {accounts.excess_text(over)}"
+            if not demand.displace_last(fleet, server.id, reason, now):
+                return
+            continue
         chosen = victims.ensembles_first(fleet, server.id, set(family))
         weighed = victims.weighed(fleet, server.id, chosen, now)
         for unit in chosen:
