@@ -20,7 +20,7 @@ from tritonclient.grpc import service_pb2
 
 from services.common.errors import InvalidField
 from services.router.core import admission, limit
-from services.router.core.admission import Bounds, Gate, Refusal
+from services.router.core.admission import RECKONED_SECONDS, Bounds, Gate, Refusal
 from services.router.core.limit import FIRST, MOST, Limit, Window, back, measured, prompt
 from services.router.core.priority import Priority, priority_of
 from services.router.core.queues import AGING_TURNS, Queue, Waiting
@@ -162,6 +162,7 @@ class Gatekeeper(RuleBasedStateMachine):
         self.running = 0
         self.ended: Counter[Waiting] = Counter()
         self.waiting: dict[Waiting, float] = {}
+        self.reckoned: dict[tuple[Priority, int], list[tuple[float, int]]] = {}
 
     @initialize(
         requests=st.integers(1, 6),
@@ -183,10 +184,14 @@ class Gatekeeper(RuleBasedStateMachine):
     )
     def arrive(self, priority: Priority, tenant: str, size: int, patience: float) -> object:
         more_urgent = self.gate.queue.any_up_to(priority)
-        capacity = self.capacity(priority)
-        if self.gate.enter(priority, self.replicas, self.now):
+        reckoned = self.reckoned.setdefault((priority, self.replicas), [])
+        reckoned.append((self.now, self.capacity(priority)))
+        enters = self.gate.enter(priority, self.replicas, self.now)
+        reckoned.append((self.now, self.capacity(priority)))
+        if enters:
             assert not more_urgent, "it overtook one that is as urgent"
-            assert self.running < max(capacity, self.capacity(priority))
+            since = self.now - RECKONED_SECONDS
+            assert self.running < max(capacity for at, capacity in reckoned if at >= since)
             self.running += 1
             return multiple()
         one = Waiting(tenant, priority, size, self.now, 0.0)
@@ -232,6 +237,7 @@ class Gatekeeper(RuleBasedStateMachine):
     def workers(self, number: int) -> None:
         self.bounds.workers = number
         self.gate.divide()
+        self.reckoned.clear()
         self.release()
 
     def capacity(self, priority: Priority) -> int:

@@ -283,30 +283,6 @@ def give_up_unneeded(fleet: Fleet, places: Iterable[Replica], now: float) -> Non
             fleet.remove(replica, Cause.ABANDONED, now)
 
 
-def displace_last(fleet: Fleet, server: str, reason: str, now: float) -> bool:
-    """Take its place on `server` from the last in turn of the wants that wait there for a load, so
-    that it looks for another; False: none does."""
-    here = fleet.replicas[server].values()
-    waiting = {
-        unit
-        for replica in here
-        if replica.state is State.QUEUED
-        for unit in with_users(fleet, replica.unit)
-    }
-    wants = [
-        want
-        for unit in waiting
-        if (want := fleet.wants.get(unit)) is not None and want.server == server
-    ]
-    if not wants:
-        return False
-    last = max(wants, key=lambda want: order(fleet, want))
-    fleet.wants[last.unit] = last.unplaced(reason)
-    fleet.fresh[last.unit] = None
-    forsake(fleet, last, now)
-    return True
-
-
 def needed(fleet: Fleet, key: ReplicaKey) -> bool:
     """Whether a want that is placed on the server needs the unit there."""
     return any(

@@ -70,6 +70,30 @@ def has_place(fleet: Fleet, want: Want) -> bool:
     )
 
 
+def displace_last(fleet: Fleet, server: str, reason: str, now: float) -> bool:
+    """Take its place on `server` from the last in turn of the wants that wait there for a load, so
+    that it looks for another; False: none does."""
+    here = fleet.replicas[server].values()
+    waiting = {
+        unit
+        for replica in here
+        if replica.state is State.QUEUED
+        for unit in demand.with_users(fleet, replica.unit)
+    }
+    wants = [
+        want
+        for unit in waiting
+        if (want := fleet.wants.get(unit)) is not None and want.server == server
+    ]
+    if not wants:
+        return False
+    last = max(wants, key=lambda want: demand.order(fleet, want))
+    fleet.wants[last.unit] = last.unplaced(reason)
+    fleet.fresh[last.unit] = None
+    demand.forsake(fleet, last, now)
+    return True
+
+
 def terms(want: Want, now: float) -> Terms:
     """What may be evicted for a want, by its purpose."""
     if want.purpose >= Purpose.KEPT:

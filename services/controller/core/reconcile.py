@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Final
 
 from services.common.errors import VersionNotFound
-from services.controller.core import accounts, demand, draining, memory, victims
+from services.controller.core import accounts, demand, draining, memory, placing, victims
 from services.controller.core import events as ev
 from services.controller.core.entities import Health, Replica, ReplicaKey, Server, Unit, UnitSpec
 from services.controller.core.fleet import Fleet
@@ -306,7 +306,7 @@ def repay(fleet: Fleet, server: Server, now: float) -> None:
         reason = f"{server.id} is over its limit by {accounts.excess_text(over)}"
         family = victims.first_to_free(fleet, server.id, over, Terms())
         if family is None:
-            if not demand.displace_last(fleet, server.id, reason, now):
+            if not placing.displace_last(fleet, server.id, reason, now):
                 return
             continue
         chosen = victims.ensembles_first(fleet, server.id, set(family))

@@ -87,7 +87,6 @@ class Gate:
         self._bounds = bounds
         self._fixed = fixed
         self.limit = Limit()
-        self.divide()
         self.queue = Queue()
         self.in_flight = 0
         self.latency = 0.0
@@ -105,12 +104,13 @@ class Gate:
         self._tried = -math.inf
         self._room_is = 0
         self._room_for = (Priority.NORMAL, 0)
-        self._room_until = -math.inf
+        self.divide()
 
     def divide(self) -> None:
         """The number of workers has changed."""
         if self._fixed is not None:
             self.limit = Limit(value=self._bounds.share(self._fixed))
+        self._room_until = -math.inf
 
     # --- in and out -------------------------------------------------------------------------------
 
