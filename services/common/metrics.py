@@ -20,6 +20,8 @@ _RPC_BUCKETS: Final = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),
 )
+# How often the server looks whether it is to end; its own half second would be most of an exit.
+_LOOK_SECONDS: Final = 0.05
 
 RPC_SECONDS: Final = Histogram(
     "shoal_rpc_seconds",
@@ -56,7 +58,7 @@ class MetricsServer:
         self._server = _Server(listener)
         self.port: int = self._server.server_port
         self._thread = threading.Thread(
-            target=self._server.serve_forever, name="metrics", daemon=True
+            target=self._server.serve_forever, args=(_LOOK_SECONDS,), name="metrics", daemon=True
         )
         self._thread.start()
 

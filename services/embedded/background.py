@@ -1,5 +1,6 @@
 """A `shoal up` in a process of its own, for programs: tests, benches, the demo."""
 
+import contextlib
 import json
 import os
 import signal
@@ -12,10 +13,12 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple
 
 from services.embedded.runs import Run, sweep
+from services.embedded.stack import SAME_WISH
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _LAUNCHER: Final = str(Path(__file__).with_name("launcher.py"))
 _POLL: Final = 0.02  # seconds
+_AT_ONCE_AFTER: Final = SAME_WISH + 0.1  # seconds
 _STOP_WITHIN: Final = 60.0  # seconds; longer than the sum of what `shoal up` gives its parts
 
 FREE_PORTS: Final = tuple(
@@ -66,7 +69,7 @@ class Announced(NamedTuple):
 
 
 class BackgroundStack:
-    """Starts on entry, on free ports unless `arguments` say otherwise; stops on exit.
+    """Starts on entry, on free ports unless `arguments` say otherwise; ends on exit.
 
     `start_within`: seconds until it must be ready. It dies with the thread that starts it. Its
     output is in the file `output` while it runs.
@@ -114,6 +117,13 @@ class BackgroundStack:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Stop it, and when that takes long, wait for nobody: what runs is killed, and swept up."""
+        self.process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_AT_ONCE_AFTER)
         self.stop()
 
     def stop(self, within: float = _STOP_WITHIN) -> int:

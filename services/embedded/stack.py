@@ -26,7 +26,7 @@ EXIT_KILLED: Final = 130  # a second signal cut the stop short
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Seconds. Who signals a group of processes often signals its members too: `timeout`, or make, which
 # hands a SIGTERM on that the service manager has sent to both.
-_SAME_WISH: Final = 0.3
+SAME_WISH: Final = 0.3
 
 
 class Interrupts:
@@ -51,7 +51,7 @@ class Interrupts:
         if not self.stop.is_set():
             self._first = now
             self.stop.set()
-        elif now - self._first > _SAME_WISH:
+        elif now - self._first > SAME_WISH:
             self.at_once.set()
 
 

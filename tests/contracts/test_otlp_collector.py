@@ -247,7 +247,8 @@ async def test_a_real_triton_sends_what_is_understood(tmp_path: Path) -> None:
 
     def infer(to: Collector) -> None:
         url = f"http://{LOOPBACK}:{to.http_port}/v1/traces"
-        with triton_direct(tmp_path, ROOT / "model_repository", trace_url=url) as server:
+        repository = ROOT / "model_repository"
+        with triton_direct(tmp_path, repository, orderly=True, trace_url=url) as server:
             server.load("multiplier")
             numbers = triton.InferInput("INPUT", [1, 1], "FP32")
             numbers.set_data_from_numpy(np.ones((1, 1), np.float32))

@@ -6,7 +6,8 @@ import secrets
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,13 +71,18 @@ class DirectTriton:
 
 @contextlib.contextmanager
 def triton_direct(
-    folder: Path, *repositories: Path, start_s: float = START_S, **settings: Any
+    folder: Path,
+    *repositories: Path,
+    start_s: float = START_S,
+    orderly: bool = False,
+    **settings: Any,
 ) -> Iterator[DirectTriton]:
-    """Starts a server over `repositories`, on free loopback ports, and stops it in the end.
+    """Starts a server over `repositories`, on free loopback ports, and kills it in the end.
 
-    `folder` takes its log and its backend directory; `settings` are further fields of TritonSpec.
-    Nothing is left behind: no process, no shared memory. Raises RuntimeError, with the end of the
-    log, when the server has ended by itself; a test may kill it.
+    `folder` takes its log and its backend directory; `orderly`: it is given the time to unload its
+    models and to send its spans; `settings` are further fields of TritonSpec. Nothing is left
+    behind: no process, no shared memory. Raises RuntimeError, with the end of the log, when the
+    server has ended by itself; a test may kill it.
     """
     started_at = time.time()
     grpc_port, metrics_port = pick(2)
@@ -109,9 +115,28 @@ def triton_direct(
             if started.poll() not in (0, -signal.SIGKILL):
                 exited(started, log)
     finally:
-        stop(started, process)
+        stop(started, process, signal.SIGTERM if orderly else signal.SIGKILL)
         leftovers.remove_shared_memory(spec.shm_prefix)
         leftovers.remove_backend_folders(started_at)
+
+
+@contextlib.contextmanager
+def two_servers(
+    folder: Path, repository: Path, models: Sequence[str]
+) -> Iterator[dict[str, DirectTriton]]:
+    """`a` and `b`, each with all of `models`."""
+    subprocess.run([triton_python(), "-m", "compileall", "-q", repository], check=True)
+    with (
+        triton_direct(folder / "a", repository, id=f"a-{secrets.token_hex(4)}") as first,
+        triton_direct(folder / "b", repository, id=f"b-{secrets.token_hex(4)}") as second,
+        ThreadPoolExecutor(4) as loading,
+    ):
+        loads = [
+            loading.submit(server.load, model) for server in (first, second) for model in models
+        ]
+        for load in loads:
+            load.result()
+        yield {"a": first, "b": second}
 
 
 def triton_python() -> Path:
@@ -146,19 +171,15 @@ def exited(started: subprocess.Popen[bytes], log: Path) -> bool:
     return False
 
 
-def stop(started: subprocess.Popen[bytes], process: psutil.Process) -> None:
+def stop(started: subprocess.Popen[bytes], process: psutil.Process, wish: signal.Signals) -> None:
     try:
         stubs = process.children(recursive=True)
     except psutil.NoSuchProcess:
         stubs = []
-    started.send_signal(signal.SIGTERM)
+    started.send_signal(wish)
     try:
         started.wait(STOP_S)
     except subprocess.TimeoutExpired:
         started.kill()
         started.wait(STOP_S)
-    _, alive = psutil.wait_procs(stubs, timeout=3)
-    for stub in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            stub.kill()
-    psutil.wait_procs(alive, timeout=3)
+    leftovers.end(stubs)

@@ -2,10 +2,8 @@
 
 import asyncio
 import struct
-import subprocess
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,8 +35,7 @@ from shoal.controller.v1.controller_service_pb2_grpc import (
     add_ControllerServiceServicer_to_server,
 )
 from shoal.registry.v1 import types_pb2 as registry
-from tests.fleet.triton_direct import DirectTriton, triton_direct, triton_python
-from tests.services.test_router_controllers import stopped_at_once
+from tests.fleet.triton_direct import DirectTriton
 from tests.services.triton_models import config, write, write_program
 
 SECONDS = 20.0
@@ -352,27 +349,6 @@ async def routed(places: Places) -> AsyncIterator[Routed]:
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
-
-
-@contextmanager
-def two_servers(
-    folder: Path, repository: Path, models: Sequence[str]
-) -> Iterator[dict[str, DirectTriton]]:
-    """`a` and `b`, each with all of `models`."""
-    subprocess.run([triton_python(), "-m", "compileall", "-q", repository], check=True)
-    with (
-        triton_direct(folder / "a", repository, **stopped_at_once("a")) as first,
-        triton_direct(folder / "b", repository, **stopped_at_once("b")) as second,
-    ):
-        with ThreadPoolExecutor(4) as loading:
-            list(loading.map(first.load, models))
-            list(loading.map(second.load, models))
-        try:
-            yield {"a": first, "b": second}
-        finally:
-            for server in (first, second):
-                if server.process.is_running():
-                    server.process.kill()
 
 
 def on_a(servers: Mapping[str, DirectTriton], models: Sequence[str], **fields: Any) -> Places:

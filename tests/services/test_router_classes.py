@@ -11,7 +11,6 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from shoal.controller.v1 import controller_service_pb2 as wire
 from tests.fleet.triton_direct import DirectTriton, triton_direct
 from tests.services.stream_harness import SECONDS, Places, ask, numbers, routed
-from tests.services.test_router_controllers import stopped_at_once
 from tests.services.triton_models import config
 
 pytestmark = pytest.mark.triton
@@ -62,7 +61,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DirectTriton]:
     (models / MODEL / "1" / "model.py").write_text(_CODE)
     (models / MODEL / "config.pbtxt").write_text(text_format.MessageToString(described()))
     folder = tmp_path_factory.mktemp("server")
-    with triton_direct(folder, models, **stopped_at_once("a")) as running:
+    with triton_direct(folder, models) as running:
         running.load(MODEL)
         yield running
 

@@ -3,13 +3,11 @@
 import asyncio
 import itertools
 import os
-import secrets
 import signal
 import struct
-import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +33,13 @@ from shoal.controller.v1.controller_service_pb2_grpc import (
     ControllerServiceStub,
     add_ControllerServiceServicer_to_server,
 )
-from tests.fleet.triton_direct import DirectTriton, triton_direct, triton_python
+from tests.fleet.triton_direct import DirectTriton, two_servers
 from tests.services.triton_models import pids, write
 
 MODEL = "echo"
 TARGET = Target(MODEL, 1)
 OTHER = Target("other", 1)
+MODELS = (MODEL, OTHER.model)
 SOON = 10.0  # seconds
 
 
@@ -310,34 +309,15 @@ async def test_requests_are_counted_since_they_were_told_last() -> None:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    write(folder, MODEL)
-    write(folder, OTHER.model)
-    subprocess.run([triton_python(), "-m", "compileall", "-q", folder], check=True)
+    for model in MODELS:
+        write(folder, model)
     return folder
-
-
-def stopped_at_once(name: str) -> dict[str, Any]:
-    """Settings of a server; one whose models are dead or stopped ends by its time-out alone."""
-    return {"id": f"{name}-{secrets.token_hex(4)}", "exit_timeout_s": 1}
-
-
-@contextmanager
-def both(folder: Path, models: Path) -> Iterator[dict[str, DirectTriton]]:
-    with (
-        triton_direct(folder / "a", models, **stopped_at_once("a")) as first,
-        triton_direct(folder / "b", models, **stopped_at_once("b")) as second,
-    ):
-        found = {"a": first, "b": second}
-        for server in found.values():
-            server.load(MODEL)
-            server.load(OTHER.model)
-        yield found
 
 
 @pytest.fixture
 def servers(models: Path, tmp_path: Path) -> Iterator[dict[str, DirectTriton]]:
     """For a test that harms them."""
-    with both(tmp_path, models) as found:
+    with two_servers(tmp_path, models, MODELS) as found:
         yield found
 
 
@@ -345,7 +325,7 @@ def servers(models: Path, tmp_path: Path) -> Iterator[dict[str, DirectTriton]]:
 def lasting(
     models: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, DirectTriton]]:
-    with both(tmp_path_factory.mktemp("lasting"), models) as found:
+    with two_servers(tmp_path_factory.mktemp("lasting"), models, MODELS) as found:
         yield found
 
 

@@ -15,7 +15,7 @@ from services.router.core.routes import Replica, Target
 from services.router.core.wire import overridden
 from services.router.stream_plain import PlainCalls, PlainStream
 from services.router.tuning import CHANNEL_OPTIONS
-from tests.fleet.triton_direct import DirectTriton
+from tests.fleet.triton_direct import DirectTriton, two_servers
 from tests.services.stream_harness import (
     ECHO,
     FRAIL,
@@ -31,7 +31,6 @@ from tests.services.stream_harness import (
     numbers,
     on_a,
     routed,
-    two_servers,
     write_models,
 )
 from tests.services.test_router_controllers import stub, until

@@ -19,7 +19,7 @@ from services.router import stream_call, stream_outlet
 from services.router.core.metadata import read
 from services.router.forward import TritonError
 from services.router.requests import Request
-from tests.fleet.triton_direct import DirectTriton
+from tests.fleet.triton_direct import DirectTriton, two_servers
 from tests.services.stream_harness import (
     ECHO,
     FRAIL,
@@ -34,7 +34,6 @@ from tests.services.stream_harness import (
     numbers,
     on_a,
     routed,
-    two_servers,
     write_models,
 )
 from tests.services.test_router_controllers import in_time, stub, until

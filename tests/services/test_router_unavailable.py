@@ -12,8 +12,8 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from tests.fleet.triton_direct import DirectTriton
-from tests.services.stream_harness import SLOW, Places, Talk, ask, routed, two_servers, write_models
+from tests.fleet.triton_direct import DirectTriton, two_servers
+from tests.services.stream_harness import SLOW, Places, Talk, ask, routed, write_models
 from tests.services.test_router_controllers import until
 from tests.services.triton_models import config
 

@@ -10,10 +10,9 @@ from typing import Final
 
 from services.embedded.background import Announced, BackgroundStack
 from services.embedded.part import State
+from services.embedded.stack import SAME_WISH
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Seconds; one wish to stop often comes as two signals, one of them through make.
-_SAME_WISH: Final = 0.3
 # Variables of `shoal up` that would have it do something else than is shown here; where traces go,
 # the memory and Triton's environment remain the user's choice.
 _UNSET: Final = {"SHOAL_DATA": "", "SHOAL_REPOSITORY": ""}
@@ -43,7 +42,7 @@ class DemoStack(BackgroundStack):
     """One Triton with room for `places` models; `say` is told of every part that is ready.
 
     A signal raises Interrupted while it starts, and in or at the next `interruptible`. Another one,
-    or one while it stops, kills it at once.
+    or one while it stops, kills it at once. On exit it is given the time to stop.
     """
 
     def __init__(self, repository: Path, places: int, say: Callable[[str], None]) -> None:
@@ -75,6 +74,9 @@ class DemoStack(BackgroundStack):
             status = super().stop(within)
         self._say(f"Stopped after {time.monotonic() - began:.1f} s. Nothing runs any more.")
         return status
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def wait_for(self, holds: Callable[[Announced], bool], within: float) -> Announced:
         """Raises NotUp."""
@@ -122,7 +124,7 @@ class DemoStack(BackgroundStack):
                 raise Interrupted(number)
             if self._stopping:
                 self.process.send_signal(number)
-        elif now - self._since > _SAME_WISH:
+        elif now - self._since > SAME_WISH:
             self.process.send_signal(number)
 
     def _tell(self, now: Announced) -> None:
