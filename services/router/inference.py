@@ -65,7 +65,7 @@ class Inference:
         info: ModelInfo,
         callers: CallerPolicy,
         further: Mapping[str, Answer],
-        streams: Streams | None = None,
+        streams: Streams,
         *,
         version: str,
     ) -> None:
@@ -80,10 +80,10 @@ class Inference:
     def handlers(self) -> grpc.GenericRpcHandler:
         """The service's handlers: inference takes and gives raw bytes, the rest are messages."""
         infer = self._traced_infer if telemetry.enabled() else self.model_infer
-        methods: dict[str, Any] = {"ModelInfer": grpc.unary_unary_rpc_method_handler(infer)}
-        if self._streams is not None:
-            make = grpc.stream_stream_rpc_method_handler
-            methods["ModelStreamInfer"] = make(self.model_stream_infer)
+        methods: dict[str, Any] = {
+            "ModelInfer": grpc.unary_unary_rpc_method_handler(infer),
+            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self.model_stream_infer),
+        }
         for name, answer in (
             *self._own(),
             *((name, over_grpc(call, self._callers)) for name, call in self._further.items()),
@@ -144,7 +144,6 @@ class Inference:
         return answer.message
 
     async def model_stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
-        assert self._streams is not None
         metadata = tuple(context.invocation_metadata() or ())
         left = cast("float | None", context.time_remaining())
         deadline = None if left is None else time.monotonic() + left

@@ -25,6 +25,8 @@ from services.router.server_calls import ServerCalls
 from services.router.shared_memory import SharedMemory
 from services.router.shared_memory_requests import SharedMemoryRequests
 from services.router.statistics import Statistics
+from services.router.stream_call import StreamCalls
+from services.router.streams import Streams
 from shoal.controller.v1.controller_service_pb2_grpc import ControllerServiceStub
 
 MAX_MESSAGE = 2**31 - 1
@@ -106,7 +108,12 @@ async def router(
                 memory,
                 max_message=MAX_MESSAGE,
             )
-        service = Inference(watch, requests, info, callers, further, version="0.test")
+        calls_of_streams = StreamCalls(
+            watch, asking, forwarder.pick, forwarder.repeats, forwarder.budget
+        )
+        stack.push_async_callback(calls_of_streams.close)
+        streams = Streams(watch, calls_of_streams, requests, statistics, max_message=MAX_MESSAGE)
+        service = Inference(watch, requests, info, callers, further, streams, version="0.test")
         rpc = RpcServer(callers, open_methods=frozenset())
         rpc.grpc.add_generic_rpc_handlers((service.handlers(),))
         running = asyncio.create_task(watch.run())

@@ -196,6 +196,22 @@ async def test_tensors_come_and_go_in_shared_memory(
     )
 
 
+async def test_they_do_in_a_stream_too(client: Any, memory: Memory, output: Memory) -> None:
+    await client.register_system_shared_memory("in", memory.key, SIZE)
+    await client.register_system_shared_memory("out", output.key, SIZE)
+    tensor = triton.InferInput("INPUT", [SIZE // 4], "FP32")
+    tensor.set_shared_memory("in", SIZE)
+    wanted = triton.InferRequestedOutput("OUTPUT")
+    wanted.set_shared_memory("out", SIZE)
+
+    async def requests() -> AsyncIterator[dict[str, Any]]:
+        yield {"model_name": "twice", "inputs": [tensor], "outputs": [wanted]}
+
+    answers = [pair async for pair in client.stream_infer(requests())]
+    assert [error for _, error in answers] == [None]
+    assert output.get() == list(VALUES * 2)
+
+
 async def test_the_plain_client_does_it_too(
     shoal: router_harness.Alone, memory: Memory, output: Memory
 ) -> None:
