@@ -242,6 +242,13 @@ DIFFERENCES: Final[dict[str, Difference]] = {
         "No client sends them, and reading them can be made to cost much",
         _refused("INVALID_ARGUMENT", "wire type 3"),
     ),
+    "shapes": Difference(
+        "An input of more than 2^48 elements, of more than 64 dimensions, or with negative "
+        "dimensions whose product is not negative: INVALID_ARGUMENT, whatever Triton does with it",
+        "Triton lets the product overflow, and where that fits the bytes, a Python model's "
+        "process dies of the input",
+        _refused("INVALID_ARGUMENT", "an input of more than"),
+    ),
     "config": Difference(
         "ModelConfig: without what Triton fills in by itself (version policy, optimization, "
         "names of instance groups, preferred batch sizes)",

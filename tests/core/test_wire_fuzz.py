@@ -48,7 +48,21 @@ entries = st.builds(
     st.booleans(),
 )
 names = st.sampled_from([b"", b"A", b"multiplier", b"\xff", b"\xc3\xa9"])
+sizes = st.integers(-2, 8) | st.sampled_from(
+    [2**24, 2**31, 2**47, 2**48, 2**62, 2**63 - 1, -(2**63)]
+)
+shapes = st.one_of(
+    st.lists(sizes, max_size=4).map(
+        lambda shape: text(3, b"".join(varint(size % 2**64) for size in shape))
+    ),
+    sizes.map(lambda size: field(3, VARINT, varint(size % 2**64))),
+    st.builds(text, st.just(3), st.binary(max_size=4)),
+    st.builds(field, st.just(3), st.sampled_from([FIXED64, OPEN]), st.just(bytes(8))),
+    st.builds(text, st.sampled_from([1, 2, 4, 5]), st.binary(max_size=6)),
+)
+inputs = st.lists(shapes, max_size=4).map(lambda fields: text(5, b"".join(fields)))
 parts = st.one_of(
+    inputs,
     entries.map(lambda entry: text(4, entry)),
     st.builds(text, st.sampled_from([1, 2, 3]), names, st.integers(0, 6), st.integers(0, 6)),
     st.builds(text, st.integers(4, 9), st.binary(max_size=8)),
@@ -100,6 +114,8 @@ def test_what_the_walk_alone_refuses(listed: str) -> None:
         "a parameter with other fields": text(4, text(1, b"sequence_id") + text(3, b"")),
         "more than ": text(5, b"") * 20_000,
         "a name of ": text(1, b"A" * 70_000),
+        "an input of more than": text(5, text(3, varint(2**62))),
+        "an input with negative": text(5, text(3, varint(2**64 - 2) * 2)),
     }
     with pytest.raises(Malformed, match=listed):
         head(messages[listed])
@@ -185,8 +201,8 @@ def test_an_ordinary_request_takes_few_steps(number: int) -> None:
 
 @pytest.mark.parametrize("length", [MIB, LARGE], ids=str)
 def test_tensors_are_passed_over(length: int) -> None:
-    """Nothing of them is looked at, whatever their size."""
-    steps, held = cost(text(1, b"m") + text(7, bytes(length)) + text(5, bytes(length)))
+    """Nothing of their contents is looked at, whatever its size."""
+    steps, held = cost(text(1, b"m") + text(7, bytes(length)) + text(5, text(5, bytes(length))))
     assert steps < ORDINARY_STEPS
     assert held < 16 * 1024
 
@@ -201,6 +217,11 @@ HOSTILE = {
     "groups in groups": lambda size: b"\x43" * size,
     "messages in messages": lambda size: nested(size),
     "a size far beyond the end": lambda size: b"\x0a\xff\xff\xff\xff\x07" + bytes(size),
+    "many inputs": lambda size: text(5, text(3, b"\x02\x03")) * (size // 6),
+    "an input of many fields": lambda size: text(5, b"\x40\x00" * (size // 2)),
+    "a shape of many dimensions": lambda size: text(5, text(3, b"\x01" * size)),
+    "a shape in many fields": lambda size: text(5, b"\x18\x01" * (size // 2)),
+    "a dimension without an end": lambda size: text(5, text(3, b"\xff" * size)),
     "many parameters": lambda size: parameter(b"sequence_id", b"") * (size // 17),
     "a parameter of many fields": lambda size: text(
         4, text(1, b"sequence_id") + b"\x10\x00" * (size // 2)

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 from tritonclient.grpc import service_pb2
 
+from services.controller.footprints import stub_unit
 from services.embedded.background import BackgroundStack
 from shoal.controller.v1 import controller_service_pb2 as controller
 from shoal.controller.v1 import types_pb2 as states
@@ -82,6 +84,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     python_model(folder, "raises", "raise ValueError('weights are missing')")
     python_model(folder, "slow", "time.sleep(4)", more="import time")
     python_model(folder, "huge")
+    python_model(folder, "plain")
     python_model(folder, "busy", execute="time.sleep(30)", more="import time")
     return folder
 
@@ -228,6 +231,43 @@ def test_http_headers_that_are_more_as_metadata(stack: Fleet) -> None:
     with refusal.value as answer:
         assert answer.code == 431
         assert json.load(answer)["reason"] == "METADATA_TOO_LARGE"
+
+
+def processes(stack: Fleet, model: str) -> set[int]:
+    server = psutil.Process(stack.stack.announced().pid_of("triton-0"))
+    units = ((child.pid, stub_unit(child.cmdline())) for child in server.children())
+    return {pid for pid, unit in units if unit is not None and unit.model == model}
+
+
+@pytest.mark.parametrize("shape", [[2**62], [2**63 - 1, 0], [-2, -4]], ids=str)
+def test_a_shape_of_which_a_models_process_would_die(stack: Fleet, shape: list[int]) -> None:
+    """Bytes of the size that an overflowing product of it gives."""
+    assert ask(stack, "plain")
+    before = processes(stack, "plain")
+    size = 32 if shape == [-2, -4] else 0
+    request = service_pb2.ModelInferRequest(model_name="plain")
+    request.inputs.add(name="INPUT", datatype="FP32", shape=shape)
+    request.raw_input_contents.append(bytes(size))
+    code, info, text = refusal(lambda: stack.inference.ModelInfer(request, timeout=5))
+    assert (code, info.reason) == ("INVALID_ARGUMENT", "MALFORMED_MESSAGE")
+    assert str(shape) in text
+    (reply,) = stack.inference.ModelStreamInfer(iter([request]), timeout=5)
+    assert str(shape) in reply.error_message
+
+    as_json = [size % 2**64 for size in shape]  # where Triton takes no negative numbers
+    tensor = {"name": "INPUT", "datatype": "FP32", "shape": as_json}
+    head = json.dumps({"inputs": [{**tensor, "parameters": {"binary_data_size": size}}]}).encode()
+    over_http = urllib.request.Request(
+        f"http://{stack.router_http}/v2/models/plain/infer",
+        head + bytes(size),
+        {"Inference-Header-Content-Length": str(len(head))},
+    )
+    with pytest.raises(urllib.error.HTTPError) as answer, urllib.request.urlopen(over_http):
+        pass
+    assert answer.value.code == 400
+    answer.value.close()
+    assert ask(stack, "plain")
+    assert processes(stack, "plain") == before != set()
 
 
 def test_bytes_that_are_no_message(stack: Fleet) -> None:

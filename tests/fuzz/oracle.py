@@ -1,11 +1,12 @@
 """What protobuf reads of the bytes of a ModelInferRequest, and whether the Router's walk agrees.
 
-The walk looks at the top level alone, so it is compared with a message that has no more: names are
-strings there, and what the walk leaves alone is bytes.
+The walk looks at the top level, and into inputs for their shapes, so it is compared with messages
+that have no more: names are strings there, and what the walk leaves alone is bytes.
 """
 
 from collections.abc import Iterator
 from contextlib import suppress
+from math import prod
 from typing import Any, Final
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -25,13 +26,21 @@ STRICTER: Final = {
     "a parameter with other fields": "parsers drop, merge or keep such an entry of a map",
     "more than ": "more fields than a client sends",
     "a name of ": "longer names than a client sends",
+    "an input of more than": "elements that no memory holds: Triton's product of them overflows",
+    "an input with negative": "likewise, where the product is none that Triton refuses",
 }
 """What the walk refuses although protobuf's Python parser takes it, by the beginning of its text,
 and why."""
 
 
-def _message(name: str, strings: dict[str, int], contents: dict[str, int]) -> Any:
-    """A message class of optional strings and repeated bytes: field numbers by name."""
+def _message(
+    name: str,
+    strings: dict[str, int],
+    contents: dict[str, int],
+    numbers: dict[str, int] | None = None,
+) -> Any:
+    """A message class of optional strings, repeated bytes and repeated int64: field numbers by
+    name."""
     file = descriptor_pb2.FileDescriptorProto(name=f"{name}.proto", package="fuzz", syntax="proto3")
     message = file.message_type.add(name=name)
     for field, number in strings.items():
@@ -41,6 +50,10 @@ def _message(name: str, strings: dict[str, int], contents: dict[str, int]) -> An
     for field, number in contents.items():
         message.field.add(
             name=field, number=number, type=Field.TYPE_BYTES, label=Field.LABEL_REPEATED
+        )
+    for field, number in (numbers or {}).items():
+        message.field.add(
+            name=field, number=number, type=Field.TYPE_INT64, label=Field.LABEL_REPEATED
         )
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)  # type: ignore[no-untyped-call]
@@ -53,13 +66,16 @@ TOP: Final = _message(
     {"parameters": 4, "inputs": 5, "outputs": 6, "raw_input_contents": 7},
 )
 ENTRY: Final = _message("Entry", {}, {"key": 1, "value": 2})
+INPUT: Final = _message("Input", {}, {}, {"shape": 3})
 
 
 def top_level(message: bytes) -> Head | None:
-    """What the walk should find; None where protobuf refuses the top level, or the parameters that
-    speak of sequences."""
+    """What the walk should find; None where protobuf refuses the top level, an input, or the
+    parameters that speak of sequences."""
     try:
         top = TOP.FromString(message)
+        for tensor in top.inputs:
+            INPUT.FromString(tensor)
         said = dict(_entry(entry) for entry in top.parameters if _read(entry))
     except (DecodeError, UnicodeDecodeError):
         return None
@@ -144,6 +160,8 @@ def disagreement(message: bytes) -> str:
         return _unlisted(str(refusal), message)
     if found != wanted:
         return f"the walk read {found}, protobuf {wanted}"
+    if any(_beyond_memory(message)):
+        return "the walk took a shape that overflows"
     if full is not None and not _alike(found, full):
         return f"the walk read {found}, Triton would read {full}"
     return _escapes(message, found)
@@ -162,12 +180,16 @@ def _unlisted(refusal: str, message: bytes) -> str:
         return f"the walk sees a group where there is none: {refusal}"
     if listed == "a parameter with other fields" and not any(_odd_entries(message)):
         return f"the walk sees an odd parameter where there is none: {refusal}"
+    if listed and listed.startswith("an input") and not any(_beyond_memory(message)):
+        return f"the walk sees an odd shape where there is none: {refusal}"
     return "" if listed else f"the walk refused, protobuf did not: {refusal}"
 
 
 def _groups(message: bytes) -> Iterator[bool]:
     top = TOP.FromString(message)
     yield _has_group(top)
+    for tensor in top.inputs:
+        yield _has_group(INPUT.FromString(tensor))
     for serialized in top.parameters:
         if _read(serialized):
             entry = ENTRY.FromString(serialized)
@@ -186,6 +208,14 @@ def _odd_entries(message: bytes) -> Iterator[bool]:
         entry = ENTRY.FromString(serialized)
         unknown = len(UnknownFieldSet(entry))  # type: ignore[no-untyped-call]
         yield len(entry.key) > 1 or len(entry.value) > 1 or unknown > 0
+
+
+def _beyond_memory(message: bytes) -> Iterator[bool]:
+    """Whether an input's shape is one that the walk must refuse."""
+    for tensor in TOP.FromString(message).inputs:
+        shape = INPUT.FromString(tensor).shape
+        yield len(shape) > 64 or (any(size < 0 for size in shape) and prod(shape) >= 0)
+        yield prod(max(1, abs(size)) for size in shape) > 2**48
 
 
 def _escapes(message: bytes, found: Head) -> str:

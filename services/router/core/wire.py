@@ -8,6 +8,7 @@ overrides the one before it.
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import repeat
+from math import prod
 from typing import Final, NamedTuple
 
 # Field numbers of inference.ModelInferRequest; in ModelInferResponse the first two are the same.
@@ -16,7 +17,9 @@ MODEL_VERSION: Final = 2
 MARK: Final = "0"  # before a version, in a request of `overridden_in_stream`
 
 _NAMES: Final = frozenset({1 << 3 | 2, 2 << 3 | 2, 3 << 3 | 2})  # model, version, id
-_TENSORS: Final = frozenset({5 << 3 | 2, 7 << 3 | 2})  # inputs and their contents: not looked into
+_INPUT: Final = 5 << 3 | 2  # an InferInputTensor, of which only the shape is looked at
+_SHAPE: Final = 3
+_CONTENTS: Final = 7 << 3 | 2  # of an input: not looked into
 _KEY, _VALUE = 1, 2  # in an entry of a map
 _PARAMETER: Final = 4 << 3 | 2  # an entry of the map `parameters`
 _READ: Final = frozenset({"sequence_id", "sequence_start", "sequence_end", "priority"})
@@ -45,6 +48,9 @@ _MAX_FIELDS: Final = 2**14
 _MAX_TEXT: Final = 2**16  # bytes of a name, version or id
 _MAX_PARAMETERS: Final = 64  # of those that are read
 _MAX_PARAMETER_FIELDS: Final = 16
+_MAX_INPUT_FIELDS: Final = 256
+_MAX_DIMENSIONS: Final = 64  # as many as numpy has
+_MAX_ELEMENTS: Final = 2**48  # of a tensor: no memory holds more
 
 
 class Malformed(ValueError):
@@ -71,8 +77,8 @@ class Head(NamedTuple):
 def head(message: bytes) -> Head:
     """Model, version, id, sequence and priority of a serialized ModelInferRequest.
 
-    Raises Malformed; also for what protobuf would take and no client sends: groups, and more or
-    larger fields than the limits above.
+    Raises Malformed; also for what protobuf would take and no client sends: groups, more or larger
+    fields than the limits above, and shapes whose elements cannot be counted.
     """
     found = ["", "", "", ""]
     said: list[slice] = []
@@ -85,8 +91,13 @@ def head(message: bytes) -> Head:
             tag = message[position]
             size = message[position + 1]
             if size < 0x80:  # what there is of most requests
-                if tag in _TENSORS:
+                if tag == _CONTENTS:
                     position += size + 2
+                    continue
+                if tag == _INPUT:
+                    start = position + 2
+                    position = start + size
+                    _check_small_input(message[start:position])
                     continue
                 if tag in _NAMES:
                     start = position + 2
@@ -116,6 +127,8 @@ def head(message: bytes) -> Head:
                     said.append(slice(start, position))
                 elif tag == _OUTPUT and message.find(_CLASSES, start, position) >= 0:
                     classes = True
+                elif tag == _INPUT and position <= end:
+                    _check_input(message, slice(start, position))
             elif kind == _VARINT:
                 _, position = varint(message, position, _VARINT_BYTES)
             elif kind == _FIXED64:
@@ -137,6 +150,47 @@ def head(message: bytes) -> Head:
         raise Malformed(f"a name is not UTF-8: {error.reason}") from error
     except IndexError as error:
         raise Malformed("it ends in the middle of a field") from error
+
+
+@lru_cache(maxsize=10_000)
+def _check_small_input(tensor: bytes) -> None:
+    """As `_check_input`: the inputs of a model are alike from request to request."""
+    _check_input(tensor, slice(0, len(tensor)))
+
+
+def _check_input(message: bytes, tensor: slice) -> None:
+    """Raises Malformed where dimensions do not multiply to a number of elements. Triton 24.10 lets
+    the product overflow, and where that fits the contents, the process of a Python model dies of
+    such an input, and the model does not even unload. It refuses negative products itself."""
+    shape = _dimensions(message, tensor)
+    if prod(max(abs(size), 1) for size in shape) > _MAX_ELEMENTS:
+        raise Malformed(f"an input of more than {_MAX_ELEMENTS} elements: {shape}")
+    if min(shape, default=0) < 0 <= prod(shape):
+        raise Malformed(f"an input with negative dimensions: {shape}")
+
+
+def _dimensions(message: bytes, tensor: slice) -> list[int]:
+    """The shape of an InferInputTensor."""
+    shape: list[int] = []
+    for number, kind, content in _fields(message, tensor, "an input", _MAX_INPUT_FIELDS):
+        if number != _SHAPE or kind not in (_VARINT, _BYTES):
+            continue
+        if isinstance(content, slice):
+            position, end = content.start, content.stop
+            while position < end and len(shape) <= _MAX_DIMENSIONS:
+                size, position = varint(message, position, _VARINT_BYTES)
+                shape.append(_signed(size))
+            if position > end:
+                raise Malformed("a shape ends in the middle of a number")
+        else:
+            shape.append(_signed(content))
+        if len(shape) > _MAX_DIMENSIONS:
+            raise Malformed(f"an input of more than {_MAX_DIMENSIONS} dimensions")
+    return shape
+
+
+def _signed(number: int) -> int:
+    return number - 2**64 if number >= 2**63 else number
 
 
 def _parameters(message: bytes, entries: list[slice]) -> tuple[Sequence | None, int]:
@@ -187,15 +241,18 @@ def _text(message: bytes, part: slice) -> str:
     return message[part].decode()
 
 
-def _fields(message: bytes, part: slice) -> Iterator[tuple[int, int, int | slice]]:
-    """Numbers, wire types and contents, which are 0 for the types of fixed size."""
+def _fields(
+    message: bytes, part: slice, whole: str = "a parameter", most: int = _MAX_PARAMETER_FIELDS
+) -> Iterator[tuple[int, int, int | slice]]:
+    """Numbers, wire types and contents, which are 0 for the types of fixed size. `whole`: what
+    has the fields, at `most` so many."""
     position, end = part.start, part.stop
-    for _ in repeat(None, _MAX_PARAMETER_FIELDS):
+    for _ in repeat(None, most):
         if position >= end:
             break
         tag, position = varint(message, position, _NUMBER_BYTES)
         if not 8 <= tag <= _MAX_TAG:
-            raise Malformed("a field number that there is not, in a parameter")
+            raise Malformed(f"a field number that there is not, in {whole}")
         kind = tag & 7
         content: int | slice = 0
         if kind == _BYTES:
@@ -207,14 +264,14 @@ def _fields(message: bytes, part: slice) -> Iterator[tuple[int, int, int | slice
         elif kind in (_FIXED64, _FIXED32):
             position += 8 if kind == _FIXED64 else 4
         else:
-            raise Malformed(f"wire type {kind} in a parameter")
+            raise Malformed(f"wire type {kind} in {whole}")
         if position > end:
             break
         yield tag >> 3, kind, content
     if position > end:
-        raise Malformed("a parameter ends in the middle of a field")
+        raise Malformed(f"{whole} ends in the middle of a field")
     if position < end:
-        raise Malformed(f"more than {_MAX_PARAMETER_FIELDS} fields in a parameter")
+        raise Malformed(f"more than {most} fields in {whole}")
 
 
 def overridden(message: bytes, model: str | None, version: int | None) -> bytes:
