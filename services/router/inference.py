@@ -15,7 +15,7 @@ from services.common.status import DETAILS_KEY, abort
 from services.router import model_info, tracing
 from services.router.administration import Answer, over_grpc, refuse_named
 from services.router.controller_client import Rejected
-from services.router.core.metadata import forwarded
+from services.router.core.metadata import Pairs, forwarded
 from services.router.core.routes import Target, VersionRoute, resolve
 from services.router.forward import TritonError
 from services.router.model_info import ModelInfo
@@ -123,10 +123,14 @@ class Inference:
     async def _traced_infer(self, request: bytes, context: Context) -> bytes:
         metadata = tuple(context.invocation_metadata() or ())
         with tracing.serving(f"{SERVICE}/ModelInfer", metadata):
-            return await self.model_infer(request, context)
+            return await self.model_infer(request, context, metadata)
 
-    async def model_infer(self, request: bytes, context: Context) -> bytes:
-        metadata = tuple(context.invocation_metadata() or ())
+    async def model_infer(
+        self, request: bytes, context: Context, metadata: Pairs | None = None
+    ) -> bytes:
+        """`metadata`: the caller's, where it has been read already, which takes gRPC a while."""
+        if metadata is None:
+            metadata = tuple(context.invocation_metadata() or ())
         left: float | None = context.time_remaining()  # None without a deadline
         deadline = None if left is None else time.monotonic() + left
         caller = self._callers.caller(context.peer(), metadata)
