@@ -80,7 +80,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         kept = _table_file(settings)
         watch = PlacementWatch(controllers, f"router-{uuid.uuid4().hex[:12]}", Table(), kept)
         controller = ControllerClient(watch, settings.patience)
-        forwarder = Forwarder(watch, controller)
+        forwarder = Forwarder(watch, controller, hedge_after=settings.hedge_after)
         stack.push_async_callback(forwarder.close)
         statistics = Statistics()
         REGISTRY.register(statistics)

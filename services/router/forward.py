@@ -54,12 +54,29 @@ class TritonError(Exception):
         self.cold = cold
 
 
-class Forwarder:
-    """`pick`, `repeats` and `budget` are for streams, too."""
+class Sent(NamedTuple):
+    """A request on its way. `call`: a running ModelInfer, or a PlainRequest."""
 
-    def __init__(self, watch: PlacementWatch, controller: ControllerClient) -> None:
+    replica: Replica
+    address: str
+    call: Any
+    span: trace.Span
+
+
+class Forwarder:
+    """`pick`, `repeats` and `budget` are for streams, too. `hedge_after`: seconds after which a
+    request is sent to another replica as well, None for never."""
+
+    def __init__(
+        self,
+        watch: PlacementWatch,
+        controller: ControllerClient,
+        *,
+        hedge_after: float | None = None,
+    ) -> None:
         self._watch = watch
         self._controller = controller
+        self._hedge_after = hedge_after
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._connections = Connections()
         self._methods: dict[str, Any] = {}  # stubs by address
@@ -87,9 +104,9 @@ class Forwarder:
         where that began.
 
         `deadline`: seconds of the monotonic clock, None for none. `retry`: whether it may be sent
-        again after a server broke off with it; never within a sequence. `stream`: it may go by, the
-        first time. Raises TritonError, ServerLost, and what the Controller refuses
-        (controller_client.Rejected, ShoalError).
+        again after a server broke off with it, or keeps it waiting; never within a sequence.
+        `stream`: it may go by, the first time. Raises TritonError, ServerLost, and what the
+        Controller refuses (controller_client.Rejected, ShoalError).
         """
         self.budget.requests.add(time.monotonic())
         retry = retry and sequence is None
@@ -106,6 +123,9 @@ class Forwarder:
             if replica is not None:
                 address = self._watch.table.addresses[replica.server]
                 call, span = self._send(replica, address, message, metadata, stream)
+                if self._hedge_after is not None and retry:
+                    sent = Sent(replica, address, call, span)
+                    replica, address, call, span = await self._first(sent, message, metadata)
             else:
                 cold = True
                 granted = await self._send_cold(
@@ -121,7 +141,7 @@ class Forwarder:
             try:
                 code = await call.code()
             except BaseException:
-                self._outlive(replica, call, span)
+                self._outlive(Sent(replica, address, call, span))
                 raise
             finally:
                 if broke is not None:
@@ -185,9 +205,8 @@ class Forwarder:
         missed: Miss | None,
         *,
         repeat: bool,
-    ) -> tuple[Replica, str, Any, trace.Span] | None:
-        """A call to the replica that the Controller named, and its address; None when it was
-        withdrawn since."""
+    ) -> Sent | None:
+        """To the replica that the Controller named; None when it was withdrawn since."""
         grant = await self._controller.make_resident(target, deadline, missed)
         if repeat:
             await self.repeats.begin(grant.replica, deadline)
@@ -198,7 +217,35 @@ class Forwarder:
         call, span = self._send(grant.replica, grant.address, message, metadata)
         if grant.use_lease:
             self._watch.started(grant.replica, grant.use_lease)
-        return grant.replica, grant.address, call, span
+        return Sent(grant.replica, grant.address, call, span)
+
+    async def _first(self, sent: Sent, message: bytes, metadata: Pairs) -> Sent:
+        """Whichever has ended first: `sent`, or the same at another replica, where it is sent if
+        this takes long. The other one comes to its end unheard."""
+        waits = {asyncio.ensure_future(sent.call.code()): sent}
+        try:
+            done, _ = await asyncio.wait(waits, timeout=self._hedge_after)
+            if not done and (other := self._hedge(sent.replica, message, metadata)) is not None:
+                waits[asyncio.ensure_future(other.call.code())] = other
+            if not done:
+                done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            first = waits.pop(done.pop())
+        finally:
+            for wait, unheard in waits.items():
+                wait.cancel()
+                self._outlive(unheard)
+        return first
+
+    def _hedge(self, replica: Replica, message: bytes, metadata: Pairs) -> Sent | None:
+        """Sent to the one with the least in flight but `replica`; None where there is no other, or
+        the budget is spent."""
+        table, in_use = self._watch.table, self._watch.in_use
+        others = [one for one in table.ready.get(replica.target, ()) if one != replica]
+        if not others or not self.budget.hedge(time.monotonic()):
+            return None
+        other = min(others, key=in_use.count)
+        address = table.addresses[other.server]
+        return Sent(other, address, *self._send(other, address, message, metadata))
 
     def _send(
         self,
@@ -228,19 +275,20 @@ class Forwarder:
         self._watch.in_use.begin(replica)
         return call, span
 
-    def _outlive(self, replica: Replica, call: Any, span: trace.Span) -> None:
-        """Its caller is gone, but it counts as in flight until Triton has ended it: a reset in the
-        middle of a response can leave a Triton before release 25.06 unable to unload the model."""
+    def _outlive(self, sent: Sent) -> None:
+        """Nobody waits for it any more, but it counts as in flight until Triton has ended it: a
+        reset in the middle of a response can leave a Triton before release 25.06 unable to unload
+        the model."""
         # A call that nobody holds is cancelled. The callback makes a reference cycle, which keeps
         # the messages until the garbage collector runs: so it is not for every call.
-        self._outliving.add(call)
+        self._outliving.add(sent.call)
 
         def ended(_: Any) -> None:
-            self._outliving.discard(call)
-            self._watch.in_use.end(replica)
-            span.end()
+            self._outliving.discard(sent.call)
+            self._watch.in_use.end(sent.replica)
+            sent.span.end()
 
-        call.add_done_callback(ended)
+        sent.call.add_done_callback(ended)
 
     def _connect(self, address: str) -> Any:
         channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)

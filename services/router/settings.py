@@ -57,6 +57,11 @@ class Settings(BaseSettings):
     )
     trusted_proxies: list[str] = Field(default_factory=list)
     controller_patience: float | None = Field(default=None, ge=0)
+    hedge_after: float | None = Field(
+        default=None,
+        gt=0,
+        description="seconds without an answer after which another replica is asked, too",
+    )
     batch_scheduling: bool = Field(
         default=False,
         description="SCHED_BATCH: more requests a second, and later answers while models load "

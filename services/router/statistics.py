@@ -85,6 +85,12 @@ class Overload(Collector):
         retries.add_metric(("sent",), self._budget.retried)
         retries.add_metric(("refused",), self._budget.refused)
         yield retries
+        hedges = CounterMetricFamily(
+            "shoal_router_hedges",
+            "Requests that were sent to another replica, too, because the first one took long.",
+        )
+        hedges.add_metric((), self._budget.hedged)
+        yield hedges
 
     def _of_models(self) -> Iterator[Metric]:
         labels = ("model", "version")

@@ -98,6 +98,13 @@ def test_a_fifth_of_the_requests_and_some() -> None:
     assert (budget.retried, budget.refused) == (allowed, 10_000 - allowed)
 
 
+def test_hedges_are_of_the_same_budget() -> None:
+    budget = RetryBudget()
+    allowed = [budget.hedge(0.0) if number % 2 else budget.retry(0.0) for number in range(200)]
+    assert sum(allowed) == 100
+    assert (budget.hedged, budget.retried, budget.refused) == (50, 50, 50)
+
+
 def test_whoever_sends_few_may_repeat_them_all() -> None:
     budget = RetryBudget()
     budget.requests.add(0.0)

@@ -413,6 +413,7 @@ async def test_metrics_say_what_waits_and_what_was_refused() -> None:
     admission, budget, registry = made(Bounds(requests=1)), RetryBudget(), CollectorRegistry()
     registry.register(Overload(admission, budget))
     assert budget.retry(0.0)
+    assert budget.hedge(0.0)
     first = admission.enter("one", MODEL)
     low = queued(admission, said="low")
     with pytest.raises(ShoalError):
@@ -427,6 +428,7 @@ async def test_metrics_say_what_waits_and_what_was_refused() -> None:
         'shoal_router_refused_total{priority="low",reason="queue_full",tenant="one"} 1.0',
         'shoal_router_queued_total{priority="low"} 1.0',
         'shoal_router_retries_total{outcome="sent"} 1.0',
+        "shoal_router_hedges_total 1.0",
     ):
         assert line in text
     admission.leave(first, answered=True)

@@ -23,7 +23,7 @@ from services.router.controller_client import ControllerClient, Grant
 from services.router.core.routes import Replica, Target
 from services.router.core.table import Revision, Table
 from services.router.core.wire import Sequence
-from services.router.forward import Forwarder, Reply
+from services.router.forward import MODEL_INFER, Forwarder, Reply
 from services.router.placement_watch import PlacementWatch
 from services.router.settings import Settings
 from shoal.controller.v1 import controller_service_pb2 as wire
@@ -129,10 +129,10 @@ async def serving(controller: Scripted) -> AsyncIterator[None]:
 class Router:
     """The Router's side, without its own service."""
 
-    def __init__(self, stubs: dict[str, Any]) -> None:
+    def __init__(self, stubs: dict[str, Any], hedge_after: float | None = None) -> None:
         self.watch = PlacementWatch(stubs, "router-test", Table(), None)
         self.client = ControllerClient(self.watch, patience=SOON)
-        self.forwarder = Forwarder(self.watch, self.client)
+        self.forwarder = Forwarder(self.watch, self.client, hedge_after=hedge_after)
 
     @property
     def epoch(self) -> int:
@@ -159,14 +159,16 @@ class Router:
 
 
 @asynccontextmanager
-async def following(*controllers: Scripted) -> AsyncIterator[Router]:
+async def following(
+    *controllers: Scripted, hedge_after: float | None = None
+) -> AsyncIterator[Router]:
     async with AsyncExitStack() as stack:
         stubs = {}
         for controller in controllers:
             await stack.enter_async_context(serving(controller))
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(controller.address))
             stubs[controller.address] = ControllerServiceStub(channel)
-        router = Router(stubs)
+        router = Router(stubs, hedge_after)
         stack.push_async_callback(router.forwarder.close)
         running = asyncio.create_task(router.watch.run())
         try:
@@ -356,6 +358,119 @@ async def arrived(router: Router, server: DirectTriton, *replicas: Replica) -> N
 def stub(server: DirectTriton, model: str = MODEL) -> int:
     (pid,) = pids(server, model)[1]
     return pid
+
+
+@asynccontextmanager
+async def slow_way(server: DirectTriton) -> AsyncIterator[tuple[str, asyncio.Event]]:
+    """An address on the way to the server, where requests are held until the event is set."""
+    passes, front = asyncio.Event(), grpc.aio.server()
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        forward: Any = channel.unary_unary(MODEL_INFER)
+
+        async def answer(request: bytes, _: object) -> bytes:
+            await passes.wait()
+            return bytes(await forward(request))
+
+        service, method = MODEL_INFER.strip("/").split("/")
+        handlers = {method: grpc.unary_unary_rpc_method_handler(answer)}
+        front.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+        port = front.add_insecure_port("127.0.0.1:0")
+        await front.start()
+        try:
+            yield f"127.0.0.1:{port}", passes
+        finally:
+            await front.stop(0)
+
+
+ON_A, ON_B = Replica("a", TARGET), Replica("b", TARGET)
+
+
+@asynccontextmanager
+async def hedging(
+    servers: dict[str, DirectTriton], after: float | None
+) -> AsyncIterator[tuple[Router, asyncio.Event]]:
+    """The way to `a` is slow, and it is what every request is sent to first."""
+    acting = Scripted(1)
+    acting.placed = ["a", "b"]
+    async with slow_way(servers["a"]) as (address, passes):
+        acting.servers = {"a": address, "b": servers["b"].address}
+        async with following(acting, hedge_after=after) as router:
+            await until(lambda: router.follows(acting))
+            for _ in range(100):
+                router.watch.in_use.begin(ON_B)
+            yield router, passes
+
+
+@pytest.mark.triton
+async def test_a_request_that_is_kept_waiting_is_answered_by_another_replica(
+    lasting: dict[str, DirectTriton],
+) -> None:
+    async with hedging(lasting, 0.05) as (router, passes):
+        budget, count = router.forwarder.budget, router.watch.in_use.count
+        answers = [await in_time(router.infer()) for _ in range(3)]
+        assert [answer.server for answer in answers] == ["b"] * 3
+        assert budget.hedged == 3
+        assert (count(ON_A), count(ON_B)) == (3, 100), (
+            "what is left behind counts till it has ended"
+        )
+        passes.set()
+        await until(lambda: count(ON_A) == 0)
+        assert (await in_time(router.infer())).server == "a", "it was quick enough"
+        assert budget.hedged == 3
+
+
+@pytest.mark.triton
+async def test_both_are_left_behind_by_a_caller_that_goes(lasting: dict[str, DirectTriton]) -> None:
+    async with hedging(lasting, 0.05) as (router, passes):
+        count = router.watch.in_use.count
+        os.kill(stub(lasting["b"]), signal.SIGSTOP)
+        try:
+            leaver = asyncio.create_task(router.infer())
+            await until(lambda: count(ON_B) == 101)
+            leaver.cancel()
+            await asyncio.gather(leaver, return_exceptions=True)
+            assert (count(ON_A), count(ON_B)) == (1, 101)
+        finally:
+            os.kill(stub(lasting["b"]), signal.SIGCONT)
+        passes.set()
+        await until(lambda: (count(ON_A), count(ON_B)) == (0, 100))
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize(
+    ("after", "asked"),
+    [
+        (None, {}),
+        (0.02, {"retry": False}),
+        (0.02, {"sequence": Sequence(7, True, False)}),
+    ],
+    ids=["it is off", "it may not be repeated", "a sequence"],
+)
+async def test_what_is_not_hedged(
+    lasting: dict[str, DirectTriton], after: float | None, asked: dict[str, Any]
+) -> None:
+    async with hedging(lasting, after) as (router, passes):
+        waiting = asyncio.create_task(router.infer(**asked))
+        done, _ = await asyncio.wait((waiting,), timeout=0.3)
+        assert not done or waiting.result().server == "b", "a sequence may belong to the other one"
+        passes.set()
+        await in_time(waiting)
+        assert router.forwarder.budget.hedged == 0
+
+
+@pytest.mark.triton
+async def test_no_hedge_is_sent_beyond_the_budget(lasting: dict[str, DirectTriton]) -> None:
+    async with hedging(lasting, 0.02) as (router, passes):
+        budget = router.forwarder.budget
+        while budget.hedge(time.monotonic()):
+            pass
+        spent = budget.hedged
+        waiting = asyncio.create_task(router.infer())
+        await until(lambda: router.watch.in_use.count(ON_A) == 1)
+        await asyncio.wait((waiting,), timeout=0.2)
+        passes.set()
+        assert (await in_time(waiting)).server == "a"
+        assert budget.hedged == spent
 
 
 @pytest.mark.triton

@@ -69,21 +69,33 @@ class RetryBudget:
     """How many requests may be sent again: a fifth of those of the last 10 s, and 10 a second
     besides, for whoever sends few. So a failure of many cannot double the load on what is left.
 
-    The rule and its numbers are those of Finagle's RetryBudget. `refused`: retries that it did not
-    allow. `requests`: is to be added to when one begins.
+    The rule and its numbers are those of Finagle's RetryBudget. `hedged`: sent to another replica
+    because the first one takes long. `refused`: retries that it did not allow. `requests`: is to be
+    added to when one begins.
     """
 
     retried: int = 0
+    hedged: int = 0
     refused: int = 0
     requests: Meter = field(default_factory=lambda: Meter(RETRY_SECONDS))
     _retries: Meter = field(default_factory=lambda: Meter(RETRY_SECONDS))
 
     def retry(self, now: float) -> bool:
         """Whether one more may be sent again; it counts as sent if so."""
+        allowed = self._take(now)
+        self.retried += allowed
+        self.refused += not allowed
+        return allowed
+
+    def hedge(self, now: float) -> bool:
+        """Likewise, of one that may yet be answered."""
+        allowed = self._take(now)
+        self.hedged += allowed
+        return allowed
+
+    def _take(self, now: float) -> bool:
         allowed = RETRY_SHARE * self.requests.count(now) + RETRIES_A_SECOND * RETRY_SECONDS
         if self._retries.count(now) + 1 > allowed:
-            self.refused += 1
             return False
         self._retries.add(now)
-        self.retried += 1
         return True
