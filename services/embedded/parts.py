@@ -91,7 +91,7 @@ def plan(
             _controller(common, settings, endpoints, budget, secret, name)
             for name in endpoints.controllers
         ),
-        (_registry(common, settings, endpoints), *tritons),
+        (_registry(common, settings, endpoints), *tritons),  # neither is used any more by then
         (_collector(common, endpoints),) if endpoints.collector_http else (),
     )
     notes = [*machine.notes(python), *tracing.notes(settings, base, traces)]

@@ -2,9 +2,9 @@
 
 import resource
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.common.rpc import Limits
@@ -97,6 +97,15 @@ class Settings(BaseSettings):
     workers: int = Field(default=1, ge=1, le=64, description="processes that share the ports")
     worker: int | None = Field(default=None, ge=0, description="set by the parent of workers")
     worker_sockets: Path = Path()
+
+    @model_validator(mode="after")
+    def _one_writes(self) -> Self:
+        if self.shared_memory and self.hedge_after is not None:
+            raise ValueError(
+                "SHOAL_ROUTER_HEDGE_AFTER does not go with SHOAL_ROUTER_SHARED_MEMORY: two servers "
+                "would write to the same memory, one of them after the answer"
+            )
+        return self
 
     @property
     def max_received_bytes(self) -> int:

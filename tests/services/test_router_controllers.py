@@ -283,6 +283,12 @@ def test_several_controllers_in_the_settings(monkeypatch: pytest.MonkeyPatch) ->
             Settings()
 
 
+def test_no_hedging_where_two_servers_would_write_to_the_same_memory() -> None:
+    assert Settings(hedge_after=0.1).hedge_after == 0.1
+    with pytest.raises(ValidationError, match="HEDGE_AFTER does not go with"):
+        Settings(hedge_after=0.1, shared_memory=True)
+
+
 # --- what it is told ------------------------------------------------------------------------------
 
 
