@@ -128,7 +128,7 @@ def wants_are_in_hand(fleet: Fleet) -> None:
     for here in fleet.replicas.values():
         for replica in here.values():
             if replica.state is State.QUEUED:
-                assert demand.needed(fleet, replica.key), f"nobody wants {replica.key}"
+                assert demand.wants_there(fleet, replica.key), f"nobody wants {replica.key}"
                 assert fleet.servers[replica.key.server].accepting
     for server in fleet.servers.values():
         account = fleet.accounts[server.id]

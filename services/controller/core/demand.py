@@ -279,16 +279,14 @@ def forsake(fleet: Fleet, want: Want | None, now: float) -> None:
 def give_up_unneeded(fleet: Fleet, places: Iterable[Replica], now: float) -> None:
     """Give up those of `places` that no want needs any more, where nothing is loaded yet."""
     for replica in list(places):
-        if replica.state is State.QUEUED and not needed(fleet, replica.key):
+        if replica.state is State.QUEUED and not wants_there(fleet, replica.key):
             fleet.remove(replica, Cause.ABANDONED, now)
 
 
-def needed(fleet: Fleet, key: ReplicaKey) -> bool:
-    """Whether a want that is placed on the server needs the unit there."""
-    return any(
-        (want := fleet.wants.get(unit)) is not None and want.server == key.server
-        for unit in with_users(fleet, key.unit)
-    )
+def wants_there(fleet: Fleet, key: ReplicaKey) -> list[Want]:
+    """Those that are placed on the server and need the unit there."""
+    wants = map(fleet.wants.get, with_users(fleet, key.unit))
+    return [want for want in wants if want is not None and want.server == key.server]
 
 
 def with_users(fleet: Fleet, unit: Unit) -> set[Unit]:

@@ -145,11 +145,8 @@ def start_loads(fleet: Fleet, server: Server, now: float) -> None:
 
 def turn(fleet: Fleet, replica: Replica) -> tuple[float, Unit]:
     """That of the most urgent want that needs it."""
-    turns = [
-        demand.order(fleet, want)
-        for unit in demand.with_users(fleet, replica.unit)
-        if (want := fleet.wants.get(unit)) is not None and want.server == replica.key.server
-    ]
+    wants = demand.wants_there(fleet, replica.key)
+    turns = [demand.order(fleet, want) for want in wants]
     return min(turns, default=(replica.since, replica.unit))
 
 
@@ -197,7 +194,7 @@ def start(fleet: Fleet, replica: Replica, now: float) -> None:
         unit=unit,
         trace_id=demand.trace_of(fleet, unit),
     )
-    for user in demand.with_users(fleet, unit):
-        want = fleet.wants.get(user)
-        if want is not None and want.server == server and want.load_began is None:
-            fleet.wants[user] = want._replace(load_began=now, status=f"loading on {server}")
+    for want in demand.wants_there(fleet, replica.key):
+        if want.load_began is None:
+            started = want._replace(load_began=now, status=f"loading on {server}")
+            fleet.wants[want.unit] = started

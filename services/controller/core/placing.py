@@ -73,18 +73,12 @@ def has_place(fleet: Fleet, want: Want) -> bool:
 def displace_last(fleet: Fleet, server: str, reason: str, now: float) -> bool:
     """Take its place on `server` from the last in turn of the wants that wait there for a load, so
     that it looks for another; False: none does."""
-    here = fleet.replicas[server].values()
-    waiting = {
-        unit
-        for replica in here
-        if replica.state is State.QUEUED
-        for unit in demand.with_users(fleet, replica.unit)
-    }
-    wants = [
+    wants = {
         want
-        for unit in waiting
-        if (want := fleet.wants.get(unit)) is not None and want.server == server
-    ]
+        for replica in fleet.replicas[server].values()
+        if replica.state is State.QUEUED
+        for want in demand.wants_there(fleet, replica.key)
+    }
     if not wants:
         return False
     last = max(wants, key=lambda want: demand.order(fleet, want))

@@ -20,6 +20,7 @@ from services.router.core.rest_json import (
     unsigned,
     wrong,
 )
+from services.router.core.wire import signed
 
 Scalar = bool | int | float | str
 
@@ -212,7 +213,8 @@ def _input(document: object) -> Input:
     datatype = string(member(document, "datatype", what), what)
     what = "Unable to parse 'shape'"
     dims = array(member(document, "shape", what), what)
-    shape = tuple(_signed(unsigned(dim, what)) for dim in dims)
+    # What JSON can't say, -1, comes as the largest number.
+    shape = tuple(signed(unsigned(dim, what)) for dim in dims)
     size = find(given, "binary_data_size")
     if size is not MISSING:
         count = unsigned(size, "Unable to parse 'binary_data_size'")
@@ -236,11 +238,6 @@ def _output(document: object) -> Output:
     binary = find(given, "binary_data")
     as_binary = binary is not MISSING and boolean(binary, "Unable to parse 'binary_data'")
     return Output(name, as_binary, count)
-
-
-def _signed(dim: int) -> int:
-    """As C++ casts it: what JSON can't say, -1, comes as the largest number."""
-    return dim if dim < 2**63 else dim - 2**64
 
 
 def _region(given: object) -> Region | None:

@@ -179,17 +179,18 @@ def _dimensions(message: bytes, tensor: slice) -> list[int]:
             position, end = content.start, content.stop
             while position < end and len(shape) <= _MAX_DIMENSIONS:
                 size, position = varint(message, position, _VARINT_BYTES)
-                shape.append(_signed(size))
+                shape.append(signed(size))
             if position > end:
                 raise Malformed("a shape ends in the middle of a number")
         else:
-            shape.append(_signed(content))
+            shape.append(signed(content))
         if len(shape) > _MAX_DIMENSIONS:
             raise Malformed(f"an input of more than {_MAX_DIMENSIONS} dimensions")
     return shape
 
 
-def _signed(number: int) -> int:
+def signed(number: int) -> int:
+    """An unsigned number of 64 bits as C++ casts it to a signed one."""
     return number - 2**64 if number >= 2**63 else number
 
 
