@@ -17,6 +17,7 @@ from services.embedded.ports import pick
 from shoal.controller.v1 import placement_pb2
 from tests.conformance import models
 from tests.fleet.triton_direct import DirectTriton, triton_direct
+from tests.grpc_servers import listening
 from tests.services.test_router_controllers import Scripted, serving
 
 pytestmark = pytest.mark.triton
@@ -62,12 +63,8 @@ async def giving_back() -> AsyncIterator[str]:
     server.add_generic_rpc_handlers(
         [grpc.method_handlers_generic_handler(SERVICE.strip("/"), method)]
     )
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        await server.stop(0)
+    async with listening(server) as address:
+        yield address
 
 
 @asynccontextmanager

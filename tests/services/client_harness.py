@@ -13,6 +13,7 @@ from tritonclient.grpc import service_pb2
 from services.common.errors import ShoalError
 from services.common.status import abort
 from shoal.client import AsyncClient, Client, connect, connect_async
+from tests.grpc_servers import listening
 
 KINDS = ("sync", "aio")
 
@@ -123,12 +124,8 @@ async def scripted(behaviour: Behaviour) -> AsyncIterator[Scripted]:
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("inference.GRPCInferenceService", methods),)
     )
-    made.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    await server.start()
-    try:
+    async with listening(server) as made.address:
         yield made
-    finally:
-        await server.stop(0)
 
 
 async def echoed(seen: Seen) -> bytes:

@@ -13,6 +13,8 @@ from typing import Any, Final
 import grpc
 from tritonclient.grpc import service_pb2
 
+from tests.grpc_servers import listening
+
 SERVICE: Final = "/inference.GRPCInferenceService/"
 
 
@@ -74,9 +76,5 @@ async def with_graphics_memory(server: str) -> AsyncIterator[str]:
     front = grpc.aio.server()
     async with grpc.aio.insecure_channel(server) as channel:
         front.add_generic_rpc_handlers((_Handler(channel),))
-        port = front.add_insecure_port("127.0.0.1:0")
-        await front.start()
-        try:
-            yield f"127.0.0.1:{port}"
-        finally:
-            await front.stop(0)
+        async with listening(front) as address:
+            yield address

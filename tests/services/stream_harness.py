@@ -36,6 +36,7 @@ from shoal.controller.v1.controller_service_pb2_grpc import (
 )
 from shoal.registry.v1 import types_pb2 as registry
 from tests.fleet.triton_direct import DirectTriton
+from tests.grpc_servers import listening
 from tests.services.triton_models import config, write, write_program
 
 SECONDS = 20.0
@@ -319,9 +320,7 @@ async def routed(places: Places) -> AsyncIterator[Routed]:
     async with AsyncExitStack() as stack:
         server = grpc.aio.server()
         add_ControllerServiceServicer_to_server(places, server)
-        controller = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-        await server.start()
-        stack.push_async_callback(server.stop, 0)
+        controller = await stack.enter_async_context(listening(server))
         control = await stack.enter_async_context(grpc.aio.insecure_channel(controller))
         watch = PlacementWatch(
             {controller: ControllerServiceStub(control)}, "router-test", Table(), None

@@ -34,6 +34,7 @@ from shoal.controller.v1.controller_service_pb2_grpc import (
     add_ControllerServiceServicer_to_server,
 )
 from tests.fleet.triton_direct import DirectTriton, two_servers
+from tests.grpc_servers import listening
 from tests.services.triton_models import pids, write
 
 MODEL = "echo"
@@ -118,12 +119,8 @@ class Scripted(ControllerServiceServicer):
 async def serving(controller: Scripted) -> AsyncIterator[None]:
     server = grpc.aio.server()
     add_ControllerServiceServicer_to_server(controller, server)
-    controller.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    await server.start()
-    try:
+    async with listening(server) as controller.address:
         yield
-    finally:
-        await server.stop(0)
 
 
 class Router:
@@ -380,12 +377,8 @@ async def slow_way(server: DirectTriton) -> AsyncIterator[tuple[str, asyncio.Eve
         service, method = MODEL_INFER.strip("/").split("/")
         handlers = {method: grpc.unary_unary_rpc_method_handler(answer)}
         front.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-        port = front.add_insecure_port("127.0.0.1:0")
-        await front.start()
-        try:
-            yield f"127.0.0.1:{port}", passes
-        finally:
-            await front.stop(0)
+        async with listening(front) as address:
+            yield address, passes
 
 
 ON_A, ON_B = Replica("a", TARGET), Replica("b", TARGET)

@@ -20,6 +20,7 @@ from services.router.placement_watch import change_of
 from services.router.table_file import TableFile
 from shoal.controller.v1 import placement_pb2 as wire
 from shoal.controller.v1 import types_pb2
+from tests.grpc_servers import listening
 
 Message = wire.WatchPlacementsResponse
 Placed = dict[str, list[str]]  # servers by model; every model has version 1 alone
@@ -232,12 +233,8 @@ async def triton_named(servicer: Named) -> AsyncIterator[str]:
     """The address of a server that answers as a Triton would."""
     server = grpc.aio.server()
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        await server.stop(0)
+    async with listening(server) as address:
+        yield address
 
 
 async def restored(path: Path) -> tuple[Table, bool]:
