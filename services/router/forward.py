@@ -18,6 +18,7 @@ from services.router.core.routes import Replica, Target
 from services.router.core.sequences import home, over
 from services.router.core.verdict import Verdict, verdict
 from services.router.core.wire import Sequence
+from services.router.onward import onward
 from services.router.placement_watch import PlacementWatch
 from services.router.repeats import Repeats
 from services.router.stream_plain import PlainRequest, PlainStream
@@ -77,6 +78,7 @@ class Forwarder:
         self._watch = watch
         self._controller = controller
         self._hedge_after = hedge_after
+        self._tracing = telemetry.enabled()
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._connections = Connections()
         self._methods: dict[str, Any] = {}  # stubs by address
@@ -256,22 +258,22 @@ class Forwarder:
         stream: PlainStream | None = None,
     ) -> tuple[Any, trace.Span]:
         """The running call, which counts as in flight until it has ended."""
+        method = self._methods.get(address)
+        if method is None:
+            method = self._connect(address)
         span: trace.Span = trace.INVALID_SPAN
-        if telemetry.enabled() and trace.get_current_span().is_recording():
+        call: Any = None
+        if self._tracing and trace.get_current_span().is_recording():
             span = _tracer.start_span(
                 "forward",
                 kind=trace.SpanKind.CLIENT,
                 attributes={"shoal.server": replica.server, "server.address": address},
             )
-            metadata = (*metadata, *telemetry.propagation(span))
-        method = self._methods.get(address)
-        if method is None:
-            method = self._connect(address)
-        call: Any = None
-        if stream is not None and span is trace.INVALID_SPAN:  # a trace has a call of its own
+            call = method(message, metadata=(*metadata, *telemetry.propagation(span)))
+        elif stream is not None:  # a trace has a call of its own
             call = stream.send(replica, self._channels[address], message, metadata)
         if call is None:
-            call = method(message, metadata=metadata)
+            call = method(message, metadata=onward(metadata))
         self._watch.in_use.begin(replica)
         return call, span
 
