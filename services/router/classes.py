@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from services.common.errors import NoClasses
-from services.router.core.wire import Malformed
+from services.router.core.protobuf import Malformed
 from services.router.model_info import datatype
 
 _NONE: Final = frozenset({"BYTES", "BOOL", "FP16", "BF16"})

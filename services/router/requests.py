@@ -22,6 +22,7 @@ from services.router.controller_client import Rejected
 from services.router.core import wire
 from services.router.core.metadata import EXPLAIN, Pairs, Said, read
 from services.router.core.priority import HEADER
+from services.router.core.protobuf import Malformed
 from services.router.core.routes import Target, why
 from services.router.core.streams import amended
 from services.router.forward import Forwarder, Reply, TritonError
@@ -67,6 +68,7 @@ class Requests:
         self._statistics = statistics
         self._max_message = max_message
         self._max_metadata = max_metadata
+        self._tracing = telemetry.enabled()
 
     def said(self, metadata: Pairs) -> Said:
         """What a call's metadata says, as it came.
@@ -138,7 +140,7 @@ class Requests:
         except (Rejected, ServerLost):
             cold = True
             raise
-        except wire.Malformed as error:
+        except Malformed as error:
             raise MalformedMessage(
                 message_type="inference.ModelInferRequest", problem=error
             ) from error
@@ -152,7 +154,7 @@ class Requests:
                 admission.leave(ticket, answered=not (failed or cold), abandoned=abandoned)
             if target is not None:
                 self._statistics.add(target, time.monotonic() - began, failed=failed, cold=cold)
-                if telemetry.enabled():
+                if self._tracing:
                     tracing.describe(target, request_id, cold=cold)
 
     def _explained(self, head: wire.Head, target: Target, reply: Reply) -> Pairs:

@@ -13,10 +13,11 @@ from opentelemetry import trace
 from services.router.admission import Ticket
 from services.router.controller_client import ControllerClient
 from services.router.core.metadata import Pairs
+from services.router.core.protobuf import Malformed
 from services.router.core.rate import RetryBudget
 from services.router.core.routes import Replica, Target
 from services.router.core.streams import Pending, Turns, reply
-from services.router.core.wire import Malformed, Sequence, refused
+from services.router.core.wire import Sequence, refused
 from services.router.in_use import InUse
 from services.router.placement_watch import PlacementWatch
 from services.router.repeats import Repeats

@@ -8,10 +8,10 @@ import grpc
 import structlog
 
 from services.router.core.metadata import Pairs
+from services.router.core.protobuf import Malformed
 from services.router.core.routes import Replica
 from services.router.core.streams import reply, whole
 from services.router.core.verdict import DECOUPLED, code_in_band, cut_off
-from services.router.core.wire import Malformed
 
 MODEL_STREAM_INFER: Final = "/inference.GRPCInferenceService/ModelStreamInfer"
 

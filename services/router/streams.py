@@ -14,6 +14,7 @@ from services.router.controller_client import Rejected
 from services.router.core import wire
 from services.router.core.metadata import Pairs, Said
 from services.router.core.priority import HEADER
+from services.router.core.protobuf import Malformed
 from services.router.core.routes import Target
 from services.router.core.streams import Turns, failure, refusal, reply, response, streamed
 from services.router.core.verdict import begun, is_decoupled
@@ -167,7 +168,7 @@ class Stream:
             table = streams.watch.table
             target, _, retry, _ = table.way(head.model, head.version, draw(sequence))
             exchange.retry = retry and sequence is None
-        except wire.Malformed as error:
+        except Malformed as error:
             self._refuse(exchange, _malformed(error))
             return
         except ShoalError as error:
@@ -267,7 +268,7 @@ class Stream:
                 await admission.turn(ticket)
             exchange.ticket = ticket
             self._lane(target).take(exchange)
-        except wire.Malformed as error:
+        except Malformed as error:
             self._outlet.refuse(exchange, _malformed(error))
         except (Rejected, ShoalError) as error:
             self._outlet.refuse(exchange, error)
@@ -319,7 +320,7 @@ async def _alone(message: bytes) -> AsyncIterator[bytes]:
     yield message
 
 
-def _malformed(problem: wire.Malformed) -> MalformedMessage:
+def _malformed(problem: Malformed) -> MalformedMessage:
     return MalformedMessage(message_type="inference.ModelInferRequest", problem=problem)
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
+from services.router.core.protobuf import Malformed
 from services.router.core.streams import (
     Pending,
     Reply,
@@ -20,7 +21,6 @@ from services.router.core.streams import (
     streamed,
     whole,
 )
-from services.router.core.wire import Malformed
 
 words = st.text(st.characters(codec="utf-8"), max_size=200)
 

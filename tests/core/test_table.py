@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.errors import ShoalError
+from services.router.core.protobuf import text_field
 from services.router.core.routes import Arm, Replica, Route, Target, VersionRoute, resolve
 from services.router.core.table import NONE, Change, Revision, StaleEpoch, Table
-from services.router.core.wire import head, text_field
+from services.router.core.wire import head
 
 ADDRESSES = {"t0": "h:1", "t1": "h:2"}
 

@@ -1,6 +1,6 @@
 """What the Router reads of a request, against what protobuf reads of the same bytes."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from google.protobuf.message import DecodeError
@@ -8,9 +8,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
+from services.router.core import wire
+from services.router.core.protobuf import Malformed
 from services.router.core.wire import (
     Head,
-    Malformed,
     Sequence,
     asks_for_finals,
     head,
@@ -247,6 +248,52 @@ def test_other_shapes_are_left_to_triton(shape: tuple[int, ...]) -> None:
 
 def test_an_empty_message_names_nothing() -> None:
     assert head(b"") == Head("", "", "")
+
+
+# --- what is remembered of earlier requests -------------------------------------------------------
+
+
+raws = st.lists(st.binary(max_size=300).map(lambda data: text(7, data)), max_size=3).map(b"".join)
+
+
+@settings(max_examples=400)
+@given(requests, raws, raws, pieces | odd | st.just(b""), st.data())
+def test_one_request_is_not_taken_for_another(
+    request: Any, earlier: bytes, later: bytes, further: bytes, data: st.DataObject
+) -> None:
+    """They begin alike, and the other one has more, less, or other fields after its tensors."""
+    same = request.SerializeToString()
+    read(same + earlier)
+    message = same + later + further
+    message = message[: data.draw(st.integers(len(same), len(message)))]
+    assert not oracle.disagreement(message)
+
+
+def test_a_preamble_is_walked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = service_pb2.ModelInferRequest(model_name="preamble", id="7")
+    request.inputs.add(name="A", datatype="FP32", shape=[1])
+    request.inputs.add(name="B", datatype="BYTES", shape=[1])
+    request.raw_input_contents.extend([b"1234", b"short"])
+    found = head(request.SerializeToString())
+
+    def walk(message: bytes) -> NoReturn:
+        raise AssertionError("walked again")
+
+    monkeypatch.setattr(wire, "_walk", walk)
+    request.raw_input_contents[0] = b"5678"
+    request.raw_input_contents[1] = b"long" * 100_000
+    assert head(request.SerializeToString()) is found
+    request.id = "8"
+    with pytest.raises(AssertionError, match="walked again"):
+        head(request.SerializeToString())
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    for number in range(2 * wire.MOST_PREAMBLES):
+        head(text(1, str(number).encode()))
+    assert len(wire.preambles) <= wire.MOST_PREAMBLES
+    head(text(1, b"long") + text(3, b"x" * wire.LONGEST_PREAMBLE))
+    assert all(len(preamble) <= wire.LONGEST_PREAMBLE for preamble, _ in wire.preambles.values())
 
 
 # --- overriding -----------------------------------------------------------------------------------

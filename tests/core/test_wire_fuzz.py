@@ -14,7 +14,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from services.router.core import wire
-from services.router.core.wire import Malformed, Sequence, head
+from services.router.core.protobuf import Malformed
+from services.router.core.wire import Sequence, head
 from tests.core.test_wire import FIXED32, FIXED64, OPEN, VARINT, field, text, varint
 from tests.fuzz import oracle, seeds
 

@@ -12,7 +12,8 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2
 
-from services.router.core.wire import Malformed, head
+from services.router.core.protobuf import Malformed
+from services.router.core.wire import head
 from tests.conformance import models
 from tests.core.test_wire import CLOSE, FIXED32, FIXED64, OPEN, VARINT, field, text, varint
 from tests.fleet.triton_direct import DirectTriton, triton_direct

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["services.router.core.wire"]):
+with atheris.instrument_imports(
+    include=["services.router.core.protobuf", "services.router.core.wire"]
+):
     from tests.fuzz import oracle, seeds
 
 LONGEST = 512  # bytes of a message; longer ones only repeat what there is

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Final
 
-from services.router.core.wire import encoded, varint
+from services.router.core.protobuf import encoded, varint
 
 # Field numbers of raw_input_contents in inference.ModelInferRequest, and of raw_output_contents in
 # ModelInferResponse, as tags of length-delimited fields.
@@ -27,7 +27,7 @@ def with_inputs(head: bytes, contents: Iterable[Raw]) -> bytes:
 def without_outputs(message: bytes) -> tuple[bytes, list[memoryview]]:
     """A serialized ModelInferResponse without its raw_output_contents, and those apart.
 
-    Raises ValueError (wire.Malformed) where it is none.
+    Raises ValueError (Malformed) where it is none.
     """
     view = memoryview(message)
     kept: list[memoryview] = []

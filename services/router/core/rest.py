@@ -5,6 +5,7 @@ from itertools import chain
 from math import prod
 from typing import Any, Final, NamedTuple
 
+from services.router.core.protobuf import signed
 from services.router.core.rest_json import (
     INTERNAL,
     INVALID,
@@ -20,7 +21,6 @@ from services.router.core.rest_json import (
     unsigned,
     wrong,
 )
-from services.router.core.wire import signed
 
 Scalar = bool | int | float | str
 

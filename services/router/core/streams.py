@@ -9,15 +9,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final, Generic, NamedTuple, TypeVar
 
-from services.router.core.wire import (
-    MARK,
-    MODEL_VERSION,
-    Malformed,
-    encoded,
-    text_field,
-    varint,
-    with_fields,
-)
+from services.router.core.protobuf import Malformed, encoded, text_field, varint
+from services.router.core.wire import MARK, MODEL_VERSION, with_fields
 
 # Field numbers of inference.ModelStreamInferResponse as tags of length-delimited fields.
 _ERROR: Final = 1 << 3 | 2

@@ -11,6 +11,21 @@ from itertools import repeat
 from math import prod
 from typing import Final, NamedTuple
 
+from services.router.core.protobuf import (
+    BYTES,
+    FIXED32,
+    FIXED64,
+    MAX_TAG,
+    NUMBER_BYTES,
+    VARINT,
+    VARINT_BYTES,
+    Malformed,
+    fields,
+    signed,
+    text_field,
+    varint,
+)
+
 # Field numbers of inference.ModelInferRequest; in ModelInferResponse the first two are the same.
 MODEL_NAME: Final = 1
 MODEL_VERSION: Final = 2
@@ -36,13 +51,6 @@ _FINALS_ENTRY: Final = (
     bytes((_KEY << 3 | 2, len(_FINALS))) + _FINALS + bytes((2 << 3 | 2, 2, _BOOL << 3, 1))
 )
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_VARINT_BYTES: Final = 10
-# Of tags and sizes. C++ parsers drop the bits of a tag beyond 32, and would see another field.
-_NUMBER_BYTES: Final = 5
-_MAX_TAG: Final = 2**32 - 1
-_MAX_INT: Final = 2**64 - 1
-
 # Beyond what any client sends, and soon enough that a hostile message costs little.
 _MAX_FIELDS: Final = 2**14
 _MAX_TEXT: Final = 2**16  # bytes of a name, version or id
@@ -52,9 +60,10 @@ _MAX_INPUT_FIELDS: Final = 256
 _MAX_DIMENSIONS: Final = 64  # as many as numpy has
 _MAX_ELEMENTS: Final = 2**48  # of a tensor: no memory holds more
 
-
-class Malformed(ValueError):
-    """The bytes are no protobuf message."""
+# What stands before the contents of a request's tensors is the same from one to the next.
+LONGEST_PREAMBLE: Final = 512  # bytes
+MOST_PREAMBLES: Final = 4096
+_MOST_CONTENTS: Final = 64
 
 
 class Sequence(NamedTuple):
@@ -74,16 +83,55 @@ class Head(NamedTuple):
     classes: bool = False  # whether an output may ask for classes in place of a tensor
 
 
+# By their first field, which is the model's name: what requests begin with, and what that says.
+preambles: Final[dict[bytes, tuple[bytes, Head]]] = {}
+
+
 def head(message: bytes) -> Head:
     """Model, version, id, sequence and priority of a serialized ModelInferRequest.
 
     Raises Malformed; also for what protobuf would take and no client sends: groups, more or larger
     fields than the limits above, and shapes whose elements cannot be counted.
     """
+    first = message[: message[1] + 2] if len(message) > 1 else message
+    known = preambles.get(first)
+    if known is not None:
+        preamble, found = known
+        if message.startswith(preamble) and _are_contents(message, len(preamble)):
+            return found
+    found, size = _walk(message)
+    if size <= LONGEST_PREAMBLE:
+        if len(preambles) >= MOST_PREAMBLES:
+            preambles.clear()
+        preambles[first] = message[:size], found
+    return found
+
+
+def _are_contents(message: bytes, position: int) -> bool:
+    """Whether there is nothing from `position` on but a few tensors' contents; False also where
+    only `_walk` can tell."""
+    end = len(message)
+    try:
+        for _ in repeat(None, _MOST_CONTENTS):
+            if position >= end or message[position] != _CONTENTS:
+                break
+            size = message[position + 1]
+            position += 2
+            if size & 0x80:
+                size, position = varint(message, position - 1, NUMBER_BYTES)
+            position += size
+    except (IndexError, Malformed):
+        return False
+    return position == end
+
+
+def _walk(message: bytes) -> tuple[Head, int]:
+    """As `head`, with the size of the preamble: after it there are tensors' contents alone."""
     found = ["", "", "", ""]
     said: list[slice] = []
     classes = False
-    position, end = 0, len(message)
+    preamble = position = 0
+    end = len(message)
     try:
         for _ in repeat(None, _MAX_FIELDS):
             if position >= end:
@@ -98,23 +146,25 @@ def head(message: bytes) -> Head:
                     start = position + 2
                     position = start + size
                     _check_small_input(message[start:position])
+                    preamble = position
                     continue
                 if tag in _NAMES:
                     start = position + 2
                     position = start + size
                     found[tag >> 3] = message[start:position].decode()
+                    preamble = position
                     continue
             position += 1
             if tag & 0x80:
-                tag, position = varint(message, position - 1, _NUMBER_BYTES)
-                if tag > _MAX_TAG:
+                tag, position = varint(message, position - 1, NUMBER_BYTES)
+                if tag > MAX_TAG:
                     raise Malformed(f"a field number beyond what there is at byte {position}")
             kind = tag & 7
-            if kind == _BYTES:
+            if kind == BYTES:
                 size = message[position]
                 position += 1
                 if size & 0x80:
-                    size, position = varint(message, position - 1, _NUMBER_BYTES)
+                    size, position = varint(message, position - 1, NUMBER_BYTES)
                 start, position = position, position + size
                 if tag in _NAMES:
                     if size > _MAX_TEXT:
@@ -129,23 +179,24 @@ def head(message: bytes) -> Head:
                     classes = True
                 elif tag == _INPUT and position <= end:
                     _check_input(message, slice(start, position))
-            elif kind == _VARINT:
-                _, position = varint(message, position, _VARINT_BYTES)
-            elif kind == _FIXED64:
+            elif kind == VARINT:
+                _, position = varint(message, position, VARINT_BYTES)
+            elif kind == FIXED64:
                 position += 8
-            elif kind == _FIXED32:
+            elif kind == FIXED32:
                 position += 4
             else:
                 raise Malformed(f"wire type {kind} at byte {position}")
             if tag < 8:
                 raise Malformed(f"field number 0 at byte {position}")
+            if tag != _CONTENTS:
+                preamble = position
         if position < end:
             raise Malformed(f"more than {_MAX_FIELDS} fields")
         if position > end:
             raise Malformed("it ends in the middle of a field")
-        if said:
-            return Head(found[1], found[2], found[3], *_parameters(message, said), classes)
-        return Head(found[1], found[2], found[3], None, 0, classes)
+        sequence, priority = _parameters(message, said) if said else (None, 0)
+        return Head(found[1], found[2], found[3], sequence, priority, classes), preamble
     except UnicodeDecodeError as error:
         raise Malformed(f"a name is not UTF-8: {error.reason}") from error
     except IndexError as error:
@@ -172,13 +223,13 @@ def _check_input(message: bytes, tensor: slice) -> None:
 def _dimensions(message: bytes, tensor: slice) -> list[int]:
     """The shape of an InferInputTensor."""
     shape: list[int] = []
-    for number, kind, content in _fields(message, tensor, "an input", _MAX_INPUT_FIELDS):
-        if number != _SHAPE or kind not in (_VARINT, _BYTES):
+    for number, kind, content in fields(message, tensor, "an input", _MAX_INPUT_FIELDS):
+        if number != _SHAPE or kind not in (VARINT, BYTES):
             continue
         if isinstance(content, slice):
             position, end = content.start, content.stop
             while position < end and len(shape) <= _MAX_DIMENSIONS:
-                size, position = varint(message, position, _VARINT_BYTES)
+                size, position = varint(message, position, VARINT_BYTES)
                 shape.append(signed(size))
             if position > end:
                 raise Malformed("a shape ends in the middle of a number")
@@ -187,11 +238,6 @@ def _dimensions(message: bytes, tensor: slice) -> list[int]:
         if len(shape) > _MAX_DIMENSIONS:
             raise Malformed(f"an input of more than {_MAX_DIMENSIONS} dimensions")
     return shape
-
-
-def signed(number: int) -> int:
-    """An unsigned number of 64 bits as C++ casts it to a signed one."""
-    return number - 2**64 if number >= 2**63 else number
 
 
 def _parameters(message: bytes, entries: list[slice]) -> tuple[Sequence | None, int]:
@@ -216,7 +262,7 @@ def _entry(message: bytes, entry: slice) -> tuple[str, slice]:
     """Key and value. Parsers differ on entries that repeat a field or have others, so those are
     refused."""
     found: dict[int, slice] = {}
-    for number, _, content in _fields(message, entry):
+    for number, _, content in fields(message, entry, "a parameter", _MAX_PARAMETER_FIELDS):
         if number not in (_KEY, _VALUE) or number in found or not isinstance(content, slice):
             raise Malformed("a parameter with other fields than one key and one value")
         found[number] = content
@@ -227,7 +273,7 @@ def _entry(message: bytes, entry: slice) -> tuple[str, slice]:
 def _choice(message: bytes, value: slice) -> int | str:
     """What an InferParameter says: of several choices the last one counts. 0 for a double."""
     chosen: int | str = 0
-    for number, kind, content in _fields(message, value):
+    for number, kind, content in fields(message, value, "a parameter", _MAX_PARAMETER_FIELDS):
         if (number, kind) in _CHOICES:
             chosen = _text(message, content) if isinstance(content, slice) else content
             if number == _BOOL:
@@ -240,39 +286,6 @@ def _text(message: bytes, part: slice) -> str:
     if size > _MAX_TEXT:
         raise Malformed(f"a name of {size} bytes at byte {part.start}")
     return message[part].decode()
-
-
-def _fields(
-    message: bytes, part: slice, whole: str = "a parameter", most: int = _MAX_PARAMETER_FIELDS
-) -> Iterator[tuple[int, int, int | slice]]:
-    """Numbers, wire types and contents, which are 0 for the types of fixed size. `whole`: what
-    has the fields, at `most` so many."""
-    position, end = part.start, part.stop
-    for _ in repeat(None, most):
-        if position >= end:
-            break
-        tag, position = varint(message, position, _NUMBER_BYTES)
-        if not 8 <= tag <= _MAX_TAG:
-            raise Malformed(f"a field number that there is not, in {whole}")
-        kind = tag & 7
-        content: int | slice = 0
-        if kind == _BYTES:
-            size, position = varint(message, position, _NUMBER_BYTES)
-            start, position = position, position + size
-            content = slice(start, position)
-        elif kind == _VARINT:
-            content, position = varint(message, position, _VARINT_BYTES)
-        elif kind in (_FIXED64, _FIXED32):
-            position += 8 if kind == _FIXED64 else 4
-        else:
-            raise Malformed(f"wire type {kind} in {whole}")
-        if position > end:
-            break
-        yield tag >> 3, kind, content
-    if position > end:
-        raise Malformed(f"{whole} ends in the middle of a field")
-    if position < end:
-        raise Malformed(f"more than {most} fields in {whole}")
 
 
 def overridden(message: bytes, model: str | None, version: int | None) -> bytes:
@@ -300,8 +313,8 @@ def asks_for_finals(message: bytes) -> bool | None:
             continue
         key, value = _entry(message, entry)
         if key == _FINALS.decode():
-            fields = _fields(message, value)
-            chosen = [number for number, kind, _ in fields if (number, kind) in _CHOICES]
+            found = fields(message, value, "a parameter", _MAX_PARAMETER_FIELDS)
+            chosen = [number for number, kind, _ in found if (number, kind) in _CHOICES]
             said = bool(_choice(message, value)) if chosen[-1:] == [_BOOL] else None
     return said
 
@@ -310,17 +323,17 @@ def _entries(message: bytes) -> Iterator[slice]:
     """Those of `parameters`, of a message that `head` accepts."""
     position = 0
     while position < len(message):
-        tag, position = varint(message, position, _NUMBER_BYTES)
+        tag, position = varint(message, position, NUMBER_BYTES)
         kind = tag & 7
-        if kind == _BYTES:
-            size, position = varint(message, position, _NUMBER_BYTES)
+        if kind == BYTES:
+            size, position = varint(message, position, NUMBER_BYTES)
             if tag == _PARAMETER:
                 yield slice(position, position + size)
             position += size
-        elif kind == _VARINT:
-            _, position = varint(message, position, _VARINT_BYTES)
+        elif kind == VARINT:
+            _, position = varint(message, position, VARINT_BYTES)
         else:
-            position += 8 if kind == _FIXED64 else 4
+            position += 8 if kind == FIXED64 else 4
 
 
 def overridden_in_stream(message: bytes, model: str | None, version: int) -> bytes:
@@ -352,31 +365,3 @@ def tail(model: str | None, version: int | None) -> bytes:
     """What to append to a message for another model name or version."""
     fields = b"" if model is None else text_field(MODEL_NAME, model)
     return fields if version is None else fields + text_field(MODEL_VERSION, str(version))
-
-
-def text_field(number: int, text: str) -> bytes:
-    data = text.encode()
-    return bytes((number << 3 | _BYTES,)) + encoded(len(data)) + data
-
-
-def encoded(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
-def varint(message: bytes, position: int, longest: int) -> tuple[int, int]:
-    """The number at `position`, of at most `longest` bytes, and where it ends."""
-    result = 0
-    for index in range(longest):
-        if position >= len(message):
-            raise Malformed("it ends in the middle of a number")
-        byte = message[position]
-        position += 1
-        result |= (byte & 0x7F) << (7 * index)
-        if not byte & 0x80:
-            return result & _MAX_INT, position
-    raise Malformed(f"a number of more than {longest} bytes at byte {position}")
