@@ -15,9 +15,10 @@ from bench import load, machine, report
 from bench.measure import measure, samples
 from bench.rounds import Sample, Summary, summaries
 from bench.subjects import running
+from bench.workloads import WORKLOADS
 
 RESULTS: Final = Path(__file__).with_name("RESULTS.md")
-PROCESSES: Final = 3  # of each relay and Router
+PROCESSES: Final = 3
 QUIET: Final = 0.5  # load average above which the figures are noisy from the start
 
 
@@ -51,14 +52,16 @@ def _run(given: argparse.Namespace, console: Console) -> tuple[list[Sample], dic
     console.print("Starting Triton, Shoal and the relay.")
     # Nothing is drawn while there is something to measure: that would cost CPU, too.
     progress = Progress(console=console, transient=True, auto_refresh=False)
-    processes = min(PROCESSES, given.rounds)
+    processes = min(given.processes, given.rounds)
+    chosen = [one for one in WORKLOADS if not given.only or one.name in given.only]
+    models = dict.fromkeys(one.model for one in chosen)
     with (
-        running(processes, traced=given.otel, registered=given.registered) as subjects,
+        running(processes, models, traced=given.otel, registered=given.registered) as subjects,
         progress,
     ):
-        task = progress.add_task("Measuring", total=samples(subjects, given.rounds))
+        task = progress.add_task("Measuring", total=samples(subjects, chosen, given.rounds))
         measured = []
-        for sample in measure(subjects, given.generator, given.rounds, given.seconds):
+        for sample in measure(subjects, chosen, given.generator, given.rounds, given.seconds):
             measured.append(sample)
             progress.update(task, advance=1, refresh=True)
         generator = load.described(given.generator)
@@ -105,6 +108,19 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
         help="also the Router of a stack that has N models registered, instead of 10",
     )
     parser.add_argument("--rounds", type=int, help="there and back, each (5)")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=PROCESSES,
+        metavar="N",
+        help="of each relay and Router, one a round: some are a tenth slower than others alike (3)",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=[one.name for one in WORKLOADS],
+        help="this workload; can be given more than once",
+    )
     parser.add_argument("--seconds", type=float, help="of each measurement (2)")
     parser.add_argument(
         "--generator",

@@ -1,13 +1,13 @@
 """One sample after the other, and the count that shows that every request was answered."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from bench import load
 from bench.rounds import Sample, order
 from bench.subjects import Subjects, Variant
-from bench.workloads import WORKLOADS, Workload, request
+from bench.workloads import Workload, request
 
 WARM_UP: Final = 50  # answers, and so many calls for each that is in flight
 SETTLED: Final = 1.0  # seconds with hardly any CPU time, after which nothing more is to come
@@ -16,19 +16,25 @@ IDLE: Final = 0.05  # of a core
 COUNTED_WITHIN: Final = 5.0  # seconds; Triton counts just after it has answered
 
 
-def measure(subjects: Subjects, generator: str, rounds: int, seconds: float) -> Iterator[Sample]:
+def measure(
+    subjects: Subjects,
+    workloads: Sequence[Workload],
+    generator: str,
+    rounds: int,
+    seconds: float,
+) -> Iterator[Sample]:
     """Every workload and variant twice a round, each for about so many seconds; those that trace
     after the others.
 
     Raises load.Failed.
     """
     rates: dict[tuple[Workload, str], float] = {}
-    for workload in WORKLOADS:
+    for workload in workloads:
         for variant in subjects.variants[workload.model]:
             calls = max(1, WARM_UP // workload.answers) * workload.in_flight
             rates[workload, variant.name] = _sample(generator, 0, workload, variant, calls).rate
     for number in range(1, rounds + 1):
-        for workload in WORKLOADS:
+        for workload in workloads:
             by_name = subjects.of(workload, number)
             traced = [name for name, variant in by_name.items() if variant.traced]
             others = [name for name in by_name if name not in traced]
@@ -42,9 +48,9 @@ def measure(subjects: Subjects, generator: str, rounds: int, seconds: float) -> 
                 _settle(by_name[name])
 
 
-def samples(subjects: Subjects, rounds: int) -> int:
+def samples(subjects: Subjects, workloads: Sequence[Workload], rounds: int) -> int:
     """How many `measure` gives."""
-    return 2 * rounds * sum(len(subjects.of(workload, 0)) for workload in WORKLOADS)
+    return 2 * rounds * sum(len(subjects.of(workload, 0)) for workload in workloads)
 
 
 def _settle(variant: Variant) -> None:

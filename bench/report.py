@@ -5,25 +5,29 @@ from typing import Final
 
 from rich.table import Table
 
-from bench.rounds import DIRECT, Summary
+from bench.rounds import DIRECT, RELAY, Summary
 from bench.workloads import WORKLOADS
 
 VARIANT: Final = "variant"
 RANGE: Final = "range"
+CERTAIN: Final = "95 %"
 WIDE: Final = (
     RANGE,
+    CERTAIN,
     "× direct",
     "Triton",
     "load",
 )  # left out in a terminal: the rest fits 80 columns
 COLUMNS: Final = (
     VARIANT,
-    *("answers/s", "of direct", RANGE, "of relay", "p50 µs", "× direct", "p99 µs"),
+    *("answers/s", "of direct", RANGE, "of relay", CERTAIN, "p50 µs", "× direct", "p99 µs"),
     *("proxy", "× relay", "Triton", "load"),
 )
 LEGEND: Final = (
-    "Medians; ratios within a round. p50, p99: of a call, which is a whole stream where there are "
-    "streams. proxy, Triton, load: CPU µs of each per answer; × relay: the proxy's by the relay's."
+    "Medians; ratios within a round; 95 %: the interval of the ratio to the relay with that "
+    "confidence, or from the lowest to the highest of fewer than six rounds. p50, p99: of a call, "
+    "which is a whole stream where there are streams. proxy, Triton, load: CPU µs of each per "
+    "answer; × relay: the proxy's by the relay's."
 )
 _TITLES: Final = {workload.name: workload.title for workload in WORKLOADS}
 
@@ -55,8 +59,9 @@ def cells(one: Summary) -> dict[str, str]:
         VARIANT: one.variant,
         "answers/s": f"{one.rate:.0f}",
         "of direct": _ratio(one.of_direct) if compared else "",
-        RANGE: f"{one.spread[0]:.2f} to {one.spread[1]:.2f}" if compared and one.spread else "",
+        RANGE: _range(one.spread) if compared else "",
         "of relay": _ratio(one.of_relay) if compared else "",
+        CERTAIN: _range(one.certain) if one.variant not in (DIRECT, RELAY) else "",
         "p50 µs": f"{one.p50:.0f}",
         "× direct": _ratio(one.times_direct) if compared else "",
         "p99 µs": f"{one.p99:.0f}",
@@ -81,6 +86,10 @@ def section(title: str, about: Mapping[str, str], summaries: Sequence[Summary]) 
 
 def _line(words: Sequence[str]) -> str:
     return f"| {' | '.join(words)} |"
+
+
+def _range(values: tuple[float, float] | None) -> str:
+    return "" if values is None else f"{values[0]:.2f} to {values[1]:.2f}"
 
 
 def _ratio(value: float | None) -> str:

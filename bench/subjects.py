@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -20,7 +20,6 @@ from bench.rounds import DIRECT, RELAY
 from bench.workloads import (
     MODEL,
     STREAM_INFER,
-    TOKENS,
     WORKLOADS,
     Workload,
     is_right,
@@ -81,20 +80,25 @@ class Subjects(NamedTuple):
 
 
 @contextlib.contextmanager
-def running(processes: int, *, traced: bool, registered: int = 0) -> Iterator[Subjects]:
+def running(
+    processes: int, models: Collection[str], *, traced: bool, registered: int = 0
+) -> Iterator[Subjects]:
     """Starts it all, and checks that every variant gives the right answers. `processes`: of each
-    relay and Router. `traced`: with Routers that trace, too. `registered`: with those of a stack
-    that knows so many models, unless 0.
+    relay and Router. `models`: those that are to be asked. `traced`: with Routers that trace, too.
+    `registered`: with those of a stack that knows so many models, unless 0.
 
     Raises Failed. Decoupled and other models have a Triton each: release 24.10 does not survive
     streams to both.
     """
     with contextlib.ExitStack() as stack:
-        plain = stack.enter_context(alone(MODEL, processes, traced=traced))
-        tokens = stack.enter_context(alone(TOKENS, processes, traced=False))
-        if registered:
-            plain = (*plain, *stack.enter_context(_knowing(registered, processes)))
-        yield Subjects({MODEL: plain, TOKENS: tokens}, version(plain[0].address))
+        variants = {
+            model: stack.enter_context(alone(model, processes, traced=traced and model == MODEL))
+            for model in models
+        }
+        if registered and MODEL in variants:
+            variants[MODEL] += stack.enter_context(_knowing(registered, processes))
+        direct, *_ = next(iter(variants.values()))
+        yield Subjects(variants, version(direct.address))
 
 
 @contextlib.contextmanager

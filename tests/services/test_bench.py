@@ -1,8 +1,11 @@
 """The bench's own arithmetic and load generator; no figure is asserted."""
 
 import io
+import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from math import log
+from statistics import fmean
 from typing import Any
 
 import grpc
@@ -12,7 +15,7 @@ from rich.console import Console
 from bench import report, workloads
 from bench.generator import generate
 from bench.http2 import DATA, END_STREAM, Broken, Connection, frame, grpc_headers
-from bench.rounds import Sample, order, percentile, summaries
+from bench.rounds import Sample, interval, order, percentile, summaries
 from services.embedded.ports import LOOPBACK
 
 PATH = workloads.INFER
@@ -61,9 +64,27 @@ def test_ratios_are_to_the_same_round() -> None:
     assert router.rate == 250
 
 
+@pytest.mark.parametrize(
+    ("rounds", "expected"),
+    [(1, (1, 1)), (2, (1, 2)), (5, (1, 5)), (6, (1, 6)), (8, (1, 8)), (9, (2, 8)), (12, (3, 10))],
+)
+def test_the_interval_of_a_median(rounds: int, expected: tuple[int, int]) -> None:
+    """As in the usual tables of the sign test."""
+    values = [float(value) for value in range(1, rounds + 1)]
+    assert interval(values[::-1]) == expected
+
+
+def test_an_interval_has_the_median_as_often_as_it_says() -> None:
+    draws = random.Random(7)
+    tries = [interval([draws.expovariate(1.0) for _ in range(12)]) for _ in range(2000)]
+    share = fmean(low <= log(2.0) <= high for low, high in tries)
+    assert 0.95 <= share < 0.98
+
+
 def test_without_a_base_there_is_no_ratio() -> None:
     (only,) = summaries([sample(1, "router", 100, 50)])
     assert (only.of_direct, only.spread, only.times_direct, only.over_relay) == (None,) * 4
+    assert only.certain is None
     assert report.cells(only)["of direct"] == ""
 
 
