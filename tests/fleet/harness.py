@@ -1,7 +1,6 @@
 """Calls on a running stack, and a sampler that watches it from outside."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -102,13 +101,6 @@ def refusal(call: Callable[[], object]) -> tuple[str, error_details_pb2.ErrorInf
     else:
         raise AssertionError(f"it was answered: {answer}")
     return cause.code().name, error_info(tuple(cause.trailing_metadata() or ())), cause.details()
-
-
-def wait_until(holds: Callable[[], object], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.02)
 
 
 def zipf(count: int, items: Sequence[Any], exponent: float, seed: int) -> list[Any]:

@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -17,6 +16,7 @@ from model_repository.examples import EXAMPLES
 from services.embedded import leftovers
 from services.embedded.leftovers import RUN
 from tests.fleet.test_traces import COLD
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 
@@ -48,13 +48,6 @@ def runs_of(pid: int) -> set[str]:
         with contextlib.suppress(psutil.Error):
             found.add(child.environ().get(RUN, ""))
     return found - {""}
-
-
-def wait_until(holds: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + WITHIN_S
-    while not holds():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 def assert_nothing_left(run: str, place: Path) -> None:
@@ -109,7 +102,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
 
 def test_an_interrupt_of_the_start_leaves_nothing(tmp_path: Path) -> None:
     with demo(tmp_path) as process:
-        wait_until(lambda: runs_of(process.pid), "parts to start")
+        wait_until(lambda: runs_of(process.pid), WITHIN_S, "parts to start")
         (run,) = runs_of(process.pid)
         process.send_signal(signal.SIGTERM)
         output = process.communicate(timeout=WITHIN_S)[0]

@@ -19,8 +19,9 @@ from services.embedded import fleet
 from services.embedded.background import BackgroundStack
 from shoal.controller.v1 import controller_service_pb2 as controller
 from shoal.controller.v1 import types_pb2 as kinds
-from tests.fleet.harness import ADMIN_HEADER, Fleet, admin_key, refusal, tensors, wait_until
+from tests.fleet.harness import ADMIN_HEADER, Fleet, admin_key, refusal, tensors
 from tests.services.triton_models import write
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

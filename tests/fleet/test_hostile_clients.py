@@ -18,7 +18,7 @@ from services.router.settings import EXCESS, MAX_MESSAGE, Settings
 from shoal.controller.v1 import controller_service_pb2 as controller
 from shoal.router.v1 import router_service_pb2 as router_wire
 from tests.fleet.bystander import MODEL, Experience, beside
-from tests.fleet.harness import Fleet, wait_until
+from tests.fleet.harness import Fleet
 from tests.fleet.raw_http2 import (
     CONTINUATION,
     PING,
@@ -31,6 +31,7 @@ from tests.fleet.raw_http2 import (
     framed,
 )
 from tests.services.triton_models import write
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

@@ -15,9 +15,10 @@ from services.embedded.background import BackgroundStack
 from tests import results
 from tests.fleet import bystander
 from tests.fleet.bystander import beside
-from tests.fleet.harness import Fleet, wait_until
+from tests.fleet.harness import Fleet
 from tests.fleet.many_streams import Crowd, Model
 from tests.services.triton_models import config, write, write_program
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

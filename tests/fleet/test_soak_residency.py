@@ -33,12 +33,12 @@ from tests.fleet.harness import (
     refusal,
     sampled,
     tensors,
-    wait_until,
     zipf,
 )
 from tests.fleet.test_kills import EAGER
 from tests.fleet.test_thrash import by_onnxruntime
 from tests.results import record
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

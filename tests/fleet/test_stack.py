@@ -7,7 +7,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services.embedded import leftovers, runs
 from services.embedded.background import BackgroundStack
 from services.embedded.leftovers import is_alive
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 
@@ -57,13 +58,6 @@ def multiplied(stack: BackgroundStack, value: float = 3.0) -> float:
 
 def stubs(triton_pid: int | None) -> list[psutil.Process]:
     return psutil.Process(triton_pid).children(recursive=True)
-
-
-def wait_until(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + WITHIN_S
-    while not holds():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 def assert_nothing_left(stack: BackgroundStack) -> None:
@@ -151,7 +145,9 @@ def test_a_killed_supervisor_takes_its_parts_along(
         assert len(processes) >= len(announced.parts) + 1
         os.kill(announced.pid, signal.SIGKILL)
         wait_until(
-            lambda: not any(is_alive(process) for process in processes), "the parts to follow"
+            lambda: not any(is_alive(process) for process in processes),
+            WITHIN_S,
+            "the parts to follow",
         )
         assert announced.folder.exists()
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

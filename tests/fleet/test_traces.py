@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.fleet.harness import Fleet, example, infer, wait_until
+from tests.fleet.harness import Fleet, example, infer
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

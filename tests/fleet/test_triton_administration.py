@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.fleet.harness import Fleet, example, infer, refusal, wait_until
+from tests.fleet.harness import Fleet, example, infer, refusal
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

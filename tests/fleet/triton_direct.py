@@ -6,7 +6,7 @@ import secrets
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +25,13 @@ from services.embedded.tritonserver import (
     command,
     environment,
 )
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 BACKENDS = ROOT / "deploy" / "triton" / "backends"
 
 START_S = 30.0
 STOP_S = 15.0
-POLL_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -146,15 +146,6 @@ def triton_python() -> Path:
     if not python.exists():
         raise FileNotFoundError(f"{python} is missing: run deploy/triton/setup.sh")
     return python
-
-
-def wait_until(holds: Callable[[], bool], timeout_s: float, what: str) -> None:
-    """Polls until `holds()` is true; raises TimeoutError after `timeout_s` seconds."""
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {timeout_s} s for {what}")
-        time.sleep(POLL_S)
 
 
 def is_live(client: triton.InferenceServerClient) -> bool:

@@ -24,6 +24,7 @@ from shoal.names import model_name, version_name
 from shoal.registry.v1 import types_pb2 as registry
 from tests.fleet.triton_direct import DirectTriton, triton_direct, triton_python
 from tests.services.triton_models import ask, config, pids, wire, write
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 
@@ -284,8 +285,14 @@ async def test_what_answers_its_probe_is_loaded(
     unit = Unit(plain, 1)
     register(changes, unit, probe=probe(1.0))
     assert isinstance(await load(changes, unit), ev.Loaded)
-    stats = server.client.get_inference_statistics(plain, headers=server.admin).model_stats
-    assert [row.inference_count for row in stats] == [1], "it was asked"
+
+    def asked() -> int:
+        (row,) = server.client.get_inference_statistics(plain, headers=server.admin).model_stats
+        return int(row.inference_count)
+
+    # Triton counts a moment after it has answered.
+    await asyncio.to_thread(wait_until, asked, 5.0, "it was asked")
+    assert asked() == 1
 
 
 async def test_what_fails_its_probe_has_failed_to_load(changes: Changes, triton: Triton) -> None:

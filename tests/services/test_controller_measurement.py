@@ -19,7 +19,7 @@ from services.controller.measurement import Baselines
 from services.controller.processes import Processes
 from services.controller.queues import waits
 from services.controller.triton import Statistics
-from tests.fleet.triton_direct import wait_until
+from tests.waiting import wait_until
 
 UNIT, OTHER = Unit("m", 1), Unit("m", 2)
 MIB = 1 << 20
