@@ -30,6 +30,7 @@ from tests.services import controller_harness, router_harness
 from tests.services.controller_harness import entry
 from tests.services.router_harness import in_a_task, router
 from tests.services.triton_models import write
+from tests.waiting import until
 
 pytestmark = [pytest.mark.triton, pytest.mark.asyncio(loop_scope="module")]
 
@@ -102,12 +103,6 @@ def ready(controller: controller_harness.Alone, model: str) -> set[str]:
         for unit, replica in here.items()
         if unit.model == model and replica.state is State.READY
     }
-
-
-async def until(holds: Any) -> None:
-    async with asyncio.timeout(SOON):
-        while not holds():  # noqa: ASYNC110  (a state of many parts)
-            await asyncio.sleep(0.02)
 
 
 async def infer(client: Any, model: str, times: int = 1, version: str = "") -> None:

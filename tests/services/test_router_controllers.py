@@ -6,7 +6,7 @@ import os
 import signal
 import struct
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from shoal.controller.v1.controller_service_pb2_grpc import (
 from tests.fleet.triton_direct import DirectTriton, two_servers
 from tests.grpc_servers import listening
 from tests.services.triton_models import pids, write
+from tests.waiting import until
 
 MODEL = "echo"
 TARGET = Target(MODEL, 1)
@@ -173,12 +174,6 @@ async def following(
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
-
-
-async def until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(SOON):
-        while not holds():  # noqa: ASYNC110  (several things happen on the way)
-            await asyncio.sleep(0.01)
 
 
 async def in_time(wait: Awaitable[Any]) -> Any:

@@ -33,8 +33,9 @@ from tests.services.stream_harness import (
     routed,
     write_models,
 )
-from tests.services.test_router_controllers import stub, until
+from tests.services.test_router_controllers import stub
 from tests.services.test_router_streams import PLAIN, STRICT, WRONG, by_model, direct
+from tests.waiting import until
 
 pytestmark = pytest.mark.triton
 

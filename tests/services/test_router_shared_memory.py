@@ -32,6 +32,7 @@ from tests.services import controller_harness, router_harness
 from tests.services.controller_harness import entry
 from tests.services.router_harness import in_a_task, router
 from tests.services.triton_models import write
+from tests.waiting import until
 
 pytestmark = [pytest.mark.triton, pytest.mark.asyncio(loop_scope="module")]
 
@@ -164,12 +165,6 @@ async def mapped(server: DirectTriton) -> set[str]:
     """What the server maps, by its own names."""
     request = service_pb2.SystemSharedMemoryStatusRequest()
     return set((await on(server, "SystemSharedMemoryStatus", request)).regions)
-
-
-async def until(holds: Any) -> None:
-    async with asyncio.timeout(SOON):
-        while not holds():  # noqa: ASYNC110  (a state of many parts)
-            await asyncio.sleep(0.02)
 
 
 # --- what a stock client does ---------------------------------------------------------------------

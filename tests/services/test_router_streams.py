@@ -36,7 +36,8 @@ from tests.services.stream_harness import (
     routed,
     write_models,
 )
-from tests.services.test_router_controllers import in_time, stub, until
+from tests.services.test_router_controllers import in_time, stub
+from tests.waiting import until
 
 pytestmark = pytest.mark.triton
 

@@ -14,8 +14,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.fleet.triton_direct import DirectTriton, two_servers
 from tests.services.stream_harness import SLOW, Places, Talk, ask, routed, write_models
-from tests.services.test_router_controllers import until
 from tests.services.triton_models import config
+from tests.waiting import until
 
 pytestmark = pytest.mark.triton
 
