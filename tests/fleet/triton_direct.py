@@ -100,10 +100,10 @@ def triton_direct(
     spec = TritonSpec(**{**fields, **settings})
     assemble(spec.site_packages, BACKENDS, spec.backend_directory)
     log = folder / "triton.log"
+    marks = leftovers.marks(spec.shm_prefix, spec.id)
+    variables = {**environment(spec, os.environ), **marks}
     with log.open("wb") as output:
-        started = subprocess.Popen(
-            command(spec), env=environment(spec, os.environ), stdout=output, stderr=output
-        )
+        started = subprocess.Popen(command(spec), env=variables, stdout=output, stderr=output)
     process = psutil.Process(started.pid)
     try:
         with contextlib.closing(
@@ -115,7 +115,10 @@ def triton_direct(
             if started.poll() not in (0, -signal.SIGKILL):
                 exited(started, log)
     finally:
-        stop(started, process, signal.SIGTERM if orderly else signal.SIGKILL)
+        stop(started, signal.SIGTERM if orderly else signal.SIGKILL)
+        # Of a Triton that a test has killed, its models' processes are no children any more; some
+        # are frozen, too.
+        leftovers.end(leftovers.processes(spec.shm_prefix))
         leftovers.remove_shared_memory(spec.shm_prefix)
         leftovers.remove_backend_folders(started_at)
 
@@ -162,15 +165,10 @@ def exited(started: subprocess.Popen[bytes], log: Path) -> bool:
     return False
 
 
-def stop(started: subprocess.Popen[bytes], process: psutil.Process, wish: signal.Signals) -> None:
-    try:
-        stubs = process.children(recursive=True)
-    except psutil.NoSuchProcess:
-        stubs = []
+def stop(started: subprocess.Popen[bytes], wish: signal.Signals) -> None:
     started.send_signal(wish)
     try:
         started.wait(STOP_S)
     except subprocess.TimeoutExpired:
         started.kill()
         started.wait(STOP_S)
-    leftovers.end(stubs)
