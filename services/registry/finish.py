@@ -2,12 +2,15 @@
 
 import asyncio
 import inspect
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 Servicer = TypeVar("Servicer", bound=type)
+
+_under_way: Final[weakref.WeakSet[asyncio.Future[Any]]] = weakref.WeakSet()
 
 
 async def finish(work: Coroutine[Any, Any, T]) -> T:
@@ -17,6 +20,7 @@ async def finish(work: Coroutine[Any, Any, T]) -> T:
     thread that goes on writing after its lock was given back, would be left behind.
     """
     task = asyncio.ensure_future(work)
+    _under_way.add(task)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
@@ -31,6 +35,14 @@ async def finish(work: Coroutine[Any, Any, T]) -> T:
         task.exception()  # seen
         raise cancelled
     return task.result()
+
+
+async def finished(seconds: float) -> None:
+    """Until there is no such work any more in this event loop, and for so many seconds at most."""
+    loop = asyncio.get_running_loop()
+    left = [task for task in _under_way if not task.done() and task.get_loop() is loop]
+    if left:
+        await asyncio.wait(left, timeout=seconds)
 
 
 def finishing(servicer: Servicer) -> Servicer:

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import structlog
 
@@ -14,6 +14,7 @@ from services.common.caller import CallerPolicy
 from services.common.errors import InvalidArtifact
 from services.common.rpc import RpcServer
 from services.registry.catalogue import Catalogue
+from services.registry.finish import finished
 from services.registry.inventory import Inventory
 from services.registry.servicer import NAME, OPEN_METHODS, RegistryServicer
 from services.registry.settings import RegistrySettings
@@ -21,6 +22,8 @@ from services.registry.staging import Staging
 from services.registry.store import Store
 from services.registry.watch import CatalogLog
 from shoal.registry.v1 import registry_service_pb2_grpc as pb_grpc
+
+FINISH_SECONDS: Final = 5.0
 
 _log = structlog.get_logger(__name__)
 
@@ -41,6 +44,7 @@ async def running(settings: RegistrySettings) -> AsyncIterator[Running]:
         stack.push_async_callback(store.close)
         staging = Staging(settings.staging)
         stack.callback(staging.close)
+        stack.push_async_callback(finished, FINISH_SECONDS)  # what calls have left behind
         await asyncio.to_thread(staging.prepare)
         log = CatalogLog(await store.revision())
         catalogue = Catalogue(store, staging, log)
