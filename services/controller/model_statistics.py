@@ -121,10 +121,11 @@ def _fell(before: Any, now: Any) -> bool:
 
 
 def _add(total: Any, life: Any, sign: int = 1) -> None:
-    """`sign` -1: take away what was added before."""
+    """`sign` -1: take away; nothing falls below zero, as it would where somebody else has loaded
+    the unit anew, whose probe took less long."""
     total.last_inference = max(total.last_inference, life.last_inference)
     for name in _COUNTERS:
-        setattr(total, name, getattr(total, name) + sign * getattr(life, name))
+        setattr(total, name, max(0, getattr(total, name) + sign * getattr(life, name)))
     _add_durations(total.inference_stats, life.inference_stats, sign)
     sizes = {batch.batch_size: batch for batch in total.batch_stats}
     for batch in life.batch_stats:
@@ -142,8 +143,8 @@ def _add_durations(total: Any, more: Any, sign: int) -> None:
     for field, duration in more.ListFields():
         if field.message_type is not None:
             into = getattr(total, field.name)
-            into.count += sign * duration.count
-            into.ns += sign * duration.ns
+            into.count = max(0, into.count + sign * duration.count)
+            into.ns = max(0, into.ns + sign * duration.ns)
 
 
 def _add_memory(total: Any, usage: Iterable[Any]) -> None:

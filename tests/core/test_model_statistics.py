@@ -116,6 +116,19 @@ def test_what_was_left_out_of_one_life_counts_in_the_next() -> None:
     assert totals.of(A).inference_count == 11
 
 
+def test_what_another_ones_probe_took_less_long_falls_not_below_zero() -> None:
+    """Who was frozen compares with its own probe what has been loaded by another one since."""
+    totals = Totals()
+    probed, anew = counted(A, 1, sizes=(1,)), counted(A, 1, sizes=(1,))
+    totals.own("t0", here(probed))
+    anew.inference_stats.queue.ns -= 3
+    anew.batch_stats[0].compute_infer.ns -= 30
+    totals.all_seen("t0", here(anew))
+    both = totals.of(A)
+    assert both.inference_count == 0
+    assert (both.inference_stats.queue.count, both.inference_stats.queue.ns) == (0, 0)
+
+
 def test_a_server_that_is_away_for_a_while_is_counted_once() -> None:
     totals = Totals()
     totals.all_seen("t0", here(counted(A, 5)))
