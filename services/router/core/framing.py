@@ -3,15 +3,20 @@
 from collections.abc import Iterable
 from typing import Final
 
-from services.router.core.protobuf import encoded, varint
+from services.router.core.protobuf import (
+    BYTES,
+    FIXED32,
+    FIXED64,
+    VARINT,
+    VARINT_BYTES,
+    encoded,
+    varint,
+)
 
 # Field numbers of raw_input_contents in inference.ModelInferRequest, and of raw_output_contents in
 # ModelInferResponse, as tags of length-delimited fields.
 _RAW_INPUT: Final = bytes((7 << 3 | 2,))
 _RAW_OUTPUT: Final = 6 << 3 | 2
-
-_LONGEST: Final = 10  # bytes of a number
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 Raw = bytes | memoryview
 
@@ -35,18 +40,18 @@ def without_outputs(message: bytes) -> tuple[bytes, list[memoryview]]:
     position, end = 0, len(message)
     while position < end:
         began = position
-        tag, position = varint(message, position, _LONGEST)
+        tag, position = varint(message, position, VARINT_BYTES)
         kind = tag & 7
-        if kind == _BYTES:
-            size, position = varint(message, position, _LONGEST)
+        if kind == BYTES:
+            size, position = varint(message, position, VARINT_BYTES)
             start, position = position, position + size
             if tag == _RAW_OUTPUT:
                 contents.append(view[start:position])
                 continue
-        elif kind == _VARINT:
-            _, position = varint(message, position, _LONGEST)
-        elif kind in (_FIXED64, _FIXED32):
-            position += 8 if kind == _FIXED64 else 4
+        elif kind == VARINT:
+            _, position = varint(message, position, VARINT_BYTES)
+        elif kind in (FIXED64, FIXED32):
+            position += 8 if kind == FIXED64 else 4
         else:
             raise ValueError(f"wire type {kind} at byte {began}")
         kept.append(view[began:position])

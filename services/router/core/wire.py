@@ -262,7 +262,7 @@ def _entry(message: bytes, entry: slice) -> tuple[str, slice]:
     """Key and value. Parsers differ on entries that repeat a field or have others, so those are
     refused."""
     found: dict[int, slice] = {}
-    for number, _, content in fields(message, entry, "a parameter", _MAX_PARAMETER_FIELDS):
+    for number, _, content in _of_parameter(message, entry):
         if number not in (_KEY, _VALUE) or number in found or not isinstance(content, slice):
             raise Malformed("a parameter with other fields than one key and one value")
         found[number] = content
@@ -273,12 +273,16 @@ def _entry(message: bytes, entry: slice) -> tuple[str, slice]:
 def _choice(message: bytes, value: slice) -> int | str:
     """What an InferParameter says: of several choices the last one counts. 0 for a double."""
     chosen: int | str = 0
-    for number, kind, content in fields(message, value, "a parameter", _MAX_PARAMETER_FIELDS):
+    for number, kind, content in _of_parameter(message, value):
         if (number, kind) in _CHOICES:
             chosen = _text(message, content) if isinstance(content, slice) else content
             if number == _BOOL:
                 chosen = int(chosen != 0)
     return chosen
+
+
+def _of_parameter(message: bytes, part: slice) -> Iterator[tuple[int, int, int | slice]]:
+    return fields(message, part, "a parameter", _MAX_PARAMETER_FIELDS)
 
 
 def _text(message: bytes, part: slice) -> str:
@@ -313,7 +317,7 @@ def asks_for_finals(message: bytes) -> bool | None:
             continue
         key, value = _entry(message, entry)
         if key == _FINALS.decode():
-            found = fields(message, value, "a parameter", _MAX_PARAMETER_FIELDS)
+            found = _of_parameter(message, value)
             chosen = [number for number, kind, _ in found if (number, kind) in _CHOICES]
             said = bool(_choice(message, value)) if chosen[-1:] == [_BOOL] else None
     return said
