@@ -112,6 +112,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         if settings.shared_memory:
             here = str(settings.grpc_port)
             memory = SharedMemory(watch, servers, callers, router=here, several=shared)
+            stack.push_async_callback(memory.close)
             further |= memory.answers()
             requests = SharedMemoryRequests(
                 watch,

@@ -27,6 +27,7 @@ from services.router.core.routes import Target, why
 from services.router.core.streams import amended
 from services.router.forward import Forwarder, Reply, TritonError
 from services.router.holding import hold
+from services.router.lent_memory import LentMemory
 from services.router.model_info import ModelInfo
 from services.router.placement_watch import PlacementWatch
 from services.router.statistics import Statistics
@@ -80,6 +81,11 @@ class Requests:
         if said.size > self._max_metadata:
             raise MetadataTooLarge(size=said.size, limit=self._max_metadata)
         return said
+
+    def lend(self, message: bytes, caller: Caller) -> LentMemory | None:
+        """What holds the caller's memory for a request that goes another way than `answer`; None
+        where no tensor lies in any. Raises RegionNotFound, RegionBounds, NotProxied."""
+        return None
 
     async def answer(self, request: Request) -> Reply:
         """Raises TritonError and Rejected with another service's own status, else ShoalError."""

@@ -43,6 +43,7 @@ from services.router.server_calls import Answered, ServerAnswer, ServerCalls, up
 from shoal.controller.v1 import controller_service_pb2 as wire
 
 FOLDER: Final = Path("/dev/shm")  # noqa: S108  where shm_open has its names
+CLOSING_SECONDS: Final = 2.0  # for the servers to let go of what is not used any more
 
 _EXISTS: Final = grpc.StatusCode.ALREADY_EXISTS.value[0]
 _STUB: Final = "triton_python_backend_stub"
@@ -85,6 +86,7 @@ class SharedMemory:
         self._several = several
         self._regions = Regions()
         self._changing = asyncio.Lock()
+        self._letting_go: set[asyncio.Task[None]] = set()
 
     def answers(self) -> Mapping[str, Answer]:
         """By the method's name."""
@@ -96,6 +98,13 @@ class SharedMemory:
             "CudaSharedMemoryRegister": self.register_cuda,
             "CudaSharedMemoryUnregister": self.unregister_cuda,
         }
+
+    async def close(self) -> None:
+        """When no requests come any more. What stays mapped, the next Router sweeps away."""
+        if self._letting_go:
+            await asyncio.wait(self._letting_go, timeout=CLOSING_SECONDS)
+        for work in self._letting_go:
+            work.cancel()
 
     # --- what is registered -----------------------------------------------------------------------
 
@@ -186,12 +195,17 @@ class SharedMemory:
         """On servers that have been started since."""
         await self._servers.ask(_REGISTER[mapped.source.kind], _registration(mapped), None)
 
-    async def ended(self, mapped: Mapped) -> None:
-        """A request that used it has come to its end."""
+    def released(self, mapped: Mapped) -> None:
+        """A request uses it no more; without a region, too, the servers let go of it."""
         mapped.in_flight -= 1
         if mapped.idle:
-            async with self._changing:
-                await self._let_go(mapped)
+            work = asyncio.create_task(self._unused(mapped))
+            self._letting_go.add(work)
+            work.add_done_callback(self._letting_go.discard)
+
+    async def _unused(self, mapped: Mapped) -> None:
+        async with self._changing:
+            await self._let_go(mapped)
 
     # --- on the servers ---------------------------------------------------------------------------
 

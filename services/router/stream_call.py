@@ -19,6 +19,7 @@ from services.router.core.routes import Replica, Target
 from services.router.core.streams import Pending, Turns, reply
 from services.router.core.wire import Sequence, refused
 from services.router.in_use import InUse
+from services.router.lent_memory import LentMemory
 from services.router.placement_watch import PlacementWatch
 from services.router.repeats import Repeats
 from services.router.stream_plain import MODEL_STREAM_INFER, OPENING, PlainCalls
@@ -43,17 +44,17 @@ _tracer = trace.get_tracer("shoal.router")
 class Exchange:
     """One request of a client's stream, until its last reply.
 
-    `held`: bytes that it is counted with. `begun`: whether it goes on with a sequence.
-    `message`: as it came; dropped when a part of the reply has been passed on, because it cannot be
-    repeated then. `target`: None where somebody else counts it. `ticket`: its leave to be sent,
-    unless somebody else has that. `broke`: the replica whose server was lost while it had the
-    request. `lost`: the replica that it came back from last, and why. `turns`: the order that its
-    reply has to keep."""
+    `held`: bytes that it is counted with. `begun`: whether it goes on with a sequence. `memory`: of
+    the caller's, that its tensors lie in. `message`: as it came, or with the servers' names of that
+    memory; dropped when a part of the reply has been passed on, because it cannot be repeated then.
+    `target`: None where somebody else counts it. `ticket`: its leave to be sent, unless somebody
+    else has that. `broke`: the replica whose server was lost while it had the request. `lost`: the
+    replica that it came back from last, and why. `turns`: the order that its reply has to keep."""
 
     __slots__ = (
         *("asked", "began", "begun", "broke", "cold", "failed", "forward", "held", "id", "lost"),
-        *("message", "misses", "model", "patience", "repeated", "retry", "sequence", "serial"),
-        *("size", "span", "target", "ticket", "turns", "version"),
+        *("memory", "message", "misses", "model", "patience", "repeated", "retry", "sequence"),
+        *("serial", "size", "span", "target", "ticket", "turns", "version"),
     )
 
     def __init__(self, serial: int, message: bytes) -> None:
@@ -68,6 +69,7 @@ class Exchange:
         self.target: Target | None = None
         self.turns: Turns[Exchange] | None = None
         self.ticket: Ticket | None = None
+        self.memory: LentMemory | None = None
         self.asked: bool | None = False
         self.retry = False
         self.repeated: Replica | None = None
@@ -132,6 +134,8 @@ class StreamCall:
             )
         self._used = True
         self._in_use.begin(self.replica)
+        if exchange.memory is not None:
+            exchange.memory.hold()
         self.pending.add(exchange.id, exchange)
         if self._early is None:
             self._outgoing.append(message)
@@ -142,8 +146,7 @@ class StreamCall:
     def end(self, exchange: Exchange) -> None:
         """It is under way no more; `pending` takes it for the one that was answered."""
         self.pending.end(exchange.id)
-        exchange.forward.end()
-        self._in_use.end(self.replica)
+        self._over(exchange)
 
     def close(self) -> None:
         """Send nothing more; what is under way is answered."""
@@ -204,10 +207,15 @@ class StreamCall:
         broken = sorted(self.pending, key=lambda exchange: exchange.serial)
         self.pending.clear()
         for exchange in broken:
-            exchange.forward.end()
-            self._in_use.end(self.replica)
+            self._over(exchange)
         if self._listener is not None:
             self._listener.ended(self, broken, failure)
+
+    def _over(self, exchange: Exchange) -> None:
+        exchange.forward.end()
+        self._in_use.end(self.replica)
+        if exchange.memory is not None:
+            exchange.memory.release()
 
     def _drop(self, message: bytes) -> None:
         said = reply(message)

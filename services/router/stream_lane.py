@@ -131,7 +131,10 @@ class Lane:
 
     async def _place(self) -> None:
         try:
-            while self._parked:
+            while True:
+                await self._map_again()
+                if not self._parked:
+                    return
                 first = self._parked[0]
                 call = None if first.misses else self._choose(first)
                 if call is not None:
@@ -182,6 +185,17 @@ class Lane:
         if grant.use_lease:
             self._fleet.watch.started(grant.replica, grant.use_lease)
 
+    async def _map_again(self) -> None:
+        """The callers' memory that a server did not know."""
+        lost = [one for one in self._parked if one.memory is not None and one.memory.lost]
+        for exchange in lost:
+            assert exchange.memory is not None
+            try:
+                await exchange.memory.map_again()
+            except (Rejected, ShoalError) as error:
+                self._parked.remove(exchange)
+                self._outlet.refuse(exchange, error)
+
     async def _pause(self) -> None:
         """Before the next try: short, growing, jittered, and not beyond what each may wait."""
         misses = max((exchange.misses for exchange in self._parked), default=0)
@@ -212,6 +226,15 @@ class Lane:
             return None
         begun, failed = said.final is not None, bool(said.error)
         last = said.final is not False
+        memory = exchange.memory
+        if memory is not None:
+            alone = not begun and call.pending.alike(said.id) == 1
+            if alone and memory.forgotten(said.error):
+                self._end(call, exchange, failed=True)
+                self._park(exchange)
+                return None
+            message = memory.reply(message)
+            said = reply(message)
         meaning = in_band(said.error, begun=begun) if failed else Verdict.ANSWER
         if last and meaning is not Verdict.ANSWER:
             certain = call.pending.alike(said.id) == 1

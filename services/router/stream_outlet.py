@@ -200,6 +200,8 @@ class Outlet:
         self._leave(exchange, abandoned=abandoned)
         self._release(exchange)
         self._pending.discard(exchange)
+        if exchange.memory is not None:
+            exchange.memory.release()
         self._freed.set()
         if exchange.target is not None:
             seconds = time.monotonic() - exchange.began

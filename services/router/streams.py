@@ -255,6 +255,9 @@ class Stream:
             if head.classes:
                 await streams.requests.check_classes(message, target)
             exchange.asked = wire.asks_for_finals(message)
+            exchange.memory = streams.requests.lend(message, self._caller)
+            if exchange.memory is not None:
+                exchange.message = exchange.memory.message
             ticket = admission.enter(
                 self._caller.tenant,
                 target,

@@ -98,6 +98,7 @@ async def router(
         requests = Requests(watch, forwarder, statistics, info, admission, max_message=MAX_MESSAGE)
         if shared_memory:
             memory = SharedMemory(watch, servers, callers, router=name, several=several)
+            stack.push_async_callback(memory.close)
             further |= memory.answers()
             requests = SharedMemoryRequests(
                 watch,

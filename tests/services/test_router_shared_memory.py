@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
-from tritonclient.grpc import service_pb2
+from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import shared_memory
 
 from services.common.caller import Caller
@@ -31,7 +31,7 @@ from tests.fleet.triton_direct import DirectTriton, triton_direct, triton_python
 from tests.services import controller_harness, router_harness
 from tests.services.controller_harness import entry
 from tests.services.router_harness import in_a_task, router
-from tests.services.triton_models import write
+from tests.services.triton_models import config, write, write_program
 from tests.waiting import until
 
 pytestmark = [pytest.mark.triton, pytest.mark.asyncio(loop_scope="module")]
@@ -41,12 +41,36 @@ VALUES = np.array([1.0, -2.5, 3.0, 4.0], np.float32)
 SIZE = VALUES.nbytes
 LOCAL_PEER = "ipv4:127.0.0.1:4711"
 
+# Replies with its input times 1, 2 and 3.
+MANY = """
+import time
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        for request in requests:
+            sender = request.get_response_sender()
+            x = pb_utils.get_input_tensor_by_name(request, "INPUT").as_numpy()
+            for number in (1, 2, 3):
+                output = pb_utils.Tensor("OUTPUT", x * number)
+                sender.send(pb_utils.InferenceResponse([output]))
+                time.sleep(0.2)
+            sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+"""
+
+
+def decoupled(name: str) -> model_config_pb2.ModelConfig:
+    made = config(name)
+    made.model_transaction_policy.decoupled = True
+    return made
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DirectTriton]:
     models = tmp_path_factory.mktemp("models")
     write(models, "twice", answer="x * 2")
     write(models, "slow", answer="(time.sleep(0.5), x * 3)[1]")
+    write_program(models, decoupled("many"), MANY)
     subprocess.run([triton_python(), "-m", "compileall", "-q", models], check=True)
     with triton_direct(
         tmp_path_factory.mktemp("server"), models, id=f"t0-{secrets.token_hex(4)}"
@@ -58,7 +82,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DirectTriton]:
 async def controller(server: DirectTriton) -> AsyncIterator[controller_harness.Alone]:
     acting = controller_harness.controller(
         [Server(server.spec.id, server.address)],
-        [entry("twice", 1), entry("slow", 1)],
+        [
+            entry("twice", 1),
+            entry("slow", 1),
+            entry("many", 1, config=decoupled("many").SerializeToString(), decoupled=True),
+        ],
         {server.spec.id: server.spec.admin_secret},
     )
     async with in_a_task(acting) as running:
@@ -135,6 +163,19 @@ async def infer(
     return await client.infer(model, [tensor], outputs=outputs)
 
 
+async def requests(
+    model: str, region: str, into: str | None = None
+) -> AsyncIterator[dict[str, Any]]:
+    """One, for tritonclient's stream."""
+    tensor = triton.InferInput("INPUT", [SIZE // 4], "FP32")
+    tensor.set_shared_memory(region, SIZE)
+    outputs = []
+    if into is not None:
+        outputs = [triton.InferRequestedOutput("OUTPUT")]
+        outputs[0].set_shared_memory(into, SIZE)
+    yield {"model_name": model, "inputs": [tensor], "outputs": outputs}
+
+
 async def refusal(call: Any) -> tuple[str, str, str]:
     """Code, text and reason of a call that must fail."""
     try:
@@ -167,6 +208,13 @@ async def mapped(server: DirectTriton) -> set[str]:
     return set((await on(server, "SystemSharedMemoryStatus", request)).regions)
 
 
+async def forget(server: DirectTriton) -> None:
+    """As after a restart."""
+    everything = service_pb2.SystemSharedMemoryUnregisterRequest()
+    await on(server, "SystemSharedMemoryUnregister", everything)
+    assert await mapped(server) == set()
+
+
 # --- what a stock client does ---------------------------------------------------------------------
 
 
@@ -194,17 +242,42 @@ async def test_tensors_come_and_go_in_shared_memory(
 async def test_they_do_in_a_stream_too(client: Any, memory: Memory, output: Memory) -> None:
     await client.register_system_shared_memory("in", memory.key, SIZE)
     await client.register_system_shared_memory("out", output.key, SIZE)
-    tensor = triton.InferInput("INPUT", [SIZE // 4], "FP32")
-    tensor.set_shared_memory("in", SIZE)
-    wanted = triton.InferRequestedOutput("OUTPUT")
-    wanted.set_shared_memory("out", SIZE)
-
-    async def requests() -> AsyncIterator[dict[str, Any]]:
-        yield {"model_name": "twice", "inputs": [tensor], "outputs": [wanted]}
-
-    answers = [pair async for pair in client.stream_infer(requests())]
+    answers = [pair async for pair in client.stream_infer(requests("twice", "in", "out"))]
     assert [error for _, error in answers] == [None]
     assert output.get() == list(VALUES * 2)
+
+
+async def test_they_do_in_a_stream_with_several_replies(
+    server: DirectTriton, client: Any, memory: Memory, output: Memory
+) -> None:
+    await client.register_system_shared_memory("in", memory.key, SIZE)
+    await client.register_system_shared_memory("out", output.key, SIZE, 64)
+    found = []
+    async for result, error in client.stream_infer(requests("many", "in", "out")):
+        assert error is None
+        told = result.get_output("OUTPUT").parameters
+        assert told["shared_memory_region"].string_param in ("", "out"), "by the caller's own name"
+        found.append(output.get(64))
+    assert found == [list(VALUES * number) for number in (1, 2, 3)]
+    await client.unregister_system_shared_memory()
+    assert await mapped(server) == set()
+
+
+async def test_a_stream_is_refused_what_is_not_there(
+    server: DirectTriton, client: Any, memory: Memory
+) -> None:
+    """In band; and the next request is answered."""
+    await client.register_system_shared_memory("in", memory.key, SIZE)
+
+    async def both() -> AsyncIterator[dict[str, Any]]:
+        for region in ("nothing", "in"):
+            async for one in requests("many", region):
+                yield one
+
+    answers = [pair async for pair in client.stream_infer(both())]
+    refused, *rest = [error for _, error in answers]
+    assert str(refused) == "Unable to find shared memory region: 'nothing'"
+    assert rest == [None, None, None]
 
 
 async def test_the_plain_client_does_it_too(
@@ -252,12 +325,24 @@ async def test_a_server_that_has_forgotten_it_maps_it_again(
     server: DirectTriton, client: Any, memory: Memory
 ) -> None:
     await client.register_system_shared_memory("in", memory.key, SIZE)
-    # As after a restart.
-    everything = service_pb2.SystemSharedMemoryUnregisterRequest()
-    await on(server, "SystemSharedMemoryUnregister", everything)
-    assert await mapped(server) == set()
+    await forget(server)
     answer = await infer(client, "in")
     assert list(answer.as_numpy("OUTPUT")) == list(VALUES * 2)
+
+
+async def test_and_so_it_does_for_a_stream(
+    server: DirectTriton, client: Any, memory: Memory, output: Memory
+) -> None:
+    await client.register_system_shared_memory("in", memory.key, SIZE)
+    await client.register_system_shared_memory("out", output.key, SIZE)
+    for _ in range(2):
+        await forget(server)
+        answers = [pair async for pair in client.stream_infer(requests("many", "in", "out"))]
+        assert [error for _, error in answers] == [None, None, None]
+        assert output.get() == list(VALUES * 3)
+    assert len(await mapped(server)) == 2
+    await client.unregister_system_shared_memory()
+    assert await mapped(server) == set()
 
 
 async def test_memory_stays_mapped_under_a_request(
@@ -277,6 +362,24 @@ async def test_memory_stays_mapped_under_a_request(
     async with asyncio.timeout(SOON):
         while await mapped(server):  # noqa: ASYNC110  (nobody tells)
             await asyncio.sleep(0.02)
+
+
+async def test_and_under_the_replies_to_a_stream(
+    server: DirectTriton, shoal: router_harness.Alone, client: Any, memory: Memory, output: Memory
+) -> None:
+    """Also when nobody hears them."""
+    await client.register_system_shared_memory("in", memory.key, SIZE)
+    await client.register_system_shared_memory("out", output.key, SIZE)
+    answers = client.stream_infer(requests("many", "in", "out"))
+    await anext(answers)
+    answers.cancel()
+    await client.unregister_system_shared_memory()
+    assert len(await mapped(server)) == 2, "the server still writes to it"
+    async with asyncio.timeout(SOON):
+        while await mapped(server):  # noqa: ASYNC110  (nobody tells)
+            await asyncio.sleep(0.02)
+    assert output.get() == list(VALUES * 3)
+    assert not shoal.watch.in_use.usage_of(Target("many", 1))
 
 
 # --- what is refused ------------------------------------------------------------------------------
