@@ -34,11 +34,13 @@ class Defaults:
 
 @dataclass
 class Catalog:
-    """`entries` by model name; `learnt` by unit, also of units that are not registered now."""
+    """`entries` by model name; `learnt` by unit, also of units that are not registered now.
+    `gone`: units that were registered; who knows that one is on no server any more takes it out."""
 
     defaults: Defaults = field(default_factory=Defaults)
     entries: dict[str, registry.CatalogEntry] = field(default_factory=dict)
     learnt: dict[Unit, Learnt] = field(default_factory=dict)
+    gone: set[Unit] = field(default_factory=set)
 
     def replace(
         self, entries: Iterable[registry.CatalogEntry], removed: Iterable[str], *, all_: bool
@@ -49,10 +51,17 @@ class Catalog:
         if all_:
             gone |= self.entries.keys() - fresh.keys()
         changed = {model for model, entry in fresh.items() if self.entries.get(model) != entry}
+        before = self._units(changed | gone)
         for model in gone:
             self.entries.pop(model, None)
         self.entries.update(fresh)
+        if before or self.gone:
+            self.gone = (self.gone | before) - self._units(changed)
         return frozenset(changed | gone)
+
+    def _units(self, models: Iterable[str]) -> set[Unit]:
+        entries = (self.entries[model] for model in models if model in self.entries)
+        return {unit_of(version) for entry in entries for version in entry.versions}
 
     def learn(self, footprint: registry.Footprint) -> None:
         name = parse_version_name(footprint.version)

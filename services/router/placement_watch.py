@@ -210,6 +210,7 @@ class PlacementWatch:
 
     def _apply(self, response: wire.WatchPlacementsResponse, acting: Acting) -> None:
         if response.WhichOneof("message") == "checkpoint":
+            self._note(response.unregistered_resident)
             return
         withdrawn = self.table.apply(change_of(response))
         self.applied()
@@ -226,6 +227,11 @@ class PlacementWatch:
                 self._say_drained(replica)
         if self._keeper is not None:
             self._keeper.keep(response)
+
+    def _note(self, unregistered: bool) -> None:
+        if unregistered is not self.table.unregistered:
+            self.table.unregistered = unregistered
+            self.applied()
 
     def _busy(self, replica: Replica) -> None:
         """Told at once, unless a heartbeat of just now has told it."""
@@ -261,6 +267,7 @@ def change_of(response: wire.WatchPlacementsResponse) -> Change:
         unknown_servers=_unknown(body.servers),
         removed_models=frozenset(() if whole else body.removed_models),
         removed_servers=frozenset(() if whole else body.removed_servers),
+        unregistered=response.unregistered_resident,
     )
 
 

@@ -29,6 +29,7 @@ class TableFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._revision = wire.Revision()
+        self._unregistered = False
         self._models: dict[str, wire.ModelRoute] = {}
         self._servers: dict[str, wire.ServerEndpoint] = {}
         self._changed = asyncio.Event()
@@ -50,6 +51,7 @@ class TableFile:
         else:
             return
         self._revision = response.revision
+        self._unregistered = response.unregistered_resident
         self._changed.set()
 
     async def write(self) -> None:
@@ -73,6 +75,7 @@ class TableFile:
     def _snapshot(self) -> wire.WatchPlacementsResponse:
         return wire.WatchPlacementsResponse(
             revision=self._revision,
+            unregistered_resident=self._unregistered,
             snapshot=wire.PlacementSnapshot(
                 servers=self._servers.values(), models=self._models.values()
             ),

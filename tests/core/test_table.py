@@ -322,12 +322,14 @@ def test_what_may_give_several_replies_is_counted_as_it_comes_and_goes(
     made = Table()
     assert not made.plain, "nothing is known yet"
     for change in changes:
-        made.apply(told(change, data.draw))
+        unregistered = data.draw(st.booleans())
+        made.apply(replace(told(change, data.draw), unregistered=unregistered))
         found = [
             entry.decoupled for route in made.routes.values() for entry in route.versions.values()
         ]
         assert made.several == len(found) - found.count(False)
-        assert made.plain == (bool(made.routes) and set(found) <= {False})
+        one_each = bool(made.routes) and set(found) <= {False}
+        assert made.plain == (one_each and not unregistered)
 
 
 def directed(change: Change, draw: st.DrawFn) -> Change:

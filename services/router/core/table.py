@@ -33,7 +33,8 @@ class Way(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Change:
     """`whole`: everything, else only what differs. Names in `removed_*` are gone.
-    `unknown_servers`: those of `addresses` that the Controller has not inventoried yet."""
+    `unknown_servers`: those of `addresses` that the Controller has not inventoried yet.
+    `unregistered`: something is resident besides."""
 
     revision: Revision
     whole: bool
@@ -42,6 +43,7 @@ class Change:
     unknown_servers: frozenset[str] = frozenset()
     removed_models: frozenset[str] = frozenset()
     removed_servers: frozenset[str] = frozenset()
+    unregistered: bool = False
 
 
 class StaleEpoch(Exception):
@@ -54,8 +56,8 @@ class Table:
     replica was last taken away; grants that are older do not count. `unknown`: servers that the
     Controller has not inventoried yet; they still hold what they held, as far as we know. `ready`:
     the replicas that `routes` tell of, by version; none is empty. `several`: versions that give any
-    number of replies to a request, or may. `_ways`: by what a request asks for, where the draw does
-    not matter."""
+    number of replies to a request, or may. `unregistered`: something is resident that `routes` do
+    not tell of. `_ways`: by what a request asks for, where the draw does not matter."""
 
     revision: Revision = NONE
     routes: dict[str, Route] = field(default_factory=dict)
@@ -64,13 +66,15 @@ class Table:
     unknown: frozenset[str] = frozenset()
     ready: dict[Target, tuple[Replica, ...]] = field(default_factory=dict)
     several: int = 0
+    unregistered: bool = False
     _ways: dict[tuple[str, str], Way] = field(default_factory=dict)
 
     @property
     def plain(self) -> bool:
-        """Whether every version gives one reply to a request. Only then may requests go by streams
-        of the Router's own to such versions: a Triton with streams to both kinds crashes."""
-        return not self.several and bool(self.routes)
+        """Whether every version gives one reply to a request, also those that another Router may
+        still ask after they were removed. Only then may requests go by streams of the Router's own
+        to such versions: a Triton with streams to both kinds crashes."""
+        return not self.several and not self.unregistered and bool(self.routes)
 
     def way(self, model: str, version: str, draw: float) -> Way:
         """What a request for `model` and `version` means; raises as `resolve` does."""
@@ -120,6 +124,7 @@ class Table:
             self.ready[replica.target] = (*self.ready.get(replica.target, ()), replica)
         self._readdress(change)
         self.revision = change.revision
+        self.unregistered = change.unregistered
         withdrawn = before.keys() - after.keys()
         self.withdrawn.update(dict.fromkeys(withdrawn, change.revision))
         for replica in after.keys() - before.keys():

@@ -347,6 +347,11 @@ class WatchPlacementsResponse(_message.Message):
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     DELTA_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
+    UNREGISTERED_RESIDENT_FIELD_NUMBER: _builtins.int
+    unregistered_resident: _builtins.bool
+    """A server still holds a version that is not registered any more, or never was. Whether it is
+    decoupled, nothing here says.
+    """
     @_builtins.property
     def revision(self) -> Global___Revision:
         """The table is known up to this revision after this response."""
@@ -364,10 +369,11 @@ class WatchPlacementsResponse(_message.Message):
         snapshot: Global___PlacementSnapshot | None = ...,
         delta: Global___PlacementDelta | None = ...,
         checkpoint: Global___PlacementCheckpoint | None = ...,
+        unregistered_resident: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "delta", b"delta", "message", b"message", "revision", b"revision", "snapshot", b"snapshot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "delta", b"delta", "message", b"message", "revision", b"revision", "snapshot", b"snapshot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "delta", b"delta", "message", b"message", "revision", b"revision", "snapshot", b"snapshot", "unregistered_resident", b"unregistered_resident"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["snapshot", "delta", "checkpoint"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
