@@ -3,8 +3,11 @@
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from email.utils import formatdate
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import uvicorn
@@ -60,14 +63,31 @@ async def serving(
         try:
             yield
         finally:
-            server.should_exit = True
+            server.end.set()
 
 
 class _Server(uvicorn.Server):
+    """uvicorn's own looks ten times a second whether it is to end, and at the clock for the `date`
+    of its answers. In a process that has other work these wake-ups cost more than they do: 3 % of a
+    Router's requests a second."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.end = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        await self.end.wait()
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals are the process's: it says when to stop."""
         yield
+
+
+@lru_cache(maxsize=1)
+def _dated(now: int) -> list[tuple[bytes, bytes]]:
+    """The headers of every answer. `now`: seconds since the epoch."""
+    return [(b"date", formatdate(now, usegmt=True).encode())]
 
 
 def _bounded(limits: Limits) -> type[HttpToolsProtocol]:
@@ -102,6 +122,7 @@ def _bounded(limits: Limits) -> type[HttpToolsProtocol]:
             if size > limits.head_bytes:
                 self._too_large()
                 raise ValueError("refused")  # ends the parser
+            self.server_state.default_headers = _dated(int(time.time()))
             super().on_headers_complete()
 
         def send_400_response(self, msg: str) -> None:

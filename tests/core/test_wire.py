@@ -288,12 +288,29 @@ def test_a_preamble_is_walked_once(monkeypatch: pytest.MonkeyPatch) -> None:
         head(request.SerializeToString())
 
 
+@pytest.mark.parametrize("contents", [(), (b"",), (b"1234",), (b"1" * 1000,), (b"1", b"23")])
+def test_a_request_of_the_same_size_may_be_another(contents: tuple[bytes, ...]) -> None:
+    request = service_pb2.ModelInferRequest(model_name="same size", id="7")
+    request.inputs.add(name="A", datatype="FP32", shape=[1])
+    request.raw_input_contents.extend(contents)
+    message = request.SerializeToString()
+    read(message)
+    read(message)
+    for position in range(len(message)):
+        for change in (1, 8, 128):
+            other = bytearray(message)
+            other[position] ^= change
+            assert not oracle.disagreement(bytes(other))
+            read(message)
+
+
 def test_what_is_remembered_is_bounded() -> None:
     for number in range(2 * wire.MOST_PREAMBLES):
         head(text(1, str(number).encode()))
     assert len(wire.preambles) <= wire.MOST_PREAMBLES
     head(text(1, b"long") + text(3, b"x" * wire.LONGEST_PREAMBLE))
-    assert all(len(preamble) <= wire.LONGEST_PREAMBLE for preamble, _ in wire.preambles.values())
+    longest = max(len(known.start) for known in wire.preambles.values())
+    assert longest <= wire.LONGEST_PREAMBLE + wire.NUMBER_BYTES + 1
 
 
 # --- overriding -----------------------------------------------------------------------------------

@@ -174,6 +174,7 @@ def cost(message: bytes) -> tuple[int, int]:
         except Malformed:
             return
 
+    wire.preambles.clear()
     before = sys.gettrace()
     sys.settrace(trace)
     try:

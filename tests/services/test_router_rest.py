@@ -561,6 +561,17 @@ async def test_a_connection_is_kept_and_may_carry_several_requests_at_once(
     writer.close()
 
 
+async def test_answers_say_when_they_were_given(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for now, date in (
+        (0.9, "Thu, 01 Jan 1970 00:00:00 GMT"),
+        (1.0, "Thu, 01 Jan 1970 00:00:01 GMT"),
+    ):
+        monkeypatch.setattr(web.time, "time", lambda now=now: now)
+        assert (await running.ask("GET", "/metrics"))[1]["date"] == date
+
+
 async def test_connections_beyond_the_limit_are_refused_until_others_end(running: Running) -> None:
     others = [await running.connect() for _ in range(20)]
     while (await running.raw(b"GET /v2/health/live HTTP/1.0\r\n\r\n"))[0] != 503:

@@ -83,8 +83,17 @@ class Head(NamedTuple):
     classes: bool = False  # whether an output may ask for classes in place of a tensor
 
 
-# By their first field, which is the model's name: what requests begin with, and what that says.
-preambles: Final[dict[bytes, tuple[bytes, Head]]] = {}
+class Known(NamedTuple):
+    """What a request began with, and what that says. `size`: bytes of the whole request, where no
+    more than one tensor's contents followed; `start`: until these begin."""
+
+    preamble: bytes
+    head: Head
+    size: int
+    start: bytes
+
+
+preambles: Final[dict[bytes, Known]] = {}  # by their first field, which is the model's name
 
 
 def head(message: bytes) -> Head:
@@ -96,15 +105,28 @@ def head(message: bytes) -> Head:
     first = message[: message[1] + 2] if len(message) > 1 else message
     known = preambles.get(first)
     if known is not None:
-        preamble, found = known
+        preamble, found, size, start = known
+        if len(message) == size and message.startswith(start):
+            return found
         if message.startswith(preamble) and _are_contents(message, len(preamble)):
             return found
     found, size = _walk(message)
     if size <= LONGEST_PREAMBLE:
         if len(preambles) >= MOST_PREAMBLES:
             preambles.clear()
-        preambles[first] = message[:size], found
+        start = message[: _begin(message, size)]
+        whole = len(message) if start else 0
+        preambles[first] = Known(message[:size], found, whole, start)
     return found
+
+
+def _begin(message: bytes, position: int) -> int:
+    """Where the only tensor's contents begin after a preamble; 0 where there are several."""
+    end = len(message)
+    if position == end:
+        return end
+    size, position = varint(message, position + 1, NUMBER_BYTES)
+    return position if position + size == end else 0
 
 
 def _are_contents(message: bytes, position: int) -> bool:
