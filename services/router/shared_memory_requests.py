@@ -66,7 +66,9 @@ class SharedMemoryRequests(Requests):
             try:
                 answer = await super().answer(request)
             except TritonError as error:
-                if not memory.forgotten(error.error.details() or ""):
+                told = error.error
+                refused = told.code() is grpc.StatusCode.NOT_FOUND
+                if not (refused and memory.forgotten(told.details() or "")):
                     raise
                 await memory.map_again()
                 answer = await super().answer(request)
