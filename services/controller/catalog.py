@@ -1,6 +1,6 @@
 """The Registry's catalogue as the Controller holds it, and what residency needs of it."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 from google.protobuf.duration_pb2 import Duration
@@ -35,7 +35,7 @@ class Defaults:
 @dataclass
 class Catalog:
     """`entries` by model name; `learnt` by unit, also of units that are not registered now.
-    `gone`: units that were registered; who knows that one is on no server any more takes it out."""
+    `gone`: units that were registered, and may be resident still."""
 
     defaults: Defaults = field(default_factory=Defaults)
     entries: dict[str, registry.CatalogEntry] = field(default_factory=dict)
@@ -58,6 +58,11 @@ class Catalog:
         if before or self.gone:
             self.gone = (self.gone | before) - self._units(changed)
         return frozenset(changed | gone)
+
+    def leftover(self, resident: Container[Unit]) -> bool:
+        """Whether any that was registered is still resident; the others are forgotten."""
+        self.gone = {unit for unit in self.gone if unit in resident}
+        return bool(self.gone)
 
     def _units(self, models: Iterable[str]) -> set[Unit]:
         entries = (self.entries[model] for model in models if model in self.entries)

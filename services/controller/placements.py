@@ -84,8 +84,9 @@ class Placements:
 
     def next_message(self, subscriber: Subscriber) -> wire.WatchPlacementsResponse:
         """What the subscriber lacks, as of now; a checkpoint when it lacks nothing."""
+        unregistered = self._catalog.leftover(self._fleet.where) or bool(self._fleet.strangers)
         message = wire.WatchPlacementsResponse(
-            revision=self.revision(), unregistered_resident=self._unregistered_resident()
+            revision=self.revision(), unregistered_resident=unregistered
         )
         if subscriber.snapshot:
             message.snapshot.servers.extend(self._endpoint(s) for s in self._fleet.servers)
@@ -106,11 +107,6 @@ class Placements:
         subscriber.servers.clear()
         subscriber.changed.clear()
         return message
-
-    def _unregistered_resident(self) -> bool:
-        catalog, fleet = self._catalog, self._fleet
-        catalog.gone = {unit for unit in catalog.gone if unit in fleet.where}
-        return bool(catalog.gone or fleet.strangers)
 
     def _endpoint(self, id_: str) -> wire.ServerEndpoint:
         server = self._fleet.servers[id_]

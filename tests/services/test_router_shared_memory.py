@@ -32,11 +32,10 @@ from tests.services import controller_harness, router_harness
 from tests.services.controller_harness import entry
 from tests.services.router_harness import in_a_task, router
 from tests.services.triton_models import config, write, write_program
-from tests.waiting import until
+from tests.waiting import POLL_SECONDS, SOON, until
 
 pytestmark = [pytest.mark.triton, pytest.mark.asyncio(loop_scope="module")]
 
-SOON = 10.0  # seconds
 VALUES = np.array([1.0, -2.5, 3.0, 4.0], np.float32)
 SIZE = VALUES.nbytes
 LOCAL_PEER = "ipv4:127.0.0.1:4711"
@@ -208,6 +207,12 @@ async def mapped(server: DirectTriton) -> set[str]:
     return set((await on(server, "SystemSharedMemoryStatus", request)).regions)
 
 
+async def until_unmapped(server: DirectTriton) -> None:
+    async with asyncio.timeout(SOON):
+        while await mapped(server):  # noqa: ASYNC110  (nobody tells)
+            await asyncio.sleep(POLL_SECONDS)
+
+
 async def forget(server: DirectTriton) -> None:
     """As after a restart."""
     everything = service_pb2.SystemSharedMemoryUnregisterRequest()
@@ -359,9 +364,7 @@ async def test_memory_stays_mapped_under_a_request(
     assert len(await mapped(server)) == 2, "the server still writes to it"
     await stayer
     assert output.get() == list(VALUES * 3)
-    async with asyncio.timeout(SOON):
-        while await mapped(server):  # noqa: ASYNC110  (nobody tells)
-            await asyncio.sleep(0.02)
+    await until_unmapped(server)
 
 
 async def test_and_under_the_replies_to_a_stream(
@@ -375,9 +378,7 @@ async def test_and_under_the_replies_to_a_stream(
     answers.cancel()
     await client.unregister_system_shared_memory()
     assert len(await mapped(server)) == 2, "the server still writes to it"
-    async with asyncio.timeout(SOON):
-        while await mapped(server):  # noqa: ASYNC110  (nobody tells)
-            await asyncio.sleep(0.02)
+    await until_unmapped(server)
     assert output.get() == list(VALUES * 3)
     assert not shoal.watch.in_use.usage_of(Target("many", 1))
 
