@@ -68,8 +68,9 @@ def _run(given: argparse.Namespace, console: Console) -> tuple[list[Sample], dic
         return measured, {
             "machine": machine.describe(),
             "versions": machine.versions(subjects.triton_version),
-            "load": f"{generator}; {given.rounds} rounds there and back, {given.seconds:g} s each, "
-            f"by turns to {processes} processes of each relay and Router",
+            "load": f"{generator}; {given.rounds} rounds there and back, {given.seconds:g} s each "
+            f"after half of that to warm up, by turns to {processes} processes of each relay and "
+            "Router",
         }
 
 

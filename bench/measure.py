@@ -23,8 +23,9 @@ def measure(
     rounds: int,
     seconds: float,
 ) -> Iterator[Sample]:
-    """Every workload and variant twice a round, each for about so many seconds; those that trace
-    after the others.
+    """Every workload and variant twice a round, each for about so many seconds after half of that
+    uncounted; those that trace after the others. What one variant has driven out of the caches is
+    back then: those at both ends of a round, measured twice in a row, would else look better.
 
     Raises load.Failed.
     """
@@ -41,6 +42,8 @@ def measure(
             for name in (*order(others), *order(traced)):
                 calls = int(rates[workload, name] / workload.answers * seconds)
                 calls = max(calls, workload.in_flight)
+                before = max(calls // 2, workload.in_flight)
+                _sample(generator, number, workload, by_name[name], before)
                 sample = _sample(generator, number, workload, by_name[name], calls)
                 rates[workload, name] = sample.rate
                 yield sample
