@@ -7,13 +7,15 @@ status.
 
 import inspect
 import time
-from collections.abc import Sequence
+import zlib
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from opentelemetry import trace
@@ -21,12 +23,14 @@ from opentelemetry import trace
 from services.common import metrics, telemetry
 from services.common.caller import LOCAL, Caller, CallerPolicy
 from services.common.channels import KEEPALIVE, MAX_CONTROL_MESSAGE
-from services.common.errors import ShoalError
+from services.common.errors import MalformedMessage, ShoalError
+from services.common.packed import PACKED, unpacked
 from services.common.ports import listen
 from services.common.status import abort, grpc_code
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
+MAX_UNPACKED: Final = 4 * 1024 * 1024  # bytes of a message that came compressed, but for inference
 HEADER_BYTES: Final = 8 * 1024  # of one call's metadata, as much as every gRPC server takes
 
 current_caller: ContextVar[Caller] = ContextVar("current_caller", default=LOCAL)
@@ -86,7 +90,8 @@ class Limits:
 
 class RpcServer:
     """`open_methods`: full method names (`/package.Service/Method`) that need no admin role.
-    `services`: what Shoal's own servicers are added to; `grpc` itself has no edge."""
+    `services`: what Shoal's own servicers are added to; `grpc` itself has no edge, and its handlers
+    get messages as they came, which may be `packed`."""
 
     def __init__(
         self,
@@ -101,6 +106,7 @@ class RpcServer:
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", MAX_CONTROL_MESSAGE),
                 ("grpc.max_send_message_length", MAX_CONTROL_MESSAGE),
+                ("grpc.per_message_decompression", 0),  # see packed.py
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
                 *KEEPALIVE,
                 *options,
@@ -108,7 +114,8 @@ class RpcServer:
         )
         # Without interceptors: they would cost every call, also those that they let pass.
         self.grpc = grpc.aio.server(options=tuple(settled.items()))
-        self.services = cast("grpc.aio.Server", _Guarded(_Edge(callers, open_methods), self.grpc))
+        edge = _Edge(callers, open_methods)
+        self.services = cast("grpc.aio.Server", _Around(edge.around, self.grpc))
         self._health = health.aio.HealthServicer()
         self._names: list[str] = []
 
@@ -122,9 +129,10 @@ class RpcServer:
         Raises PortTaken, or OSError where the host isn't this machine's.
         """
         # Last: gRPC asks one after the other whose a call is.
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
+        open_to_all = cast("grpc.aio.Server", _Around(_unpacking, self.grpc))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, open_to_all)
         reflection.enable_server_reflection(
-            [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME], self.grpc
+            [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME], open_to_all
         )
         await self.set_ready(False)
         try:
@@ -149,23 +157,23 @@ class RpcServer:
         await self.grpc.stop(grace)
 
 
-class _Guarded:
-    """Takes servicers as a server does, and puts the edge around their handlers."""
+class _Around:
+    """Takes servicers as a server does, and puts something `around` their handlers."""
 
-    def __init__(self, edge: "_Edge", server: grpc.aio.Server) -> None:
-        self._edge = edge
+    def __init__(self, around: "_Wrap", server: grpc.aio.Server) -> None:
+        self._around = around
         self._server = server
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-        self._server.add_generic_rpc_handlers([_Guard(self._edge, one) for one in handlers])
+        self._server.add_generic_rpc_handlers([_Wrapped(self._around, one) for one in handlers])
 
     def add_registered_method_handlers(self, service_name: str, handlers: object) -> None:
         """The generic ones are the same."""
 
 
-class _Guard(grpc.GenericRpcHandler):
-    def __init__(self, edge: "_Edge", inner: grpc.GenericRpcHandler) -> None:
-        self._edge = edge
+class _Wrapped(grpc.GenericRpcHandler):
+    def __init__(self, around: "_Wrap", inner: grpc.GenericRpcHandler) -> None:
+        self._around = around
         self._inner = inner
 
     def service(
@@ -174,7 +182,28 @@ class _Guard(grpc.GenericRpcHandler):
         handler = self._inner.service(handler_call_details)
         if handler is None:
             return None
-        return self._edge.around(handler, handler_call_details.method)
+        return self._around(handler, handler_call_details.method)
+
+
+_Wrap = Callable[[Any, str], "grpc.RpcMethodHandler[Any, Any]"]
+
+
+def reading(parse: Callable[[bytes], Any], name: str) -> Callable[[bytes], Any]:
+    """`parse`, also of a message that came compressed; MalformedMessage says its `name`."""
+
+    def read(message: bytes) -> Any:
+        try:
+            if message[:1] in PACKED:
+                message = unpacked(message, MAX_UNPACKED)
+            return parse(message)
+        except (zlib.error, DecodeError) as error:
+            raise MalformedMessage(message_type=name, problem=error) from error
+
+    return read
+
+
+def _unpacking(handler: Any, method: str) -> Any:
+    return handler._replace(request_deserializer=reading(handler.request_deserializer, method))
 
 
 class _Edge:
@@ -190,23 +219,27 @@ class _Edge:
     def _unary(self, handler: Any, method: str) -> "grpc.RpcMethodHandler[Any, Any]":
         behaviour = handler.stream_unary if handler.request_streaming else handler.unary_unary
 
+        read = _read(handler, method)
+
         async def answer(request: Any, context: Context) -> Any:
             async with _Call(self, method, context):
-                return await behaviour(request, context)
+                return await behaviour(read(request), context)
 
         make = (
             grpc.stream_unary_rpc_method_handler
             if handler.request_streaming
             else grpc.unary_unary_rpc_method_handler
         )
-        return make(answer, handler.request_deserializer, handler.response_serializer)
+        return make(answer, None, handler.response_serializer)
 
     def _streaming(self, handler: Any, method: str) -> "grpc.RpcMethodHandler[Any, Any]":
         behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
+        read = _read(handler, method)
+
         async def answer(request: Any, context: Context) -> None:
             async with _Call(self, method, context):
-                responses = behaviour(request, context)
+                responses = behaviour(read(request), context)
                 if inspect.isawaitable(responses):  # it writes to the context itself
                     await responses
                     return
@@ -218,13 +251,24 @@ class _Edge:
             if handler.request_streaming
             else grpc.unary_stream_rpc_method_handler
         )
-        return make(answer, handler.request_deserializer, handler.response_serializer)
+        return make(answer, None, handler.response_serializer)
 
     def admit(self, method: str, context: Context) -> Caller:
         caller = self._callers.caller(context.peer(), tuple(context.invocation_metadata() or ()))
         if method not in self._open:
             caller.require_admin(method)
         return caller
+
+
+def _read(handler: Any, method: str) -> Callable[[Any], Any]:
+    """What makes its messages of a call's request, or requests."""
+    read = reading(handler.request_deserializer, f"request to {method}")
+
+    async def each(requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        async for message in requests:
+            yield read(message)
+
+    return each if handler.request_streaming else read
 
 
 class _Call:

@@ -10,7 +10,8 @@ from tritonclient.grpc import service_pb2
 from services.common import telemetry
 from services.common.caller import CallerPolicy
 from services.common.errors import NotProxied, ShoalError, VersionNotFound
-from services.common.rpc import Context
+from services.common.packed import PACKED
+from services.common.rpc import Context, reading
 from services.common.status import DETAILS_KEY, abort
 from services.router import model_info, tracing
 from services.router.administration import Answer, over_grpc, refuse_named
@@ -89,8 +90,7 @@ class Inference:
             *((name, over_grpc(call, self._callers)) for name, call in self._further.items()),
         ):
             methods[name] = grpc.unary_unary_rpc_method_handler(
-                _answering(answer),
-                request_deserializer=getattr(service_pb2, f"{name}Request").FromString,
+                _answering(answer, f"{name}Request"),
                 response_serializer=getattr(service_pb2, f"{name}Response").SerializeToString,
             )
         for name, hint in _NOT_PROXIED.items():
@@ -137,6 +137,8 @@ class Inference:
         requests = self._requests
         try:
             said = requests.said(metadata)
+            if request[:1] in PACKED:
+                request = await requests.unpacked(request)
             answer = await requests.answer(Request(request, said, deadline, caller))
         except (TritonError, Rejected) as answered:
             await _pass_on(context, answered.error)
@@ -212,10 +214,13 @@ class Inference:
         return target, found
 
 
-def _answering(answer: Behaviour) -> Behaviour:
-    async def behaviour(request: Any, context: Context) -> Any:
+def _answering(answer: Behaviour, asked: str) -> Behaviour:
+    """`asked`: the message's name."""
+    read = reading(getattr(service_pb2, asked).FromString, f"inference.{asked}")
+
+    async def behaviour(message: bytes, context: Context) -> Any:
         try:
-            return await answer(request, context)
+            return await answer(read(message), context)
         except Rejected as rejected:
             await _pass_on(context, rejected.error)
         except ShoalError as error:

@@ -26,12 +26,13 @@ from services.router.core.protobuf import Malformed
 from services.router.core.routes import Target, why
 from services.router.core.streams import amended
 from services.router.forward import Forwarder, Reply, TritonError
-from services.router.holding import hold
+from services.router.holding import Holding, hold
 from services.router.lent_memory import LentMemory
 from services.router.model_info import ModelInfo
 from services.router.placement_watch import PlacementWatch
 from services.router.statistics import Statistics
 from services.router.stream_plain import PlainStream
+from services.router.unpacking import unpacked
 
 
 class Request(NamedTuple):
@@ -81,6 +82,17 @@ class Requests:
         if said.size > self._max_metadata:
             raise MetadataTooLarge(size=said.size, limit=self._max_metadata)
         return said
+
+    async def unpacked(self, message: bytes) -> bytes:
+        """A request that came compressed. Raises MalformedMessage, MessageTooLarge, MemoryTaken."""
+        holding = Holding(self.admission.held)
+        try:
+            holding.grow(len(message))
+            return await unpacked(message, self._max_message, holding)
+        except zlib.error as error:
+            raise malformed(f"it cannot be decompressed: {error}") from error
+        finally:
+            holding.release()
 
     def lend(self, message: bytes, caller: Caller) -> LentMemory | None:
         """What holds the caller's memory for a request that goes another way than `answer`; None
@@ -147,9 +159,7 @@ class Requests:
             cold = True
             raise
         except Malformed as error:
-            raise MalformedMessage(
-                message_type="inference.ModelInferRequest", problem=error
-            ) from error
+            raise malformed(error) from error
         except asyncio.CancelledError:
             abandoned = True
             raise
@@ -178,6 +188,10 @@ class Requests:
         ShoalError where the Controller does not say what `target` has."""
         digest = self._watch.table.digest(target)
         classes.check(message, await self._info.config(target, digest))
+
+
+def malformed(problem: object) -> MalformedMessage:
+    return MalformedMessage(message_type="inference.ModelInferRequest", problem=problem)
 
 
 def draw(sequence: wire.Sequence | None) -> float:

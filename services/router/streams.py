@@ -9,7 +9,8 @@ from opentelemetry.context import Context
 
 from services.common import telemetry
 from services.common.caller import Caller
-from services.common.errors import MalformedMessage, MessageTooLarge, ShoalError
+from services.common.errors import MessageTooLarge, ShoalError
+from services.common.packed import PACKED
 from services.router.controller_client import Rejected
 from services.router.core import wire
 from services.router.core.metadata import Pairs, Said
@@ -21,7 +22,7 @@ from services.router.core.verdict import begun, is_decoupled
 from services.router.forward import TritonError
 from services.router.holding import hold
 from services.router.placement_watch import PlacementWatch
-from services.router.requests import Request, Requests, draw
+from services.router.requests import Request, Requests, draw, malformed
 from services.router.statistics import Statistics
 from services.router.stream_call import Exchange, StreamCalls
 from services.router.stream_lane import Lane, Origin, in_stream
@@ -146,19 +147,32 @@ class Stream:
     async def _read(self, requests: AsyncIterator[bytes]) -> None:
         try:
             async for message in requests:
-                self._accept(message)
+                if message[:1] in PACKED:
+                    await self._unpack(message)
+                else:
+                    self._accept(message)
                 if self._outlet.full():
                     await self._outlet.space()
             self._outlet.complete()
         except Exception as error:
             self._outlet.fail(error)
 
-    def _accept(self, message: bytes) -> None:
+    async def _unpack(self, message: bytes) -> None:
+        refused = None
+        try:
+            message = await self._streams.requests.unpacked(message)
+        except ShoalError as error:
+            refused = error
+        self._accept(message, refused)
+
+    def _accept(self, message: bytes, refused: ShoalError | None = None) -> None:
         self._serial += 1
         exchange = Exchange(self._serial, message)
         self._outlet.begin(exchange)
         streams = self._streams
         try:
+            if refused is not None:
+                raise refused
             if len(message) > streams.max_message:
                 raise MessageTooLarge(size=len(message), limit=streams.max_message)
             exchange.held = hold(streams.requests.admission.held, len(message))
@@ -169,7 +183,7 @@ class Stream:
             target, _, retry, _ = table.way(head.model, head.version, draw(sequence))
             exchange.retry = retry and sequence is None
         except Malformed as error:
-            self._refuse(exchange, _malformed(error))
+            self._refuse(exchange, malformed(error))
             return
         except ShoalError as error:
             self._refuse(exchange, error)
@@ -272,7 +286,7 @@ class Stream:
             exchange.ticket = ticket
             self._lane(target).take(exchange)
         except Malformed as error:
-            self._outlet.refuse(exchange, _malformed(error))
+            self._outlet.refuse(exchange, malformed(error))
         except (Rejected, ShoalError) as error:
             self._outlet.refuse(exchange, error)
 
@@ -321,10 +335,6 @@ class Stream:
 
 async def _alone(message: bytes) -> AsyncIterator[bytes]:
     yield message
-
-
-def _malformed(problem: Malformed) -> MalformedMessage:
-    return MalformedMessage(message_type="inference.ModelInferRequest", problem=problem)
 
 
 def _response(message: bytes) -> bytes:

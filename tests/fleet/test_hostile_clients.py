@@ -1,9 +1,12 @@
 """Clients that break every rule, and a well-behaved one beside each, which must not notice."""
 
+import gzip
 import random
 import socket
 import struct
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -562,14 +565,46 @@ LARGEST_SECONDS = 600.0  # in which this slow client has sent two gigabytes
 STALL_SECONDS = 60.0  # 7 s on a machine that is free
 
 
-def test_two_gigabytes_where_fewer_are_allowed(tmp_path: Path) -> None:
-    """By default: what is not taken in costs nobody anything."""
-    with serving(tmp_path) as fleet:
-        process = router(fleet)
-        before = process.memory_info().rss
-        experience = sent_beside(fleet, MAX_MESSAGE, 4, RESOURCE_EXHAUSTED)
-        assert experience.median < SLACK
-        assert process.memory_info().rss - before < GROWTH
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """With all limits as they are by default."""
+    with serving(tmp_path_factory.mktemp("models")) as fleet:
+        yield fleet
+
+
+def test_two_gigabytes_where_fewer_are_allowed(usual: Fleet) -> None:
+    """What is not taken in costs nobody anything."""
+    process = router(usual)
+    before = process.memory_info().rss
+    experience = sent_beside(usual, MAX_MESSAGE, 4, RESOURCE_EXHAUSTED)
+    assert experience.median < SLACK
+    assert process.memory_info().rss - before < GROWTH
+
+
+def test_little_that_grows_to_much(usual: Fleet) -> None:
+    """Compressed, it has a thousandth of its size. Nobody waits until it is decompressed but who
+    sent it."""
+    bomb = gzip.compress(b"".join(for_nobody(200 * MIB))[5:])
+
+    def over_grpc() -> None:
+        with connected(usual.router_grpc) as (connection,):
+            stream = connection.call([("grpc-encoding", "gzip")])
+            connection.data(stream, framed(bomb, compressed=1))
+            assert connection.ended(stream).grpc_status == NOT_FOUND
+
+    def over_http() -> None:
+        url = f"http://{usual.router_http}/v2/models/{MODEL}/infer"
+        asked = urllib.request.Request(url, bomb, {"Content-Encoding": "gzip"})
+        with pytest.raises(urllib.error.HTTPError, match="413"):
+            urllib.request.urlopen(asked, timeout=PATIENCE)
+
+    for send in (over_grpc, over_http):
+        with beside(usual.router_grpc, patience=PATIENCE) as experience:
+            began = time.monotonic()
+            send()
+            took = time.monotonic() - began
+        assert experience.problems == []
+        assert max(experience.times) < took / 2
 
 
 @pytest.mark.soak

@@ -1,8 +1,10 @@
 """The main job: a plain tritonclient on any model, resident or not."""
 
+import queue
 import threading
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -49,6 +51,22 @@ def test_every_kind_of_model_answers_cold_then_warm(stack: Fleet, model: str, ve
 
 def test_without_a_version_the_highest_approved_answers(stack: Fleet) -> None:
     assert infer(stack.client, example("multiplier", 2), model_version="") == []
+
+
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+def test_requests_may_be_compressed(stack: Fleet, algorithm: str) -> None:
+    shown = example("magika")
+    assert infer(stack.client, shown, compression_algorithm=algorithm) == []
+    replies: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    with triton.InferenceServerClient(stack.router_grpc) as client:
+        client.start_stream(
+            lambda result, error: replies.put((result, error)), compression_algorithm=algorithm
+        )
+        client.async_stream_infer(shown.model, tensors(dict(shown.inputs)))
+        result, error = replies.get(timeout=30)
+        client.stop_stream()
+    assert error is None
+    assert shown.mismatches({name: result.as_numpy(name) for name in shown.expected}) == []
 
 
 def test_an_alias_is_a_version(stack: Fleet) -> None:

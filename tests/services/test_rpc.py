@@ -1,6 +1,7 @@
 """The gRPC server that every service runs: what it tells of itself, refuses, maps and counts."""
 
 import asyncio
+import gzip
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
@@ -16,8 +17,9 @@ from structlog.testing import capture_logs
 from services.common.caller import CallerPolicy
 from services.common.errors import InvalidField, ModelNotFound, NoServer, NotReady
 from services.common.ports import PortTaken
-from services.common.rpc import Context, RpcServer
+from services.common.rpc import MAX_UNPACKED, Context, RpcServer
 from shoal.registry.v1 import registry_service_pb2 as pb
+from shoal.registry.v1 import registry_service_pb2_grpc as pb_grpc
 from tests.services.registry_harness import refusal
 from tests.services.rpc_harness import OPEN, SERVICE, WATCH, Behaviour, Scripted, Stream, serving
 
@@ -59,6 +61,42 @@ async def received(call: Any) -> tuple[list[int], grpc.aio.AioRpcError | None]:
     except grpc.aio.AioRpcError as error:
         return revisions, error
     return revisions, None
+
+
+# --- compressed messages --------------------------------------------------------------------------
+
+LONG = "models/" + 1000 * "a"
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+async def test_messages_may_be_compressed(compression: grpc.Compression) -> None:
+    asked: list[str] = []
+
+    async def get(request: Any, context: Context) -> Any:
+        asked.append(request.name)
+        return pb.GetModelResponse()
+
+    async with serving(Scripted(get)) as running, running.channel() as channel:
+        stub = pb_grpc.RegistryServiceStub(channel)
+        await stub.GetModel(pb.GetModelRequest(name=LONG), compression=compression)
+        assert asked == [LONG]
+        health = health_pb2_grpc.HealthStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as unknown:
+            await health.Check(health_pb2.HealthCheckRequest(service=LONG), compression=compression)
+        assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    "message", [b"\x0a\x05a", gzip.compress(bytes(MAX_UNPACKED + 1)), gzip.compress(b"")[:-1]]
+)
+async def test_what_cannot_be_read_is_said_to_be(message: bytes) -> None:
+    async with serving(Scripted()) as running, running.channel() as channel:
+        ask: Any = channel.unary_unary(OPEN)
+        refused = await refusal(ask(message))
+        assert (refused.code, refused.reason) == (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "MALFORMED_MESSAGE",
+        )
 
 
 # --- what it tells of itself ----------------------------------------------------------------------

@@ -1,10 +1,9 @@
 """One HTTP request: who sent it, until when it waits, and its body, read within bounds."""
 
-import asyncio
 import time
 import zlib
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from starlette.types import Receive, Scope
 
@@ -14,8 +13,7 @@ from services.router.core import headers
 from services.router.core.metadata import Pairs
 from services.router.core.rest_json import INTERNAL, UNSUPPORTED, Refused
 from services.router.holding import Holding
-
-_THREADED_BYTES: Final = 1 << 18  # of compressed data: more is left to a thread
+from services.router.unpacking import unpacked
 
 
 class Gone(Exception):
@@ -87,20 +85,8 @@ class Incoming:
             raise Refused(UNSUPPORTED, "Unsupported compression type")
         if not self.body:
             raise Refused("INVALID_ARGUMENT", "nothing to be decompressed")
-        if len(self.body) > _THREADED_BYTES:
-            self.body = await asyncio.to_thread(_inflated, self.body, limit)
-        else:
-            self.body = _inflated(self.body, limit)
+        try:
+            self.body = await unpacked(self.body, limit, self.holding)
+        except zlib.error as error:
+            raise Refused(INTERNAL, f"failed to decompress the request: {error}") from error
         self.holding.grow(len(self.body) - self.holding.size)
-
-
-def _inflated(body: bytes, limit: int) -> bytes:
-    """Either format, whichever it is called; at most `limit` bytes of it."""
-    reader = zlib.decompressobj(zlib.MAX_WBITS | 32)
-    try:
-        whole = reader.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise Refused(INTERNAL, f"failed to decompress the request: {error}") from error
-    if len(whole) > limit:
-        raise MessageTooLarge(size=f"more than {limit}", limit=limit)
-    return whole
