@@ -1,6 +1,7 @@
 """Clients that break every rule, and a well-behaved one beside each, which must not notice."""
 
 import gzip
+import json
 import random
 import socket
 import struct
@@ -593,12 +594,24 @@ def test_little_that_grows_to_much(usual: Fleet) -> None:
             assert connection.ended(stream).grpc_status == NOT_FOUND
 
     def over_http() -> None:
-        url = f"http://{usual.router_http}/v2/models/{MODEL}/infer"
-        asked = urllib.request.Request(url, bomb, {"Content-Encoding": "gzip"})
         with pytest.raises(urllib.error.HTTPError, match="413"):
-            urllib.request.urlopen(asked, timeout=PATIENCE)
+            asked_over_http(bomb)
 
-    for send in (over_grpc, over_http):
+    zeros = 12 * MIB
+    one = {"name": "INPUT", "datatype": "FP32", "shape": [zeros], "data": []}
+    text = json.dumps({"inputs": [one]}).replace("[]", f"[{'0,' * (zeros - 1)}0]")
+    numbers = gzip.compress(text.encode())
+
+    def in_json() -> None:
+        assert asked_over_http(numbers).count(b"0.0") == zeros
+
+    def asked_over_http(packed: bytes) -> bytes:
+        url = f"http://{usual.router_http}/v2/models/{MODEL}/infer"
+        asked = urllib.request.Request(url, packed, {"Content-Encoding": "gzip"})
+        with urllib.request.urlopen(asked, timeout=60) as reply:
+            return bytes(reply.read())
+
+    for send in (over_grpc, over_http, in_json):
         with beside(usual.router_grpc, patience=PATIENCE) as experience:
             began = time.monotonic()
             send()

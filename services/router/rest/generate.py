@@ -1,7 +1,7 @@
 """`/generate` and `/generate_stream`: Triton's generate extension."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Final
 
@@ -13,6 +13,7 @@ from services.router.core.rest_json import INTERNAL, INVALID, Refused
 from services.router.forward import TritonError
 from services.router.requests import Request
 from services.router.rest import tensors
+from services.router.rest.apart import apart
 from services.router.rest.incoming import Incoming
 from services.router.rest.reply import TOO_LATE, Reply, of_call, of_error, of_json, of_refused
 from services.router.rest.service import Service
@@ -29,7 +30,7 @@ async def generate(incoming: Incoming, service: Service) -> Reply:
         found = [response async for response in responses]
     if len(found) != 1:
         raise Refused(INTERNAL, _NOT_ONE)
-    return of_json(tensors.merged(tensors.answered(found[0])))
+    return await apart(len(found[0]), _merged, found[0])
 
 
 async def generate_stream(incoming: Incoming, service: Service) -> Reply:
@@ -68,13 +69,25 @@ async def _responses(incoming: Incoming, service: Service) -> AsyncGenerator[byt
         one.name: Declared(model_info.datatype(one.data_type), (*batch, *one.dims))
         for one in config.input
     }
-    asked = generated(service.json(incoming.body), declared)
-    request = service.request(tensors.message(model, version, asked, memoryview(b"")), incoming)
+    body = incoming.body
+    message = await apart(len(body), _message, service, model, version, body, declared)
+    request = service.request(message, incoming)
     if not config.model_transaction_policy.decoupled:
         return _one(service, request)
     if service.stream is None:
         raise NotProxied(method="generate_stream", hint="this Router has no streams yet.")
     return service.stream(request)
+
+
+def _message(
+    service: Service, model: str, version: str, body: bytes, declared: Mapping[str, Declared]
+) -> bytes:
+    asked = generated(service.json(body), declared)
+    return tensors.message(model, version, asked, memoryview(b""))
+
+
+def _merged(response: bytes) -> Reply:
+    return of_json(tensors.merged(tensors.answered(response)))
 
 
 async def _one(service: Service, request: Request) -> AsyncGenerator[bytes, None]:
@@ -86,7 +99,7 @@ async def _replies(responses: AsyncGenerator[bytes, None]) -> AsyncGenerator[Rep
     try:
         async with aclosing(responses):
             async for response in responses:
-                yield of_json(tensors.merged(tensors.answered(response)))
+                yield await apart(len(response), _merged, response)
     except Refused as refused:
         yield of_refused(refused)
     except ShoalError as error:

@@ -8,6 +8,8 @@ from services.router.core import headers
 from services.router.core.rest import SIZES, Infer, Input, parsed
 from services.router.core.rest_json import INVALID, Refused
 from services.router.rest import tensors
+from services.router.rest.apart import apart
+from services.router.rest.documents import dumps
 from services.router.rest.incoming import Incoming
 from services.router.rest.reply import JSON, Reply, of_refused, of_tensors, passed_on
 from services.router.rest.service import Service
@@ -24,23 +26,38 @@ async def infer(incoming: Incoming, service: Service) -> Reply:
     except Refused as refused:
         return of_refused(refused)._replace(headers=(JSON, _ACCEPTED))
     size = headers.json_size(incoming.headers.get(SIZE_HEADER), len(incoming.body))
+    text, binary = memoryview(incoming.body)[:size], memoryview(incoming.body)[size:]
     if size:
-        asked = parsed(service.json(memoryview(incoming.body)[:size]))
+        asked, message = await apart(size, _read, service, model, version, text, binary)
     else:
         asked = await _raw(incoming, service, model, version)
-    message = tensors.message(model, version, asked, memoryview(incoming.body)[size:])
+        message = tensors.message(model, version, asked, memoryview(incoming.body))
     return await answered(message, asked, incoming, service)
+
+
+def _read(
+    service: Service, model: str, version: str, text: memoryview, binary: memoryview
+) -> tuple[Infer, bytes]:
+    """What is asked, but for its inputs, and the message that asks it."""
+    asked = parsed(service.json(text))
+    return asked._replace(inputs=()), tensors.message(model, version, asked, binary)
 
 
 async def answered(message: bytes, asked: Infer, incoming: Incoming, service: Service) -> Reply:
     answer = await service.requests.answer(service.request(message, incoming))
-    document, binary = tensors.described(tensors.answered(answer.message), asked)
+    text, binary = await apart(len(answer.message), _written, answer.message, asked)
     return await of_tensors(
-        document,
+        text,
         binary,
         incoming.headers.get(b"accept-encoding"),
         passed_on(answer.trailing),
     )
+
+
+def _written(message: bytes, asked: Infer) -> tuple[bytes, list[memoryview]]:
+    """An answer's JSON, and what follows it in binary."""
+    document, binary = tensors.described(tensors.answered(message), asked)
+    return dumps(document), binary
 
 
 # --- a body that is one tensor and nothing else ---------------------------------------------------

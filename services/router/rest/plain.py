@@ -11,6 +11,7 @@ from services.router import model_info
 from services.router.core.rest import Infer, Input, elements, scalar
 from services.router.core.rest_json import INVALID, Refused
 from services.router.rest import tensors
+from services.router.rest.apart import apart
 from services.router.rest.incoming import Incoming
 from services.router.rest.messages import document
 from services.router.rest.reply import Reply, of_json
@@ -27,7 +28,7 @@ async def predict(incoming: Incoming, service: Service) -> Reply:
     service.known(model, version)
     await incoming.decompress(service.max_body)
     config = (await service.call("ModelConfig", incoming, name=model, version=version)).config
-    asked = _document(incoming, service)
+    asked = await apart(len(incoming.body), _document, incoming, service)
     both = asked.keys() & {"inputs", "instances"}
     if len(both) != 1:
         raise _refused(
@@ -122,6 +123,9 @@ class _Prediction:
     async def columns(self, inputs: object) -> Reply:
         columns = inputs if isinstance(inputs, dict) else self._alone(inputs)
         answer, single = await self._infer(columns)
+        return await apart(answer.size, self._columns, answer, single)
+
+    def _columns(self, answer: tensors.Answered, single: bool) -> Reply:
         found = _arrays(answer)
         if single:
             found = {name: array[0] for name, array in found.items()}
@@ -130,21 +134,37 @@ class _Prediction:
     async def instances(self, instances: object) -> Reply:
         if not isinstance(instances, list) or not instances:
             raise _refused(f"'instances' is a list of at least one. {_takes(self._config)}")
-        rows = [one if self._is_row(one) else self._alone(one) for one in instances]
+        rows = await apart(len(self._incoming.body), self._rows, instances)
+        if not self._config.max_batch_size:
+            answers = await self._one_by_one(rows)
+            size = sum(answer.size for answer in answers)
+            return await apart(size, self._several, answers)
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        answer, _ = await self._infer(columns, rows=True)
+        return await apart(answer.size, self._batch, answer, len(rows))
+
+    def _rows(self, instances: list[object]) -> list[Columns]:
+        rows = [
+            cast("Columns", one) if self._is_row(one) else self._alone(one) for one in instances
+        ]
         names = rows[0].keys()
         if any(row.keys() != names for row in rows):
             raise _refused("all 'instances' have to name the same inputs")
-        if self._config.max_batch_size:
-            columns = {name: [row[name] for row in rows] for name in names}
-            answer, _ = await self._infer(columns, rows=True)
-            found = _arrays(answer)
-            if any(array.shape[:1] != (len(rows),) for array in found.values()):
-                raise _refused(
-                    f"the answers for {len(rows)} instances cannot be told apart: send 'inputs'"
-                )
-            answers = [{name: a[i] for name, a in found.items()} for i in range(len(rows))]
-        else:
-            answer, answers = await self._one_by_one(rows)
+        return rows
+
+    def _batch(self, answer: tensors.Answered, rows: int) -> Reply:
+        found = _arrays(answer)
+        if any(array.shape[:1] != (rows,) for array in found.values()):
+            raise _refused(f"the answers for {rows} instances cannot be told apart: send 'inputs'")
+        answers = [{name: array[i] for name, array in found.items()} for i in range(rows)]
+        return self._predictions(answers, answer)
+
+    def _several(self, answers: list[tensors.Answered]) -> Reply:
+        return self._predictions([_arrays(answer) for answer in answers], answers[0])
+
+    def _predictions(
+        self, answers: list[dict[str, tensors.Array]], answer: tensors.Answered
+    ) -> Reply:
         predictions = [
             _nested(next(iter(one.values())))
             if len(one) == 1
@@ -153,9 +173,7 @@ class _Prediction:
         ]
         return self._reply("predictions", predictions, answer)
 
-    async def _one_by_one(
-        self, rows: list[Columns]
-    ) -> tuple[tensors.Answered, list[dict[str, tensors.Array]]]:
+    async def _one_by_one(self, rows: list[Columns]) -> list[tensors.Answered]:
         places = asyncio.Semaphore(AT_ONCE)
 
         async def one(row: Columns) -> tensors.Answered:
@@ -164,17 +182,22 @@ class _Prediction:
 
         tasks = [asyncio.ensure_future(one(row)) for row in rows]
         try:
-            answers = await asyncio.gather(*tasks)
+            return await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
-        return answers[0], [_arrays(answer) for answer in answers]
 
     async def _infer(
         self, columns: Columns, *, rows: bool = False
     ) -> tuple[tensors.Answered, bool]:
         """And whether the values stood for a batch of one that was not written out. `rows`: they
         are one for each instance, so that they do not."""
+        size = len(self._incoming.body)
+        message, single = await apart(size, self._message, columns, rows)
+        answer = await self._service.requests.answer(self._service.request(message, self._incoming))
+        return tensors.answered(answer.message), single
+
+    def _message(self, columns: Columns, rows: bool) -> tuple[bytes, bool]:
         declared = {one.name: one for one in self._config.input}
         unknown = sorted(columns.keys() - declared.keys())
         missing = sorted(
@@ -186,9 +209,7 @@ class _Prediction:
         fitted = [self._fitted(declared[name], value, rows) for name, value in columns.items()]
         single = all(alone for _, alone in fitted)
         asked = Infer(parameters=self._parameters, inputs=tuple(one for one, _ in fitted))
-        message = tensors.message(self._model, self._version, asked, memoryview(b""))
-        answer = await self._service.requests.answer(self._service.request(message, self._incoming))
-        return tensors.answered(answer.message), single
+        return tensors.message(self._model, self._version, asked, memoryview(b"")), single
 
     def _fitted(self, declared: Any, value: object, rows: bool) -> tuple[Input, bool]:
         """As the model takes it, and whether the batch's dimension was added. A last dimension of

@@ -77,10 +77,9 @@ def said(status: int, text: str) -> Reply:
 
 
 async def of_tensors(
-    document: Any, binary: list[memoryview], accepted: bytes | None, more: Headers
+    text: bytes, binary: list[memoryview], accepted: bytes | None, more: Headers
 ) -> Reply:
     """JSON and what follows it, compressed as the client likes best."""
-    text = dumps(document)
     kind: Headers = (JSON,)
     body = text
     if binary:

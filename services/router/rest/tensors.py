@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2
 from services.router.core import framing
 from services.router.core.rest import SIZES, Infer, Input, Region, Scalar
 from services.router.core.rest_json import INTERNAL, INVALID, Refused
-from services.router.rest.documents import Odd
+from services.router.rest.documents import PIECE, Large, Odd, is_plain
 
 Array = np.ndarray[Any, Any]
 
@@ -87,11 +87,19 @@ def packed(one: Input) -> bytes:
     wide = {"U": np.uint64, "I": np.int64}.get(one.datatype[0])
     with np.errstate(over="ignore"):
         if one.datatype == "BF16":
-            bits = np.array(flat, np.float32).view(np.uint32)
+            bits = _array(flat, np.float32).view(np.uint32)
             return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16).tobytes()
         if wide is not None:  # wraps, as a cast in C++
-            return np.array(flat, wide).astype(DTYPES[one.datatype]).tobytes()
-        return np.array(flat, DTYPES[one.datatype]).tobytes()
+            return _array(flat, wide).astype(DTYPES[one.datatype]).tobytes()
+        return _array(flat, DTYPES[one.datatype]).tobytes()
+
+
+def _array(flat: Sequence[Any], dtype: Any) -> Array:
+    """In pieces: nothing else in Python goes on while numpy reads one."""
+    found = np.empty(len(flat), dtype)
+    for start in range(0, len(flat), PIECE):
+        found[start : start + PIECE] = flat[start : start + PIECE]
+    return found
 
 
 def _bytes(text: str) -> bytes:
@@ -128,6 +136,11 @@ class Answered(NamedTuple):
 
     response: Any
     contents: Sequence[memoryview]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return sum(map(len, self.contents))
 
 
 def answered(raw: bytes) -> Answered:
@@ -215,11 +228,11 @@ def in_json(name: str, datatype: str, shape: Sequence[int], content: memoryview)
     return plain(elements)
 
 
-def plain(array: Array) -> Array | Odd:
+def plain(array: Array) -> Array | Odd | Large:
     """An array, or an element of one, ready for `documents.dumps`."""
-    if array.dtype.kind != "f" or np.isfinite(array).all():
-        return array
-    return Odd(array)
+    if array.size > PIECE:
+        return Large(array)
+    return array if is_plain(array) else Odd(array)
 
 
 def texts(name: str, count: int, content: memoryview) -> list[bytes]:
