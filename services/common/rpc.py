@@ -157,10 +157,13 @@ class RpcServer:
         await self.grpc.stop(grace)
 
 
+_Wrap = Callable[[Any, str], "grpc.RpcMethodHandler[Any, Any]"]
+
+
 class _Around:
     """Takes servicers as a server does, and puts something `around` their handlers."""
 
-    def __init__(self, around: "_Wrap", server: grpc.aio.Server) -> None:
+    def __init__(self, around: _Wrap, server: grpc.aio.Server) -> None:
         self._around = around
         self._server = server
 
@@ -172,7 +175,7 @@ class _Around:
 
 
 class _Wrapped(grpc.GenericRpcHandler):
-    def __init__(self, around: "_Wrap", inner: grpc.GenericRpcHandler) -> None:
+    def __init__(self, around: _Wrap, inner: grpc.GenericRpcHandler) -> None:
         self._around = around
         self._inner = inner
 
@@ -183,9 +186,6 @@ class _Wrapped(grpc.GenericRpcHandler):
         if handler is None:
             return None
         return self._around(handler, handler_call_details.method)
-
-
-_Wrap = Callable[[Any, str], "grpc.RpcMethodHandler[Any, Any]"]
 
 
 def reading(parse: Callable[[bytes], Any], name: str) -> Callable[[bytes], Any]:

@@ -1,6 +1,6 @@
 """An inference request in Triton's JSON: what it asks, checked in Triton's order and words."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from math import prod
 from typing import Any, Final, NamedTuple
@@ -33,6 +33,7 @@ SIZES: Final[Mapping[str, int]] = {
 
 _MISMATCH: Final = "Unable to parse 'data': Shape does not match true shape of 'data' field"
 _BINARY_ONLY: Final = ("FP16", "BF16")
+_PART: Final = 1 << 16  # elements
 _RESERVED: Final = (
     "parameter keys starting with 'triton_' are reserved for Triton usage and should not be "
     "specified."
@@ -158,21 +159,30 @@ def _check(datatype: str, flat: list[Any], kinds: set[type]) -> None:
     taken, allowed, bounds = _TAKEN[datatype[0]]
     bad = not kinds.issubset(allowed)
     if not bad and bounds is not None and flat:
-        bad = min(flat) < bounds[0] or max(flat) > bounds[1]
+        bad = min(map(min, _parts(flat))) < bounds[0] or max(map(max, _parts(flat))) > bounds[1]
     if bad:
         raise wrong(_AS[taken], "Unable to parse 'data'")
 
 
 def _flat(data: list[Any]) -> tuple[list[Any], set[type]]:
     """The leaves of nested lists in their order, and their types."""
-    kinds = set(map(type, data))
+    kinds = _kinds(data)
     while list in kinds:
         if len(kinds) == 1:
             data = list(chain.from_iterable(data))
         else:
             data = [leaf for one in data for leaf in (one if type(one) is list else (one,))]
-        kinds = set(map(type, data))
+        kinds = _kinds(data)
     return data, kinds
+
+
+def _kinds(data: list[Any]) -> set[type]:
+    return set(chain.from_iterable(set(map(type, part)) for part in _parts(data)))
+
+
+def _parts(data: list[Any]) -> Iterator[list[Any]]:
+    """Nothing else in Python goes on within one call that looks at millions of elements."""
+    return (data[start : start + _PART] for start in range(0, len(data), _PART))
 
 
 def _parameters(document: object) -> tuple[dict[str, Scalar], bool]:

@@ -87,6 +87,8 @@ def is_plain(array: Any) -> bool:
 def _written(value: object) -> Any:
     if isinstance(value, Large):
         return orjson.Fragment(b"".join(value.pieces()))
+    if isinstance(value, Odd):
+        return orjson.Fragment(json.dumps(value.array.tolist(), separators=(",", ":")).encode())
     raise TypeError
 
 
