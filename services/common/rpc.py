@@ -261,7 +261,10 @@ class _Edge:
 
 
 def _read(handler: Any, method: str) -> Callable[[Any], Any]:
-    """What makes its messages of a call's request, or requests."""
+    """What makes its messages of a call's request, or requests; of a handler that looks at none,
+    nothing."""
+    if handler.request_deserializer is None:
+        return lambda request: request
     read = reading(handler.request_deserializer, f"request to {method}")
 
     async def each(requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:

@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
+from services.common import channels
 from services.common.caller import CallerPolicy
 from services.common.errors import InvalidField, ModelNotFound, NoServer, NotReady
 from services.common.ports import PortTaken
@@ -84,6 +85,22 @@ async def test_messages_may_be_compressed(compression: grpc.Compression) -> None
         with pytest.raises(grpc.aio.AioRpcError) as unknown:
             await health.Check(health_pb2.HealthCheckRequest(service=LONG), compression=compression)
         assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_handler_that_takes_bytes_gets_them_as_they_came() -> None:
+    async def echo(request: bytes, context: Context) -> bytes:
+        return request
+
+    raw = grpc.method_handlers_generic_handler(
+        "raw.Service", {"Echo": grpc.unary_unary_rpc_method_handler(echo)}
+    )
+    rpc = RpcServer(CallerPolicy(), open_methods=frozenset({"/raw.Service/Echo"}))
+    rpc.services.add_generic_rpc_handlers((raw,))
+    port = await rpc.start("127.0.0.1", 0)
+    async with channels.control(f"127.0.0.1:{port}") as channel:
+        ask: Any = channel.unary_unary("/raw.Service/Echo")
+        assert await ask(b"\x1fany bytes") == b"\x1fany bytes"
+    await rpc.stop(0)
 
 
 @pytest.mark.parametrize(
