@@ -8,8 +8,8 @@ servers tell it to leave messages as they came.
 import zlib
 from typing import Final
 
-# How such a message begins. As protobuf, the first is nothing, and the other a field that none of
-# our messages has.
+# How such a message begins. As protobuf, the first is nothing, and the other a number in field 15,
+# which none of our messages has.
 PACKED: Final = frozenset({b"\x1f", b"\x78"})
 
 _EITHER: Final = zlib.MAX_WBITS | 32  # gzip's header or zlib's, whichever there is

@@ -218,7 +218,6 @@ class _Edge:
 
     def _unary(self, handler: Any, method: str) -> "grpc.RpcMethodHandler[Any, Any]":
         behaviour = handler.stream_unary if handler.request_streaming else handler.unary_unary
-
         read = _read(handler, method)
 
         async def answer(request: Any, context: Context) -> Any:
@@ -234,7 +233,6 @@ class _Edge:
 
     def _streaming(self, handler: Any, method: str) -> "grpc.RpcMethodHandler[Any, Any]":
         behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
-
         read = _read(handler, method)
 
         async def answer(request: Any, context: Context) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from services.router.core.generate import Declared, generated
-from services.router.core.rest import SIZES, Input, parsed
+from services.router.core.rest import PIECE, SIZES, Input, parsed
 from services.router.core.rest_json import Refused
 from services.router.rest import documents, tensors
 
@@ -167,7 +167,7 @@ def test_what_is_written_in_pieces_is_the_same(
 
 @pytest.mark.parametrize("datatype", ["FP32", "INT8", "UINT64", "BOOL", "BF16"])
 def test_what_is_read_in_pieces_is_the_same(datatype: str) -> None:
-    count = 2 * documents.PIECE + 7
+    count = 2 * PIECE + 7
     numbers = [bool(i % 3) if datatype == "BOOL" else i for i in range(count)]
     one = Input("X", datatype, (count,), elements=numbers)
     few = Input("X", datatype, (1,), elements=numbers[-1:])

@@ -9,13 +9,13 @@ import numpy as np
 import orjson
 import rapidjson
 
+from services.router.core.rest import PIECE
 from services.router.core.rest_json import INTERNAL, Refused
 
 # rapidjson goes down one call for every bracket.
 _MOST_BRACKETS: Final = 1000
 _NUMBERS: Final = rapidjson.NM_NAN | rapidjson.NM_NATIVE
 _MOST_DIGITS: Final = 20  # of a number of 64 bits, with its sign
-PIECE: Final = 1 << 16  # numbers: 2 ms
 _WHERE: Final = re.compile(r"Parse error at offset (\d+): (.*)")
 
 

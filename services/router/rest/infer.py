@@ -26,9 +26,8 @@ async def infer(incoming: Incoming, service: Service) -> Reply:
     except Refused as refused:
         return of_refused(refused)._replace(headers=(JSON, _ACCEPTED))
     size = headers.json_size(incoming.headers.get(SIZE_HEADER), len(incoming.body))
-    text, binary = memoryview(incoming.body)[:size], memoryview(incoming.body)[size:]
     if size:
-        asked, message = await apart(size, _read, service, model, version, text, binary)
+        asked, message = await apart(size, _read, service, model, version, incoming.body, size)
     else:
         asked = await _raw(incoming, service, model, version)
         message = tensors.message(model, version, asked, memoryview(incoming.body))
@@ -36,11 +35,12 @@ async def infer(incoming: Incoming, service: Service) -> Reply:
 
 
 def _read(
-    service: Service, model: str, version: str, text: memoryview, binary: memoryview
+    service: Service, model: str, version: str, body: bytes, size: int
 ) -> tuple[Infer, bytes]:
-    """What is asked, but for its inputs, and the message that asks it."""
-    asked = parsed(service.json(text))
-    return asked._replace(inputs=()), tensors.message(model, version, asked, binary)
+    """What is asked, but for its inputs, and the message that asks it. `size`: of the JSON."""
+    whole = memoryview(body)
+    asked = parsed(service.json(whole[:size]))
+    return asked._replace(inputs=()), tensors.message(model, version, asked, whole[size:])
 
 
 async def answered(message: bytes, asked: Infer, incoming: Incoming, service: Service) -> Reply:

@@ -9,9 +9,9 @@ import numpy as np
 from tritonclient.grpc import service_pb2
 
 from services.router.core import framing
-from services.router.core.rest import SIZES, Infer, Input, Region, Scalar
+from services.router.core.rest import PIECE, SIZES, Infer, Input, Region, Scalar
 from services.router.core.rest_json import INTERNAL, INVALID, Refused
-from services.router.rest.documents import PIECE, Large, Odd, is_plain
+from services.router.rest.documents import Large, Odd, is_plain
 
 Array = np.ndarray[Any, Any]
 
@@ -95,7 +95,7 @@ def packed(one: Input) -> bytes:
 
 
 def _array(flat: Sequence[Any], dtype: Any) -> Array:
-    """In pieces: nothing else in Python goes on while numpy reads one."""
+    """Read in pieces."""
     found = np.empty(len(flat), dtype)
     for start in range(0, len(flat), PIECE):
         found[start : start + PIECE] = flat[start : start + PIECE]
