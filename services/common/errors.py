@@ -321,6 +321,14 @@ class RegionRefused(ShoalError):
     template = "failed to register shared memory region '{region}': {problem}"
 
 
+class RegionInUse(ShoalError):
+    code, reason = Code.UNAVAILABLE, "REGION_IN_USE"
+    template = (
+        "failed to register shared memory region '{region}': a server still uses that memory for a "
+        "request that came before it was unregistered. Register it when RetryInfo says."
+    )
+
+
 class RegionUnopened(ShoalError):
     code, reason = Code.INTERNAL, "REGION_UNOPENED"
     template = "Unable to open shared memory region: '{key}'"

@@ -46,9 +46,9 @@ async def call(
 
 async def _answer(server: Server, triton: Triton, method: str, request: bytes) -> wire.ServerAnswer:
     answer = wire.ServerAnswer(server=server.id)
-    if server.health not in (Health.HEALTHY, Health.UNUSABLE):
+    if server.health is Health.UNREACHABLE:
         answer.code = grpc.StatusCode.UNAVAILABLE.value[0]
-        answer.text = f"it is {server.health.name.lower()}: {server.reason or 'not looked at yet'}"
+        answer.text = f"it is unreachable: {server.reason}"
         return answer
     try:
         answer.response = await triton.ask(method, request, SECONDS)

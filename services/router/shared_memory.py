@@ -8,6 +8,7 @@ import asyncio
 import os
 import secrets
 import stat
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,7 @@ from services.common.errors import (
     NoController,
     NotProxied,
     RegionBounds,
+    RegionInUse,
     RegionRefused,
     RegionUnopened,
 )
@@ -45,6 +47,10 @@ from shoal.controller.v1 import controller_service_pb2 as wire
 FOLDER: Final = Path("/dev/shm")  # noqa: S108  where shm_open has its names
 CLOSING_SECONDS: Final = 2.0  # for the servers to let go of what is not used any more
 
+LETTING_GO_SECONDS: Final = 2.0  # for them to use no more what they have answered
+
+_FIRST_PAUSE: Final = 0.01  # seconds; doubled each time
+_UNAVAILABLE: Final = grpc.StatusCode.UNAVAILABLE.value[0]
 _EXISTS: Final = grpc.StatusCode.ALREADY_EXISTS.value[0]
 _STUB: Final = "triton_python_backend_stub"
 _LOOPBACK: Final = ("127.", "localhost:", "[::1]:", "unix:")
@@ -132,8 +138,8 @@ class SharedMemory:
         return [self._regions.find(owner, kind, name)] if name else self._regions.of(owner, kind)
 
     async def register_system(self, request: Any, call: Call) -> Any:
-        """Raises NotProxied, RegionExists, RegionRefused, RegionUnopened, and what ServerCalls and
-        `updates` raise."""
+        """Raises NotProxied, RegionExists, RegionRefused, RegionUnopened, RegionInUse, and what
+        ServerCalls and `updates` raise."""
         owner = self._owner("SystemSharedMemoryRegister", call)
         name = request.name
         async with self._changing:
@@ -213,57 +219,72 @@ class SharedMemory:
         known = self._regions.source(owner, region, source)
         if known is not None:
             return known
-        await self._sweep(source.kind)
+        if source.key in await self._sweep(source.kind):
+            raise RegionInUse(region=region, retry_after=1.0)
         mapped = Mapped(self._prefix + secrets.token_hex(16), owner, source)
         answers = await self._servers.ask(
             _REGISTER[source.kind], _registration(mapped), call.deadline
         )
         # A server that cannot be reached maps it when a request comes there.
-        reached = [a for a in answers if a.code != grpc.StatusCode.UNAVAILABLE.value[0]]
+        reached = [a for a in answers if a.code != _UNAVAILABLE]
         try:
             updates("SharedMemoryRegister", reached or answers)
         except Answered as refused:
             raise Answered(refused.code, refused.text.replace(mapped.name, region)) from None
         finally:
             if any(not answer.taken for answer in reached):
-                await self._unmap(mapped.source.kind, mapped.name)
+                await self._unmap(mapped.source.kind, mapped.name, LETTING_GO_SECONDS)
         return mapped
 
     async def _let_go(self, mapped: Mapped) -> None:
         if mapped.idle:
             self._regions.forget(mapped)
-            await self._unmap(mapped.source.kind, mapped.name)
+            await self._unmap(mapped.source.kind, mapped.name, LETTING_GO_SECONDS)
 
-    async def _unmap(self, kind: str, name: str) -> None:
+    async def _unmap(self, kind: str, name: str, patience: float) -> bool:
+        """Whether every server that is reached has let go, within seconds: until a moment after
+        its answer to a request, Triton refuses that for what the request used."""
         # The two requests have the same one field.
-        request = service_pb2.SystemSharedMemoryUnregisterRequest(name=name)
-        try:
-            answers = await self._servers.ask(_UNREGISTER[kind], request.SerializeToString(), None)
-        except (NoController, Rejected) as error:  # the next registration sweeps it away
-            _log.warning("still mapped", region=name, cause=str(error))
-            return
+        request = service_pb2.SystemSharedMemoryUnregisterRequest(name=name).SerializeToString()
+        until, pause = time.monotonic() + patience, _FIRST_PAUSE
+        while True:
+            try:
+                answers = await self._servers.ask(_UNREGISTER[kind], request, None)
+            except (NoController, Rejected) as error:  # the next registration sweeps it away
+                _log.warning("still mapped", region=name, cause=str(error))
+                return False
+            refused = [a for a in answers if a.code not in (0, _UNAVAILABLE)]
+            if not refused or time.monotonic() + pause > until:
+                break
+            await asyncio.sleep(pause)
+            pause *= 2
         for answer in answers:
             if not answer.taken:
                 _log.warning("still mapped", server=answer.server, region=name, cause=answer.text)
+        return not refused
 
-    async def _sweep(self, kind: str) -> None:
-        """Have the servers let go of what nobody here knows of any more."""
+    async def _sweep(self, kind: str) -> set[str]:
+        """Have the servers let go of what nobody here knows of any more. The keys of what
+        they do not let go of, where they have any."""
         request = service_pb2.SystemSharedMemoryStatusRequest().SerializeToString()
         known = {mapped.name for mapped in self._regions.mapped()}
-        left: set[str] = set()
+        left: dict[str, str] = {}
         for answer in await self._servers.ask(_STATUS[kind], request, None):
-            left.update(self._own(kind, answer) - known)
-        for name in sorted(left):
-            await self._unmap(kind, name)
+            left |= self._own(kind, answer)
+        names = sorted(left.keys() - known)
+        return {left[name] for name in names if not await self._unmap(kind, name, 0)} - {""}
 
-    def _own(self, kind: str, answer: ServerAnswer) -> set[str]:
-        make = (
-            service_pb2.SystemSharedMemoryStatusResponse
-            if kind == SYSTEM
-            else service_pb2.CudaSharedMemoryStatusResponse
-        )
-        names = make.FromString(answer.response).regions if answer.taken else ()
-        return {name for name in names if name.startswith(self._prefix)}
+    def _own(self, kind: str, answer: ServerAnswer) -> dict[str, str]:
+        """The keys of what this Router has had mapped, by name; "" for what has none."""
+        if not answer.taken:
+            return {}
+        if kind == SYSTEM:
+            system = service_pb2.SystemSharedMemoryStatusResponse.FromString(answer.response)
+            found = {name: region.key for name, region in system.regions.items()}
+        else:
+            cuda = service_pb2.CudaSharedMemoryStatusResponse.FromString(answer.response)
+            found = dict.fromkeys(cuda.regions, "")
+        return {name: key for name, key in found.items() if name.startswith(self._prefix)}
 
     # --- who may ----------------------------------------------------------------------------------
 

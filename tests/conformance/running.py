@@ -1,7 +1,7 @@
 """Every case asked of a Triton alone, and of a stack whose models come and go."""
 
 import threading
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,10 +13,10 @@ from shoal.controller.v1.controller_service_pb2_grpc import ControllerServiceStu
 from shoal.registry.v1 import registry_service_pb2 as registry
 from shoal.registry.v1 import types_pb2
 from tests.conformance import models
-from tests.conformance.calls import Metadata, Outcome, call
+from tests.conformance.calls import STREAM, Metadata, Outcome, call
 from tests.conformance.cases import Case
 from tests.fleet.harness import Fleet
-from tests.fleet.triton_direct import DirectTriton, triton_direct
+from tests.fleet.triton_direct import triton_direct
 
 STATES = COLD, WARM = "cold", "warm"
 AT_ONCE = 8
@@ -42,8 +42,33 @@ def assigned(cases: Iterable[Case]) -> dict[str, str]:
 def of_triton(
     folder: Path, repository: Path, cases: Iterable[Case], last: Iterable[Case]
 ) -> dict[str, Outcome]:
-    """By name of the case. All models are loaded; `last` is asked in the end, in order."""
+    """By name of the case. All models are loaded; `last` is asked in the end, in order.
+
+    Two are asked: one that has streams to decoupled models and to others ends now and then."""
+    cases = list(cases)
     copy = assigned(cases)
+    streams, others = [], []
+    for case in cases:
+        decoupled = case.method == STREAM and case.kind == "decoupled"
+        (streams if decoupled else others).append(case)
+    everything = [name for kind in models.COPIES for name in models.copies(kind)]
+    everything.remove("chain")
+    return {
+        **_ask(folder / "streams", repository, models.copies("decoupled"), copy, streams, ()),
+        **_ask(folder / "others", repository, [*everything, "chain"], copy, others, last),
+    }
+
+
+def _ask(
+    folder: Path,
+    repository: Path,
+    names: list[str],
+    copy: Mapping[str, str],
+    cases: Iterable[Case],
+    last: Iterable[Case],
+) -> dict[str, Outcome]:
+    """`names`: to be loaded, the last one when the others are there."""
+    folder.mkdir()
     with ExitStack() as stack:
         server = stack.enter_context(triton_direct(folder, repository))
         sent: Metadata = tuple(server.admin.items())
@@ -54,16 +79,10 @@ def of_triton(
             return case.name, call(channel, case.method, requests, (*case.metadata, *sent))
 
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            _load(server, pool)
+            list(pool.map(server.load, names[:-1]))
+            server.load(names[-1])
             found = dict(pool.map(ask, cases))
         return {**found, **dict(map(ask, last))}
-
-
-def _load(server: DirectTriton, pool: ThreadPoolExecutor) -> None:
-    first = [name for kind in models.COPIES for name in models.copies(kind)]
-    first.remove("chain")
-    list(pool.map(server.load, first))
-    server.load("chain")
 
 
 def of_shoal(

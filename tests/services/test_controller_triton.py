@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
-from services.controller import footprints
-from services.controller.core.entities import Unit
+from services.controller import footprints, server_calls
+from services.controller.core.entities import Health, Server, Unit
 from services.controller.footprints import RAM, Footprints, stub_unit
 from services.controller.triton import (
     READY,
@@ -29,6 +29,7 @@ from services.controller.triton import (
     config_override,
     told_memory,
 )
+from shoal.controller.v1 import controller_service_pb2 as controller
 from tests.fleet.triton_direct import ROOT, DirectTriton, triton_direct, triton_python
 from tests.services.triton_models import ask, config, pids, wire, write
 
@@ -124,6 +125,21 @@ async def test_the_index_tells_of_every_version_that_was_asked_for(
     assert (await triton.index())[unit] == ("UNAVAILABLE", "unloaded")
     await triton.drop(wire(pair), (), unit, SECONDS)
     assert not await ready(triton, pair), "what is not loaded may be dropped"
+
+
+@triton_only
+@pytest.mark.parametrize(
+    ("health", "code"), [(Health.UNKNOWN, 0), (Health.HEALTHY, 0), (Health.UNREACHABLE, 14)]
+)
+async def test_a_server_is_asked_unless_it_is_known_not_to_answer(
+    triton: Triton, health: Health, code: int
+) -> None:
+    server = Server("t0", "", health=health, reason="it is off")
+    request = controller.CallServersRequest(call=controller.SERVER_CALL_LOG_SETTINGS)
+    reply = await server_calls.call({"t0": server}, {"t0": triton}, request)
+    (answer,) = reply.answers
+    assert (answer.server, answer.code) == ("t0", code)
+    assert answer.text == ("it is unreachable: it is off" if code else "")
 
 
 async def test_a_server_that_is_not_there_is_gone() -> None:

@@ -26,6 +26,7 @@ from tests.services.test_router_shared_memory import (
     SOON,
     VALUES,
     Memory,
+    gate,
     infer,
     mapped,
     memory,
@@ -36,7 +37,7 @@ from tests.services.test_router_shared_memory import (
     until,
 )
 
-__all__ = ["memory", "output", "server"]  # fixtures
+__all__ = ["gate", "memory", "output", "server"]  # fixtures
 
 pytestmark = [pytest.mark.triton, pytest.mark.asyncio(loop_scope="module")]
 

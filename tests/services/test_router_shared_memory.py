@@ -7,7 +7,8 @@ import struct
 import subprocess
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -24,6 +25,7 @@ from services.common.errors import NotProxied, RegionRefused
 from services.common.status import error_info
 from services.controller.core.entities import Server
 from services.controller.triton import ADMIN_KEY_HEADER
+from services.router import shared_memory as router_shared_memory
 from services.router.administration import Call
 from services.router.core.routes import Target
 from services.router.shared_memory import FOLDER, backend_regions
@@ -57,6 +59,20 @@ class TritonPythonModel:
             sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 """
 
+# Says that it is there, and waits for its gate.
+HELD = """
+import pathlib, time
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        x = pb_utils.get_input_tensor_by_name(requests[0], "INPUT").as_numpy()
+        pathlib.Path({here!r}).touch()
+        while not pathlib.Path({gate!r}).exists():
+            time.sleep(0.01)
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", x)])]
+"""
+
 
 def decoupled(name: str) -> model_config_pb2.ModelConfig:
     made = config(name)
@@ -64,12 +80,39 @@ def decoupled(name: str) -> model_config_pb2.ModelConfig:
     return made
 
 
+class Gate:
+    """That requests to a model wait at."""
+
+    def __init__(self, folder: Path) -> None:
+        self._open = folder / "open"
+        self._somebody = folder / "somebody"
+        self.program = HELD.format(here=str(self._somebody), gate=str(self._open))
+
+    def open(self) -> None:
+        self._open.touch()
+
+    def close(self) -> None:
+        """After everybody has gone."""
+        self._open.unlink()
+        self._somebody.unlink()
+
+    def somebody(self) -> bool:
+        """Whether a request has come to it."""
+        return self._somebody.exists()
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DirectTriton]:
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Gate:
+    return Gate(tmp_path_factory.mktemp("gate"))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, gate: Gate) -> Iterator[DirectTriton]:
     models = tmp_path_factory.mktemp("models")
     write(models, "twice", answer="x * 2")
     write(models, "slow", answer="(time.sleep(0.5), x * 3)[1]")
     write_program(models, decoupled("many"), MANY)
+    write_program(models, config("held"), gate.program)
     subprocess.run([triton_python(), "-m", "compileall", "-q", models], check=True)
     with triton_direct(
         tmp_path_factory.mktemp("server"), models, id=f"t0-{secrets.token_hex(4)}"
@@ -84,6 +127,7 @@ async def controller(server: DirectTriton) -> AsyncIterator[controller_harness.A
         [
             entry("twice", 1),
             entry("slow", 1),
+            entry("held", 1),
             entry("many", 1, config=decoupled("many").SerializeToString(), decoupled=True),
         ],
         {server.spec.id: server.spec.admin_secret},
@@ -381,6 +425,69 @@ async def test_and_under_the_replies_to_a_stream(
     await until_unmapped(server)
     assert output.get() == list(VALUES * 3)
     assert not shoal.watch.in_use.usage_of(Target("many", 1))
+
+
+@asynccontextmanager
+async def held(server: DirectTriton, client: Any, region: str, gate: Gate) -> AsyncIterator[None]:
+    """The server uses its own `region` for a request that the Router knows nothing of."""
+    tensor = triton.InferInput("INPUT", [SIZE // 4], "FP32")
+    gate.open()
+    await client.infer("held", [tensor.set_data_from_numpy(VALUES)])  # so that it is loaded
+    gate.close()
+    tensor.set_shared_memory(region, SIZE)
+    async with triton_aio.InferenceServerClient(server.address) as direct:
+        asking = asyncio.create_task(direct.infer("held", [tensor]))
+        try:
+            await until(gate.somebody)
+            yield
+        finally:
+            gate.open()
+            await asking
+
+
+async def test_a_server_that_does_not_let_go_at_once_is_asked_again(
+    server: DirectTriton, client: Any, memory: Memory, gate: Gate
+) -> None:
+    """Until a moment after its answer Triton does not."""
+    await client.register_system_shared_memory("in", memory.key, SIZE)
+    (name,) = await mapped(server)
+    async with held(server, client, name, gate):
+        unregistering = asyncio.create_task(client.unregister_system_shared_memory("in"))
+        async with asyncio.timeout(SOON):
+            while (await client.get_system_shared_memory_status()).regions:  # noqa: ASYNC110
+                await asyncio.sleep(POLL_SECONDS)
+        assert await mapped(server) == {name}
+    await unregistering
+    assert await mapped(server) == set()
+
+
+async def test_what_a_server_does_not_let_go_of_is_not_registered_anew(
+    server: DirectTriton,
+    client: Any,
+    memory: Memory,
+    output: Memory,
+    gate: Gate,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """But other memory is."""
+    monkeypatch.setattr(router_shared_memory, "LETTING_GO_SECONDS", 0.0)
+    await client.register_system_shared_memory("in", memory.key, SIZE)
+    (name,) = await mapped(server)
+    async with held(server, client, name, gate):
+        await client.unregister_system_shared_memory("in")
+        code, _, reason = await refusal(
+            client.register_system_shared_memory("again", memory.key, SIZE)
+        )
+        assert (code, reason) == ("UNAVAILABLE", "REGION_IN_USE")
+        await client.register_system_shared_memory("other", output.key, SIZE)
+    async with asyncio.timeout(SOON):
+        while True:
+            with suppress(triton.InferenceServerException):
+                await client.register_system_shared_memory("again", memory.key, SIZE)
+                break
+            await asyncio.sleep(POLL_SECONDS)
+    answer = await infer(client, "again")
+    assert list(answer.as_numpy("OUTPUT")) == list(VALUES * 2)
 
 
 # --- what is refused ------------------------------------------------------------------------------

@@ -109,6 +109,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: that memory may not be registered, or not as it is."""
     ERROR_REASON_REGION_UNOPENED: _ErrorReason.ValueType  # 64
     """INTERNAL: there is no shared memory of that key on this host."""
+    ERROR_REASON_REGION_IN_USE: _ErrorReason.ValueType  # 65
+    """UNAVAILABLE: a server still uses that shared memory for a request that came before."""
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 70
     """RESOURCE_EXHAUSTED: the model gets more requests than it can answer, and this one had to yield."""
     ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 71
@@ -215,6 +217,8 @@ ERROR_REASON_REGION_REFUSED: ErrorReason.ValueType  # 63
 """INVALID_ARGUMENT: that memory may not be registered, or not as it is."""
 ERROR_REASON_REGION_UNOPENED: ErrorReason.ValueType  # 64
 """INTERNAL: there is no shared memory of that key on this host."""
+ERROR_REASON_REGION_IN_USE: ErrorReason.ValueType  # 65
+"""UNAVAILABLE: a server still uses that shared memory for a request that came before."""
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 70
 """RESOURCE_EXHAUSTED: the model gets more requests than it can answer, and this one had to yield."""
 ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 71
