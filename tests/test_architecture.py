@@ -17,6 +17,7 @@ PURE = {
     *("abc", "base64", "binascii", "bisect", "collections", "dataclasses", "enum", "functools"),
     *("hashlib", "heapq", "itertools", "json", "math", "operator", "re", "typing"),
 }
+SHARED = "services.common.codes", "services.common.errors", "shoal.names"
 
 
 @cache
@@ -50,7 +51,7 @@ def test_core_is_pure(path: Path) -> None:
     for module in imports(path):
         allowed = (
             module.split(".")[0] in PURE
-            or module.startswith((own, "services.common.errors", "shoal.names"))
+            or module.startswith((own, *SHARED))
             or module in ("services.common", "shoal", "pathlib", "pathlib.PurePath")
         )
         assert allowed, f"{name(path)} imports {module}"

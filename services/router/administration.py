@@ -7,22 +7,19 @@ from typing import Any, Final, NamedTuple, cast
 from tritonclient.grpc import service_pb2
 
 from services.common.caller import Caller, CallerPolicy
-from services.common.errors import (
-    InvalidArtifact,
-    InvalidField,
-    LoadFailed,
+from services.common.errors import InvalidArtifact, InvalidField, LoadFailed, VersionNotFound
+from services.common.rpc import Context
+from services.common.status import error_info
+from services.router.controller_calls import ControllerCalls
+from services.router.controller_client import Rejected
+from services.router.core.errors import (
     LoadParameter,
     LoadRefused,
     ModelNotAvailable,
     NotInRepository,
     RepositoryNamed,
     VersionNotAvailable,
-    VersionNotFound,
 )
-from services.common.rpc import Context
-from services.common.status import error_info
-from services.router.controller_calls import ControllerCalls
-from services.router.controller_client import Rejected
 from services.router.core.routes import Target, resolve, shares
 from services.router.placement_watch import PlacementWatch
 from services.router.server_calls import Answered, ServerCalls, readings, updates

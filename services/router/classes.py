@@ -9,7 +9,7 @@ from typing import Any, Final
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
-from services.common.errors import NoClasses
+from services.router.core.errors import NoClasses
 from services.router.core.protobuf import Malformed
 from services.router.model_info import datatype
 

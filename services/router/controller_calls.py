@@ -6,10 +6,11 @@ from typing import Any, Final
 
 import grpc
 
-from services.common.errors import NoController, NotReady, StandsBy
+from services.common.errors import NotReady, StandsBy
 from services.common.status import error_info
 from services.router.acting import Lost
 from services.router.controller_client import NOBODY, Rejected
+from services.router.core.errors import NoController
 from services.router.placement_watch import PlacementWatch
 
 PATIENCE_SECONDS: Final = 5.0  # while no Controller acts

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import grpc
 
-from services.common.errors import NoServerAnswers, ServersDisagree
 from services.router.controller_calls import ControllerCalls
+from services.router.core.errors import NoServerAnswers, ServersDisagree
 from shoal.controller.v1 import controller_service_pb2 as wire
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}

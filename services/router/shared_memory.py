@@ -19,16 +19,16 @@ import structlog
 from tritonclient.grpc import service_pb2
 
 from services.common.caller import LOCAL, CallerPolicy
-from services.common.errors import (
+from services.common.errors import NotProxied
+from services.router.administration import Answer, Call
+from services.router.controller_client import Rejected
+from services.router.core.errors import (
     NoController,
-    NotProxied,
     RegionBounds,
     RegionInUse,
     RegionRefused,
     RegionUnopened,
 )
-from services.router.administration import Answer, Call
-from services.router.controller_client import Rejected
 from services.router.core.shared_memory import (
     CUDA,
     SYSTEM,

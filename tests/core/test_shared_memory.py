@@ -2,12 +2,7 @@
 
 import pytest
 
-from services.common.errors import (
-    RegionBounds,
-    RegionExists,
-    RegionNotFound,
-    RegionRefused,
-)
+from services.router.core.errors import RegionBounds, RegionExists, RegionNotFound, RegionRefused
 from services.router.core.shared_memory import (
     CUDA,
     SYSTEM,

@@ -11,9 +11,9 @@ import tritonclient.grpc.aio as triton_aio
 from tritonclient.grpc import service_pb2
 
 from services.common.caller import Caller
-from services.common.errors import RegionRefused
 from services.controller.core.entities import Server
 from services.router.administration import Call
+from services.router.core.errors import RegionRefused
 from services.router.core.routes import Target
 from tests.fleet.triton_direct import DirectTriton
 from tests.services import controller_harness, router_harness

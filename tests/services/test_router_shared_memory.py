@@ -21,12 +21,13 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import shared_memory
 
 from services.common.caller import Caller
-from services.common.errors import NotProxied, RegionRefused
+from services.common.errors import NotProxied
 from services.common.status import error_info
 from services.controller.core.entities import Server
 from services.controller.triton import ADMIN_KEY_HEADER
 from services.router import shared_memory as router_shared_memory
 from services.router.administration import Call
+from services.router.core.errors import RegionRefused
 from services.router.core.routes import Target
 from services.router.shared_memory import FOLDER, backend_regions
 from tests.fleet.triton_direct import DirectTriton, triton_direct, triton_python

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from services.common.errors import RegionBounds, RegionExists, RegionNotFound, RegionRefused
+from services.router.core.errors import RegionBounds, RegionExists, RegionNotFound, RegionRefused
 
 SYSTEM: Final = "system"
 CUDA: Final = "cuda"
