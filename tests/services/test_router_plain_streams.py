@@ -289,14 +289,13 @@ async def test_a_client_that_goes_is_free_at_once_and_triton_finishes(
         talk = router.talk()
         await in_turns(talk, ask(SLOW, 0), ask(SLOW, 0))
         began = time.monotonic()
-        await talk.say(ask(SLOW, 0.5))
+        await talk.say(ask(SLOW, 1))
         await until(lambda: router.count("a", SLOW))
         talk.call.cancel()
         await until(lambda: router.counted(SLOW) == (3, 1, 0))
-        assert time.monotonic() - began < 0.5
         assert (router.count("a", SLOW), calls(router)) == (1, 1)
         await until(lambda: not router.count("a", SLOW) and not calls(router))
-        assert time.monotonic() - began > 0.5
+        assert time.monotonic() - began > 1
         await asyncio.to_thread(servers["a"].unload, SLOW)
         servers["a"].load(SLOW)
 
