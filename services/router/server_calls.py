@@ -34,6 +34,11 @@ class ServerAnswer(NamedTuple):
     def taken(self) -> bool:
         return not self.code
 
+    @property
+    def reached(self) -> bool:
+        """Whether it is the server's own."""
+        return self.code != _UNAVAILABLE
+
 
 class ServerCalls:
     def __init__(self, calls: ControllerCalls) -> None:
@@ -79,7 +84,7 @@ def updates(call: str, answers: list[ServerAnswer]) -> list[bytes]:
 
 def _refuse(call: str, answers: list[ServerAnswer]) -> None:
     """Nobody took it."""
-    spoken = [answer for answer in answers if answer.code != _UNAVAILABLE]
+    spoken = [answer for answer in answers if answer.reached]
     if spoken:
         raise Answered(_CODES[spoken[0].code], spoken[0].text)
     causes = ", ".join(f"{answer.server}: {answer.text}" for answer in answers)

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import grpc
 import psutil
 import structlog
 from tritonclient.grpc import service_pb2
@@ -50,8 +49,6 @@ CLOSING_SECONDS: Final = 2.0  # for the servers to let go of what is not used an
 LETTING_GO_SECONDS: Final = 2.0  # for them to use no more what they have answered
 
 _FIRST_PAUSE: Final = 0.01  # seconds; doubled each time
-_UNAVAILABLE: Final = grpc.StatusCode.UNAVAILABLE.value[0]
-_EXISTS: Final = grpc.StatusCode.ALREADY_EXISTS.value[0]
 _STUB: Final = "triton_python_backend_stub"
 _LOOPBACK: Final = ("127.", "localhost:", "[::1]:", "unix:")
 
@@ -226,7 +223,7 @@ class SharedMemory:
             _REGISTER[source.kind], _registration(mapped), call.deadline
         )
         # A server that cannot be reached maps it when a request comes there.
-        reached = [a for a in answers if a.code != _UNAVAILABLE]
+        reached = [answer for answer in answers if answer.reached]
         try:
             updates("SharedMemoryRegister", reached or answers)
         except Answered as refused:
@@ -253,7 +250,7 @@ class SharedMemory:
             except (NoController, Rejected) as error:  # the next registration sweeps it away
                 _log.warning("still mapped", region=name, cause=str(error))
                 return False
-            refused = [a for a in answers if a.code not in (0, _UNAVAILABLE)]
+            refused = [answer for answer in answers if answer.reached and not answer.taken]
             if not refused or time.monotonic() + pause > until:
                 break
             await asyncio.sleep(pause)
