@@ -95,8 +95,7 @@ class MetadataTooLarge(ShoalError):
 class JsonTooLarge(ShoalError):
     code, reason = Code.RESOURCE_EXHAUSTED, "JSON_TOO_LARGE"
     template = (
-        "the request has {size} bytes of JSON, more than the {limit} that this Router reads: send "
-        "tensors in binary, or raise SHOAL_ROUTER_MAX_JSON_BYTES."
+        "the request has {size} bytes of JSON, more than the {limit} that this Router reads: {hint}"
     )
 
 

@@ -35,6 +35,7 @@ from services.router.peers import Peers
 from services.router.placement_watch import PlacementWatch
 from services.router.requests import Requests
 from services.router.rest.app import app
+from services.router.rest.converter import Converter
 from services.router.rest.openapi import pages
 from services.router.rest.service import Service
 from services.router.rest.table import ROUTES
@@ -144,6 +145,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         explanations = Explanations(watch, admission)
         add_RouterServiceServicer_to_server(RouterServicer(explanations, peers), rpc.services)
         await stack.enter_async_context(peers.serving(WorkerServicer(peers)))
+        converter = Converter(settings.json_processes)
+        stack.push_async_callback(converter.close)
         rest = Service(
             watch=watch,
             requests=requests,
@@ -155,6 +158,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             max_json=settings.max_json_bytes,
             stream=streams.responses,
             held=held,
+            converter=converter,
         )
         http = web.Limits(settings.max_header_bytes, connections=settings.limits.connections)
         await stack.enter_async_context(web.serving(app(rest), listener, http))

@@ -53,7 +53,10 @@ class Settings(BaseSettings):
         default=64 * MIB,
         gt=0,
         le=MAX_MESSAGE,
-        description="of one request; while they are read, nothing else is done",
+        description="of one request",
+    )
+    json_processes: int = Field(
+        default=2, ge=1, le=64, description="that convert large JSON, at most, in each worker"
     )
     trusted_proxies: list[str] = Field(default_factory=list)
     controller_patience: float | None = Field(default=None, ge=0)

@@ -48,6 +48,8 @@ SLOWER = 10.0  # times; the machine may have other things to do as well
 SLACK = 0.25  # seconds
 PATIENCE = 10.0  # seconds, of the client beside
 ENOUGH = 10  # requests beside an attack; it goes on until then
+TRIES = 3
+ANOTHER = "another"
 # Of memory, over a second round of all attacks: what malloc keeps varies by as much.
 GROWTH = 128 * MIB
 
@@ -568,8 +570,10 @@ STALL_SECONDS = 60.0  # 7 s on a machine that is free
 
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """With all limits as they are by default."""
-    with serving(tmp_path_factory.mktemp("models")) as fleet:
+    """With all limits as they are by default, and two models."""
+    folder = tmp_path_factory.mktemp("models")
+    write(folder, ANOTHER)
+    with serving(folder) as fleet:
         yield fleet
 
 
@@ -595,29 +599,48 @@ def test_little_that_grows_to_much(usual: Fleet) -> None:
 
     def over_http() -> None:
         with pytest.raises(urllib.error.HTTPError, match="413"):
-            asked_over_http(bomb)
+            asked_over_http(usual, bomb)
 
+    waited_for_by_nobody_else(usual, over_grpc)
+    waited_for_by_nobody_else(usual, over_http)
+
+
+def test_much_json(usual: Fleet) -> None:
+    """To a model of its own: one that is asked by others could not answer them meanwhile."""
     zeros = 12 * MIB
     one = {"name": "INPUT", "datatype": "FP32", "shape": [zeros], "data": []}
     text = json.dumps({"inputs": [one]}).replace("[]", f"[{'0,' * (zeros - 1)}0]")
-    numbers = gzip.compress(text.encode())
+    numbers, broken = (gzip.compress(body.encode()) for body in (text, text[:-4]))
 
-    def in_json() -> None:
-        assert asked_over_http(numbers).count(b"0.0") == zeros
+    def good() -> None:
+        assert asked_over_http(usual, numbers).count(b"0.0") == zeros
 
-    def asked_over_http(packed: bytes) -> bytes:
-        url = f"http://{usual.router_http}/v2/models/{MODEL}/infer"
-        asked = urllib.request.Request(url, packed, {"Content-Encoding": "gzip"})
-        with urllib.request.urlopen(asked, timeout=60) as reply:
-            return bytes(reply.read())
+    def no_json() -> None:
+        with pytest.raises(urllib.error.HTTPError, match="500"):
+            asked_over_http(usual, broken)
 
-    for send in (over_grpc, over_http, in_json):
-        with beside(usual.router_grpc, patience=PATIENCE) as experience:
+    waited_for_by_nobody_else(usual, good)
+    waited_for_by_nobody_else(usual, no_json)
+
+
+def asked_over_http(fleet: Fleet, packed: bytes) -> bytes:
+    url = f"http://{fleet.router_http}/v2/models/{ANOTHER}/infer"
+    asked = urllib.request.Request(url, packed, {"Content-Encoding": "gzip"})
+    with urllib.request.urlopen(asked, timeout=60) as reply:
+        return bytes(reply.read())
+
+
+def waited_for_by_nobody_else(fleet: Fleet, send: Callable[[], None]) -> None:
+    """Once of a few times: the machine may be busy with other things."""
+    for _ in range(TRIES):
+        with beside(fleet.router_grpc, patience=PATIENCE) as experience:
             began = time.monotonic()
             send()
             took = time.monotonic() - began
         assert experience.problems == []
-        assert max(experience.times) < took / 2
+        if max(experience.times) < took / 4:
+            return
+    pytest.fail(f"a small request took {max(experience.times):.2f} s of {took:.2f}")
 
 
 @pytest.mark.soak

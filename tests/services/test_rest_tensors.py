@@ -3,9 +3,7 @@
 import contextlib
 import json
 import math
-from math import prod
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from services.router.core.generate import Declared, generated
-from services.router.core.rest import PIECE, SIZES, Input, parsed
+from services.router.core.rest import SIZES, Input, parsed
 from services.router.core.rest_json import Refused
 from services.router.rest import documents, tensors
 
@@ -144,38 +142,6 @@ def test_bfloat16_there_and_back(numbers: list[float]) -> None:
             or math.isclose(back, number, rel_tol=2**-8, abs_tol=2**-133)
             or (math.isinf(back) and abs(number) > 3.3e38)
         )
-
-
-@given(
-    shape=st.lists(st.integers(1, 5), min_size=1, max_size=4),
-    piece=st.integers(1, 40),
-    data=st.data(),
-)
-def test_what_is_written_in_pieces_is_the_same(
-    shape: list[int], piece: int, data: st.DataObject
-) -> None:
-    some = st.sampled_from([0.0, 1.5, -2e9, 1e300, math.nan, math.inf])
-    numbers = data.draw(st.lists(some, min_size=prod(shape), max_size=prod(shape)))
-    array = np.array(numbers).reshape(shape)
-    with patch.object(documents, "PIECE", piece):
-        pieces = list(documents.Large(array).pieces())
-    assert all(text.count(b",") < piece for text in pieces if text != b",")
-    np.testing.assert_equal(np.array(json.loads(b"".join(pieces))), array)
-    whole = documents.dumps({"a": documents.Large(array)})
-    np.testing.assert_equal(np.array(json.loads(whole)["a"]), array)
-
-
-@pytest.mark.parametrize("datatype", ["FP32", "INT8", "UINT64", "BOOL", "BF16"])
-def test_what_is_read_in_pieces_is_the_same(datatype: str) -> None:
-    count = 2 * PIECE + 7
-    numbers = [bool(i % 3) if datatype == "BOOL" else i for i in range(count)]
-    one = Input("X", datatype, (count,), elements=numbers)
-    few = Input("X", datatype, (1,), elements=numbers[-1:])
-    found = tensors.packed(one)
-    assert found.endswith(tensors.packed(few))
-    if datatype != "BF16":
-        expected = np.array(numbers).astype(tensors.DTYPES[datatype])
-        assert found == expected.tobytes()
 
 
 def test_documents_say_what_numbers_are_none() -> None:

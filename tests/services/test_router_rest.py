@@ -7,8 +7,9 @@ import asyncio
 import gzip
 import json
 import re
+import sys
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -31,6 +32,7 @@ from services.router.forward import Reply, TritonError
 from services.router.placement_watch import PlacementWatch
 from services.router.requests import Request
 from services.router.rest.app import app
+from services.router.rest.converter import Converter
 from services.router.rest.openapi import pages
 from services.router.rest.schemas import SCHEMAS
 from services.router.rest.service import Service
@@ -42,6 +44,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 LIMIT = 1 << 20
 JSON_LIMIT = 1 << 18
 MODEL = "/v2/models/echo/infer"
+PREDICT = "/v1/models/echo/predict"
 NUMBERS = {"inputs": [{"name": "X", "datatype": "FP32", "shape": [2], "data": [1.5, 2]}]}
 
 
@@ -111,10 +114,13 @@ class Backend:
 
 
 class Running:
-    def __init__(self, backend: Backend, watch: PlacementWatch, port: int) -> None:
+    def __init__(
+        self, backend: Backend, watch: PlacementWatch, port: int, converter: Converter
+    ) -> None:
         self.backend = backend
         self.watch = watch
         self.port = port
+        self.converter = converter
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.port)
@@ -179,8 +185,9 @@ async def server() -> AsyncIterator[Running]:
     limits = web.Limits(head_bytes=4096, head_seconds=0.3, connections=20)
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(listen("127.0.0.1", 0))
+        stack.push_async_callback(service.converter.close)
         await stack.enter_async_context(web.serving(app(service), listener, limits))
-        yield Running(backend, watch, listener.getsockname()[1])
+        yield Running(backend, watch, listener.getsockname()[1], service.converter)
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -294,6 +301,58 @@ async def test_json_too_large_is_refused_and_binary_is_not(running: Running) -> 
     assert status == 200
 
 
+MANY = [1.5] * 40_000  # more bytes than are converted in the Router itself, in JSON as in binary
+INPUT = {"name": "X", "datatype": "FP32", "shape": [len(MANY)], "data": MANY}
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "found"),
+    [
+        (MODEL, {"inputs": [INPUT]}, lambda answer: answer["outputs"][0]["data"]),
+        ("/v2/models/echo/generate", {"X": MANY}, lambda answer: answer["X"]),
+        (PREDICT, {"inputs": {"X": MANY}}, lambda answer: answer["outputs"]["X"]),
+        (PREDICT, {"instances": [MANY]}, lambda answer: answer["predictions"][0]),
+    ],
+    ids=["infer", "generate", "inputs", "instances"],
+)
+async def test_much_json_goes_in_and_comes_out(
+    running: Running, path: str, asked: Any, found: Callable[[Any], list[float]]
+) -> None:
+    status, _, answer = await running.ask("POST", path, asked)
+    assert status == 200
+    assert found(answer) == MANY
+
+
+@pytest.mark.parametrize("path", [MODEL, "/v2/models/echo/generate", PREDICT])
+async def test_much_that_is_no_json_is_refused_as_little_is(running: Running, path: str) -> None:
+    little = await running.ask("POST", path, b"[1 ")
+    much = await running.ask("POST", path, b"[1 " + b" " * len(MANY) * 4)
+    assert much[0] == little[0]
+    assert "Missing a comma or ']' after an array element" in little[2]["error"]
+    assert "Missing a comma or ']' after an array element" in much[2]["error"]
+
+
+async def test_without_a_process_to_convert_it(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running.converter, "run", Converter().run)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    status, headers, found = await running.ask("POST", MODEL, {"inputs": [INPUT]})
+    assert (status, headers["retry-after"], found["reason"]) == (503, "1", "CONVERTER_LOST")
+
+
+async def test_a_call_without_tensors_needs_little_json(running: Running) -> None:
+    path = "/v2/models/echo/trace/setting"
+    status, _, found = await running.ask("POST", path, {"log_frequency": "1" * 200_000})
+    assert (status, found["reason"]) == (413, "JSON_TOO_LARGE")
+    assert found["error"].endswith("a call of this kind needs less.")
+    files = {"parameters": {"file:1/model.py": "eHh4" * 40_000}}
+    status, _, _ = await running.ask("POST", "/v2/repository/models/echo/load", files)
+    assert status == 200, "it brings whole files"
+    sent = running.backend.calls[0][0].parameters["file:1/model.py"].bytes_param
+    assert sent == b"xxx" * 40_000
+
+
 async def test_json_too_deep_is_refused(running: Running) -> None:
     status, _, found = await running.ask("POST", MODEL, b"[" * 200_000)
     assert status == 500, "as Triton says of all JSON that it cannot read"
@@ -360,7 +419,7 @@ async def test_what_this_router_does_not_have_is_501(running: Running) -> None:
 async def test_before_there_is_a_table_no_model_is_called_unknown(running: Running) -> None:
     running.watch.synchronized.clear()
     try:
-        for path in (MODEL, "/v2/models/nope/infer", "/v1/models/echo/predict"):
+        for path in (MODEL, "/v2/models/nope/infer", PREDICT):
             status, headers, found = await running.ask("POST", path, NUMBERS)
             assert (status, found["reason"], headers["retry-after"]) == (503, "NOT_READY", "1")
         assert (await running.ask("GET", "/v1/health"))[0] == 503
@@ -664,7 +723,7 @@ async def test_plain_health(running: Running) -> None:
 )
 async def test_plain_mistakes_say_what_to_do(running: Running, body: Any, says: str) -> None:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    status, _, found = await running.ask("POST", "/v1/models/echo/predict", data)
+    status, _, found = await running.ask("POST", PREDICT, data)
     assert status == 400
     assert says in found["error"]
 

@@ -1,4 +1,5 @@
-"""What the Router refuses of Triton's administrative calls, and of memory and classes in requests.
+"""What the Router refuses of Triton's administrative calls, and of memory and classes in
+requests, and where JSON is not converted.
 
 Each text begins as Triton's own does, which clients may match on.
 """
@@ -10,6 +11,14 @@ from services.common.errors import ShoalError
 class NotInRepository(ShoalError):
     code, reason = Code.INTERNAL, "NOT_IN_REPOSITORY"
     template = "failed to load '{model}', failed to poll from model repository: {problem}"
+
+
+class ConverterLost(ShoalError):
+    code, reason = Code.UNAVAILABLE, "CONVERTER_LOST"
+    template = (
+        "the process that was to convert {size} bytes from or to JSON {what}. Repeat the request, "
+        "or send less at once, or tensors in binary."
+    )
 
 
 class LoadRefused(ShoalError):

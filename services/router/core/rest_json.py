@@ -17,9 +17,12 @@ class Refused(Exception):
     """Refused in Triton's own words. `code`: the gRPC name of its code."""
 
     def __init__(self, code: str, text: str) -> None:
-        super().__init__(text)
+        super().__init__(code, text)
         self.code = code
         self.text = text
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class Missing:

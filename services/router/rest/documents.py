@@ -2,14 +2,12 @@
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
 import orjson
 import rapidjson
 
-from services.router.core.rest import PIECE
 from services.router.core.rest_json import INTERNAL, Refused
 
 # rapidjson goes down one call for every bracket.
@@ -57,36 +55,12 @@ def dumps(document: Any) -> bytes:
         return text.encode("utf-8", "surrogateescape")
 
 
-class Large:
-    """An array of numpy's that is written in pieces: nothing else in Python goes on while orjson
-    writes one."""
-
-    def __init__(self, array: Any) -> None:
-        self.array = array
-
-    def pieces(self) -> Iterator[bytes]:
-        array = self.array
-        rows = max(1, PIECE * len(array) // array.size)
-        yield b"["
-        for start in range(0, len(array), rows):
-            if start:
-                yield b","
-            part = array[start : start + rows]
-            if part.size > PIECE and part.ndim > 1:
-                yield from Large(part[0]).pieces()
-            else:
-                yield dumps(part if is_plain(part) else Odd(part))[1:-1]
-        yield b"]"
-
-
 def is_plain(array: Any) -> bool:
     """Whether JSON has a word for each of its elements."""
     return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
 def _written(value: object) -> Any:
-    if isinstance(value, Large):
-        return orjson.Fragment(b"".join(value.pieces()))
     if isinstance(value, Odd):
         return orjson.Fragment(json.dumps(value.array.tolist(), separators=(",", ":")).encode())
     raise TypeError
@@ -100,7 +74,7 @@ class Odd:
 
 
 def _listed(value: object) -> Any:
-    if isinstance(value, Odd | Large):
+    if isinstance(value, Odd):
         value = value.array
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()

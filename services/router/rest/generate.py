@@ -13,7 +13,7 @@ from services.router.core.rest_json import INTERNAL, INVALID, Refused
 from services.router.forward import TritonError
 from services.router.requests import Request
 from services.router.rest import tensors
-from services.router.rest.apart import apart
+from services.router.rest.documents import loads
 from services.router.rest.incoming import Incoming
 from services.router.rest.reply import TOO_LATE, Reply, of_call, of_error, of_json, of_refused
 from services.router.rest.service import Service
@@ -30,12 +30,12 @@ async def generate(incoming: Incoming, service: Service) -> Reply:
         found = [response async for response in responses]
     if len(found) != 1:
         raise Refused(INTERNAL, _NOT_ONE)
-    return await apart(len(found[0]), _merged, found[0])
+    return await service.converter.run(len(found[0]), _merged, found[0])
 
 
 async def generate_stream(incoming: Incoming, service: Service) -> Reply:
     """What is refused is answered with its own status; what fails in the model, with an event."""
-    replies = _replies(await _responses(incoming, service))
+    replies = _replies(service, await _responses(incoming, service))
     first = await anext(replies, None)
     if first is None:
         return Reply(200, headers=(EVENTS,))
@@ -70,7 +70,7 @@ async def _responses(incoming: Incoming, service: Service) -> AsyncGenerator[byt
         for one in config.input
     }
     body = incoming.body
-    message = await apart(len(body), _message, service, model, version, body, declared)
+    message = await service.read(len(body), _message, model, version, body, declared)
     request = service.request(message, incoming)
     if not config.model_transaction_policy.decoupled:
         return _one(service, request)
@@ -79,10 +79,8 @@ async def _responses(incoming: Incoming, service: Service) -> AsyncGenerator[byt
     return service.stream(request)
 
 
-def _message(
-    service: Service, model: str, version: str, body: bytes, declared: Mapping[str, Declared]
-) -> bytes:
-    asked = generated(service.json(body), declared)
+def _message(model: str, version: str, body: bytes, declared: Mapping[str, Declared]) -> bytes:
+    asked = generated(loads(body), declared)
     return tensors.message(model, version, asked, memoryview(b""))
 
 
@@ -94,12 +92,14 @@ async def _one(service: Service, request: Request) -> AsyncGenerator[bytes, None
     yield (await service.requests.answer(request)).message
 
 
-async def _replies(responses: AsyncGenerator[bytes, None]) -> AsyncGenerator[Reply, None]:
+async def _replies(
+    service: Service, responses: AsyncGenerator[bytes, None]
+) -> AsyncGenerator[Reply, None]:
     """One for each response; an error is the last."""
     try:
         async with aclosing(responses):
             async for response in responses:
-                yield await apart(len(response), _merged, response)
+                yield await service.converter.run(len(response), _merged, response)
     except Refused as refused:
         yield of_refused(refused)
     except ShoalError as error:

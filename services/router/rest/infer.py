@@ -8,8 +8,7 @@ from services.router.core import headers
 from services.router.core.rest import SIZES, Infer, Input, parsed
 from services.router.core.rest_json import INVALID, Refused
 from services.router.rest import tensors
-from services.router.rest.apart import apart
-from services.router.rest.documents import dumps
+from services.router.rest.documents import dumps, loads
 from services.router.rest.incoming import Incoming
 from services.router.rest.reply import JSON, Reply, of_refused, of_tensors, passed_on
 from services.router.rest.service import Service
@@ -27,25 +26,25 @@ async def infer(incoming: Incoming, service: Service) -> Reply:
         return of_refused(refused)._replace(headers=(JSON, _ACCEPTED))
     size = headers.json_size(incoming.headers.get(SIZE_HEADER), len(incoming.body))
     if size:
-        asked, message = await apart(size, _read, service, model, version, incoming.body, size)
+        asked, message = await service.read(size, _read, model, version, incoming.body, size)
     else:
         asked = await _raw(incoming, service, model, version)
         message = tensors.message(model, version, asked, memoryview(incoming.body))
     return await answered(message, asked, incoming, service)
 
 
-def _read(
-    service: Service, model: str, version: str, body: bytes, size: int
-) -> tuple[Infer, bytes]:
+def _read(model: str, version: str, body: bytes, size: int) -> tuple[Infer, bytes]:
     """What is asked, but for its inputs, and the message that asks it. `size`: of the JSON."""
     whole = memoryview(body)
-    asked = parsed(service.json(whole[:size]))
+    asked = parsed(loads(whole[:size]))
     return asked._replace(inputs=()), tensors.message(model, version, asked, whole[size:])
 
 
 async def answered(message: bytes, asked: Infer, incoming: Incoming, service: Service) -> Reply:
     answer = await service.requests.answer(service.request(message, incoming))
-    text, binary = await apart(len(answer.message), _written, answer.message, asked)
+    found = tensors.answered(answer.message)
+    size = tensors.json_size(found, asked)
+    text, binary = await service.converter.run(size, _written, found, asked)
     return await of_tensors(
         text,
         binary,
@@ -54,9 +53,9 @@ async def answered(message: bytes, asked: Infer, incoming: Incoming, service: Se
     )
 
 
-def _written(message: bytes, asked: Infer) -> tuple[bytes, list[memoryview]]:
+def _written(answer: tensors.Answered, asked: Infer) -> tuple[bytes, list[memoryview]]:
     """An answer's JSON, and what follows it in binary."""
-    document, binary = tensors.described(tensors.answered(message), asked)
+    document, binary = tensors.described(answer, asked)
     return dumps(document), binary
 
 

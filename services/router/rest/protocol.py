@@ -18,6 +18,7 @@ from services.router.core.rest_json import (
     unsigned,
     wrong,
 )
+from services.router.rest.documents import loads
 from services.router.rest.incoming import Incoming
 from services.router.rest.messages import document
 from services.router.rest.reply import Reply, of_json, said
@@ -88,9 +89,18 @@ async def index(incoming: Incoming, service: Service) -> Reply:
 
 async def load(incoming: Incoming, service: Service) -> Reply:
     _no_repository(incoming)
-    asked = service.json(incoming.body) if incoming.body else {}
+    body = incoming.body
+    parameters = await service.read(len(body), _load_parameters, body)
+    await service.call(
+        "RepositoryModelLoad", incoming, model_name=incoming.path["model"], parameters=parameters
+    )
+    return _EMPTY_JSON
+
+
+def _load_parameters(body: bytes) -> dict[str, Any]:
+    """There may be whole files in it."""
     parameters: dict[str, Any] = {}
-    given = find(asked, "parameters")
+    given = find(loads(body) if body else {}, "parameters")
     for name, value in ({} if given is MISSING else members(given)).items():
         text = string(value)
         if name == "config":
@@ -99,10 +109,7 @@ async def load(incoming: Incoming, service: Service) -> Reply:
             parameters[name] = {"bytes_param": _decoded(text)}
         else:
             raise wrong("unexpected error on creating Triton parameter")
-    await service.call(
-        "RepositoryModelLoad", incoming, model_name=incoming.path["model"], parameters=parameters
-    )
-    return _EMPTY_JSON
+    return parameters
 
 
 async def unload(incoming: Incoming, service: Service) -> Reply:

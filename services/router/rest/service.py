@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 
 from tritonclient.grpc import service_pb2
 
@@ -13,8 +13,12 @@ from services.router.core.held import Held
 from services.router.core.routes import resolve
 from services.router.placement_watch import PlacementWatch
 from services.router.requests import Request, Requests
-from services.router.rest import documents
+from services.router.rest.converter import LARGE, Converter
+from services.router.rest.documents import loads
 from services.router.rest.incoming import Incoming
+
+Found = TypeVar("Found")
+Given = TypeVarTuple("Given")
 
 Stream = Callable[[Request], AsyncGenerator[bytes, None]]
 
@@ -31,7 +35,7 @@ class Service:
     """`calls`: of inference.GRPCInferenceService by RPC name, from request message to response
     message. `hints`: what to do instead of those that are not there. `stream`: from one request to
     any number of serialized ModelInferResponses. `metrics`: as Prometheus reads them. `max_body`,
-    `max_json`: bytes; `held`: of all requests."""
+    `max_json`: bytes; `held`: of all requests. `converter`: of what is JSON."""
 
     watch: PlacementWatch
     requests: Requests
@@ -43,6 +47,7 @@ class Service:
     max_json: int
     stream: Stream | None = None
     held: Held = field(default_factory=Held)
+    converter: Converter = field(default_factory=Converter)
     hints: Mapping[str, str] = field(default_factory=dict)
 
     async def call(self, rpc: str, incoming: Incoming, /, **fields: Any) -> Any:
@@ -54,11 +59,20 @@ class Service:
         message = getattr(service_pb2, f"{rpc}Request")(**fields)
         return await behaviour(message, Call(incoming.caller, incoming.peer, incoming.deadline))
 
-    def json(self, body: bytes | memoryview) -> Any:
-        """Raises Refused, JsonTooLarge: nobody else is answered while it is read."""
-        if len(body) > self.max_json:
-            raise JsonTooLarge(size=len(body), limit=self.max_json)
-        return documents.loads(body)
+    def json(self, body: bytes) -> Any:
+        """Of a call without tensors. Raises Refused, JsonTooLarge."""
+        if len(body) > LARGE:
+            hint = "a call of this kind needs less."
+            raise JsonTooLarge(size=len(body), limit=LARGE, hint=hint)
+        return loads(body)
+
+    async def read(self, size: int, read: Callable[[*Given], Found], *given: *Given) -> Found:
+        """What `read` makes of what is `given`, `size` bytes of JSON in it. Raises JsonTooLarge,
+        ConverterLost, and what `read` raises."""
+        if size > self.max_json:
+            hint = "send tensors in binary, or raise SHOAL_ROUTER_MAX_JSON_BYTES."
+            raise JsonTooLarge(size=size, limit=self.max_json, hint=hint)
+        return await self.converter.run(size, read, *given)
 
     def known(self, model: str, version: str) -> None:
         """Raises what `resolve` raises for a name or version that nothing is registered as."""

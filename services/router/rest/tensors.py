@@ -9,9 +9,9 @@ import numpy as np
 from tritonclient.grpc import service_pb2
 
 from services.router.core import framing
-from services.router.core.rest import PIECE, SIZES, Infer, Input, Region, Scalar
+from services.router.core.rest import SIZES, Infer, Input, Output, Region, Scalar
 from services.router.core.rest_json import INTERNAL, INVALID, Refused
-from services.router.rest.documents import Large, Odd, is_plain
+from services.router.rest.documents import Odd, is_plain
 
 Array = np.ndarray[Any, Any]
 
@@ -87,19 +87,11 @@ def packed(one: Input) -> bytes:
     wide = {"U": np.uint64, "I": np.int64}.get(one.datatype[0])
     with np.errstate(over="ignore"):
         if one.datatype == "BF16":
-            bits = _array(flat, np.float32).view(np.uint32)
+            bits = np.array(flat, np.float32).view(np.uint32)
             return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16).tobytes()
         if wide is not None:  # wraps, as a cast in C++
-            return _array(flat, wide).astype(DTYPES[one.datatype]).tobytes()
-        return _array(flat, DTYPES[one.datatype]).tobytes()
-
-
-def _array(flat: Sequence[Any], dtype: Any) -> Array:
-    """Read in pieces."""
-    found = np.empty(len(flat), dtype)
-    for start in range(0, len(flat), PIECE):
-        found[start : start + PIECE] = flat[start : start + PIECE]
-    return found
+            return np.array(flat, wide).astype(DTYPES[one.datatype]).tobytes()
+        return np.array(flat, DTYPES[one.datatype]).tobytes()
 
 
 def _bytes(text: str) -> bytes:
@@ -148,6 +140,22 @@ def answered(raw: bytes) -> Answered:
     return Answered(service_pb2.ModelInferResponse.FromString(head), contents)
 
 
+def json_size(answer: Answered, infer: Infer) -> int:
+    """Bytes of the tensors that `described` puts into JSON."""
+    wanted = {output.name: output for output in infer.outputs}
+    return sum(
+        len(content)
+        for output, content in zip(answer.response.outputs, answer.contents, strict=False)
+        if _is_json(wanted.get(output.name), infer)
+    )
+
+
+def _is_json(asked: Output | None, infer: Infer) -> bool:
+    if asked is None:
+        return not infer.binary
+    return asked.region is None and not asked.binary
+
+
 def described(answer: Answered, infer: Infer) -> tuple[dict[str, Any], list[memoryview]]:
     """The JSON of the answer, and what follows it in binary. Raises Refused."""
     response = answer.response
@@ -170,14 +178,12 @@ def described(answer: Answered, infer: Infer) -> tuple[dict[str, Any], list[memo
             "datatype": output.datatype,
             "shape": list(output.shape),
         }
-        if asked is not None and asked.region is not None:
-            pass
-        elif asked.binary if asked is not None else infer.binary:
+        if _is_json(asked, infer):
+            one["data"] = in_json(output.name, output.datatype, output.shape, content)
+        elif asked is None or asked.region is None:
             one["parameters"] = {"binary_data_size": len(content)}
             if len(content):
                 binary.append(content)
-        else:
-            one["data"] = in_json(output.name, output.datatype, output.shape, content)
         outputs.append(one)
     document["outputs"] = outputs
     return document, binary
@@ -228,10 +234,8 @@ def in_json(name: str, datatype: str, shape: Sequence[int], content: memoryview)
     return plain(elements)
 
 
-def plain(array: Array) -> Array | Odd | Large:
+def plain(array: Array) -> Array | Odd:
     """An array, or an element of one, ready for `documents.dumps`."""
-    if array.size > PIECE:
-        return Large(array)
     return array if is_plain(array) else Odd(array)
 
 

@@ -123,6 +123,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED: a request over HTTP has more JSON than this Router reads."""
     ERROR_REASON_METADATA_TOO_LARGE: _ErrorReason.ValueType  # 81
     """RESOURCE_EXHAUSTED: a call has more bytes of metadata than this Router passes on."""
+    ERROR_REASON_CONVERTER_LOST: _ErrorReason.ValueType  # 82
+    """UNAVAILABLE: the process that was to convert JSON has ended before."""
     ERROR_REASON_ADMIN_REQUIRED: _ErrorReason.ValueType  # 40
     """PERMISSION_DENIED: an administrative call from a caller who may not make it."""
     ERROR_REASON_NOT_PROXIED: _ErrorReason.ValueType  # 41
@@ -231,6 +233,8 @@ ERROR_REASON_JSON_TOO_LARGE: ErrorReason.ValueType  # 80
 """RESOURCE_EXHAUSTED: a request over HTTP has more JSON than this Router reads."""
 ERROR_REASON_METADATA_TOO_LARGE: ErrorReason.ValueType  # 81
 """RESOURCE_EXHAUSTED: a call has more bytes of metadata than this Router passes on."""
+ERROR_REASON_CONVERTER_LOST: ErrorReason.ValueType  # 82
+"""UNAVAILABLE: the process that was to convert JSON has ended before."""
 ERROR_REASON_ADMIN_REQUIRED: ErrorReason.ValueType  # 40
 """PERMISSION_DENIED: an administrative call from a caller who may not make it."""
 ERROR_REASON_NOT_PROXIED: ErrorReason.ValueType  # 41
