@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+import weakref
 from collections.abc import AsyncIterator
 from typing import NoReturn
 
@@ -31,6 +33,10 @@ async def converter() -> AsyncIterator[Converter]:
     made = Converter(processes=2)
     yield made
     await made.close()
+
+
+class Text(str):
+    """One that may be referred to weakly."""
 
 
 def refuse(text: str) -> NoReturn:
@@ -68,6 +74,19 @@ async def test_a_refusal_is_as_it_was(converter: Converter) -> None:
     with pytest.raises(RuntimeError, match=r"in fail\n(.*\n)*LookupError: no such thing"):
         await converter.run(MUCH, fail)
     assert await converter.run(MUCH, os.getpid) == before
+
+
+async def test_what_is_refused_is_let_go_of_at_once(converter: Converter) -> None:
+    text = Text("it may be long")
+    there = weakref.ref(text)
+    gc.disable()
+    try:
+        with contextlib.suppress(Refused):
+            await converter.run(MUCH, refuse, text)
+        del text
+        await until(lambda: there() is None)
+    finally:
+        gc.enable()
 
 
 async def test_a_process_that_ends_is_told_of_and_replaced(converter: Converter) -> None:
@@ -127,13 +146,14 @@ async def test_they_end_when_nobody_needs_them(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_they_end_with_whoever_started_them(number: signal.Signals) -> None:
     program = """
-        import asyncio, os
+        import asyncio, os, signal
         from services.router.rest.converter import LARGE, Converter
 
         async def main():
             print(await Converter().run(LARGE + 1, os.getpid), flush=True)
             await asyncio.Event().wait()
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         asyncio.run(main())
     """
     command = [sys.executable, "-c", textwrap.dedent(program)]
@@ -143,7 +163,10 @@ def test_they_end_with_whoever_started_them(number: signal.Signals) -> None:
         assert parent.stderr is not None
         child = psutil.Process(int(parent.stdout.readline()))
         os.killpg(parent.pid, number)  # as Ctrl-C does it to all
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.wait(10)
+        try:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.wait(10)
+        finally:
+            parent.kill()
         said = parent.stderr.read()
     assert b"_serve" not in said

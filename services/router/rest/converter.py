@@ -71,7 +71,10 @@ class Converter:
             self._idle.append(process)
             self._rest(loop)
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # it would keep this frame, and what is given, until they are collected
         return cast("Found", found)
 
     def _process(self) -> "_Process":
