@@ -148,6 +148,7 @@ def test_a_killed_supervisor_takes_its_parts_along(
             WITHIN_S,
             "the parts to follow",
         )
+        stack.process.wait(WITHIN_S)  # the parts follow its main thread, locks go with the last
         # A model's process that waits for a lock of the dead Triton's does so until it is swept.
         assert announced.folder.exists()
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
