@@ -55,8 +55,9 @@ _EXTRAS: Final = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status. `arguments` default to the process's own."""
-    # gRPC's core writes what is no error on stderr, too; it reads this when it is imported.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    # What fails comes as a status too, and what gRPC's core writes to stderr when a process ends is
+    # no failure of the command. It reads this when it is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         return _run(arguments)
     except ModuleNotFoundError as error:
