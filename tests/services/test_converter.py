@@ -110,16 +110,38 @@ async def test_one_that_cannot_start_is_told_of(
     assert await converter.run(MUCH, os.getpid)
 
 
-async def test_whoever_no_longer_waits_stops_it(converter: Converter) -> None:
+async def test_whoever_no_longer_waits_stops_what_takes_long(
+    converter: Converter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pid = await converter.run(MUCH, os.getpid)
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.05):
+        async with asyncio.timeout(0.01):
+            await converter.run(MUCH, time.sleep, 0.1)
+    await until(lambda: not converter._running)
+    assert await converter.run(MUCH, os.getpid) == pid, "it was done soon"
+    monkeypatch.setattr(module, "GRACE_SECONDS", 0.01)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
             await converter.run(MUCH, time.sleep, LONG)
     await until(lambda: not psutil.pid_exists(pid))
     assert await converter.run(MUCH, os.getpid) != pid
 
 
-async def test_several_are_converted_at_once_and_no_more(converter: Converter) -> None:
+async def test_a_stop_ends_what_is_under_way() -> None:
+    converter = Converter()
+    pid = await converter.run(MUCH, os.getpid)
+    waits = asyncio.ensure_future(converter.run(MUCH, time.sleep, LONG))
+    await until(lambda: converter._running)
+    await converter.close()
+    assert not psutil.pid_exists(pid)
+    with pytest.raises(asyncio.CancelledError):
+        await waits
+
+
+async def test_several_are_converted_at_once_and_no_more(
+    converter: Converter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "GRACE_SECONDS", 0.01)
     async with asyncio.TaskGroup() as tasks:
         long = tasks.create_task(converter.run(MUCH, time.sleep, LONG))
         pids = {await converter.run(MUCH, os.getpid) for _ in range(3)}

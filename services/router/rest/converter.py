@@ -27,10 +27,12 @@ from services.router.core.rest_json import Refused
 
 Found = TypeVar("Found")
 Given = TypeVarTuple("Given")
+Outcome = tuple[object, Exception | None]
 
 LARGE: Final = 1 << 17  # bytes of JSON, or of what becomes JSON: some 2 ms
 IDLE_SECONDS: Final = 60.0
 RETRY_SECONDS: Final = 1.0
+GRACE_SECONDS: Final = 1.0
 _ENDED: Final = (OSError, EOFError, pickle.UnpicklingError)  # what its pipes say then
 # A machine without memory ends this process before the Router.
 _OOM_SCORE: Final = Path("/proc/self/oom_score_adj")
@@ -45,37 +47,57 @@ class Converter:
         self._places = asyncio.Semaphore(processes)
         self._threads = ThreadPoolExecutor(processes, "json")
         self._idle: list[_Process] = []
+        self._running: set[asyncio.Task[Outcome]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     async def run(self, size: int, convert: Callable[[*Given], Found], *given: *Given) -> Found:
         """What `convert` makes of what is `given`; both as pickle takes them, `size` bytes of it to
-        be converted. Raises what `convert` raises, and ConverterLost."""
+        be converted. Raises what `convert` raises, and ConverterLost. When it is cancelled, the
+        process gets GRACE_SECONDS more: to start another takes about as long."""
         if size <= LARGE:
             return convert(*given)
-        loop = asyncio.get_running_loop()
-        async with self._places:
-            try:
-                process = self._process()
-            except OSError as why:
-                raise _lost(size, f"did not start: {why}") from why
-            try:
-                found, error = await loop.run_in_executor(
-                    self._threads, process.run, convert, given
-                )
-            except BaseException as ended:
-                process.kill()
-                self._threads.submit(process.end)
-                if isinstance(ended, _ENDED):
-                    raise _lost(size, "has ended before") from ended
-                raise
-            self._idle.append(process)
-            self._rest(loop)
-        if error is not None:
-            try:
+        await self._places.acquire()
+        work = asyncio.create_task(self._apart(size, convert, given))
+        self._running.add(work)
+        work.add_done_callback(self._over)
+        try:
+            found, error = await asyncio.shield(work)
+            if error is not None:
                 raise error
-            finally:
-                del error  # it would keep this frame, and what is given, until they are collected
-        return cast("Found", found)
+            return cast("Found", found)
+        except asyncio.CancelledError:
+            asyncio.get_running_loop().call_later(GRACE_SECONDS, work.cancel)
+            raise
+        finally:
+            # Either knows the error, which knows this frame and what is given.
+            del work
+            error = None
+
+    async def _apart(
+        self, size: int, convert: Callable[..., object], given: tuple[object, ...]
+    ) -> Outcome:
+        try:
+            process = self._process()
+        except OSError as error:
+            raise _lost(size, f"did not start: {error}") from error
+        loop = asyncio.get_running_loop()
+        try:
+            outcome = await loop.run_in_executor(self._threads, process.run, convert, given)
+        except BaseException as error:
+            process.kill()
+            self._threads.submit(process.end)
+            if isinstance(error, _ENDED):
+                raise _lost(size, "has ended before") from error
+            raise
+        self._idle.append(process)
+        self._rest(loop)
+        return outcome
+
+    def _over(self, work: asyncio.Task[Outcome]) -> None:
+        self._running.remove(work)
+        self._places.release()
+        if not work.cancelled():
+            work.exception()  # nobody may wait for it any more
 
     def _process(self) -> "_Process":
         while self._idle:
@@ -95,7 +117,9 @@ class Converter:
             self._threads.submit(self._idle.pop().end)
 
     async def close(self) -> None:
-        """Nothing may be under way any more."""
+        for work in self._running:
+            work.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
         if self._timer is not None:
             self._timer.cancel()
         self._end_idle()
@@ -115,15 +139,13 @@ class _Process:
             process_group=0,  # out of reach of Ctrl-C, which is for whoever started it
         )
 
-    def run(
-        self, convert: Callable[..., object], given: tuple[object, ...]
-    ) -> tuple[object, BaseException | None]:
+    def run(self, convert: Callable[..., object], given: tuple[object, ...]) -> Outcome:
         """Raises one of _ENDED when the process has ended."""
         to, back = self._process.stdin, self._process.stdout
         assert to is not None
         assert back is not None
         _write((convert, given), cast("BufferedWriter", to))
-        return cast("tuple[object, BaseException | None]", pickle.load(back))  # noqa: S301
+        return cast("Outcome", pickle.load(back))  # noqa: S301
 
     def is_alive(self) -> bool:
         return self._process.poll() is None
@@ -159,9 +181,7 @@ def _write(value: object, to: BufferedWriter) -> None:
     to.flush()
 
 
-def _outcome(
-    convert: Callable[..., object], given: tuple[object, ...]
-) -> tuple[object, Exception | None]:
+def _outcome(convert: Callable[..., object], given: tuple[object, ...]) -> Outcome:
     try:
         return convert(*given), None
     except Refused as refused:
