@@ -5,6 +5,7 @@ once, and is left in the folder `--keep` for `python -m tests.fuzz.wire FILE`.
 """
 
 import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -45,9 +46,16 @@ def main() -> None:
             f"-artifact_prefix={given.keep}/",
             "-print_final_stats=1",
         ]
-        arguments = given.files or [*options, corpus]
+        sys.exit(fuzz(given.files or [*options, corpus]))
+
+
+def fuzz(arguments: list[str]) -> int:
+    """The exit status. It has a process of its own: libFuzzer ends the one that it is in."""
+    child = os.fork()
+    if not child:
         atheris.Setup([sys.argv[0], *arguments], one)
         atheris.Fuzz()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 if __name__ == "__main__":
