@@ -144,6 +144,19 @@ def test_bfloat16_there_and_back(numbers: list[float]) -> None:
         )
 
 
+@pytest.mark.parametrize("datatype", ["FP32", "INT8", "UINT64", "BOOL", "BF16"])
+def test_many_are_read_as_few_are(datatype: str) -> None:
+    count = 130_000
+    numbers = [bool(i % 3) if datatype == "BOOL" else i for i in range(count)]
+    one = Input("X", datatype, (count,), elements=numbers)
+    few = Input("X", datatype, (1,), elements=numbers[-1:])
+    found = tensors.packed(one)
+    assert found.endswith(tensors.packed(few))
+    if datatype != "BF16":
+        expected = np.array(numbers).astype(tensors.DTYPES[datatype])
+        assert found == expected.tobytes()
+
+
 def test_documents_say_what_numbers_are_none() -> None:
     arrays = {
         "a": tensors.plain(np.array([[1.5, math.nan]], np.float32)),

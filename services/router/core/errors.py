@@ -1,7 +1,7 @@
-"""What the Router refuses of Triton's administrative calls, and of memory and classes in
-requests, and where JSON is not converted.
+"""What the Router refuses of Triton's administrative calls, and of memory and classes in requests.
 
-Each text begins as Triton's own does, which clients may match on.
+Each text of these begins as Triton's own does, which clients may match on. And where large JSON is
+not converted, which Triton has no words for.
 """
 
 from services.common.codes import Code
@@ -11,14 +11,6 @@ from services.common.errors import ShoalError
 class NotInRepository(ShoalError):
     code, reason = Code.INTERNAL, "NOT_IN_REPOSITORY"
     template = "failed to load '{model}', failed to poll from model repository: {problem}"
-
-
-class ConverterLost(ShoalError):
-    code, reason = Code.UNAVAILABLE, "CONVERTER_LOST"
-    template = (
-        "the process that was to convert {size} bytes from or to JSON {what}. Repeat the request, "
-        "or send less at once, or tensors in binary."
-    )
 
 
 class LoadRefused(ShoalError):
@@ -110,3 +102,11 @@ class RegionInUse(ShoalError):
 class RegionUnopened(ShoalError):
     code, reason = Code.INTERNAL, "REGION_UNOPENED"
     template = "Unable to open shared memory region: '{key}'"
+
+
+class ConverterLost(ShoalError):
+    code, reason = Code.UNAVAILABLE, "CONVERTER_LOST"
+    template = (
+        "the process that was to convert {size} bytes from or to JSON {what}. Repeat the request, "
+        "or send less at once, or tensors in binary."
+    )

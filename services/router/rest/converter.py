@@ -15,9 +15,8 @@ import sys
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from io import BufferedReader, BufferedWriter
 from pathlib import Path
-from typing import Any, Final, TypeVar, TypeVarTuple, cast
+from typing import IO, Any, Final, TypeVar, TypeVarTuple, cast
 
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import Message
@@ -144,7 +143,7 @@ class _Process:
         to, back = self._process.stdin, self._process.stdout
         assert to is not None
         assert back is not None
-        _write((convert, given), cast("BufferedWriter", to))
+        _write((convert, given), to)
         return cast("Outcome", pickle.load(back))  # noqa: S301
 
     def is_alive(self) -> bool:
@@ -176,7 +175,7 @@ def _message(name: str, serialized: bytes) -> Message:
     return kind.FromString(serialized)
 
 
-def _write(value: object, to: BufferedWriter) -> None:
+def _write(value: object, to: IO[bytes]) -> None:
     _Pickler(to, pickle.HIGHEST_PROTOCOL).dump(value)
     to.flush()
 
@@ -190,7 +189,7 @@ def _outcome(convert: Callable[..., object], given: tuple[object, ...]) -> Outco
         return None, RuntimeError(traceback.format_exc())
 
 
-def _serve(given: BufferedReader, answers: BufferedWriter) -> None:
+def _serve(given: IO[bytes], answers: IO[bytes]) -> None:
     while True:
         _write(_outcome(*pickle.load(given)), answers)  # noqa: S301
 
@@ -201,4 +200,4 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     with contextlib.suppress(EOFError, BrokenPipeError):
-        _serve(cast("Any", sys.stdin).buffer, answers)
+        _serve(sys.stdin.buffer, answers)
