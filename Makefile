@@ -46,7 +46,7 @@ test: setup ## All tests but the heavy ones, against the real Triton
 .PHONY: soak
 soak: setup ## The heavy counts; results go to bench/RESULTS.md
 	@$(BIN)/pytest -m soak --timeout 3600 $(ARGS)
-	@exec $(BIN)/pytest -m "not soak" --hypothesis-profile soak --timeout 3600 tests/core $(ARGS)
+	@exec $(BIN)/pytest -m "not soak" --hypothesis-profile soak --timeout 3600 tests/*/core $(ARGS)
 
 .PHONY: bench
 bench: setup ## Direct Triton against the Router

@@ -5,7 +5,7 @@ is, so that what the Router costs beyond it is the Router's own doing.
 """
 
 # ruff: noqa: E402
-from services.router import tuning
+from services.router.process import tuning
 
 tuning.before_grpc()
 

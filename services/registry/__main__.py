@@ -4,7 +4,7 @@ import asyncio
 import sys
 
 from services.common import process
-from services.registry.server import running
+from services.registry.assembly import running
 from services.registry.settings import RegistrySettings
 
 

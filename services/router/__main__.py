@@ -1,7 +1,7 @@
 """Composition root of the Router: `python -m services.router`."""
 
 # ruff: noqa: E402
-from services.router import tuning
+from services.router.process import tuning
 
 tuning.before_grpc()
 
@@ -19,36 +19,35 @@ from services.common.caller import CallerPolicy
 from services.common.memory import total_memory
 from services.common.ports import listen
 from services.common.rpc import RpcServer
-from services.router import inference, servicer
-from services.router.administration import Administration
-from services.router.admission import Admission
-from services.router.controller_calls import ControllerCalls
-from services.router.controller_client import ControllerClient
-from services.router.core.held import Held
-from services.router.core.table import Table
-from services.router.explanations import Explanations
-from services.router.forward import Forwarder
-from services.router.inference import Inference
-from services.router.limits import tenant_limits
-from services.router.model_info import ModelInfo
-from services.router.peers import Peers
-from services.router.placement_watch import PlacementWatch
-from services.router.requests import Requests
+from services.router.admission.admission import Admission
+from services.router.api import inference, servicer
+from services.router.api.administration import Administration
+from services.router.api.explanations import Explanations
+from services.router.api.inference import Inference
+from services.router.api.servicer import Own, RouterServicer, WorkerServicer
+from services.router.control.calls import ControllerCalls
+from services.router.control.model_info import ModelInfo
+from services.router.control.placement_watch import PlacementWatch
+from services.router.control.residents import ControllerClient
+from services.router.control.servers import ServerCalls
+from services.router.control.table_file import TableFile
+from services.router.core.admission.memory import Held
+from services.router.core.routing.table import Table
+from services.router.memory.regions import SharedMemory
+from services.router.memory.requests import SharedMemoryRequests
+from services.router.process.peers import Peers
+from services.router.process.workers import Workers, follow_parent
 from services.router.rest.app import app
 from services.router.rest.converter import Converter
 from services.router.rest.openapi import pages
 from services.router.rest.service import Service
 from services.router.rest.table import ROUTES
-from services.router.server_calls import ServerCalls
-from services.router.servicer import Own, RouterServicer, WorkerServicer
-from services.router.settings import Settings
-from services.router.shared_memory import SharedMemory
-from services.router.shared_memory_requests import SharedMemoryRequests
-from services.router.statistics import Overload, Statistics
-from services.router.stream_call import StreamCalls
-from services.router.streams import Streams
-from services.router.table_file import TableFile
-from services.router.workers import Workers, follow_parent
+from services.router.settings import Settings, tenant_limits
+from services.router.streams.call import StreamCalls
+from services.router.streams.stream import Streams
+from services.router.telemetry.statistics import Overload, Statistics
+from services.router.unary.forward import Forwarder
+from services.router.unary.inference import Requests
 from shoal.controller.v1.controller_service_pb2_grpc import ControllerServiceStub
 from shoal.router.v1.router_service_pb2_grpc import add_RouterServiceServicer_to_server
 

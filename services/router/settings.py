@@ -1,17 +1,18 @@
 """The Router's settings: environment variables that start with SHOAL_ROUTER_."""
 
 import resource
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.common.rpc import Limits
-from services.router.core.admission import QUEUE_BYTES, QUEUE_REQUESTS, QUEUE_SECONDS, Bounds
-from services.router.limits import TenantSettings
+from services.router.core.admission.gate import QUEUE_BYTES, QUEUE_REQUESTS, QUEUE_SECONDS, Bounds
+from services.router.core.admission.priority import Priority
+from services.router.core.admission.tenants import ANYBODY, TenantLimit
 
-MIB = 1 << 20
 MIB = 1 << 20
 MAX_MESSAGE = 2**31 - 1  # bytes; what tritonclient allows itself
 # One that is larger by no more is told of the limit by the Router, others by gRPC.
@@ -25,6 +26,34 @@ PENDING_SECONDS = 300.0
 TAKE_OVER_PATIENCE = 30.0  # seconds; a lease runs out first, in 10 s unless it is set otherwise
 
 _ADDRESS = r"[^,]+:\d+"
+
+
+class TenantSettings(BaseModel):
+    """As `TenantLimit`; what one tenant leaves out is as for all."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rate: float | None = Field(default=None, gt=0)
+    burst: float | None = Field(default=None, ge=1)
+    in_flight: int | None = Field(default=None, ge=1)
+    cold: int | None = Field(default=None, ge=1)
+    priority: Literal["high", "normal", "low"] | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.burst is not None and self.rate is None:
+            raise ValueError("a burst needs a rate beside it")
+        return self
+
+    def over(self, limit: TenantLimit) -> TenantLimit:
+        """With `limit` for what is left out."""
+        return TenantLimit(
+            rate=limit.rate if self.rate is None else self.rate,
+            burst=limit.burst if self.rate is None else self.burst,
+            in_flight=limit.in_flight if self.in_flight is None else self.in_flight,
+            cold=limit.cold if self.cold is None else self.cold,
+            priority=limit.priority if self.priority is None else Priority[self.priority.upper()],
+        )
 
 
 class Settings(BaseSettings):
@@ -153,3 +182,8 @@ class Settings(BaseSettings):
         if self.controller_patience is not None:
             return self.controller_patience
         return ALONE_PATIENCE if len(self.controllers) == 1 else TAKE_OVER_PATIENCE
+
+
+def tenant_limits(settings: Mapping[str, TenantSettings]) -> dict[str, TenantLimit]:
+    anybody = settings.get(ANYBODY, TenantSettings()).over(TenantLimit())
+    return {name: tenant.over(anybody) for name, tenant in settings.items()}

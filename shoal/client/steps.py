@@ -153,7 +153,7 @@ class Tries:
             or self._refused > self._retries
         ):
             raise error
-        draw = random.random()  # noqa: S311
+        draw = random.random()
         wait = pause(error.retry_after, self._refused, draw)
         if time.monotonic() + wait >= self._deadline:
             raise error

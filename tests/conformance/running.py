@@ -15,8 +15,8 @@ from shoal.registry.v1 import types_pb2
 from tests.conformance import models
 from tests.conformance.calls import STREAM, Metadata, Outcome, call
 from tests.conformance.cases import Case
-from tests.fleet.harness import Fleet
-from tests.fleet.triton_direct import triton_direct
+from tests.support.stack import Fleet
+from tests.support.triton_direct import triton_direct
 
 STATES = COLD, WARM = "cold", "warm"
 AT_ONCE = 8

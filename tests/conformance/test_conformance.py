@@ -17,7 +17,7 @@ from tests.conformance.administration import LAST
 from tests.conformance.calls import STREAM, Outcome
 from tests.conformance.cases import CASES, Case
 from tests.conformance.differences import DIFFERENCES, same
-from tests.fleet.harness import Fleet
+from tests.support.stack import Fleet
 
 pytestmark = pytest.mark.triton
 

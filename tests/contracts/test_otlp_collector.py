@@ -39,7 +39,7 @@ from services.common.ports import PortTaken, listen
 from services.embedded.collector.server import Collector, collector
 from services.embedded.collector.settings import CollectorSettings
 from services.embedded.collector.web import MAX_BODY
-from tests.fleet.triton_direct import triton_direct
+from tests.support.triton_direct import triton_direct
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOPBACK = "127.0.0.1"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from services.embedded.background import BackgroundStack
-from tests.fleet.harness import EXAMPLES, Fleet, fleet
+from tests.support.stack import EXAMPLES, Fleet, fleet
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,8 @@ import pytest
 
 from shoal.client import CallFailed, connect
 from shoal.registry.v1.registry_service_pb2 import DeleteModelRequest
-from tests.fleet.harness import EXAMPLES, Fleet, example
-from tests.services.cli_harness import Done, shoal
+from tests.support.cli import Done, shoal
+from tests.support.stack import EXAMPLES, Fleet, example
 
 pytestmark = pytest.mark.triton
 

@@ -15,9 +15,9 @@ from shoal.client import (
     NotFound,
 )
 from shoal.names import ModelVersionName
-from tests.fleet.harness import Fleet, example
-from tests.services.client_docs import blocks
-from tests.services.client_harness import KINDS, either, spanned
+from tests.support.client_docs import blocks
+from tests.support.clients import KINDS, either, spanned
+from tests.support.stack import Fleet, example
 
 pytestmark = pytest.mark.triton
 

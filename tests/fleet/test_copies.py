@@ -9,8 +9,8 @@ import tritonclient.grpc as triton
 from services.embedded.background import BackgroundStack
 from shoal.controller.v1 import controller_service_pb2 as controller
 from shoal.controller.v1 import types_pb2 as kinds
-from tests.fleet.harness import Fleet, example, infer
-from tests.waiting import wait_until
+from tests.support.stack import Fleet, example, infer
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

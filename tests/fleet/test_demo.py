@@ -16,7 +16,7 @@ from model_repository.examples import EXAMPLES
 from services.embedded import leftovers
 from services.embedded.leftovers import RUN
 from tests.fleet.test_traces import COLD
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

@@ -22,9 +22,9 @@ from shoal.controller.v1 import controller_service_pb2 as controller
 from shoal.controller.v1 import types_pb2 as states
 from shoal.registry.v1 import registry_service_pb2 as registry
 from shoal.registry.v1 import types_pb2
-from tests.fleet.harness import EXAMPLES, Fleet, example, infer, refusal, tensors
-from tests.fleet.raw_http2 import INFER, STREAM, connected, framed
-from tests.waiting import wait_until
+from tests.support.raw_http2 import INFER, STREAM, connected, framed
+from tests.support.stack import EXAMPLES, Fleet, example, infer, refusal, tensors
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

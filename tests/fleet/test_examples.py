@@ -29,8 +29,8 @@ from model_repository.examples import (
     example,
 )
 from services.embedded.backends import assemble
-from tests.fleet.triton_direct import BACKENDS, ROOT, DirectTriton, triton_direct, triton_python
-from tests.waiting import wait_until
+from tests.support.triton_direct import BACKENDS, ROOT, DirectTriton, triton_direct, triton_python
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

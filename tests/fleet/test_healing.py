@@ -17,9 +17,9 @@ from services.controller.footprints import stub_unit
 from services.embedded.background import BackgroundStack
 from shoal.controller.v1 import controller_service_pb2 as controller
 from shoal.controller.v1 import types_pb2 as kinds
-from tests.fleet.harness import ADMIN_HEADER, Fleet, admin_key, refusal, tensors
-from tests.services.triton_models import write
-from tests.waiting import wait_until
+from tests.support.stack import ADMIN_HEADER, Fleet, admin_key, refusal, tensors
+from tests.support.triton_models import write
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

@@ -14,9 +14,9 @@ from tritonclient.grpc import service_pb2
 
 from services.common.status import DETAILS_KEY, error_info
 from services.embedded.background import BackgroundStack
-from tests.fleet.harness import Fleet
-from tests.services.triton_models import write
-from tests.waiting import wait_until
+from tests.support.stack import Fleet
+from tests.support.triton_models import write
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

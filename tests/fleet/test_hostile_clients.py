@@ -21,9 +21,8 @@ from services.embedded.background import BackgroundStack
 from services.router.settings import EXCESS, MAX_MESSAGE, Settings
 from shoal.controller.v1 import controller_service_pb2 as controller
 from shoal.router.v1 import router_service_pb2 as router_wire
-from tests.fleet.bystander import MODEL, Experience, beside
-from tests.fleet.harness import Fleet
-from tests.fleet.raw_http2 import (
+from tests.support.bystander import MODEL, Experience, beside
+from tests.support.raw_http2 import (
     CONTINUATION,
     PING,
     PREFACE,
@@ -34,8 +33,9 @@ from tests.fleet.raw_http2 import (
     frame,
     framed,
 )
-from tests.services.triton_models import write
-from tests.waiting import wait_until
+from tests.support.stack import Fleet
+from tests.support.triton_models import write
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

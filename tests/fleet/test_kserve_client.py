@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fleet.harness import Fleet
+from tests.support.stack import Fleet
 
 pytestmark = [pytest.mark.soak, pytest.mark.triton]
 

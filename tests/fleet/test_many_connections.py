@@ -12,13 +12,12 @@ import psutil
 import pytest
 
 from services.embedded.background import BackgroundStack
-from tests import results
-from tests.fleet import bystander
-from tests.fleet.bystander import beside
-from tests.fleet.harness import Fleet
-from tests.fleet.many_streams import Crowd, Model
-from tests.services.triton_models import config, write, write_program
-from tests.waiting import wait_until
+from tests.support import bystander, results
+from tests.support.bystander import beside
+from tests.support.many_streams import Crowd, Model
+from tests.support.stack import Fleet
+from tests.support.triton_models import config, write, write_program
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

@@ -22,8 +22,8 @@ from services.common.status import DETAILS_KEY, error_info
 from services.embedded.background import BackgroundStack
 from shoal.router.v1 import router_service_pb2
 from shoal.router.v1.router_service_pb2_grpc import RouterServiceStub
-from tests.results import record
-from tests.services.triton_models import write
+from tests.support.results import record
+from tests.support.triton_models import write
 
 pytestmark = pytest.mark.triton
 

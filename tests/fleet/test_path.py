@@ -18,10 +18,10 @@ from shoal.controller.v1 import controller_service_pb2 as controller
 from shoal.registry.v1 import registry_service_pb2 as registry
 from shoal.registry.v1 import types_pb2
 from shoal.router.v1 import router_service_pb2 as router
-from tests.fleet.harness import EXAMPLES as REPOSITORY
-from tests.fleet.harness import Fleet, example, infer, refusal, tensors
-from tests.fleet.triton_direct import triton_direct
-from tests.waiting import wait_until
+from tests.support.stack import EXAMPLES as REPOSITORY
+from tests.support.stack import Fleet, example, infer, refusal, tensors
+from tests.support.triton_direct import triton_direct
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

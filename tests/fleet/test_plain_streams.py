@@ -13,10 +13,10 @@ import tritonclient.grpc as triton
 
 from services.embedded.background import BackgroundStack
 from shoal.registry.v1 import registry_service_pb2 as registry
-from tests.fleet.harness import Fleet, tensors
-from tests.services.stream_harness import MANY, write_models
-from tests.services.triton_models import write
-from tests.waiting import wait_until
+from tests.support.stack import Fleet, tensors
+from tests.support.streams import MANY, write_models
+from tests.support.triton_models import write
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fleet.harness import Fleet
+from tests.support.stack import Fleet
 
 pytestmark = pytest.mark.triton
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from google.rpc import error_details_pb2
 
-from tests.fleet.harness import Fleet
+from tests.support.stack import Fleet
 
 pytestmark = pytest.mark.triton
 

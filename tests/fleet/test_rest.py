@@ -20,9 +20,9 @@ from services.embedded.background import BackgroundStack
 from services.embedded.ports import pick
 from shoal.controller.v1 import controller_service_pb2 as controller
 from shoal.registry.v1 import registry_service_pb2 as registry
-from tests.fleet.harness import ADMIN_HEADER, EXAMPLES, Fleet, example
-from tests.fleet.triton_direct import DirectTriton, triton_direct
-from tests.waiting import wait_until
+from tests.support.stack import ADMIN_HEADER, EXAMPLES, Fleet, example
+from tests.support.triton_direct import DirectTriton, triton_direct
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

@@ -16,9 +16,9 @@ from tritonclient.grpc import service_pb2
 from services.embedded.ports import pick
 from shoal.controller.v1 import placement_pb2
 from tests.conformance import models
-from tests.fleet.triton_direct import DirectTriton, triton_direct
-from tests.grpc_servers import listening
-from tests.services.test_router_controllers import Scripted, serving
+from tests.support.controllers import Scripted, serving
+from tests.support.grpc_servers import listening
+from tests.support.triton_direct import DirectTriton, triton_direct
 
 pytestmark = pytest.mark.triton
 

@@ -24,7 +24,10 @@ from services.embedded.background import Announced, BackgroundStack
 from shoal.controller.v1 import controller_service_pb2 as controller
 from shoal.controller.v1 import types_pb2 as kinds
 from shoal.registry.v1 import registry_service_pb2 as registry
-from tests.fleet.harness import (
+from tests.fleet.test_kills import EAGER
+from tests.fleet.test_thrash import by_onnxruntime
+from tests.support.results import record
+from tests.support.stack import (
     EXAMPLES,
     Fleet,
     Samples,
@@ -35,10 +38,7 @@ from tests.fleet.harness import (
     tensors,
     zipf,
 )
-from tests.fleet.test_kills import EAGER
-from tests.fleet.test_thrash import by_onnxruntime
-from tests.results import record
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

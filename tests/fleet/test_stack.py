@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services.embedded import leftovers, runs
 from services.embedded.background import BackgroundStack
 from services.embedded.leftovers import is_alive
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

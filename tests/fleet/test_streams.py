@@ -11,8 +11,8 @@ import tritonclient.grpc as triton
 from tritonclient.grpc import aio as triton_aio
 
 from model_repository.examples import Example
-from tests.fleet.harness import Fleet, example, tensors
 from tests.fleet.test_traces import arrived
+from tests.support.stack import Fleet, example, tensors
 
 pytestmark = pytest.mark.triton
 

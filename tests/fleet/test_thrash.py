@@ -15,8 +15,8 @@ from model_repository.examples import EXAMPLES as UNITS
 from model_repository.examples import Example
 from services.embedded.background import BackgroundStack
 from shoal.registry.v1 import registry_service_pb2 as registry
-from tests.fleet.harness import EXAMPLES, Fleet, Samples, example, infer, sampled, zipf
-from tests.results import record
+from tests.support.results import record
+from tests.support.stack import EXAMPLES, Fleet, Samples, example, infer, sampled, zipf
 
 pytestmark = pytest.mark.triton
 

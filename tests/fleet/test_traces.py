@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.fleet.harness import Fleet, example, infer
-from tests.waiting import wait_until
+from tests.support.stack import Fleet, example, infer
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.fleet.harness import Fleet, example, infer, refusal
-from tests.waiting import wait_until
+from tests.support.stack import Fleet, example, infer, refusal
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

@@ -21,9 +21,9 @@ from shoal.controller.v1 import controller_service_pb2 as controller
 from shoal.controller.v1 import types_pb2 as kinds
 from shoal.controller.v1.controller_service_pb2_grpc import ControllerServiceStub
 from shoal.router.v1 import router_service_pb2 as router
-from tests.fleet.harness import ADMIN_HEADER, EXAMPLES, Fleet, admin_key, example, infer, refusal
-from tests.results import record
-from tests.waiting import wait_until
+from tests.support.results import record
+from tests.support.stack import ADMIN_HEADER, EXAMPLES, Fleet, admin_key, example, infer, refusal
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
 

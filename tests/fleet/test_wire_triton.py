@@ -12,12 +12,12 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2
 
-from services.router.core.protobuf import Malformed
-from services.router.core.wire import head
+from services.router.core.wire.protobuf import Malformed
+from services.router.core.wire.request import head
 from tests.conformance import models
-from tests.core.test_wire import CLOSE, FIXED32, FIXED64, OPEN, VARINT, field, text, varint
-from tests.fleet.triton_direct import DirectTriton, triton_direct
 from tests.fuzz import seeds
+from tests.router.core.test_wire import CLOSE, FIXED32, FIXED64, OPEN, VARINT, field, text, varint
+from tests.support.triton_direct import DirectTriton, triton_direct
 
 pytestmark = pytest.mark.triton
 

@@ -14,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from services.embedded.background import BackgroundStack
 from shoal.router.v1 import router_service_pb2 as wire
 from shoal.router.v1.router_service_pb2_grpc import RouterServiceStub
-from tests.fleet.harness import EXAMPLES, Fleet, example, fleet, infer
-from tests.waiting import wait_until
+from tests.support.stack import EXAMPLES, Fleet, example, fleet, infer
+from tests.support.waiting import wait_until
 
 WORKERS = 2
 CONNECTIONS = 12  # the chance that all of them reach one of two workers is 1 in 2,048

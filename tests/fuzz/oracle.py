@@ -14,9 +14,9 @@ from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 from tritonclient.grpc import service_pb2
 
-from services.router.core import wire
-from services.router.core.protobuf import Malformed
-from services.router.core.wire import Head, Sequence
+from services.router.core.wire import request as wire
+from services.router.core.wire.protobuf import Malformed
+from services.router.core.wire.request import Head, Sequence
 
 Field = descriptor_pb2.FieldDescriptorProto
 GROUP: Final = 3  # wire type

@@ -13,7 +13,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(
-    include=["services.router.core.protobuf", "services.router.core.wire"]
+    include=["services.router.core.wire.protobuf", "services.router.core.wire.request"]
 ):
     from tests.fuzz import oracle, seeds
 

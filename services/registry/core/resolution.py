@@ -11,7 +11,7 @@ holds here.
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from services.registry.core.catalog import Entry, Part, Version
+from services.registry.core.catalogue import Entry, Part, Version
 
 Find = Callable[[str], Entry | None]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from services.common.errors import IllegalState, InvalidField
-from services.registry.core.catalog import Arm, Entry, Target, VersionState
+from services.registry.core.catalogue import Arm, Entry, Target, VersionState
 from shoal import names
 
 MAX_WEIGHT: Final = 10_000

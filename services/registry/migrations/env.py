@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from services.registry.schema import metadata
+from services.registry.catalogue.schema import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

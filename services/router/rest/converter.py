@@ -22,7 +22,7 @@ from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import Message
 
 from services.router.core.errors import ConverterLost
-from services.router.core.rest_json import Refused
+from services.router.core.rest.values import Refused
 
 Found = TypeVar("Found")
 Given = TypeVarTuple("Given")

@@ -8,7 +8,7 @@ import numpy as np
 import orjson
 import rapidjson
 
-from services.router.core.rest_json import INTERNAL, Refused
+from services.router.core.rest.values import INTERNAL, Refused
 
 # rapidjson goes down one call for every bracket.
 _MOST_BRACKETS: Final = 1000

@@ -9,15 +9,15 @@ import structlog
 from starlette.types import Receive, Scope, Send
 
 from services.common.errors import MemoryTaken, MessageTooLarge, NotReady, ShoalError
-from services.router import tracing
-from services.router.controller_client import Rejected
-from services.router.core.rest_json import Refused
-from services.router.forward import TritonError
-from services.router.holding import Holding
+from services.router.admission.memory import Holding
+from services.router.call import Answered
+from services.router.control.residents import Rejected
+from services.router.core.rest.values import Refused
 from services.router.rest.incoming import Gone, Incoming
 from services.router.rest.reply import TOO_LATE, Reply, finish, of_call, of_error, of_refused, said
 from services.router.rest.service import Service
-from services.router.server_calls import Answered
+from services.router.telemetry import tracing
+from services.router.unary.forward import TritonError
 
 Behaviour = Callable[[Incoming, Service], Awaitable[Reply]]
 

@@ -6,17 +6,17 @@ from contextlib import aclosing
 from typing import Final
 
 from services.common.errors import NotProxied, ShoalError
-from services.router import model_info
-from services.router.controller_client import Rejected
-from services.router.core.generate import Declared, generated
-from services.router.core.rest_json import INTERNAL, INVALID, Refused
-from services.router.forward import TritonError
-from services.router.requests import Request
+from services.router.control import model_info
+from services.router.control.residents import Rejected
+from services.router.core.rest.generate import Declared, generated
+from services.router.core.rest.values import INTERNAL, INVALID, Refused
 from services.router.rest import tensors
 from services.router.rest.documents import loads
 from services.router.rest.incoming import Incoming
 from services.router.rest.reply import TOO_LATE, Reply, of_call, of_error, of_json, of_refused
 from services.router.rest.service import Service
+from services.router.unary.forward import TritonError
+from services.router.unary.inference import Request
 
 EVENTS: Final = (b"content-type", b"text/event-stream; charset=utf-8")
 _NOT_ONE: Final = (

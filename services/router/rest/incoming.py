@@ -9,11 +9,11 @@ from starlette.types import Receive, Scope
 
 from services.common.caller import Caller, CallerPolicy
 from services.common.errors import MessageTooLarge
-from services.router.core import headers
-from services.router.core.metadata import Pairs
-from services.router.core.rest_json import INTERNAL, UNSUPPORTED, Refused
-from services.router.holding import Holding
-from services.router.unpacking import unpacked
+from services.router.admission.memory import Holding
+from services.router.core.rest import headers
+from services.router.core.rest.values import INTERNAL, UNSUPPORTED, Refused
+from services.router.core.routing.metadata import Pairs
+from services.router.unary.decompression import unpacked
 
 
 class Gone(Exception):

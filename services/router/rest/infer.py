@@ -3,10 +3,10 @@
 from math import prod
 from typing import Any, Final
 
-from services.router import model_info
-from services.router.core import headers
-from services.router.core.rest import SIZES, Infer, Input, parsed
-from services.router.core.rest_json import INVALID, Refused
+from services.router.control import model_info
+from services.router.core.rest import headers
+from services.router.core.rest.infer import SIZES, Infer, Input, parsed
+from services.router.core.rest.values import INVALID, Refused
 from services.router.rest import tensors
 from services.router.rest.documents import dumps, loads
 from services.router.rest.incoming import Incoming

@@ -10,9 +10,9 @@ from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 
-from services.router import model_info
-from services.router.core.rest import Infer, Input, Scalar, elements, scalar
-from services.router.core.rest_json import INVALID, Refused
+from services.router.control import model_info
+from services.router.core.rest.infer import Infer, Input, Scalar, elements, scalar
+from services.router.core.rest.values import INVALID, Refused
 from services.router.rest import tensors
 from services.router.rest.documents import dumps, loads
 

@@ -4,7 +4,7 @@ import base64
 import binascii
 from typing import Any, Final
 
-from services.router.core.rest_json import (
+from services.router.core.rest.values import (
     INVALID,
     MISSING,
     UNSUPPORTED,

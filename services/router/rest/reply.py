@@ -13,9 +13,9 @@ from starlette.types import Send
 
 from services.common.errors import ShoalError
 from services.common.status import DETAILS_KEY, error_info, grpc_code
-from services.router.core import headers
-from services.router.core.metadata import Pairs
-from services.router.core.rest_json import Refused
+from services.router.core.rest import headers
+from services.router.core.rest.values import Refused
+from services.router.core.routing.metadata import Pairs
 from services.router.rest.documents import dumps
 
 Headers = tuple[tuple[bytes, bytes], ...]

@@ -8,14 +8,14 @@ from tritonclient.grpc import service_pb2
 
 from services.common.caller import CallerPolicy
 from services.common.errors import JsonTooLarge, NotProxied
-from services.router.administration import Answer, Call
-from services.router.core.held import Held
-from services.router.core.routes import resolve
-from services.router.placement_watch import PlacementWatch
-from services.router.requests import Request, Requests
+from services.router.call import Answer, Call
+from services.router.control.placement_watch import PlacementWatch
+from services.router.core.admission.memory import Held
+from services.router.core.routing.routes import resolve
 from services.router.rest.converter import LARGE, Converter
 from services.router.rest.documents import loads
 from services.router.rest.incoming import Incoming
+from services.router.unary.inference import Request, Requests
 
 Found = TypeVar("Found")
 Given = TypeVarTuple("Given")

@@ -8,9 +8,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from tritonclient.grpc import service_pb2
 
-from services.router.core import framing
-from services.router.core.rest import SIZES, Infer, Input, Output, Region, Scalar
-from services.router.core.rest_json import INTERNAL, INVALID, Refused
+from services.router.core.rest.infer import SIZES, Infer, Input, Output, Region, Scalar
+from services.router.core.rest.values import INTERNAL, INVALID, Refused
+from services.router.core.wire import framing
 from services.router.rest.documents import Odd, is_plain
 
 Array = np.ndarray[Any, Any]

@@ -1,0 +1,180 @@
+"""Catalogue values ↔ protobuf messages."""
+
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.common.errors import InvalidField
+from services.registry.catalogue.store import Snapshot
+from services.registry.catalogue.watch import Delta
+from services.registry.core import validation
+from services.registry.core.catalogue import (
+    Entry,
+    RetryPolicy,
+    TrafficPolicy,
+    Version,
+    VersionState,
+    etag,
+)
+from services.registry.core.footprint import Footprint
+from services.registry.core.residency import Residency, checked, idle_ttl_us
+from services.registry.formats import config as model_config
+from shoal import names
+from shoal.registry.v1 import registry_service_pb2 as service
+from shoal.registry.v1 import types_pb2 as types
+
+_STATES = {
+    VersionState.PENDING: types.VERSION_STATE_PENDING,
+    VersionState.APPROVED: types.VERSION_STATE_APPROVED,
+    VersionState.REJECTED: types.VERSION_STATE_REJECTED,
+    VersionState.INVALID: types.VERSION_STATE_INVALID,
+}
+_RETRY_POLICIES = {
+    RetryPolicy.ONCE: types.RETRY_POLICY_ONCE,
+    RetryPolicy.NEVER: types.RETRY_POLICY_NEVER,
+}
+
+
+def model(entry: Entry) -> types.Model:
+    known = entry.model
+    message = types.Model(
+        name=names.model_name(known.name),
+        description=known.description,
+        labels=known.labels,
+        retry_policy=_RETRY_POLICIES[known.retry_policy],
+        default_version=entry.default_version,
+        aliases=known.aliases,
+        create_time=_timestamp(known.created_us),
+        update_time=_timestamp(known.updated_us),
+        etag=etag(known.revision),
+    )
+    if known.policy is not None:
+        message.traffic_policy.CopyFrom(_policy(known.name, known.policy))
+    if known.residency != Residency():
+        message.residency.CopyFrom(_residency(known.residency))
+    return message
+
+
+def version(known: Version) -> types.ModelVersion:
+    return types.ModelVersion(
+        name=known.name,
+        state=_STATES[known.state],
+        source=known.source,
+        config=known.config,
+        probe=known.probe,
+        config_digest=known.config_digest,
+        artifact_bytes=known.artifact_bytes,
+        fingerprint=known.fingerprint,
+        declared_memory=known.declared_memory,
+        requires=map(str, known.requires),
+        ensemble=known.ensemble,
+        stateful=model_config.is_stateful(known.config),
+        decoupled=model_config.is_decoupled(known.config),
+        pinned=known.pinned,
+        invalid_reason=known.problem,
+        create_time=_timestamp(known.created_us),
+        etag=etag(known.revision),
+    )
+
+
+def entry(known: Entry) -> types.CatalogEntry:
+    return types.CatalogEntry(model=model(known), versions=map(version, known.versions.values()))
+
+
+def snapshot(whole: Snapshot) -> service.WatchCatalogResponse:
+    return service.WatchCatalogResponse(
+        revision=whole.revision,
+        snapshot=service.CatalogSnapshot(entries=map(entry, whole.entries.values())),
+    )
+
+
+def delta(news: Delta) -> service.WatchCatalogResponse:
+    """An empty one becomes a checkpoint."""
+    if not news.changed:
+        return service.WatchCatalogResponse(
+            revision=news.revision, checkpoint=service.CatalogCheckpoint()
+        )
+    changed = sorted(news.changed.items())
+    return service.WatchCatalogResponse(
+        revision=news.revision,
+        delta=service.CatalogDelta(
+            entries=[entry(known) for _, known in changed if known],
+            removed_models=[names.model_name(name) for name, known in changed if not known],
+        ),
+    )
+
+
+def footprint(known: Footprint) -> types.Footprint:
+    message = types.Footprint(
+        version=str(known.version), config_digest=known.config_digest, memory=known.memory
+    )
+    message.load_duration.FromMicroseconds(known.load_us)
+    return message
+
+
+def footprint_of(index: int, message: types.Footprint) -> Footprint:
+    """Raises InvalidName, InvalidVersion, InvalidField."""
+    field = f"footprints[{index}]"
+    load_us = message.load_duration.ToMicroseconds()
+    if load_us < 0:
+        raise InvalidField(field=f"{field}.load_duration", problem="it is negative")
+    return Footprint(
+        validation.version_name(f"{field}.version", message.version),
+        validation.token(f"{field}.config_digest", message.config_digest, required=True),
+        validation.memory(f"{field}.memory", message.memory),
+        load_us,
+    )
+
+
+def retry_policy_of(number: int) -> RetryPolicy:
+    """Unspecified is the default. Raises InvalidField."""
+    for policy, value in _RETRY_POLICIES.items():
+        if number in (value, types.RETRY_POLICY_UNSPECIFIED):
+            return policy
+    raise InvalidField(field="model.retry_policy", problem=f"{number} is unknown")
+
+
+def residency_of(message: types.Residency) -> Residency:
+    """Raises InvalidField."""
+
+    def said(name: Any) -> Any:
+        return getattr(message, name) if message.HasField(name) else None
+
+    ttl = said("idle_ttl")
+    return checked(
+        Residency(
+            min_copies=said("min_copies"),
+            max_copies=said("max_copies"),
+            idle_ttl_us=None if ttl is None else idle_ttl_us(ttl.ToNanoseconds()),
+            preload=said("preload"),
+            priority=said("priority"),
+            required_labels=dict(sorted(message.required_labels.items())),
+        )
+    )
+
+
+def _residency(known: Residency) -> types.Residency:
+    message = types.Residency(
+        min_copies=known.min_copies,
+        max_copies=known.max_copies,
+        preload=known.preload,
+        priority=known.priority,
+        required_labels=known.required_labels,
+    )
+    if known.idle_ttl_us is not None:
+        message.idle_ttl.FromMicroseconds(known.idle_ttl_us)
+    return message
+
+
+def _policy(model_name: str, known: TrafficPolicy) -> types.TrafficPolicy:
+    return types.TrafficPolicy(
+        name=names.policy_name(model_name),
+        arms=[types.Arm(target=str(arm.target), weight=arm.weight) for arm in known.arms],
+        etag=etag(known.revision),
+    )
+
+
+def _timestamp(us: int) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromMicroseconds(us)
+    return stamp

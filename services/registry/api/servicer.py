@@ -1,0 +1,312 @@
+"""RegistryService: requests into catalogue changes, entries into responses."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from google.protobuf.message import Message
+
+from services.common import paging
+from services.common.errors import AlreadyExists
+from services.common.rpc import Context
+from services.registry.api import messages as wire
+from services.registry.catalogue.store import Snapshot
+from services.registry.catalogue.writer import Catalogue
+from services.registry.completion import finish, finishing
+from services.registry.core import catalogue as catalog
+from services.registry.core import residency, traffic, validation
+from services.registry.core.catalogue import Entry, Model, Move, TrafficPolicy
+from services.registry.versions import Inventory, Registration
+from shoal import names
+from shoal.registry.v1 import registry_service_pb2 as pb
+from shoal.registry.v1 import registry_service_pb2_grpc as pb_grpc
+from shoal.registry.v1 import types_pb2 as types
+
+NAME: Final = pb.DESCRIPTOR.services_by_name["RegistryService"].full_name
+OPEN_METHODS: Final = frozenset(
+    f"/{NAME}/{method.name}"
+    for method in pb.DESCRIPTOR.services_by_name["RegistryService"].methods
+    if method.name.startswith(("Get", "List", "Watch"))
+)
+
+_MODEL_FIELDS: Final = ("description", "labels", "retry_policy", *residency.PATHS)
+_VERSION_FIELDS: Final = ("declared_memory", "pinned")
+
+T = TypeVar("T")
+
+
+@finishing
+class RegistryServicer(pb_grpc.RegistryServiceServicer):
+    """`idle_seconds`: after so long without a change a watcher gets a checkpoint."""
+
+    def __init__(self, catalogue: Catalogue, inventory: Inventory, idle_seconds: float) -> None:
+        self._catalogue = catalogue
+        self._store = catalogue.store
+        self._inventory = inventory
+        self._idle_seconds = idle_seconds
+
+    # --- models -------------------------------------------------------------------------------
+
+    async def CreateModel(
+        self, request: pb.CreateModelRequest, context: Context
+    ) -> pb.CreateModelResponse:
+        name = validation.model_name("model.name", request.model.name)
+        request_id = validation.token("request_id", request.request_id)
+        model = Model(
+            name=name,
+            description=validation.description(request.model.description),
+            labels=validation.labels(request.model.labels),
+            retry_policy=wire.retry_policy_of(request.model.retry_policy),
+            residency=wire.residency_of(request.model.residency),
+        )
+        digest = _digest(request)
+        async with self._catalogue.change() as change:
+            if made := await change.remembered(request_id, digest):
+                await change.entry(made)
+            elif await change.find(name) is not None:
+                raise AlreadyExists(name=names.model_name(name), hint="update it instead")
+            else:
+                change.put(Entry(model))
+                await change.remember(request_id, digest, name)
+        return pb.CreateModelResponse(model=wire.model(await change.entry(name)))
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
+        name = validation.model_name("name", request.name)
+        return pb.GetModelResponse(model=wire.model(await self._store.entry(name)))
+
+    async def ListModels(
+        self, request: pb.ListModelsRequest, context: Context
+    ) -> pb.ListModelsResponse:
+        page = paging.page("models", request.page_size, request.page_token)
+        entries, more = _split(await self._store.list_models(page), page)
+        token = paging.token("models", (entries[-1].name, 0)) if more else ""
+        return pb.ListModelsResponse(models=map(wire.model, entries), next_page_token=token)
+
+    async def UpdateModel(
+        self, request: pb.UpdateModelRequest, context: Context
+    ) -> pb.UpdateModelResponse:
+        name = validation.model_name("model.name", request.model.name)
+        fields = validation.update_mask(request.update_mask.paths, _MODEL_FIELDS)
+        given: dict[str, Any] = {
+            "description": validation.description(request.model.description),
+            "labels": validation.labels(request.model.labels),
+            "retry_policy": wire.retry_policy_of(request.model.retry_policy),
+        }
+        asked = wire.residency_of(request.model.residency)
+        async with self._catalogue.change() as change:
+            entry = await change.entry(name)
+            catalog.check_etag(request.model.name, request.model.etag, entry.model.revision)
+            model = replace(
+                entry.model,
+                residency=residency.merged(entry.model.residency, asked, fields),
+                **{field: given[field] for field in fields & given.keys()},
+            )
+            change.put(replace(entry, model=model))
+        return pb.UpdateModelResponse(model=wire.model(await change.entry(name)))
+
+    async def DeleteModel(
+        self, request: pb.DeleteModelRequest, context: Context
+    ) -> pb.DeleteModelResponse:
+        name = validation.model_name("name", request.name)
+        await self._inventory.delete_model(name, request.etag)
+        return pb.DeleteModelResponse()
+
+    # --- versions -----------------------------------------------------------------------------
+
+    async def RegisterModelVersion(
+        self, request: pb.RegisterModelVersionRequest, context: Context
+    ) -> pb.RegisterModelVersionResponse:
+        model = validation.model_name("parent", request.parent)
+        number = validation.version_number(model, request.version) if request.version else 0
+        wanted = Registration(
+            model=model,
+            path=Path(validation.folder("source", request.source)),
+            number=number,
+            declared_memory=validation.memory("declared_memory", request.declared_memory),
+            pending=request.pending,
+            request_id=validation.token("request_id", request.request_id),
+            digest=_digest(request),
+        )
+        version = await self._inventory.register(wanted)
+        return pb.RegisterModelVersionResponse(version=wire.version(version))
+
+    async def GetModelVersion(
+        self, request: pb.GetModelVersionRequest, context: Context
+    ) -> pb.GetModelVersionResponse:
+        model, number = validation.version_name("name", request.name)
+        entry = await self._store.entry(model)
+        return pb.GetModelVersionResponse(version=wire.version(entry.version(number)))
+
+    async def ListModelVersions(
+        self, request: pb.ListModelVersionsRequest, context: Context
+    ) -> pb.ListModelVersionsResponse:
+        every = request.parent == names.model_name("-")
+        model = None if every else validation.model_name("parent", request.parent)
+        page = paging.page(request.parent, request.page_size, request.page_token)
+        versions, more = _split(await self._store.list_versions(model, page), page)
+        last = (versions[-1].model, versions[-1].number) if more else paging.START
+        token = paging.token(request.parent, last) if more else ""
+        return pb.ListModelVersionsResponse(
+            versions=map(wire.version, versions), next_page_token=token
+        )
+
+    async def UpdateModelVersion(
+        self, request: pb.UpdateModelVersionRequest, context: Context
+    ) -> pb.UpdateModelVersionResponse:
+        model, number = validation.version_name("version.name", request.version.name)
+        fields = validation.update_mask(request.update_mask.paths, _VERSION_FIELDS)
+        memory = validation.memory("version.declared_memory", request.version.declared_memory)
+        given: dict[str, Any] = {
+            "declared_memory": memory,
+            "pinned": request.version.pinned,
+        }
+        async with self._catalogue.change() as change:
+            entry = await change.entry(model)
+            version = entry.version(number)
+            catalog.check_etag(version.name, request.version.etag, version.revision)
+            after = replace(version, **{field: given[field] for field in fields})
+            change.put(entry.with_version(after))
+        updated = (await change.entry(model)).version(number)
+        return pb.UpdateModelVersionResponse(version=wire.version(updated))
+
+    async def ApproveModelVersion(
+        self, request: pb.ApproveModelVersionRequest, context: Context
+    ) -> pb.ApproveModelVersionResponse:
+        version = await self._decide(request.name, request.etag, Move.APPROVE)
+        return pb.ApproveModelVersionResponse(version=version)
+
+    async def RejectModelVersion(
+        self, request: pb.RejectModelVersionRequest, context: Context
+    ) -> pb.RejectModelVersionResponse:
+        version = await self._decide(request.name, request.etag, Move.REJECT)
+        return pb.RejectModelVersionResponse(version=version)
+
+    async def DeleteModelVersion(
+        self, request: pb.DeleteModelVersionRequest, context: Context
+    ) -> pb.DeleteModelVersionResponse:
+        model, number = validation.version_name("name", request.name)
+        await self._inventory.delete_version(model, number, request.etag)
+        return pb.DeleteModelVersionResponse()
+
+    async def _decide(self, name: str, etag: str, move: Move) -> types.ModelVersion:
+        model, number = validation.version_name("name", name)
+        async with self._catalogue.change() as change:
+            entry = await change.entry(model)
+            version = entry.version(number)
+            catalog.check_etag(version.name, etag, version.revision)
+            change.put(entry.with_version(catalog.decide(version, move)))
+        return wire.version((await change.entry(model)).version(number))
+
+    # --- aliases and traffic ------------------------------------------------------------------
+
+    async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.SetAliasResponse:
+        model, alias = validation.alias_name("name", request.name)
+        number = validation.version_number(model, request.version)
+        async with self._catalogue.change() as change:
+            entry = await change.entry(model)
+            catalog.check_etag(names.model_name(model), request.etag, entry.model.revision)
+            change.put(catalog.set_alias(entry, alias, number))
+        return pb.SetAliasResponse(model=wire.model(await change.entry(model)))
+
+    async def DeleteAlias(
+        self, request: pb.DeleteAliasRequest, context: Context
+    ) -> pb.DeleteAliasResponse:
+        model, alias = validation.alias_name("name", request.name)
+        async with self._catalogue.change() as change:
+            entry = await change.entry(model)
+            catalog.check_etag(names.model_name(model), request.etag, entry.model.revision)
+            users = [entry, *await change.users((model,))]
+            change.put(catalog.drop_alias(entry, alias, users))
+        return pb.DeleteAliasResponse(model=wire.model(await change.entry(model)))
+
+    async def SetTrafficPolicy(
+        self, request: pb.SetTrafficPolicyRequest, context: Context
+    ) -> pb.SetTrafficPolicyResponse:
+        policy = request.traffic_policy
+        model = validation.policy_name("traffic_policy.name", policy.name)
+        arms = traffic.check_arms([(arm.target, arm.weight) for arm in policy.arms])
+        async with self._catalogue.change() as change:
+            entry = await change.entry(model)
+            catalog.check_policy_etag(entry, policy.etag)
+            targets = {arm.target.model: await change.entry(arm.target.model) for arm in arms}
+            traffic.check_targets(arms, targets)
+            change.put(entry.with_policy(TrafficPolicy(arms)))
+        return pb.SetTrafficPolicyResponse(model=wire.model(await change.entry(model)))
+
+    async def DeleteTrafficPolicy(
+        self, request: pb.DeleteTrafficPolicyRequest, context: Context
+    ) -> pb.DeleteTrafficPolicyResponse:
+        model = validation.policy_name("name", request.name)
+        async with self._catalogue.change() as change:
+            entry = await change.entry(model)
+            catalog.check_policy_etag(entry, request.etag)
+            change.put(entry.with_policy(None))
+        return pb.DeleteTrafficPolicyResponse(model=wire.model(await change.entry(model)))
+
+    # --- everything ---------------------------------------------------------------------------
+
+    async def ImportRepository(
+        self, request: pb.ImportRepositoryRequest, context: Context
+    ) -> pb.ImportRepositoryResponse:
+        path = Path(validation.folder("path", request.path))
+        versions, problems = await self._inventory.import_repository(path)
+        return pb.ImportRepositoryResponse(
+            versions=map(wire.version, versions),
+            problems=[pb.ImportProblem(path=one.path, reason=one.reason) for one in problems],
+        )
+
+    async def WatchCatalog(
+        self, request: pb.WatchCatalogRequest, context: Context
+    ) -> AsyncIterator[pb.WatchCatalogResponse]:
+        news = self._catalogue.log.follow(
+            request.start_revision, lambda: finish(self._store.snapshot()), self._idle_seconds
+        )
+        async with aclosing(news):
+            async for item in news:
+                if isinstance(item, Snapshot):
+                    yield await asyncio.to_thread(wire.snapshot, item)
+                else:
+                    yield wire.delta(item)
+
+    # --- beside the catalogue -----------------------------------------------------------------
+
+    async def ReportFootprints(
+        self, request: pb.ReportFootprintsRequest, context: Context
+    ) -> pb.ReportFootprintsResponse:
+        reported = [wire.footprint_of(*numbered) for numbered in enumerate(request.footprints)]
+        await self._store.report_footprints(reported)
+        return pb.ReportFootprintsResponse()
+
+    async def ListFootprints(
+        self, request: pb.ListFootprintsRequest, context: Context
+    ) -> pb.ListFootprintsResponse:
+        page = paging.page("footprints", request.page_size, request.page_token)
+        footprints, more = _split(await self._store.list_footprints(page), page)
+        token = paging.token("footprints", footprints[-1].version) if more else ""
+        return pb.ListFootprintsResponse(
+            footprints=map(wire.footprint, footprints), next_page_token=token
+        )
+
+    async def HoldControllerLease(
+        self, request: pb.HoldControllerLeaseRequest, context: Context
+    ) -> pb.HoldControllerLeaseResponse:
+        epoch = await self._store.hold_lease(
+            validation.token("holder", request.holder, required=True),
+            validation.token("incarnation", request.incarnation, required=True),
+            validation.ttl_us(request.ttl.ToNanoseconds()),
+        )
+        return pb.HoldControllerLeaseResponse(epoch=epoch)
+
+
+def _split(items: Sequence[T], page: paging.Page) -> tuple[Sequence[T], bool]:
+    """The page's own items, and whether there are more."""
+    return items[: page.size], len(items) > page.size
+
+
+def _digest(request: Message) -> str:
+    content = request.SerializeToString(deterministic=True)
+    return hashlib.sha256(request.DESCRIPTOR.full_name.encode() + b"\0" + content).hexdigest()

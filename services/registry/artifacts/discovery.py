@@ -1,0 +1,97 @@
+"""What is on disk, version by version: of a repository, or of what is registered already."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+from services.common.errors import InvalidArtifact
+from services.registry.artifacts import scan as artifacts
+from services.registry.artifacts.scan import Problem, Scan
+from services.registry.artifacts.tree import shown
+from services.registry.core.catalogue import Entry, Version, VersionState
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A version on disk: its scan, or why there is none."""
+
+    model: str
+    number: int
+    source: str
+    scan: Scan | InvalidArtifact
+
+
+def in_models(models: Iterable[tuple[str, Path]], kind: str) -> tuple[list[Found], list[Problem]]:
+    """Every version in these models' folders."""
+    found: list[Found] = []
+    problems: list[Problem] = []
+    for model, path in models:
+        try:
+            source = artifacts.open_source(path, model)
+        except InvalidArtifact as error:
+            problems.append(Problem(error.metadata["path"], error.metadata["problem"]))
+            continue
+        problems.extend(
+            Problem(shown(path / stray), "no version: those are whole numbers from 1 up")
+            for stray in source.strays
+        )
+        # A version's content that stands for a whole model is its first version.
+        numbers = source.numbers if source.numbers != (0,) else (1,)
+        found.extend(
+            Found(model, number, str(path), _scan(source, number, kind)) for number in numbers
+        )
+    return found, problems
+
+
+def registered(entries: Iterable[Entry], kind: str) -> Iterator[Found]:
+    """The versions of these entries, as their sources are now."""
+    for entry in entries:
+        by_source = sorted(entry.versions.values(), key=lambda version: version.source)
+        for path, versions in groupby(by_source, key=lambda version: version.source):
+            yield from _at(path, entry.name, list(versions), kind)
+
+
+def missing(
+    entries: Iterable[Entry], repository: Path, found: Iterable[Found], kind: str
+) -> Iterator[Found]:
+    """Versions that came from the repository and were not found in it, as they are now."""
+    there = {(one.model, one.number) for one in found}
+    for entry in entries:
+        lost = {
+            number: version
+            for number, version in entry.versions.items()
+            if repository in (Path(version.source), Path(version.source).parent)
+            and (entry.name, number) not in there
+        }
+        yield from registered([replace(entry, versions=lost)], kind)
+
+
+def taken(known: Version | None, found: Found) -> Problem | None:
+    """Why the number cannot be given to what was found: it is another folder's, which is there."""
+    if known is None or known.state is VersionState.INVALID:
+        return None
+    source, other = Path(found.source), Path(known.source)
+    if source.resolve() == other.resolve() or not other.exists():
+        return None
+    return Problem(
+        shown(source),
+        f"{known.name} is registered from {shown(other)} already: give this one another number",
+    )
+
+
+def _at(path: str, model: str, versions: list[Version], kind: str) -> Iterator[Found]:
+    try:
+        source = artifacts.open_source(Path(path), model)
+    except InvalidArtifact as error:
+        yield from (Found(model, version.number, path, error) for version in versions)
+        return
+    for version in versions:
+        yield Found(model, version.number, path, _scan(source, version.number, kind))
+
+
+def _scan(source: artifacts.Source, number: int, kind: str) -> Scan | InvalidArtifact:
+    try:
+        return artifacts.scan(source, number, kind)
+    except InvalidArtifact as error:
+        return error

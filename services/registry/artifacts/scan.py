@@ -1,0 +1,304 @@
+"""Models on disk: a Triton model repository, one model's folder, or one version's content.
+
+A folder with a numbered folder in it is a model's; any other is a version's own content, whose
+config.pbtxt, where it has one, lies among the files. Everything here only reads.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from services.common.errors import InvalidArtifact
+from services.registry.artifacts import probe, tree
+from services.registry.artifacts.probe import PROBE_FILE
+from services.registry.artifacts.tree import CACHE, Tree, shown
+from services.registry.core.catalogue import Part
+from services.registry.formats import config as model_config
+from services.registry.formats.config import CONFIG_FILE, Unservable
+from shoal import names
+
+MAX_CONFIG: Final = 4 * 2**20  # bytes of a config.pbtxt
+
+# Triton takes whatever begins like a number for a version, and its loader hangs on a negative one.
+_LIKE_A_VERSION = re.compile(r"\s*[+-]?[0-9]")
+
+# What Triton runs, wherever it lies beside a model, instead of the backend that the config names.
+_CODE = re.compile(r"model\.py|libtriton_.*\.so|batchstrategy\.so|triton_python_backend_stub")
+
+# What says how a version is served, and is no part of what is served.
+_OWN_FILES: Final = frozenset({CONFIG_FILE, PROBE_FILE})
+
+_MODEL_FILES: Final = frozenset(filename for _, _, filename in model_config.BACKENDS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """What one version's files say. With a `problem` they cannot be served.
+
+    `probe`: a serialized inference.ModelInferRequest; empty for none.
+    """
+
+    model: str
+    source: str
+    files: Tree
+    auxiliary: Tree
+    config: bytes
+    config_digest: str
+    auxiliary_digest: str
+    fingerprint: str
+    ensemble: bool
+    parts: tuple[Part, ...]
+    probe: bytes
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A folder that holds `numbers` of a model, and `strays` that only look like versions.
+
+    `bare`: the folder is the content of one version; its number is 0 where the folder's name does
+    not tell. `auxiliary`: what lies beside config.pbtxt.
+    """
+
+    model: str
+    path: Path
+    numbers: tuple[int, ...]
+    bare: bool
+    config: ModelConfig | Unservable
+    auxiliary: Tree
+    strays: tuple[str, ...] = ()
+
+    def folder(self, number: int) -> Path:
+        return self.path if self.bare else self.path / str(number)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A path in a repository that is no model, and why."""
+
+    path: str
+    reason: str
+
+
+def open_source(path: Path, model: str) -> Source:
+    """A model's folder or a version's content. Raises InvalidArtifact."""
+    try:
+        folders = {entry.name: entry.is_dir() for entry in os.scandir(path)}
+        config = _read_config(path) if CONFIG_FILE in folders else ModelConfig()
+    except OSError as error:
+        raise tree.unreadable(path, error) from None
+    numeric = [name for name, folder in folders.items() if folder and _LIKE_A_VERSION.match(name)]
+    found = {name: names.parse_version(name) for name in numeric}
+    numbers = tuple(sorted(number for number in found.values() if number))
+    strays = tuple(sorted(name for name, number in found.items() if not number))
+    labels = _labels(config)
+    if not numbers and _is_ensemble(config) and folders.keys() <= {*_OWN_FILES, *labels}:
+        # Git keeps no empty folders, and an ensemble's version folder is empty.
+        numbers = (1,)
+    if numbers:
+        auxiliary = tree.read(path, path, _is_auxiliary)
+        return Source(model, path, numbers, False, config, auxiliary, strays)
+    auxiliary = tree.read(path, path, lambda name: name in labels)
+    return Source(model, path, (names.parse_version(path.name) or 0,), True, config, auxiliary)
+
+
+def open_registered(path: Path, model: str, number: int) -> Source:
+    """What somebody wants registered as version `number` (0: not said). Raises InvalidArtifact.
+
+    A numbered folder inside a model's folder is that version of the model.
+    """
+    own = names.parse_version(path.name)
+    inside = own is not None and number in (0, own) and (path.parent / CONFIG_FILE).is_file()
+    if own is None or not inside or not path.is_dir():
+        return open_source(path, model)
+    source = open_source(path.parent, model)
+    return Source(model, path.parent, (own,), False, source.config, source.auxiliary)
+
+
+def scan(source: Source, number: int, kind: str) -> Scan:
+    """One version of `source`; `kind` is the instance kind where its config says none.
+
+    Raises InvalidArtifact where its files are not safe to serve or cannot be read.
+    """
+    folder = source.folder(number)
+    exists = folder.is_dir()
+    if not exists and not _is_ensemble(source.config):
+        raise InvalidArtifact(path=shown(folder), problem="its folder is gone")
+    config, parts, asked, problem = b"", tuple[Part, ...](), b"", ""
+    files, auxiliary = Tree(), source.auxiliary
+    try:
+        if exists:
+            files = tree.read(folder, source.path, lambda name: not _is_own(source, name))
+        complete = _completed(source, folder if exists else None, kind)
+        if not model_config.runs_own_code(complete):
+            files, auxiliary = tree.without(files, _is_code), tree.without(auxiliary, _is_code)
+        parts = model_config.parts(complete)
+        asked = _read_probe(source, folder, complete)
+        config = model_config.serialized(complete)
+    except Unservable as error:
+        problem = str(error)
+    except OSError as error:
+        raise tree.unreadable(folder, error) from None
+    auxiliary_digest = _digest(auxiliary, source.path)
+    said = f"{auxiliary_digest} {tree.stat_digest(files)} {problem}".encode() + asked
+    return Scan(
+        model=source.model,
+        source=str(source.path),
+        files=files,
+        auxiliary=auxiliary,
+        config=config,
+        config_digest=model_config.digest(config, auxiliary_digest) if config else "",
+        auxiliary_digest=auxiliary_digest,
+        fingerprint=hashlib.sha256(config + b"\0" + said).hexdigest(),
+        ensemble=_is_ensemble(source.config),
+        parts=parts,
+        probe=asked,
+        problem=problem,
+    )
+
+
+def _digest(auxiliary: Tree, path: Path) -> str:
+    try:
+        return tree.content_digest(auxiliary)
+    except OSError as error:
+        raise tree.unreadable(path, error) from None
+
+
+def find_models(repository: Path) -> tuple[list[tuple[str, Path]], list[Problem]]:
+    """The names and folders of the models in a repository; one model's folder is its own.
+
+    Raises InvalidArtifact where the folder itself cannot be read.
+    """
+    try:
+        if _is_model(repository):
+            return _named([repository], repository)
+        return _named(
+            (
+                repository / entry.name
+                for entry in sorted(os.scandir(repository), key=lambda entry: entry.name)
+                if entry.is_dir() and not entry.name.startswith(".") and entry.name != CACHE
+            ),
+            repository,
+        )
+    except OSError as error:
+        raise tree.unreadable(repository, error) from None
+
+
+def _named(
+    folders: Iterable[Path], repository: Path
+) -> tuple[list[tuple[str, Path]], list[Problem]]:
+    models: list[tuple[str, Path]] = []
+    problems: list[Problem] = []
+    for folder in folders:
+        if reason := _why_not(folder, repository):
+            problems.append(Problem(shown(folder), reason))
+        else:
+            models.append((folder.name, folder))
+    return models, problems
+
+
+def _why_not(folder: Path, repository: Path) -> str:
+    if not names.is_model_name(folder.name):
+        return "its name cannot be a model's: letters, digits, '_', '.' and '-' only"
+    if not folder.resolve().is_relative_to(repository.resolve()):
+        return f"it links to {shown(folder.resolve())}, outside of the repository"
+    content = _names(folder)
+    if not any(name in _MODEL_FILES or _LIKE_A_VERSION.match(name) for name in content) and (
+        CONFIG_FILE not in content
+    ):
+        return f"no model: it has no {CONFIG_FILE}, no numbered folder and no model file"
+    return ""
+
+
+def _is_model(path: Path) -> bool:
+    """Whether the folder is one model rather than a repository of them.
+
+    Models may have numbers for names, so numbered folders alone say nothing.
+    """
+    entries = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
+    if any(entry.name == CONFIG_FILE or entry.name in _MODEL_FILES for entry in entries):
+        return True
+    folders = [entry for entry in entries if entry.is_dir()]
+    return bool(folders) and all(
+        names.parse_version(folder.name) and _MODEL_FILES & _names(Path(folder))
+        for folder in folders
+    )
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def _completed(source: Source, folder: Path | None, kind: str) -> ModelConfig:
+    """Raises Unservable, OSError."""
+    if isinstance(source.config, Unservable):
+        raise source.config
+    beside = {file.relative for file in source.auxiliary.files}
+    given = source.config
+    if given.name == source.path.name:  # right where it lies, whatever it is registered as
+        given = ModelConfig()
+        given.CopyFrom(source.config)
+        given.name = source.model
+    return model_config.completed(given, source.model, folder, beside, kind)
+
+
+def _read_config(path: Path) -> ModelConfig | Unservable:
+    """Raises InvalidArtifact for a link out of the folder, OSError."""
+    try:
+        content = _read_file(path, path, CONFIG_FILE, MAX_CONFIG)
+        return model_config.parse(content.decode())
+    except UnicodeDecodeError as error:
+        return Unservable(f"{CONFIG_FILE} is not UTF-8 text: {error.reason} at byte {error.start}")
+    except Unservable as error:
+        return error
+
+
+def _read_probe(source: Source, folder: Path, config: ModelConfig) -> bytes:
+    """The version's own, else the model's; empty for none.
+
+    Raises Unservable, InvalidArtifact, OSError.
+    """
+    for place in dict.fromkeys((folder, source.path)):
+        if os.path.lexists(place / PROBE_FILE):
+            content = _read_file(place, source.path, PROBE_FILE, probe.MAX_TEXT)
+            return probe.read(content, config)
+    return b""
+
+
+def _read_file(folder: Path, boundary: Path, name: str, limit: int) -> bytes:
+    """Raises Unservable, InvalidArtifact for a link out of `boundary`, OSError."""
+    found = tree.read(folder, boundary, lambda other: other == name)
+    if found.folders:
+        raise Unservable(f"{name} is a folder")
+    if not found.files:
+        raise Unservable(f"{name} went away while it was read")
+    (file,) = found.files
+    if file.size > limit:
+        raise Unservable(f"{name} has {file.size} bytes, more than {limit}")
+    return Path(file.real).read_bytes()
+
+
+def _labels(config: ModelConfig | Unservable) -> list[str]:
+    return [] if isinstance(config, Unservable) else model_config.label_files(config)
+
+
+def _is_ensemble(config: ModelConfig | Unservable) -> bool:
+    return not isinstance(config, Unservable) and model_config.is_ensemble(config)
+
+
+def _is_own(source: Source, name: str) -> bool:
+    return name == PROBE_FILE or (source.bare and name == CONFIG_FILE)
+
+
+def _is_code(relative: str) -> bool:
+    return _CODE.fullmatch(relative) is not None
+
+
+def _is_auxiliary(name: str) -> bool:
+    return not (name in _OWN_FILES or name.startswith(".") or _LIKE_A_VERSION.match(name))

@@ -1,0 +1,82 @@
+"""Before a change is committed: whatever is made of what it touches is looked at again."""
+
+from dataclasses import replace
+
+import structlog
+
+from services.registry.catalogue.change import Change
+from services.registry.core.catalogue import Entry, Version
+from services.registry.core.resolution import resolved
+from services.registry.formats import config as model_config
+
+_log = structlog.get_logger(__name__)
+
+
+async def settle(change: Change) -> None:
+    """Chooses the parts of the touched versions and of all that, in turn, is made of them."""
+    touched = change.touched
+    rounds = 0
+    while touched:
+        users = await change.users(touched)
+        await change.load(touched)
+        entries = {name: entry for name in sorted(touched) if (entry := change.loaded(name))}
+        entries |= {entry.name: entry for entry in users}
+        touched = set()
+        for entry in entries.values():
+            await _load_parts(change, entry)
+            settled = _settled(change, entry)
+            if settled != entry:
+                change.put(settled)
+                touched.add(entry.name)
+        rounds += 1
+        assert rounds < 1000, f"the parts of {sorted(touched)} never settle"
+
+
+async def _load_parts(change: Change, entry: Entry) -> None:
+    """All that the entry's versions are made of, and what that is made of."""
+    waiting, seen = {entry.name}, {entry.name}
+    while waiting:
+        await change.load(waiting)
+        found = {
+            part.model
+            for name in waiting
+            if (loaded := change.loaded(name))
+            for version in loaded.versions.values()
+            for part in version.parts
+        }
+        waiting = found - seen
+        seen |= found
+
+
+def _settled(change: Change, entry: Entry) -> Entry:
+    for version in entry.versions.values():
+        if version.parts:
+            entry = entry.with_version(_resolve(change, version))
+    return entry
+
+
+def _resolve(change: Change, version: Version) -> Version:
+    after = resolved(version, change.loaded)
+    if after == version:
+        return version
+    for old, new in zip(version.parts, after.parts, strict=True):
+        if old.chosen and old.chosen != new.chosen:
+            _log.warning(
+                "a part that no longer answers was replaced",
+                version=version.name,
+                part=new.model,
+                before=old.chosen,
+                now=new.chosen,
+            )
+    if after.parts_problem and after.parts_problem != version.parts_problem:
+        _log.warning("version cannot be served", version=version.name, why=after.parts_problem)
+    return with_chosen_parts(after)
+
+
+def with_chosen_parts(version: Version) -> Version:
+    """The version with its config saying what was chosen."""
+    if not version.config:
+        return version
+    config = model_config.with_parts(version.config, version.parts)
+    digest = model_config.digest(config, version.auxiliary_digest)
+    return replace(version, config=config, config_digest=digest)

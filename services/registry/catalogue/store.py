@@ -1,0 +1,213 @@
+"""The catalogue in a database: reads of one moment, and changes that are made whole or not at all.
+
+One writes at a time: a change takes the catalogue's one row first, so further ones wait, in this
+process and in others. Footprints and the controller lease have tables of their own, which change
+without the catalogue's revision.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import NamedTuple, Self
+
+import structlog
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from services.common.errors import ModelNotFound, NotReady
+from services.common.paging import Page
+from services.registry.catalogue import migrate, rows
+from services.registry.catalogue import queries as reading
+from services.registry.catalogue.change import Change
+from services.registry.catalogue.database import open_engine
+from services.registry.catalogue.schema import catalogue, footprints, lease, models, versions
+from services.registry.core.catalogue import Entry, Version
+from services.registry.core.footprint import Footprint, merged
+from services.registry.core.lease import Lease, held
+
+_log = structlog.get_logger(__name__)
+
+
+class Snapshot(NamedTuple):
+    """Everything there is at `revision`."""
+
+    revision: int
+    entries: dict[str, Entry]
+
+
+def wall_clock_us() -> int:
+    return time.time_ns() // 1000
+
+
+class Store:
+    """Every call raises NotReady while the database does not answer."""
+
+    def __init__(self, engine: AsyncEngine, reader: AsyncEngine, now_us: Callable[[], int]) -> None:
+        self._engine = engine
+        self._reader = reader
+        self._now_us = now_us
+
+    @classmethod
+    async def open(cls, url: str, now_us: Callable[[], int] = wall_clock_us) -> Self:
+        """Connects and brings the tables up to date. Raises UnknownDatabase."""
+        engine, reader = open_engine(url)
+        try:
+            async with engine.begin() as connection:
+                await connection.run_sync(migrate.upgrade)
+        except BaseException:
+            await engine.dispose()
+            raise
+        return cls(engine, reader, now_us)
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+    async def revision(self) -> int:
+        async with _connected(self._reader) as connection:
+            return await reading.revision(connection)
+
+    async def snapshot(self) -> Snapshot:
+        async with _connected(self._reader) as connection:
+            revision = await reading.revision(connection)
+            return Snapshot(revision, await reading.all_entries(connection))
+
+    async def entries(self, names: Collection[str]) -> dict[str, Entry]:
+        """Those of the models that exist."""
+        async with _connected(self._reader) as connection:
+            return await reading.entries(connection, names)
+
+    async def entry(self, name: str) -> Entry:
+        """Raises ModelNotFound."""
+        found = await self.entries((name,))
+        if name not in found:
+            raise ModelNotFound(model=name)
+        return found[name]
+
+    async def list_models(self, page: Page) -> list[Entry]:
+        """By name; one more than the page holds says that there is more."""
+        async with _connected(self._reader) as connection:
+            result = await connection.execute(
+                select(models.c.name)
+                .where(models.c.name > page.after[0])
+                .order_by(models.c.name)
+                .limit(page.size + 1)
+            )
+            names = list(result.scalars())
+            found = await reading.entries(connection, names)
+        return [found[name] for name in names]
+
+    async def list_versions(self, model: str | None, page: Page) -> list[Version]:
+        """By model and number, of all models with None; one more than the page holds.
+
+        Raises ModelNotFound.
+        """
+        query = (
+            select(versions)
+            .where(reading.beyond(versions.c.model, versions.c.number, page.after))
+            .order_by(versions.c.model, versions.c.number)
+            .limit(page.size + 1)
+        )
+        if model is not None:
+            query = query.where(versions.c.model == model)
+        async with _connected(self._reader) as connection:
+            if model is not None and not await reading.entries(connection, (model,)):
+                raise ModelNotFound(model=model)
+            result = await connection.execute(query)
+            return [rows.version_of(row) for row in result.mappings()]
+
+    @asynccontextmanager
+    async def change(self) -> AsyncIterator[Change]:
+        """What isn't committed inside is rolled back."""
+        async with _connected(self._engine) as connection:
+            # Not a new value yet: this takes the row, and with SQLite the file.
+            result = await connection.execute(
+                update(catalogue)
+                .values(revision=catalogue.c.revision)
+                .returning(catalogue.c.revision)
+            )
+            yield Change(connection, result.scalar_one(), self._now_us())
+
+    async def report_footprints(self, reported: Iterable[Footprint]) -> None:
+        """Keeps the highest of each; those of versions that are not registered are dropped."""
+        async with _connected(self._engine) as connection:
+            await self._take_lease_row(connection)
+            for footprint in reported:
+                await _report(connection, footprint)
+            await connection.commit()
+
+    async def list_footprints(self, page: Page) -> list[Footprint]:
+        """By model and number; one more than the page holds."""
+        async with _connected(self._reader) as connection:
+            result = await connection.execute(
+                select(footprints)
+                .where(reading.beyond(footprints.c.model, footprints.c.number, page.after))
+                .order_by(footprints.c.model, footprints.c.number)
+                .limit(page.size + 1)
+            )
+            return [rows.footprint_of(row) for row in result.mappings()]
+
+    async def hold_lease(self, holder: str, incarnation: str, ttl_us: int) -> int:
+        """The epoch. Raises LeaseHeld."""
+        async with _connected(self._engine) as connection:
+            known = await self._take_lease_row(connection)
+            now = held(known, holder, incarnation, ttl_us, self._now_us())
+            await connection.execute(
+                update(lease).values(
+                    epoch=now.epoch,
+                    holder=now.holder,
+                    incarnation=now.incarnation,
+                    ttl_us=now.ttl_us,
+                    expires_us=now.expires_us,
+                )
+            )
+            await connection.commit()
+            return now.epoch
+
+    async def _take_lease_row(self, connection: AsyncConnection) -> Lease:
+        """Until the transaction ends nobody else writes the lease or a footprint."""
+        result = await connection.execute(
+            update(lease)
+            .values(epoch=lease.c.epoch)
+            .returning(
+                lease.c.epoch,
+                lease.c.holder,
+                lease.c.incarnation,
+                lease.c.ttl_us,
+                lease.c.expires_us,
+            )
+        )
+        return Lease(*result.one())
+
+
+@asynccontextmanager
+async def _connected(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """Raises NotReady while the database doesn't answer, or is busy for too long."""
+    async with AsyncExitStack() as stack:
+        try:
+            connection = await stack.enter_async_context(engine.connect())
+        except (OSError, SQLAlchemyError) as error:
+            raise _not_ready(error) from error
+        try:
+            yield connection
+        except (OperationalError, InterfaceError) as error:
+            raise _not_ready(error) from error
+
+
+def _not_ready(error: Exception) -> NotReady:
+    _log.error("the database does not answer", error=repr(error))
+    return NotReady(service="the Registry", cause="its database does not answer", retry_after=1.0)
+
+
+async def _report(connection: AsyncConnection, reported: Footprint) -> None:
+    model, number = reported.version
+    here = (footprints.c.model == model) & (footprints.c.number == number)
+    registered = await connection.execute(
+        select(versions.c.number).where(versions.c.model == model, versions.c.number == number)
+    )
+    if registered.first() is None:
+        return
+    row = (await connection.execute(select(footprints).where(here))).mappings().first()
+    footprint = merged(rows.footprint_of(row) if row else None, reported)
+    await connection.execute(delete(footprints).where(here))
+    await connection.execute(insert(footprints).values(rows.footprint_row(footprint)))

@@ -1,0 +1,325 @@
+"""config.pbtxt: read, completed and compared.
+
+Shoal's servers run without Triton's auto-completion (with it, a Python model takes a second longer
+to load), and Triton tells a config's mistakes only to its own log. So what can be completed is
+completed here, the way Triton does it, and what cannot be served is refused here, with the reason.
+"""
+
+import hashlib
+import re
+from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from services.common.errors import InvalidField
+from services.registry.core import validation
+from services.registry.core.catalogue import Part
+from services.registry.formats import onnx as onnx_graph
+from shoal import names
+
+ENSEMBLE: Final = "ensemble"
+REQUIRES: Final = "shoal.requires"
+CONFIG_FILE: Final = "config.pbtxt"
+
+# What Triton's own completion gives a model whose tensors all leave their first dimension open.
+DEFAULT_MAX_BATCH_SIZE: Final = 4
+
+# (backend, platform, file), in the order in which Triton tries them. An empty platform: Triton
+# fills none in.
+BACKENDS: Final = (
+    ("tensorflow", "tensorflow_savedmodel", "model.savedmodel"),
+    ("tensorflow", "tensorflow_graphdef", "model.graphdef"),
+    ("tensorrt", "tensorrt_plan", "model.plan"),
+    ("onnxruntime", "onnxruntime_onnx", "model.onnx"),
+    ("openvino", "", "model.xml"),
+    ("pytorch", "pytorch_libtorch", "model.pt"),
+    ("python", "", "model.py"),
+)
+
+
+# Triton starts a Python model through `bash -c` with these words unquoted.
+_WORD = re.compile(r"[A-Za-z0-9_.-]+")
+_PATH = re.compile(r"[A-Za-z0-9_./-]+")
+_ENVIRONMENT = re.compile(r"(\$\$TRITON_MODEL_DIRECTORY/)?[A-Za-z0-9_./-]+")
+ENVIRONMENT_PATH: Final = "EXECUTION_ENV_PATH"
+
+
+class Unservable(Exception):
+    """The text says what is wrong and becomes a version's invalid_reason."""
+
+
+def parse(text: str) -> ModelConfig:
+    """A config.pbtxt's content. Raises Unservable with line and column."""
+    config = ModelConfig()
+    try:
+        text_format.Parse(text, config)
+    except text_format.ParseError as error:
+        raise Unservable(f"{CONFIG_FILE}: {_located(error)}") from None
+    return config
+
+
+def as_text(raw: bytes) -> str:
+    """The content of a config.pbtxt with this serialized config."""
+    return str(text_format.MessageToString(ModelConfig.FromString(raw)))
+
+
+def serialized(config: ModelConfig) -> bytes:
+    """Equal for equal configs: maps are sorted."""
+    return bytes(config.SerializeToString(deterministic=True))
+
+
+def completed(
+    given: ModelConfig, model: str, folder: Path | None, auxiliary: Collection[str], kind: str
+) -> ModelConfig:
+    """The config that a server is given: all that Triton would fill in or guess said outright.
+
+    `folder` is the version's, `auxiliary` the files beside config.pbtxt, `kind` the instance kind
+    where none is said. Raises Unservable.
+    """
+    config = ModelConfig()
+    config.CopyFrom(given)
+    if config.name not in ("", model):
+        raise Unservable(
+            f"unexpected directory name {model!r} for model {config.name!r}, directory name must "
+            "equal model name"
+        )
+    config.name = model
+    _check_words(config)
+    _check_paths(config, auxiliary)
+    if is_ensemble(config):
+        _check_ensemble(config)
+    else:
+        content = sorted(path.name for path in folder.iterdir()) if folder else []
+        _complete_backend(config, content)
+        _complete_instances(config, kind)
+        if config.backend == "onnxruntime" and folder and not (config.input and config.output):
+            _complete_tensors(config, folder / config.default_model_filename)
+    _check_tensors(config)
+    return config
+
+
+def is_ensemble(config: ModelConfig) -> bool:
+    return bool(config.platform == ENSEMBLE or config.HasField("ensemble_scheduling"))
+
+
+@lru_cache(maxsize=4096)
+def is_stateful(config: bytes) -> bool:
+    """Whether a serialized config asks for sequence batching."""
+    return bool(ModelConfig.FromString(config).HasField("sequence_batching"))
+
+
+@lru_cache(maxsize=4096)
+def is_decoupled(config: bytes) -> bool:
+    """Whether the model of a serialized config gives any number of replies to a request."""
+    return bool(ModelConfig.FromString(config).model_transaction_policy.decoupled)
+
+
+def parts(config: ModelConfig) -> tuple[Part, ...]:
+    """One for each step, then what `shoal.requires` names. Raises Unservable."""
+    steps = ((step.model_name, max(step.model_version, 0)) for step in _steps(config))
+    declared = config.parameters[REQUIRES].string_value if REQUIRES in config.parameters else ""
+    try:
+        named = [*steps, *validation.requirements(declared)]
+    except InvalidField as error:
+        raise Unservable(error.message) from None
+    for model, _ in named:
+        if not names.is_model_name(model):
+            raise Unservable(f"{model!r} is no name of a model")
+    return tuple(Part(model, number, number) for model, number in named)
+
+
+def with_parts(raw: bytes, chosen: Sequence[Part]) -> bytes:
+    """The serialized config with every step's version as chosen; -1 while nothing is."""
+    config = ModelConfig.FromString(raw)
+    for step, part in zip(_steps(config), chosen, strict=False):
+        step.model_version = part.chosen or -1
+    return serialized(config)
+
+
+def digest(raw: bytes, auxiliary_digest: str) -> str:
+    """Versions that share it can be resident side by side on one server.
+
+    Triton changes `version_policy` and `instance_group` in place. Any other difference, and any
+    change of a file beside config.pbtxt, reloads every resident version of the model.
+    """
+    config = ModelConfig.FromString(raw)
+    config.ClearField("version_policy")
+    config.ClearField("instance_group")
+    return hashlib.sha256(serialized(config) + b"\0" + auxiliary_digest.encode()).hexdigest()
+
+
+def runs_own_code(config: ModelConfig) -> bool:
+    """Whether Python files or libraries in the model's folder are meant to be run.
+
+    Triton looks for a backend in a model's own folder first: a stray `model.py` beside an ONNX file
+    would be run instead of the backend that the config names.
+    """
+    given = any(backend == config.backend for backend, _, _ in BACKENDS)
+    return bool(config.backend == "python" or config.runtime or not given)
+
+
+def label_files(config: ModelConfig) -> list[str]:
+    return sorted({output.label_filename for output in config.output if output.label_filename})
+
+
+def _steps(config: ModelConfig) -> list[model_config_pb2.ModelEnsembling.Step]:
+    return list(config.ensemble_scheduling.step)
+
+
+def _located(error: text_format.ParseError) -> str:
+    """The parser's message, its `line:column : text` spelled out."""
+    text = str(error)
+    if match := re.match(r"(\d+):(\d+) : (.*)", text, re.DOTALL):
+        return f"line {match[1]}, column {match[2]}: {match[3]}"
+    return text
+
+
+def _check_words(config: ModelConfig) -> None:
+    words = [
+        ("backend", config.backend, _WORD),
+        ("runtime", config.runtime, _WORD),
+        ("default_model_filename", config.default_model_filename, _PATH),
+        *(("instance_group name", group.name, _WORD) for group in config.instance_group),
+    ]
+    if ENVIRONMENT_PATH in config.parameters:
+        value = config.parameters[ENVIRONMENT_PATH].string_value
+        words.append((ENVIRONMENT_PATH, value, _ENVIRONMENT))
+    for field, text, allowed in words:
+        if text and allowed.fullmatch(text) is None:
+            raise Unservable(
+                f"{field} {text[:256]!r} is not allowed: Triton hands it to a shell, so it may "
+                "have letters, digits, '_', '.' and '-' only"
+            )
+
+
+def _check_paths(config: ModelConfig, auxiliary: Collection[str]) -> None:
+    """Triton opens these names whatever they point at."""
+    files = [config.default_model_filename, *config.cc_model_filenames.values()]
+    for name in filter(None, [*files, *label_files(config)]):
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise Unservable(f"the file name {name!r} leads out of the model's folder")
+    for name in label_files(config):
+        if name not in auxiliary:
+            raise Unservable(f"its label file {name!r} is not beside {CONFIG_FILE}")
+
+
+def _check_ensemble(config: ModelConfig) -> None:
+    if config.platform != ENSEMBLE:
+        raise Unservable(
+            f"ensemble scheduling is for platform {ENSEMBLE!r}, not {config.platform!r}"
+        )
+    if not config.ensemble_scheduling.step:
+        raise Unservable("an ensemble needs at least one step in ensemble_scheduling")
+    if config.instance_group:
+        raise Unservable("instance_group must not be given for an ensemble")
+    for index, step in enumerate(_steps(config)):
+        if not (step.model_name and step.input_map and step.output_map):
+            raise Unservable(
+                f"step {index} of the ensemble needs model_name, input_map and output_map"
+            )
+
+
+def _complete_backend(config: ModelConfig, content: Collection[str]) -> None:
+    row = next((row for row in BACKENDS if _matches(config, row, content)), None)
+    if row is None:
+        if not config.backend:
+            raise Unservable(_no_backend(config, content))
+        return  # a backend of somebody's own, which knows its files by itself
+    backend, platform, filename = row
+    config.backend = config.backend or backend
+    config.platform = config.platform or platform
+    config.default_model_filename = config.default_model_filename or filename
+    wanted = config.default_model_filename
+    if not config.cc_model_filenames and PurePosixPath(wanted).parts[0] not in content:
+        raise Unservable(f"its version folder has no {wanted}")
+
+
+def _matches(config: ModelConfig, row: tuple[str, str, str], content: Collection[str]) -> bool:
+    backend, platform, filename = row
+    if config.platform:
+        return bool(config.platform == platform)
+    if config.backend:
+        # TensorFlow has two formats; the file tells which.
+        return bool(config.backend == backend) and (backend != "tensorflow" or filename in content)
+    if config.default_model_filename:
+        return bool(config.default_model_filename == filename)
+    return filename in content
+
+
+def _no_backend(config: ModelConfig, content: Collection[str]) -> str:
+    if config.platform:
+        return f"unexpected platform type {config.platform!r}"
+    known = ", ".join(filename for _, _, filename in BACKENDS)
+    return (
+        f"its config names no backend, and its version folder has none of {known}"
+        if content
+        else "its version folder is empty or missing"
+    )
+
+
+def _complete_instances(config: ModelConfig, kind: str) -> None:
+    """One instance, where Triton on a CPU would make two, each with a copy of the weights."""
+    if not config.instance_group:
+        config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.Kind.Value(kind))
+    for group in config.instance_group:
+        group.count = group.count or 1
+
+
+def _complete_tensors(config: ModelConfig, path: Path) -> None:
+    try:
+        graph = onnx_graph.read(path)
+    except onnx_graph.NotReadable as error:
+        raise Unservable(str(error)) from None
+    tensors = (*graph.inputs, *graph.outputs)
+    said_nothing = not (config.input or config.output or config.max_batch_size)
+    if said_nothing and all(tensor.shape[:1] == (-1,) for tensor in tensors):
+        config.max_batch_size = DEFAULT_MAX_BATCH_SIZE
+        if config.WhichOneof("scheduling_choice") is None:
+            config.dynamic_batching.SetInParent()
+    if not config.input:
+        _fill(config.input, graph.inputs, batched=config.max_batch_size > 0)
+    if not config.output:
+        _fill(config.output, graph.outputs, batched=config.max_batch_size > 0)
+
+
+def _fill(entries: Any, tensors: Iterable[onnx_graph.Tensor], *, batched: bool) -> None:
+    for tensor in tensors:
+        if batched and tensor.shape[:1] != (-1,):
+            raise Unservable(
+                f"max_batch_size is not 0, but {tensor.name!r} does not leave its first dimension "
+                "open"
+            )
+        shape = tensor.shape[1:] if batched else tensor.shape
+        kind = model_config_pb2.DataType.Value(tensor.data_type)
+        # Triton has no tensors without dimensions: one of size 1 is taken off before the model.
+        entry = entries.add(name=tensor.name, data_type=kind, dims=shape or (1,))
+        if not shape:
+            entry.reshape.SetInParent()
+
+
+def _check_tensors(config: ModelConfig) -> None:
+    if config.max_batch_size < 0:
+        raise Unservable(f"max_batch_size {config.max_batch_size} is negative")
+    if not config.output:
+        raise Unservable(
+            f"{CONFIG_FILE} lists no output: name the model's inputs and outputs there, servers do "
+            "not ask the model for them"
+        )
+    for kind, entries in (("input", config.input), ("output", config.output)):
+        for entry in entries:
+            if not entry.name:
+                raise Unservable(f"an {kind} has no name")
+            if entry.data_type == model_config_pb2.TYPE_INVALID:
+                raise Unservable(f"{kind} {entry.name!r} has no data_type")
+            if not entry.dims:
+                raise Unservable(f"{kind} {entry.name!r} has no dims")
+            if any(dim < 1 and dim != -1 for dim in entry.dims):
+                raise Unservable(
+                    f"{kind} {entry.name!r} has a dimension that is neither -1 nor > 0"
+                )

@@ -1,0 +1,281 @@
+"""Which request may be sent now, which waits, which is refused: the decisions of `core/admission`
+and `core/tenants`, carried out."""
+
+import asyncio
+import math
+import random
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Final
+
+from services.common.errors import DeadlineBeforeResident, Overloaded, ShoalError
+from services.router.core.admission.gate import Bounds, Gate, Refusal, Refused
+from services.router.core.admission.memory import Held
+from services.router.core.admission.priority import Priority, priority_of
+from services.router.core.admission.queues import Waiting
+from services.router.core.admission.tenants import Tenant, TenantLimit, Tenants
+from services.router.core.routing.routes import Target
+from services.router.core.routing.table import Table
+
+EVERY: Final = "*"  # stands for every model without a number of its own
+MANY: Final = 1000  # gates, before those that were long not used are forgotten
+RETRY_SPREAD: Final = 0.5  # of RetryInfo at random, so that not all come back at once
+
+_PROBLEMS: Final = {
+    Refusal.FULL: "{queued} wait already, as many or as large as may",
+    Refusal.LATE: "its turn would come after its deadline, {queued} wait before it",
+    Refusal.EXPIRED: "its turn did not come in {waited:.2f} s",
+    Refusal.DISPLACED: "after {waited:.2f} s in the queue it gave its place to a more urgent one",
+}
+
+
+class Ticket:
+    """One request's leave to be sent. `turn`: it has to wait for that to be done."""
+
+    __slots__ = ("began", "cold", "gate", "priority", "target", "tenant", "turn", "waiting")
+
+    def __init__(
+        self, target: Target, gate: Gate, tenant: Tenant, priority: Priority, cold: bool, now: float
+    ) -> None:
+        self.target = target
+        self.gate = gate
+        self.tenant = tenant
+        self.priority = priority
+        self.cold = cold
+        self.began = now
+        self.turn: asyncio.Future[ShoalError | None] | None = None
+        self.waiting: Waiting | None = None
+
+
+class Admission:
+    """`limits`: of tenants by name. `in_flight`: on one replica, by model, `EVERY` for all others;
+    what is not named is found out. `held`: bytes of all requests, from when they have come until
+    they are answered.
+
+    A request begins with `enter`, waits in `turn` if it must, and ends with `leave`, whatever
+    happens to it.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        limits: Mapping[str, TenantLimit] | None = None,
+        bounds: Bounds | None = None,
+        in_flight: Mapping[str, int] | None = None,
+        held: Held | None = None,
+    ) -> None:
+        self._table = table
+        self._bounds = bounds or Bounds()
+        self._in_flight = in_flight or {}
+        self._turns: dict[Waiting, Ticket] = {}
+        self._many = MANY
+        self.tenants = Tenants(limits or {})
+        self.held = held or Held()
+        self.gates: dict[Target, Gate] = {}
+        self.refused: Counter[tuple[str, str, str]] = Counter()  # by reason, class, tenant's label
+        self.queued = [0] * len(Priority)
+        self.queued_seconds = [0.0] * len(Priority)
+
+    @property
+    def workers(self) -> int:
+        """Routers that are alive on the same ports: what is limited is divided among them."""
+        return self._bounds.workers
+
+    @workers.setter
+    def workers(self, number: int) -> None:
+        self._bounds.workers = self.tenants.workers = max(1, number)
+        for gate in self.gates.values():
+            gate.divide()
+
+    def waiting(self, target: Target) -> int:
+        """How many wait for one of the replicas of `target`."""
+        gate = self.gates.get(target)
+        return len(gate.queue) if gate is not None else 0
+
+    def enter(
+        self,
+        tenant: str,
+        target: Target,
+        *,
+        said: str | bytes | None = None,
+        parameter: int = 0,
+        deadline: float | None = None,
+        size: int = 0,
+        begun: bool = False,
+    ) -> Ticket:
+        """A request wants to be sent to `target`: if the ticket has a `turn`, `await turn(ticket)`
+        first.
+
+        `said`, `parameter`: the request's header and parameter that say how urgent it is.
+        `deadline`: seconds of the monotonic clock. `size`: bytes that it holds while it waits.
+        `begun`: it goes on with what was begun, in the middle of a sequence: it neither waits nor
+        is refused, for all that was done before it would be in vain.
+
+        Raises Overloaded, RateLimited, TenantLimited, InvalidField; then there is nothing to leave.
+        """
+        now = time.monotonic()
+        who = self.tenants.tenant(tenant, now)
+        priority = who.usual
+        if said is not None or parameter:
+            priority = priority_of(said, parameter, who.limit.priority)
+        replicas = len(self._table.ready.get(target, ()))
+        gate = self.gates.get(target)
+        if gate is None:
+            gate = self._open(target, now)
+        ticket = Ticket(target, gate, who, priority, not replicas, now)
+        if begun:
+            self.tenants.follow(who, cold=ticket.cold)
+            gate.force()
+            who.admitted[priority] += 1
+            return ticket
+        try:
+            self.tenants.enter(who, now, cold=ticket.cold)
+        except ShoalError as error:
+            self._count(error.reason.lower(), ticket)
+            error.retry_after = _spread(error.retry_after or 0.0)
+            raise
+        if gate.enter(priority, replicas, now):
+            who.admitted[priority] += 1
+        else:
+            self._queue(ticket, replicas, deadline, size, now)
+        return ticket
+
+    async def turn(self, ticket: Ticket) -> None:
+        """Wait until the ticket's turn has come. Raises Overloaded, DeadlineBeforeResident; then,
+        and when it is cancelled, there is nothing to leave."""
+        assert ticket.turn is not None
+        assert ticket.waiting is not None
+        timer = None
+        if ticket.waiting.until < math.inf:
+            left = max(0.0, ticket.waiting.until - time.monotonic())
+            timer = asyncio.get_running_loop().call_later(left, self._expire, ticket.waiting)
+        try:
+            refused = await ticket.turn
+        except asyncio.CancelledError:
+            if ticket.waiting in self._turns:
+                self._withdraw(ticket.waiting)
+            elif not ticket.turn.cancelled() and ticket.turn.result() is None:
+                ticket.gate.leave(None)
+                self._release(ticket)
+            self.tenants.leave(ticket.tenant, cold=ticket.cold)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+        waited = time.monotonic() - ticket.began
+        self.queued_seconds[ticket.priority] += waited
+        if refused is not None:
+            self.tenants.leave(ticket.tenant, cold=ticket.cold)
+            raise refused
+        ticket.tenant.admitted[ticket.priority] += 1
+        ticket.began += waited
+
+    def leave(self, ticket: Ticket, *, answered: bool, abandoned: bool = False) -> None:
+        """The request has ended. `answered`: by a resident model and well, so that the time it took
+        says something of the model. `abandoned`: its caller is gone, and Triton still works on it,
+        presumably for as long as it usually does."""
+        gate, seconds = ticket.gate, time.monotonic() - ticket.began
+        self.tenants.leave(ticket.tenant, cold=ticket.cold)
+        if abandoned and not ticket.cold and seconds < gate.latency:
+            left = gate.latency - seconds
+            asyncio.get_running_loop().call_later(left, self._left, ticket)
+            return
+        gate.leave(seconds if answered else None)
+        if gate.waiting:
+            self._release(ticket)
+
+    # --- within -----------------------------------------------------------------------------------
+
+    def _replicas(self, target: Target) -> int:
+        return len(self._table.ready.get(target, ()))
+
+    def _open(self, target: Target, now: float) -> Gate:
+        if len(self.gates) >= self._many:
+            self.gates = {key: gate for key, gate in self.gates.items() if not gate.idle(now)}
+            self._many = max(MANY, 2 * len(self.gates))
+        fixed = self._in_flight.get(target.model, self._in_flight.get(EVERY))
+        gate = self.gates[target] = Gate(self._bounds, fixed)
+        return gate
+
+    def _queue(
+        self, ticket: Ticket, replicas: int, deadline: float | None, size: int, now: float
+    ) -> None:
+        """Raises Overloaded."""
+        # Who asks the Controller waits there for as long as it takes, and so do those behind.
+        until = now + self._bounds.patience if replicas else math.inf
+        if deadline is not None and deadline < until:
+            until = deadline
+        waiting = Waiting(ticket.tenant.name, ticket.priority, size, now, until)
+        refused, displaced = ticket.gate.offer(waiting, until, replicas, now)
+        if refused is not None:
+            self.tenants.leave(ticket.tenant, cold=ticket.cold)
+            raise self._error(ticket, refused, now)
+        ticket.turn = asyncio.get_running_loop().create_future()
+        ticket.waiting = waiting
+        self._turns[waiting] = ticket
+        self.queued[ticket.priority] += 1
+        if displaced is not None:
+            self._refuse(displaced, Refusal.DISPLACED, now)
+        # Another copy may have come, which nobody has left yet.
+        self._release(ticket)
+
+    def _release(self, ticket: Ticket) -> None:
+        """Whoever's turn it is now goes on."""
+        now = time.monotonic()
+        for waiting, refused in ticket.gate.release(self._replicas(ticket.target), now):
+            released = self._turns.pop(waiting)
+            self._settle(released, self._error(released, refused, now) if refused else None)
+
+    def _expire(self, waiting: Waiting) -> None:
+        if waiting in self._turns:
+            self._turns[waiting].gate.remove(waiting)
+            self._refuse(waiting, Refusal.EXPIRED, time.monotonic())
+
+    def _refuse(self, waiting: Waiting, refusal: Refusal, now: float) -> None:
+        """It has left the queue."""
+        ticket = self._turns.pop(waiting)
+        refused = ticket.gate.refused(refusal, waiting.priority, now)
+        self._settle(ticket, self._error(ticket, refused, now))
+
+    def _settle(self, ticket: Ticket, error: ShoalError | None) -> None:
+        """`error`: None to be sent."""
+        assert ticket.turn is not None
+        if not ticket.turn.cancelled():
+            ticket.turn.set_result(error)
+        elif error is None:  # gone since, without having seen it yet
+            ticket.gate.leave(None)
+
+    def _withdraw(self, waiting: Waiting) -> None:
+        self._turns.pop(waiting).gate.remove(waiting)
+
+    def _left(self, ticket: Ticket) -> None:
+        ticket.gate.leave(None)
+        self._release(ticket)
+
+    def _error(self, ticket: Ticket, refused: Refused, now: float) -> ShoalError:
+        self._count(refused.refusal.value, ticket)
+        model, version = ticket.target
+        waited = now - ticket.began
+        if refused.refusal is Refusal.EXPIRED and not self._replicas(ticket.target):
+            return DeadlineBeforeResident(
+                model=model,
+                version=version,
+                waited_seconds=f"{waited:.2f}",
+                stage="others were to be answered first",
+            )
+        problem = _PROBLEMS[refused.refusal].format(queued=len(ticket.gate.queue), waited=waited)
+        return Overloaded(
+            model=model,
+            version=version,
+            priority=ticket.priority.label,
+            problem=problem,
+            retry_after=_spread(refused.retry_after),
+        )
+
+    def _count(self, reason: str, ticket: Ticket) -> None:
+        self.refused[reason, ticket.priority.label, ticket.tenant.label] += 1
+
+
+def _spread(seconds: float) -> float:
+    return seconds * random.uniform(1.0, 1.0 + RETRY_SPREAD)

@@ -1,0 +1,174 @@
+"""What administrators of a Triton ask of it, asked of a fleet."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from tritonclient.grpc import service_pb2
+
+from services.common.errors import InvalidArtifact, InvalidField, LoadFailed, VersionNotFound
+from services.common.status import error_info
+from services.router.api.common_settings import common_log, common_trace
+from services.router.call import Answer, Call
+from services.router.control.calls import ControllerCalls
+from services.router.control.placement_watch import PlacementWatch
+from services.router.control.residents import Rejected
+from services.router.control.servers import ServerCalls, readings, updates
+from services.router.core.errors import (
+    LoadParameter,
+    LoadRefused,
+    ModelNotAvailable,
+    NotInRepository,
+    RepositoryNamed,
+    VersionNotAvailable,
+)
+from services.router.core.routing.routes import Target, resolve, shares
+from shoal.controller.v1 import controller_service_pb2 as wire
+from shoal.names import model_name, version_name
+
+UNLOAD_DEPENDENTS: Final = "unload_dependents"
+
+
+class Administration:
+    """Each method takes and gives messages of inference.GRPCInferenceService. All raise Rejected
+    and NoController beside what they name."""
+
+    def __init__(self, watch: PlacementWatch, calls: ControllerCalls, servers: ServerCalls) -> None:
+        self._watch = watch
+        self._calls = calls
+        self._servers = servers
+
+    def answers(self) -> Mapping[str, Answer]:
+        """By the method's name."""
+        return {
+            "ModelStatistics": self.model_statistics,
+            "RepositoryModelLoad": self.load,
+            "RepositoryModelUnload": self.unload,
+            "TraceSetting": self.trace_setting,
+            "LogSettings": self.log_settings,
+        }
+
+    async def model_statistics(self, request: Any, call: Call) -> Any:
+        """Of all servers, and over reloads: see ControllerService/GetModelStatistics. Raises
+        ModelNotAvailable, VersionNotAvailable, InvalidVersion."""
+        number = self._version(request.name, request.version) if request.name else 0
+        wanted = wire.GetModelStatisticsRequest(model=request.name, version=number)
+        reply = await self._calls.ask("GetModelStatistics", wanted, call.deadline)
+        return service_pb2.ModelStatisticsResponse.FromString(reply.statistics)
+
+    def _version(self, model: str, version: str) -> int:
+        """0 where none is named."""
+        routes = self._watch.table.routes
+        route = routes.get(model)
+        if route is None or not route.versions:
+            raise ModelNotAvailable(model=model)
+        if not version:
+            return 0
+        try:
+            return resolve(routes, model, version, 0.0).version
+        except VersionNotFound as unknown:
+            listed = ", ".join(map(str, sorted(route.versions)))
+            raise VersionNotAvailable(model=model, version=version, versions=listed) from unknown
+
+    # --- RepositoryModelLoad, RepositoryModelUnload -----------------------------------------------
+
+    async def load(self, request: Any, call: Call) -> Any:
+        """Returns when what answers requests for the model is READY: its default version, or each
+        arm of its traffic policy. Raises AdminRequired, RepositoryNamed, LoadParameter,
+        NotInRepository, LoadRefused, NoApprovedVersion."""
+        call.caller.require_admin("RepositoryModelLoad")
+        refuse_named(request.repository_name)
+        for parameter in request.parameters:
+            raise LoadParameter(parameter=parameter[:64], model=request.model_name[:128])
+        routes = self._watch.table.routes
+        if request.model_name not in routes:
+            raise NotInRepository(
+                model=request.model_name[:128],
+                problem="no model of that name is registered, `shoal register` adds it.",
+            )
+        for target, _ in shares(routes, request.model_name, ""):
+            await self._load(target, call)
+        return service_pb2.RepositoryModelLoadResponse()
+
+    async def _load(self, target: Target, call: Call) -> str:
+        """The server that has it."""
+        wanted = wire.LoadModelRequest(name=version_name(*target))
+        try:
+            reply = await self._calls.ask("LoadModel", wanted, call.deadline)
+        except Rejected as rejected:
+            info = error_info(tuple(rejected.error.trailing_metadata() or ()))
+            told = dict(info.metadata) if info is not None else {}
+            if info is not None and info.reason == LoadFailed.reason:
+                raise LoadRefused(cause=_in_tritons_words(target, told["cause"])) from rejected
+            if info is not None and info.reason == InvalidArtifact.reason:
+                problem = f"{told['path']} cannot be served: {told['problem']}"
+                raise NotInRepository(model=target.model, problem=problem) from rejected
+            raise
+        return str(reply.replica.name.split("/")[1])  # "servers/{server}/replicas/…"
+
+    async def unload(self, request: Any, call: Call) -> Any:
+        """Returns when no version of the model is resident any more; the next request for it loads
+        it again. Raises AdminRequired, RepositoryNamed, InvalidField."""
+        call.caller.require_admin("RepositoryModelUnload")
+        refuse_named(request.repository_name)
+        parts = request.parameters.get(UNLOAD_DEPENDENTS)
+        if parts is not None and parts.WhichOneof("parameter_choice") != "bool_param":
+            raise InvalidField(
+                field=f"parameter {UNLOAD_DEPENDENTS!r}", problem="a bool_param is expected"
+            )
+        if request.model_name in self._watch.table.routes:  # Triton minds no other name either
+            wanted = wire.EvictModelRequest(
+                name=model_name(request.model_name), parts=parts is not None and parts.bool_param
+            )
+            await self._calls.ask("EvictModel", wanted, call.deadline)
+        return service_pb2.RepositoryModelUnloadResponse()
+
+    # --- TraceSetting, LogSettings ----------------------------------------------------------------
+
+    async def trace_setting(self, request: Any, call: Call) -> Any:
+        """Of all servers, or for a model of those that hold it now; to change them makes it
+        resident. A server that is started again begins with its own. Raises AdminRequired,
+        Answered, ServersDisagree, NoServerAnswers, and what `load` raises."""
+        call.caller.require_admin("TraceSetting")
+        asked = service_pb2.TraceSettingRequest()
+        asked.CopyFrom(request)
+        servers: tuple[str, ...] = ()
+        route = self._watch.table.routes.get(request.model_name)
+        if route is not None and route.versions:  # of an unknown one all servers say so
+            servers = tuple({s for entry in route.versions.values() for s in entry.servers})
+            if not servers and request.settings:
+                target = resolve(self._watch.table.routes, request.model_name, "", 0.0)
+                servers = (await self._load(target, call),)
+            elif not servers:
+                asked.model_name = ""  # what it will begin with
+        answers = await self._servers.ask(
+            wire.SERVER_CALL_TRACE_SETTING, asked.SerializeToString(), call.deadline, servers
+        )
+        taken = updates if request.settings else readings
+        return common_trace(taken("TraceSetting", answers))
+
+    async def log_settings(self, request: Any, call: Call) -> Any:
+        """Of all servers; one that is started again begins with its own. Raises AdminRequired,
+        Answered, ServersDisagree, NoServerAnswers."""
+        call.caller.require_admin("LogSettings")
+        answers = await self._servers.ask(
+            wire.SERVER_CALL_LOG_SETTINGS, request.SerializeToString(), call.deadline
+        )
+        taken = updates if request.settings else readings
+        return common_log(taken("LogSettings", answers))
+
+
+def refuse_named(repository: str) -> None:
+    """Raises RepositoryNamed, as Triton does, where a repository is named."""
+    if repository:
+        raise RepositoryNamed(repository=repository[:128])
+
+
+def _in_tritons_words(target: Target, cause: str) -> str:
+    """What RepositoryModelLoad says of a load that failed. `cause`: what the server said, as a
+    sentence."""
+    if cause.startswith("load failed for model"):
+        return cause.removesuffix(".")
+    return (
+        f"load failed for model '{target.model}': version {target.version} is at UNAVAILABLE "
+        f"state: {cause}"
+    )

@@ -1,0 +1,92 @@
+"""What would happen to a request now, and why: asked of the same rules that decide it."""
+
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from services.router.admission.admission import Admission
+from services.router.control.placement_watch import PlacementWatch
+from services.router.core.admission.priority import HEADER, Priority, priority_of
+from services.router.core.routing.routes import Target, resolve, shares, why
+from services.router.core.routing.sequences import draw, home
+from services.router.core.wire.request import Sequence
+
+
+class Question(NamedTuple):
+    """`headers`: of the request. `sequence`: the id of the one that it belongs to, empty for
+    none."""
+
+    model: str
+    version: str
+    headers: Mapping[str, str]
+    sequence: str
+    tenant: str
+
+
+class Explanation(NamedTuple):
+    """`arms`: what may be drawn, its share of the traffic, and where it is resident."""
+
+    arms: tuple[tuple[Target, float, tuple[str, ...]], ...]
+    priority: Priority
+    steps: tuple[str, ...]
+
+
+class Explanations:
+    def __init__(self, watch: PlacementWatch, admission: Admission) -> None:
+        self._watch = watch
+        self._admission = admission
+
+    def explain(self, asked: Question) -> Explanation:
+        """Raises what `routes.resolve` raises, and InvalidField for headers that say nothing."""
+        found = self._found(asked)
+        who = self._admission.tenants.tenant(asked.tenant, time.monotonic())
+        priority = priority_of(asked.headers.get(HEADER), 0, who.limit.priority)
+        steps = [self._version(asked, found)]
+        for target, _ in found:
+            steps.append(self._place(asked, target))
+            if waiting := self._admission.waiting(target):
+                steps.append(
+                    f"{waiting} requests wait for {target}: this one, of priority "
+                    f"{priority.label}, by its turn"
+                )
+        heard = "is heard from" if self._watch.connected else "is away; the table is kept"
+        steps.append(f"the Controller {heard}, at {self._watch.table.revision}")
+        arms = tuple((target, share, self._watch.table.servers(target)) for target, share in found)
+        return Explanation(arms, priority, tuple(steps))
+
+    def _found(self, asked: Question) -> list[tuple[Target, float]]:
+        routes = self._watch.table.routes
+        if not asked.sequence:
+            return shares(routes, asked.model, asked.version)
+        drawn = draw(Sequence(asked.sequence, start=True, end=False), 0.0)
+        return [(resolve(routes, asked.model, asked.version, drawn), 1.0)]
+
+    def _version(self, asked: Question, found: list[tuple[Target, float]]) -> str:
+        routes, target = self._watch.table.routes, found[0][0]
+        if asked.version or not routes[asked.model].arms:
+            return why(routes, asked.model, asked.version, target)
+        if asked.sequence:
+            return f"the traffic policy gives all of sequence {asked.sequence} to {target}"
+        arms = ", ".join(f"{share:.0%} {target}" for target, share in found)
+        return f"no version was asked for, the traffic policy draws one: {arms}"
+
+    def _place(self, asked: Question, target: Target) -> str:
+        servers = self._watch.table.servers(target)
+        if not servers:
+            entry = self._watch.table.entry(target)
+            reason = entry.reason if entry is not None else "not registered"
+            return f"{target} is not resident ({reason}): the Controller is asked"
+        where = ", ".join(servers)
+        if asked.sequence:
+            return f"{target} is resident on {where}: the sequence is {self._tied(asked, target)}"
+        if len(servers) > 1:
+            return f"{target} is resident on {where}: the one less busy of two drawn ones is taken"
+        return f"{target} is resident on {where}: forwarded as it is"
+
+    def _tied(self, asked: Question, target: Target) -> str:
+        ids = (asked.sequence, int(asked.sequence)) if asked.sequence.isdecimal() else ()
+        for id_ in ids or (asked.sequence,):
+            tied = self._watch.sequences.replica(target, id_)
+            if tied is not None:
+                return f"tied to {tied.server}"
+        return f"at home on {home(self._watch.table.servers(target), asked.sequence)}"

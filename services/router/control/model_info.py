@@ -1,0 +1,65 @@
+"""What a model looks like to a client of Triton: metadata, config and index, resident or not."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from tritonclient.grpc import model_config_pb2, service_pb2
+
+from services.router.control.residents import ControllerClient
+from services.router.core.routing.routes import Routes, Target
+
+
+class ModelInfo:
+    """Configs by version, kept as long as their digest is the table's."""
+
+    def __init__(self, controller: ControllerClient) -> None:
+        self._controller = controller
+        self._configs: dict[Target, tuple[str, Any]] = {}
+
+    async def config(self, target: Target, digest: str) -> Any:
+        """An inference.ModelConfig. Raises what ControllerClient.config raises, unless it was read
+        before and has not changed."""
+        known = self._configs.get(target)
+        if known is not None and known[0] == digest:
+            return known[1]
+        reply = await self._controller.config(target)
+        config = model_config_pb2.ModelConfig.FromString(reply.config)
+        self._configs[target] = (reply.config_digest, config)
+        return config
+
+
+def datatype(number: int) -> str:
+    """The protocol's name for an inference.DataType of a model's config."""
+    name = str(model_config_pb2.DataType.Name(number))
+    return "BYTES" if name == "TYPE_STRING" else name.removeprefix("TYPE_")
+
+
+def metadata(model: str, versions: Iterable[int], config: Any) -> Any:
+    """An inference.ModelMetadataResponse, as Triton would make it from `config`."""
+    batch = [-1] if config.max_batch_size > 0 else []
+    reply = service_pb2.ModelMetadataResponse(
+        name=model,
+        versions=[str(version) for version in versions],
+        platform=config.platform or config.backend,
+    )
+    for tensors, out in ((config.input, reply.inputs), (config.output, reply.outputs)):
+        for tensor in tensors:
+            shape = [*batch, *tensor.dims]
+            out.add(name=tensor.name, datatype=datatype(tensor.data_type), shape=shape)
+    return reply
+
+
+def index(routes: Routes, *, ready_only: bool) -> Any:
+    """An inference.RepositoryIndexResponse: a row a version; READY means that it may be asked
+    for, whether or not it is resident now, which the reason says."""
+    reply = service_pb2.RepositoryIndexResponse()
+    for model in sorted(routes):
+        for version, route in sorted(routes[model].versions.items()):
+            if route.servable or not ready_only:
+                reply.models.add(
+                    name=model,
+                    version=str(version),
+                    state="READY" if route.servable else "UNAVAILABLE",
+                    reason="" if route.servers else route.reason,
+                )
+    return reply

@@ -1,0 +1,223 @@
+"""Asking the Controller to make a version resident, and for what it knows of it."""
+
+import asyncio
+import contextlib
+import math
+import random
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import grpc
+from opentelemetry import trace
+
+from services.common import telemetry
+from services.common.errors import (
+    ControllerUnavailable,
+    DeadlineBeforeResident,
+    NoLease,
+    NotReady,
+    StandsBy,
+)
+from services.common.status import error_info
+from services.router.control.leader import Acting, Lost
+from services.router.control.placement_watch import PlacementWatch, replica_of
+from services.router.core.routing.routes import Replica, Target
+from services.router.core.routing.table import Revision
+from shoal.controller.v1 import controller_service_pb2 as wire
+
+ANSWER_MARGIN: Final = 0.02  # seconds kept so that the caller hears why before its deadline
+RETRY_SECONDS: Final = 0.1
+CONFIG_SECONDS: Final = 5.0
+NOBODY: Final = "no Controller that acts is heard from"
+
+_tracer = trace.get_tracer("shoal.router")
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """`address`: host:port of the server. `revision`: see core.table.Table.outdated."""
+
+    replica: Replica
+    address: str
+    revision: Revision
+    use_lease: str
+
+
+class Miss(NamedTuple):
+    """A server that had not got what it was asked for. `unhealthy`: it said that what it has there
+    cannot work any more."""
+
+    server: str
+    unhealthy: bool
+
+
+class Rejected(Exception):
+    """The Controller answered with an error; it is the client's to see, as it is."""
+
+    def __init__(self, error: grpc.aio.AioRpcError) -> None:
+        super().__init__(error.details())
+        self.error = error
+
+
+class ControllerClient:
+    """Asks the Controller that `watch` follows; when another one takes its place, that one.
+
+    `patience`: seconds that a cold request waits while there is none."""
+
+    def __init__(self, watch: PlacementWatch, patience: float) -> None:
+        self._watch = watch
+        self._patience = patience
+
+    async def make_resident(
+        self, target: Target, deadline: float | None, missed: Miss | None
+    ) -> Grant:
+        """A replica that is READY, and a use lease on it.
+
+        `deadline`: seconds of the monotonic clock. Raises Rejected, ControllerUnavailable,
+        DeadlineBeforeResident.
+        """
+        request = wire.MakeResidentRequest(
+            model=target.model, version=target.version, router=self._watch.router
+        )
+        if missed is not None:
+            request.missed.server = missed.server
+            request.missed.model, request.missed.version = target
+            if missed.unhealthy:
+                request.missed_cause = wire.MISS_CAUSE_UNHEALTHY
+        span: trace.Span = trace.INVALID_SPAN
+        if trace.get_current_span().is_recording():
+            span = _tracer.start_span("make_resident", kind=trace.SpanKind.CLIENT)
+        with trace.use_span(span, end_on_exit=True):
+            reply = await self._patiently(request, target, deadline, telemetry.propagation(span))
+        return Grant(
+            replica_of(reply.replica),
+            reply.address,
+            Revision(reply.revision.epoch, reply.revision.number),
+            reply.use_lease,
+        )
+
+    def require_lease(self, target: Target) -> None:
+        """A sequence begins only while a Controller is heard from: one that does not hear of it
+        could unload the model under it. Raises NoLease."""
+        if self._watch.acting is None:
+            raise NoLease(
+                model=target.model, controller=self._watch.addresses, retry_after=RETRY_SECONDS
+            )
+
+    async def config(self, target: Target) -> wire.GetModelConfigResponse:
+        """Raises Rejected, ControllerUnavailable."""
+        request = wire.GetModelConfigRequest(model=target.model, version=target.version)
+        deadline = time.monotonic() + CONFIG_SECONDS
+        while (acting := self._watch.acting) is not None:
+            call = acting.stub.GetModelConfig(request, timeout=deadline - time.monotonic())
+            try:
+                reply = await acting.call(call)
+            except Lost:
+                continue
+            except grpc.aio.AioRpcError as error:
+                raise self._meaning(error, target) from error
+            assert isinstance(reply, wire.GetModelConfigResponse)
+            return reply
+        raise self._unavailable(target, NOBODY)
+
+    async def _patiently(
+        self,
+        request: wire.MakeResidentRequest,
+        target: Target,
+        deadline: float | None,
+        metadata: tuple[tuple[str, str], ...],
+    ) -> wire.MakeResidentResponse:
+        began = time.monotonic()
+        away = Away(self._patience)
+        asked: Acting | None = None
+        while True:
+            left = math.inf if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                raise _too_late(target, began)
+            acting = self._watch.acting
+            if acting is None:
+                if away.too_long():
+                    raise self._unavailable(target, NOBODY)
+                if left <= ANSWER_MARGIN:
+                    raise _too_late(target, began)
+                wait = min(away.left(), left - ANSWER_MARGIN)
+                await _within(wait, self._watch.found.wait())
+                continue
+            if acting is not asked:  # heard from since
+                away, asked = Away(self._patience), acting
+            timeout = None if deadline is None else max(left - ANSWER_MARGIN, left / 2)
+            call = acting.stub.MakeResident(request, timeout=timeout, metadata=metadata)
+            try:
+                reply = await acting.call(call)
+            except Lost:
+                continue
+            except grpc.aio.AioRpcError as error:
+                meaning = self._meaning(error, target)
+                if isinstance(meaning, Rejected):
+                    if _timed_out(error):
+                        raise _too_late(target, began) from error
+                    raise meaning from error
+                if away.too_long():
+                    raise meaning from error
+                await asyncio.sleep(RETRY_SECONDS * random.uniform(0.5, 1.5))
+            else:
+                assert isinstance(reply, wire.MakeResidentResponse)
+                return reply
+
+    def _meaning(
+        self, error: grpc.aio.AioRpcError, target: Target
+    ) -> Rejected | ControllerUnavailable:
+        info = error_info(tuple(error.trailing_metadata() or ()))
+        gone = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        if gone and (info is None or info.reason in (NotReady.reason, StandsBy.reason)):
+            return self._unavailable(target, error.details())
+        return Rejected(error)
+
+    def _unavailable(self, target: Target, cause: str | None) -> ControllerUnavailable:
+        return ControllerUnavailable(
+            model=target.model,
+            controller=self._watch.addresses,
+            cause=cause,
+            retry_after=RETRY_SECONDS,
+        )
+
+
+class Away:
+    """How long there has been no Controller, against the `patience` of seconds with that."""
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._since: float | None = None
+
+    def left(self) -> float:
+        if self._since is None:
+            self._since = time.monotonic()
+        return self._since + self._patience - time.monotonic()
+
+    def too_long(self) -> bool:
+        return self.left() <= 0
+
+
+async def _within(seconds: float, wait: Awaitable[object]) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await wait
+
+
+def _timed_out(error: grpc.aio.AioRpcError) -> bool:
+    """Whether it was our own timer, not the Controller's word."""
+    return (
+        error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        and error_info(tuple(error.trailing_metadata() or ())) is None
+    )
+
+
+def _too_late(target: Target, began: float) -> DeadlineBeforeResident:
+    return DeadlineBeforeResident(
+        model=target.model,
+        version=target.version,
+        waited_seconds=f"{time.monotonic() - began:.2f}",
+        stage="the Controller had not answered",
+    )

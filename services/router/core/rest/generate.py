@@ -1,0 +1,82 @@
+"""Triton's generate extension: plain JSON keys that become inputs or parameters."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from services.router.core.rest.infer import Infer, Input, Scalar, elements, request_id, scalar
+from services.router.core.rest.values import INVALID, MISSING, Refused, members, obj
+
+
+class Declared(NamedTuple):
+    """An input as the model declares it; -1 in `shape` stands for any."""
+
+    datatype: str
+    shape: tuple[int, ...]
+
+
+def generated(document: object, declared: Mapping[str, Declared]) -> Infer:
+    """A request of Triton's generate extension: each key an input of that name, or else a
+    parameter; those under `parameters` likewise. Raises Refused."""
+    parameters: dict[str, Scalar] = {}
+    inputs: list[Input] = []
+    id_ = request_id(document)
+
+    def take(document: object) -> None:
+        for name, value in members(document).items():
+            if name in declared:
+                inputs.append(_generated_input(name, declared[name], value))
+            else:
+                parameters[name] = scalar(name, value)
+
+    outer = members(document)
+    nested = outer.get("parameters", MISSING)
+    if nested is not MISSING and "parameters" in declared:
+        raise Refused(
+            INVALID, "Keyword 'parameters' for nested schema also given as input tensor name"
+        )
+    take({name: value for name, value in outer.items() if name != "parameters"})
+    if nested is not MISSING:
+        inner = obj(nested, "Expected JSON object for keyword: 'parameters'")
+        try:
+            take(inner)
+        except Refused as refused:
+            text = f"Converting keyword: 'parameters': {refused.text}"
+            raise Refused(refused.code, text) from refused
+    return Infer(id_, parameters, tuple(inputs))
+
+
+def _generated_input(name: str, declared: Declared, value: object) -> Input:
+    data = value if isinstance(value, list) else [value]
+    shape = _generated_shape(name, declared.shape, len(data))
+    if declared.datatype == "BYTES" and not data:
+        return Input(name, declared.datatype, shape, elements=[])
+    return Input(
+        name,
+        declared.datatype,
+        shape,
+        elements=elements(name, declared.datatype, (len(data),), data),
+    )
+
+
+def _generated_shape(name: str, declared: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """Fixed sizes stand, the last that may vary takes what is left, others are 1."""
+    left = count
+    for dim in reversed(declared):
+        if dim != -1:
+            if dim == 0 or left % dim:
+                raise _no_shape(name)
+            left //= dim
+    shape: list[int] = []
+    for dim in reversed(declared):
+        if dim == -1:
+            dim, left = left, 1
+        shape.append(dim)
+    if left != 1:
+        raise _no_shape(name)
+    return tuple(reversed(shape))
+
+
+def _no_shape(name: str) -> Refused:
+    return Refused(
+        INVALID, f"The schema can not convert input '{name}' to tensor with proper shape"
+    )

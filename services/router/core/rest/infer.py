@@ -1,0 +1,278 @@
+"""An inference request in Triton's JSON: what it asks, checked in Triton's order and words."""
+
+from collections.abc import Mapping
+from itertools import chain
+from math import prod
+from typing import Any, Final, NamedTuple
+
+from services.router.core.rest.values import (
+    INTERNAL,
+    INVALID,
+    MISSING,
+    Refused,
+    array,
+    boolean,
+    find,
+    is_signed,
+    member,
+    members,
+    string,
+    unsigned,
+    wrong,
+)
+from services.router.core.wire.protobuf import signed
+
+Scalar = bool | int | float | str
+
+SIZES: Final[Mapping[str, int]] = {
+    **dict.fromkeys(("BOOL", "UINT8", "INT8"), 1),
+    **dict.fromkeys(("UINT16", "INT16", "FP16", "BF16"), 2),
+    **dict.fromkeys(("UINT32", "INT32", "FP32"), 4),
+    **dict.fromkeys(("UINT64", "INT64", "FP64"), 8),
+}  # bytes of an element; of BYTES each has its own
+
+_MISMATCH: Final = "Unable to parse 'data': Shape does not match true shape of 'data' field"
+_BINARY_ONLY: Final = ("FP16", "BF16")
+_RESERVED: Final = (
+    "parameter keys starting with 'triton_' are reserved for Triton usage and should not be "
+    "specified."
+)
+
+
+class Region(NamedTuple):
+    """Of shared memory: `offset` and `size` in bytes."""
+
+    name: str
+    offset: int
+    size: int
+
+
+class Input(NamedTuple):
+    """One of three: `size` bytes of the binary part, elements from JSON, a region."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    size: int | None = None
+    elements: tuple[Any, ...] | list[Any] | None = None
+    region: Region | None = None
+
+
+class Output(NamedTuple):
+    """`classes`: how many of the best to answer with, 0 for the tensor itself."""
+
+    name: str
+    binary: bool = False
+    classes: int = 0
+    region: Region | None = None
+
+
+class Infer(NamedTuple):
+    """`binary`: how outputs come that are not named."""
+
+    id: str = ""
+    parameters: Mapping[str, Scalar] = {}
+    inputs: tuple[Input, ...] = ()
+    outputs: tuple[Output, ...] = ()
+    binary: bool = False
+
+
+def parsed(document: object) -> Infer:
+    """`document`: of the body's JSON. Raises Refused."""
+    id_ = request_id(document)
+    parameters, binary = _parameters(document)
+    inputs = array(
+        member(document, "inputs", "Unable to parse 'inputs'"), "Unable to parse 'inputs'"
+    )
+    outputs: list[Any] = []
+    if find(document, "outputs") is not MISSING:
+        outputs = array(member(document, "outputs"), "Unable to parse 'outputs'")
+    return Infer(
+        id_,
+        parameters,
+        tuple(map(_input, inputs)),
+        tuple(map(_output, outputs)),
+        binary,
+    )
+
+
+def request_id(document: object) -> str:
+    found = find(document, "id")
+    return "" if found is MISSING else string(found, "Unable to parse 'id'")
+
+
+def scalar(name: str, value: object) -> Scalar:
+    """A parameter as it is handed on: a number beyond int64 becomes a double."""
+    if isinstance(value, str | bool | float):
+        return value
+    if isinstance(value, int):
+        return value if is_signed(value) else float(value)
+    raise Refused(
+        INVALID,
+        f"parameter '{name}' has invalid type. It should be either 'int', 'bool', or 'string'.",
+    )
+
+
+def elements(name: str, datatype: str, shape: tuple[int, ...], data: object) -> list[Any]:
+    """`data`, nested in any way, as a flat list of what `datatype` takes. Raises Refused."""
+    expected = prod(shape) if shape else 0
+    if not expected:
+        return []  # Triton looks no further
+    flat, kinds = _flat(array(data, "Unable to parse 'data'"))
+    if datatype == "BYTES":
+        if kinds - {str}:
+            raise wrong(_AS["string"], "Unable to parse JSON bytes array")
+        return flat
+    if datatype in _BINARY_ONLY:
+        raise Refused(
+            INVALID,
+            f"receiving {datatype} data via JSON is not supported. Please use the binary data "
+            f"format for input {name}",
+        )
+    if datatype not in SIZES:
+        raise Refused(INVALID, f"invalid datatype for input {name}")
+    _check(datatype, flat, kinds)
+    if len(flat) != expected:
+        raise Refused(INTERNAL, _MISMATCH)
+    return flat
+
+
+_AS: Final = {
+    "string": "attempt to access JSON non-string as string",
+    "boolean": "attempt to access JSON non-boolean as boolean",
+    "unsigned": "attempt to access JSON non-unsigned-integer as unsigned-integer",
+    "signed": "attempt to access JSON non-signed-integer as signed-integer",
+    "double": "attempt to access JSON non-number as double",
+}
+
+
+_TAKEN: Final[Mapping[str, tuple[str, tuple[type, ...], tuple[int, int] | None]]] = {
+    "B": ("boolean", (bool,), None),
+    "F": ("double", (int, float), None),
+    "U": ("unsigned", (int,), (0, 2**64 - 1)),
+    "I": ("signed", (int,), (-(2**63), 2**63 - 1)),
+}  # by the first letter of a datatype: the name in the text, types and bounds of what it takes
+
+
+def _check(datatype: str, flat: list[Any], kinds: set[type]) -> None:
+    taken, allowed, bounds = _TAKEN[datatype[0]]
+    bad = not kinds.issubset(allowed)
+    if not bad and bounds is not None and flat:
+        bad = min(flat) < bounds[0] or max(flat) > bounds[1]
+    if bad:
+        raise wrong(_AS[taken], "Unable to parse 'data'")
+
+
+def _flat(data: list[Any]) -> tuple[list[Any], set[type]]:
+    """The leaves of nested lists in their order, and their types."""
+    kinds = set(map(type, data))
+    while list in kinds:
+        if len(kinds) == 1:
+            data = list(chain.from_iterable(data))
+        else:
+            data = [leaf for one in data for leaf in (one if type(one) is list else (one,))]
+        kinds = set(map(type, data))
+    return data, kinds
+
+
+def _parameters(document: object) -> tuple[dict[str, Scalar], bool]:
+    """Those that go on to Triton, and `binary_data_output`."""
+    given = find(document, "parameters")
+    found: dict[str, Scalar] = {}
+    binary = False
+    if given is MISSING:
+        return found, binary
+    for name, value in members(given, "failed to get request params.").items():
+        what = f"Unable to parse '{name}'"
+        if name == "sequence_id":
+            found[name] = _sequence(value, what)
+        elif name in ("sequence_start", "sequence_end"):
+            found[name] = boolean(value, what)
+        elif name in ("priority", "timeout"):
+            found[name] = unsigned(value, what)
+        elif name == "binary_data_output":
+            binary = boolean(value, what)
+        elif name.startswith("triton_"):
+            raise Refused(INVALID, _RESERVED)
+        else:
+            found[name] = scalar(name, value)
+    return found, binary
+
+
+def _sequence(value: object, what: str) -> int | str:
+    if type(value) is int and 0 <= value < 2**64:
+        return value
+    return string(value, what)
+
+
+def _input(document: object) -> Input:
+    _one_source(document)
+    given = find(document, "parameters")
+    name = string(member(document, "name", "Unable to parse 'name'"), "Unable to parse 'name'")
+    what = "Unable to parse 'datatype'"
+    datatype = string(member(document, "datatype", what), what)
+    what = "Unable to parse 'shape'"
+    dims = array(member(document, "shape", what), what)
+    # What JSON can't say, -1, comes as the largest number.
+    shape = tuple(signed(unsigned(dim, what)) for dim in dims)
+    size = find(given, "binary_data_size")
+    if size is not MISSING:
+        count = unsigned(size, "Unable to parse 'binary_data_size'")
+        return Input(name, datatype, shape, size=count)
+    region = _region(given)
+    if region is not None:
+        return Input(name, datatype, shape, region=region)
+    leaves = elements(name, datatype, shape, find(document, "data"))
+    return Input(name, datatype, shape, elements=leaves)
+
+
+def _output(document: object) -> Output:
+    given = find(document, "parameters")
+    _one_form(given)
+    name = string(member(document, "name", "Unable to parse 'name'"), "Unable to parse 'name'")
+    classes = find(given, "classification")
+    count = 0 if classes is MISSING else unsigned(classes, "Unable to set 'classification'")
+    region = _region(given)
+    if region is not None:
+        return Output(name, classes=count, region=region)
+    binary = find(given, "binary_data")
+    as_binary = binary is not MISSING and boolean(binary, "Unable to parse 'binary_data'")
+    return Output(name, as_binary, count)
+
+
+def _region(given: object) -> Region | None:
+    name = find(given, "shared_memory_region")
+    offset, size = find(given, "shared_memory_offset"), find(given, "shared_memory_byte_size")
+    region = "" if name is MISSING else string(name, "Unable to parse 'shared_memory_region'")
+    what = "Unable to parse 'shared_memory_offset'"
+    start = 0 if offset is MISSING else unsigned(offset, what)
+    what = "Unable to parse 'shared_memory_byte_size'"
+    count = 0 if size is MISSING else unsigned(size, what)
+    return None if name is MISSING else Region(region, start, count)
+
+
+def _one_source(document: object) -> None:
+    given = find(document, "parameters")
+    there = {
+        "data": find(document, "data") is not MISSING,
+        "binary_data_size": find(given, "binary_data_size") is not MISSING,
+        "shared_memory_region": find(given, "shared_memory_region") is not MISSING,
+    }
+    fields = [f" '{name}'" for name, found in there.items() if found]
+    if len(fields) != 1:
+        raise Refused(
+            INVALID,
+            "Input must set only one of the following fields: 'data', 'binary_data_size' in "
+            "'parameters', 'shared_memory_region' in 'parameters'. But"
+            + (" set" + "".join(fields) if fields else " no field is set"),
+        )
+
+
+def _one_form(given: object) -> None:
+    if find(given, "shared_memory_region") is MISSING:
+        return
+    if find(given, "classification") is not MISSING:
+        raise Refused(INVALID, "Output can't set both 'shared_memory_region' and 'classification'")
+    binary = find(given, "binary_data")
+    if binary is not MISSING and boolean(binary, "Unable to set 'binary_data'"):
+        raise Refused(INVALID, "Output can't set both 'shared_memory_region' and 'binary_data'")

@@ -1,0 +1,60 @@
+"""Raw tensors beside the rest of a message: cut out of a body, put into one, never decoded."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from services.router.core.wire.protobuf import (
+    BYTES,
+    FIXED32,
+    FIXED64,
+    VARINT,
+    VARINT_BYTES,
+    encoded,
+    varint,
+)
+
+# Field numbers of raw_input_contents in inference.ModelInferRequest, and of raw_output_contents in
+# ModelInferResponse, as tags of length-delimited fields.
+_RAW_INPUT: Final = bytes((7 << 3 | 2,))
+_RAW_OUTPUT: Final = 6 << 3 | 2
+
+Raw = bytes | memoryview
+
+
+def with_inputs(head: bytes, contents: Iterable[Raw]) -> bytes:
+    """`head`: a serialized ModelInferRequest without raw_input_contents."""
+    parts: list[Raw] = [head]
+    for content in contents:
+        parts += (_RAW_INPUT + encoded(len(content)), content)
+    return b"".join(parts)
+
+
+def without_outputs(message: bytes) -> tuple[bytes, list[memoryview]]:
+    """A serialized ModelInferResponse without its raw_output_contents, and those apart.
+
+    Raises ValueError (Malformed) where it is none.
+    """
+    view = memoryview(message)
+    kept: list[memoryview] = []
+    contents: list[memoryview] = []
+    position, end = 0, len(message)
+    while position < end:
+        began = position
+        tag, position = varint(message, position, VARINT_BYTES)
+        kind = tag & 7
+        if kind == BYTES:
+            size, position = varint(message, position, VARINT_BYTES)
+            start, position = position, position + size
+            if tag == _RAW_OUTPUT:
+                contents.append(view[start:position])
+                continue
+        elif kind == VARINT:
+            _, position = varint(message, position, VARINT_BYTES)
+        elif kind in (FIXED64, FIXED32):
+            position += 8 if kind == FIXED64 else 4
+        else:
+            raise ValueError(f"wire type {kind} at byte {began}")
+        kept.append(view[began:position])
+    if position != end:
+        raise ValueError("it ends in the middle of a field")
+    return b"".join(kept), contents

@@ -1,0 +1,123 @@
+"""The memory that a request's tensors lie in: what the servers know it as, and for how long they
+use it."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+from tritonclient.grpc import service_pb2
+
+from services.router.core.shared_memory import Mapped, Owner
+from services.router.memory.regions import SharedMemory
+
+MARK: Final = b"shared_memory_region"  # of every message that names a region
+
+_REGION: Final = MARK.decode()
+_OFFSET: Final = "shared_memory_offset"
+_SIZE: Final = "shared_memory_byte_size"
+_UNKNOWN: Final = "Unable to find shared memory region"
+
+
+class LentMemory:
+    """Of one request. `message`: the serialized ModelInferRequest, with the servers' names in it.
+
+    It begins held, once. Servers write to the memory until they have answered, whether or not the
+    caller waits: so whoever sends the request holds it too until then. `lost`: a server does not
+    know it."""
+
+    def __init__(self, shared: SharedMemory, message: bytes, regions: Mapping[Mapped, str]) -> None:
+        """`regions`: the caller's name of each."""
+        self.message = message
+        self._shared = shared
+        self._regions = regions
+        self.lost = self._mapped_again = False
+        self.hold()
+
+    def hold(self) -> None:
+        for mapped in self._regions:
+            mapped.in_flight += 1
+
+    def release(self) -> None:
+        for mapped in self._regions:
+            self._shared.released(mapped)
+
+    def forgotten(self, text: str) -> bool:
+        """Whether a server's refusal says that it does not know the memory, for it has been started
+        since that was registered. Then it is `lost` until `map_again`; once, for else that does not
+        help."""
+        self.lost = not self._mapped_again and text.startswith(_UNKNOWN)
+        return self.lost
+
+    async def map_again(self) -> None:
+        """On servers that have been started since. Raises NoController, Rejected."""
+        self.lost, self._mapped_again = False, True
+        for mapped in self._regions:
+            await self._shared.map_again(mapped)
+
+    def renamed(self, text: str) -> str:
+        """With the caller's names."""
+        for mapped, name in self._regions.items():
+            text = text.replace(mapped.name, name)
+        return text
+
+    def answer(self, message: bytes) -> bytes:
+        """A serialized ModelInferResponse, with the caller's names."""
+        if not self._named(message):
+            return message
+        response: Any = service_pb2.ModelInferResponse.FromString(message)
+        self._rename(response)
+        return bytes(response.SerializeToString())
+
+    def reply(self, message: bytes) -> bytes:
+        """A serialized ModelStreamInferResponse, with the caller's names."""
+        if not self._named(message):
+            return message
+        reply: Any = service_pb2.ModelStreamInferResponse.FromString(message)
+        reply.error_message = self.renamed(reply.error_message)
+        self._rename(reply.infer_response)
+        return bytes(reply.SerializeToString())
+
+    def _named(self, message: bytes) -> bool:
+        return any(mapped.name.encode() in message for mapped in self._regions)
+
+    def _rename(self, response: Any) -> None:
+        for tensor in response.outputs:
+            if _REGION in tensor.parameters:
+                region = tensor.parameters[_REGION]
+                region.string_param = self.renamed(region.string_param)
+
+
+def lend(shared: SharedMemory, message: bytes, owner: Owner) -> LentMemory | None:
+    """None where no tensor of the serialized ModelInferRequest lies in a region, or protobuf cannot
+    read it. Raises RegionNotFound, RegionBounds, NotProxied."""
+    try:
+        request = service_pb2.ModelInferRequest.FromString(message)
+    except DecodeError:
+        return None  # refused, with its reason, where all others are
+    regions: dict[Mapped, str] = {}
+    for tensor in (*request.inputs, *request.outputs):
+        parameters = tensor.parameters
+        place = _place(parameters)
+        if place is None:
+            continue
+        mapped, begins = shared.part(owner, *place)
+        regions[mapped] = place[0]
+        parameters[_REGION].string_param = mapped.name
+        if _OFFSET in parameters or begins:
+            parameters[_OFFSET].int64_param = begins
+    return LentMemory(shared, request.SerializeToString(), regions) if regions else None
+
+
+def _place(parameters: Any) -> tuple[str, int, int] | None:
+    """Name of a tensor's region, its offset and size there; None where it lies in none, or where
+    Triton will say that it can't tell where."""
+    if _REGION not in parameters or _SIZE not in parameters:
+        return None
+    kinds = [
+        parameters[name].WhichOneof("parameter_choice") if name in parameters else "int64_param"
+        for name in (_REGION, _OFFSET, _SIZE)
+    ]
+    if kinds != ["string_param", "int64_param", "int64_param"]:
+        return None
+    offset = parameters[_OFFSET].int64_param if _OFFSET in parameters else 0
+    return parameters[_REGION].string_param, offset, parameters[_SIZE].int64_param

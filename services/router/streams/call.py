@@ -1,0 +1,329 @@
+"""One call of ModelStreamInfer from the Router to a replica, within a client's stream."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Final, Protocol
+
+import grpc
+import structlog
+from opentelemetry import trace
+
+from services.router.admission.admission import Ticket
+from services.router.control.in_use import InUse
+from services.router.control.placement_watch import PlacementWatch
+from services.router.control.residents import ControllerClient
+from services.router.core.admission.rate import RetryBudget
+from services.router.core.routing.metadata import Pairs
+from services.router.core.routing.routes import Replica, Target
+from services.router.core.wire.protobuf import Malformed
+from services.router.core.wire.reply import Pending, Turns, reply
+from services.router.core.wire.request import Sequence, refused
+from services.router.process.tuning import CHANNEL_OPTIONS
+from services.router.servers.repeats import Repeats
+from services.router.servers.turns import MODEL_STREAM_INFER, OPENING, PlainCalls
+from services.router.unary.lending import Lending
+
+PARTING_SECONDS: Final = 30.0  # for what is under way when its client has gone
+
+CLOSING_SECONDS: Final = 2.0  # likewise, when the Router ends
+IDLE_SECONDS: Final = 30.0  # after once to twice as long without a request a call is closed
+
+# Until a Triton has noted that the refusal of the opening is written, which may be after it was
+# read here, it holds back for ever what a decoupled model replies. So others follow that it refuses
+# for the model itself, until the first of these is answered: from then on everything is written.
+OPENING_SECONDS: Final = 0.05  # until the second of these, and twice as long until the next
+
+Pick = Callable[[Target, Sequence | None], Replica | None]
+
+_log = structlog.get_logger(__name__)
+_tracer = trace.get_tracer("shoal.router")
+
+
+class Exchange:
+    """One request of a client's stream, until its last reply.
+
+    `held`: bytes that it is counted with. `begun`: whether it goes on with a sequence. `memory`: of
+    the caller's, that its tensors lie in. `message`: as it came, or with the servers' names of that
+    memory; dropped when a part of the reply has been passed on, because it cannot be repeated then.
+    `target`: None where somebody else counts it. `ticket`: its leave to be sent, unless somebody
+    else has that. `broke`: the replica whose server was lost while it had the request. `lost`: the
+    replica that it came back from last, and why. `turns`: the order that its reply has to keep."""
+
+    __slots__ = (
+        *("asked", "began", "begun", "broke", "cold", "failed", "forward", "held", "id", "lost"),
+        *("memory", "message", "misses", "model", "patience", "repeated", "retry", "sequence"),
+        *("serial", "size", "span", "target", "ticket", "turns", "version"),
+    )
+
+    def __init__(self, serial: int, message: bytes) -> None:
+        self.serial = serial
+        self.began = time.monotonic()
+        self.message: bytes | None = message
+        self.size = len(message)
+        self.held = 0
+        self.begun = False
+        self.model = self.version = self.id = ""
+        self.sequence: Sequence | None = None
+        self.target: Target | None = None
+        self.turns: Turns[Exchange] | None = None
+        self.ticket: Ticket | None = None
+        self.memory: Lending | None = None
+        self.asked: bool | None = False
+        self.retry = False
+        self.repeated: Replica | None = None
+        self.cold = self.failed = False
+        self.misses = 0
+        self.patience = 0.0
+        self.broke: Replica | None = None
+        self.lost: tuple[Replica, str] | None = None
+        self.span: trace.Span = trace.INVALID_SPAN
+        self.forward: trace.Span = trace.INVALID_SPAN
+
+
+class Listener(Protocol):
+    """Whoever has a call's replies."""
+
+    def replied(self, call: "StreamCall", message: bytes) -> Callable[[], Awaitable[None]] | None:
+        """Raises Malformed. What it gives is called and awaited before the next reply is read."""
+
+    def ended(
+        self, call: "StreamCall", broken: list[Exchange], error: grpc.aio.AioRpcError | None
+    ) -> None:
+        """`broken`: what it had under way. `error`: None where it was ended as if all were well."""
+
+
+class StreamCall:
+    """Each request that is under way on it holds the replica; the call itself does not.
+
+    `method`: a stub of ModelStreamInfer."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        method: Any,
+        metadata: tuple[tuple[str, str | bytes], ...],
+        in_use: InUse,
+        listener: Listener,
+    ) -> None:
+        self.replica = replica
+        self.pending: Pending[Exchange] = Pending()
+        self._in_use = in_use
+        self._listener: Listener | None = listener
+        self._outgoing: deque[bytes] = deque()
+        self._early: list[bytes] | None = []  # to be sent when it is open; None from then on
+        self._wake: asyncio.Future[None] | None = None
+        self._closing = False
+        self._used = True  # since it was looked at last
+        self._timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._look)
+        self._call: Any = method(self._requests(), metadata=metadata or None)
+
+    @property
+    def open(self) -> bool:
+        """Whether more requests may be sent on it."""
+        return not self._closing
+
+    def send(self, exchange: Exchange, message: bytes) -> None:
+        if exchange.span.is_recording():
+            exchange.forward = _tracer.start_span(
+                "forward",
+                context=trace.set_span_in_context(exchange.span),
+                kind=trace.SpanKind.CLIENT,
+                attributes={"shoal.server": self.replica.server},
+            )
+        self._used = True
+        self._in_use.begin(self.replica)
+        if exchange.memory is not None:
+            exchange.memory.hold()
+        self.pending.add(exchange.id, exchange)
+        if self._early is None:
+            self._outgoing.append(message)
+            self._awake()
+        else:
+            self._early.append(message)
+
+    def end(self, exchange: Exchange) -> None:
+        """It is under way no more; `pending` takes it for the one that was answered."""
+        self.pending.end(exchange.id)
+        self._over(exchange)
+
+    def close(self) -> None:
+        """Send nothing more; what is under way is answered."""
+        self._closing = True
+        self._awake()
+
+    def part(self) -> None:
+        """Nobody wants the replies any more. A reset in the middle of one can leave a Triton before
+        release 25.06 unable to unload the model: so it is let finish, within a bound."""
+        self._listener = None
+        self.close()
+        if not self._call.done():
+            self._timer.cancel()
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(PARTING_SECONDS, self._call.cancel)
+
+    async def run(self) -> None:
+        """Read the replies until it has ended."""
+        failure: grpc.aio.AioRpcError | None = None
+        try:
+            await self._open()
+            while (message := await self._call.read()) is not grpc.aio.EOF:
+                listener = self._listener
+                if listener is None:
+                    self._drop(message)
+                elif (room := listener.replied(self, message)) is not None:
+                    await room()
+        except grpc.aio.AioRpcError as error:
+            failure = error
+        except Malformed as error:
+            _log.error("unreadable reply", server=self.replica.server, problem=str(error))
+        finally:
+            self._call.cancel()
+            self._timer.cancel()
+            self._early = None
+            self.close()
+            self._ended(failure)
+
+    async def _open(self) -> None:
+        """Until all that is replied from now on is written."""
+        await self._call.read()
+        reading = asyncio.ensure_future(self._call.read())
+        sent, patience = 0, OPENING_SECONDS
+        while not reading.done():
+            sent += 1
+            self._outgoing.append(refused(*self.replica.target))
+            self._awake()
+            await asyncio.wait((reading,), timeout=patience)
+            patience *= 2
+        await reading
+        for _ in range(1, sent):
+            await self._call.read()
+        early, self._early = self._early or [], None
+        self._outgoing.extend(early)
+        self._awake()
+
+    def _ended(self, failure: grpc.aio.AioRpcError | None) -> None:
+        broken = sorted(self.pending, key=lambda exchange: exchange.serial)
+        self.pending.clear()
+        for exchange in broken:
+            self._over(exchange)
+        if self._listener is not None:
+            self._listener.ended(self, broken, failure)
+
+    def _over(self, exchange: Exchange) -> None:
+        exchange.forward.end()
+        self._in_use.end(self.replica)
+        if exchange.memory is not None:
+            exchange.memory.release()
+
+    def _drop(self, message: bytes) -> None:
+        said = reply(message)
+        exchange = self.pending.answered(said.id)
+        if exchange is not None and said.final is not False:
+            self.end(exchange)
+
+    def _look(self) -> None:
+        if self._used or self.pending:
+            self._used = False
+            self._timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._look)
+        else:
+            self.close()
+
+    async def _requests(self) -> AsyncIterator[bytes]:
+        yield OPENING
+        while True:
+            while self._outgoing:
+                yield self._outgoing.popleft()
+            if self._closing and self._early is None:
+                return
+            self._wake = asyncio.get_running_loop().create_future()
+            await self._wake
+
+    def _awake(self) -> None:
+        wake, self._wake = self._wake, None
+        if wake is not None and not wake.done():
+            wake.set_result(None)
+
+
+class StreamCalls:
+    """The calls of all streams; they outlive their clients, as long as something is under way.
+
+    `pick`: the replica for a request of a sequence or of none."""
+
+    def __init__(
+        self,
+        watch: PlacementWatch,
+        controller: ControllerClient,
+        pick: Pick,
+        repeats: Repeats,
+        budget: RetryBudget,
+    ) -> None:
+        self.watch = watch
+        self.controller = controller
+        self.pick = pick
+        self.repeats = repeats
+        self.budget = budget
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._methods: dict[str, Any] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._learned: set[tuple[Target, str]] = set()  # decoupled, a Triton says
+        self.plain = PlainCalls(self._all_plain)
+        watch.applied = self.plain.check
+
+    async def close(self) -> None:
+        """What is under way is let finish for a moment."""
+        await self.plain.close()
+        if self._running:
+            await asyncio.wait(self._running, timeout=CLOSING_SECONDS)
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        for channel in self._channels.values():
+            await channel.close(None)
+
+    def open(
+        self,
+        replica: Replica,
+        address: str,
+        metadata: Pairs,
+        listener: Listener,
+    ) -> StreamCall:
+        method = self._method(address)
+        call = StreamCall(replica, method, metadata, self.watch.in_use, listener)
+        task = asyncio.create_task(call.run())
+        self._running.add(task)
+        self.plain.check()
+        task.add_done_callback(self._ended)
+        return call
+
+    def decoupled(self, target: Target) -> bool | None:
+        """Whether the model is; None where that is not known."""
+        entry = self.watch.table.entry(target)
+        if entry is None:
+            return None
+        if self._learned and (target, entry.config_digest) in self._learned:
+            return True
+        return entry.decoupled
+
+    def learn(self, target: Target) -> None:
+        """A Triton says that it is decoupled."""
+        self._learned.add((target, self.watch.table.digest(target)))
+        self.plain.check()
+
+    def _all_plain(self) -> bool:
+        """Also of what was withdrawn and is not over."""
+        return self.watch.table.plain and not self._running and not self._learned
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a stream's call failed", exc_info=error)
+
+    def _method(self, address: str) -> Any:
+        method = self._methods.get(address)
+        if method is None:
+            channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+            self._channels[address] = channel
+            method = self._methods[address] = channel.stream_stream(MODEL_STREAM_INFER)
+        return method

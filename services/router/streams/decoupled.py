@@ -1,0 +1,328 @@
+"""What a client's stream asks of one version that is decoupled: sent to where it is or will be, and
+repeated."""
+
+import asyncio
+import random
+import time
+from typing import Final, NamedTuple
+
+import grpc
+import structlog
+from opentelemetry import trace
+
+from services.common.errors import ShoalError
+from services.router.control.residents import Grant, Miss, Rejected
+from services.router.core.routing.metadata import Pairs
+from services.router.core.routing.routes import Replica, Target
+from services.router.core.routing.sequences import over
+from services.router.core.wire.reply import amended, reply
+from services.router.core.wire.request import overridden, overridden_in_stream
+from services.router.core.wire.verdict import Verdict, broken_off, code_in_band, in_band
+from services.router.streams.call import Exchange, StreamCall, StreamCalls
+from services.router.streams.replies import Outlet, Room
+from services.router.unary.forward import (
+    MAX_MISS_SECONDS,
+    MISS_PATIENCE,
+    MISS_SECONDS,
+    TritonError,
+    lost,
+)
+
+MOST_ALIKE: Final = 8  # calls to one replica, so that each has one of several requests with one id
+MOST_CALLS: Final = 64  # of one stream; beyond that, those without a request are closed
+
+_log = structlog.get_logger(__name__)
+
+
+class Origin(NamedTuple):
+    """What a client said when it opened the stream. `metadata`: for the next hop. `deadline`:
+    seconds of the monotonic clock, None for none. `strict`: an error is to end the stream.
+    `calls`: those of the stream that have not ended, the oldest first."""
+
+    metadata: Pairs
+    deadline: float | None
+    strict: bool
+    calls: dict[StreamCall, None]
+
+
+class Lane:
+    """Which reply belongs to which request, their ids tell, which are passed on as they are: so
+    requests with the same id go by several calls. What has to wait until the version is resident,
+    or is to be repeated, is parked; and behind it what comes later."""
+
+    def __init__(self, target: Target, fleet: StreamCalls, outlet: Outlet, origin: Origin) -> None:
+        self._target = target
+        self._fleet = fleet
+        self._outlet = outlet
+        self._origin = origin
+        self._calls: dict[str, list[StreamCall]] = {}  # by server
+        self._granted: Grant | None = None
+        self._parked: list[Exchange] = []
+        self._missed: Miss | None = None
+        self._placing: asyncio.Task[None] | None = None
+
+    def take(self, exchange: Exchange) -> None:
+        """Raises NoLease."""
+        self._fleet.budget.requests.add(time.monotonic())
+        if exchange.sequence is not None and exchange.sequence.start:
+            self._fleet.controller.require_lease(self._target)
+        if not self._parked:
+            call = self._choose(exchange)
+            if call is not None:
+                self._send(call, exchange)
+                return
+        self._park(exchange)
+
+    def part(self) -> None:
+        """The client has gone."""
+        if self._placing is not None:
+            self._placing.cancel()
+        for exchange in self._parked:
+            self._end_repeat(exchange)
+
+    # --- to a replica -----------------------------------------------------------------------------
+
+    def _choose(self, exchange: Exchange) -> StreamCall | None:
+        """None where there is no replica."""
+        replica = self._fleet.pick(self._target, exchange.sequence)
+        table, granted = self._fleet.watch.table, self._granted
+        if replica is not None:
+            return self._call(exchange, replica, table.addresses[replica.server])
+        if granted is None or table.revision >= granted.revision:
+            return None
+        return self._call(exchange, granted.replica, granted.address)  # not in the table yet
+
+    def _call(self, exchange: Exchange, replica: Replica, address: str) -> StreamCall:
+        """One on which nothing has the same id, as far as that goes; what belongs to a sequence
+        keeps to one, for the order."""
+        calls = [call for call in self._calls.get(replica.server, ()) if call.open]
+        alone = (call for call in calls if not call.pending.alike(exchange.id))
+        call = calls[0] if calls and exchange.sequence is not None else next(alone, None)
+        if call is not None:
+            return call
+        return calls[0] if len(calls) >= MOST_ALIKE else self._open(replica, address)
+
+    def _open(self, replica: Replica, address: str) -> StreamCall:
+        origin = self._origin
+        call = self._fleet.open(replica, address, origin.metadata, self)
+        self._calls.setdefault(replica.server, []).append(call)
+        origin.calls[call] = None
+        if len(origin.calls) > MOST_CALLS:
+            idle = next((one for one in origin.calls if not one.pending), call)
+            if idle is not call:
+                idle.close()
+        return call
+
+    def _send(self, call: StreamCall, exchange: Exchange) -> None:
+        message, target, sequence = exchange.message, self._target, exchange.sequence
+        assert message is not None, "what was answered in part is not sent again"
+        renamed = None if target.model == exchange.model else target.model
+        if exchange.asked is None:
+            message = overridden(message, renamed, target.version)
+        else:
+            message = overridden_in_stream(message, renamed, target.version)
+        if sequence is not None:
+            exchange.begun = self._fleet.watch.sequences.begun(target, sequence)
+            self._fleet.watch.tie(sequence.id, call.replica)
+        call.send(exchange, message)
+
+    # --- until there is one -----------------------------------------------------------------------
+
+    def _park(self, exchange: Exchange) -> None:
+        self._parked.append(exchange)
+        if len(self._parked) > 1 and exchange.serial < self._parked[-2].serial:
+            self._parked.sort(key=lambda one: one.serial)
+        if self._placing is None:
+            self._placing = asyncio.create_task(self._place())
+
+    async def _place(self) -> None:
+        try:
+            while True:
+                await self._map_again()
+                if not self._parked:
+                    return
+                first = self._parked[0]
+                call = None if first.misses else self._choose(first)
+                if call is not None:
+                    self._send(call, self._parked.pop(0))
+                else:
+                    await self._pause()
+                    await self._ask()
+        except Exception as error:
+            self._outlet.fail(error)
+        finally:
+            self._placing = None
+
+    async def _ask(self) -> None:
+        """Have the Controller name a replica, and send there what is parked."""
+        if not self._parked:
+            return
+        missed, self._missed = self._missed, None
+        try:
+            span = self._parked[0].span
+            with trace.use_span(span, record_exception=False, set_status_on_exception=False):
+                grant = await self._fleet.controller.make_resident(
+                    self._target, self._origin.deadline, missed
+                )
+        except (Rejected, ShoalError) as error:
+            for exchange in self._unpark():
+                exchange.cold = True
+                self._outlet.refuse(exchange, error)
+            return
+        for exchange in list(self._parked):
+            if exchange.broke is not None and exchange.repeated is None:
+                await self._fleet.repeats.begin(grant.replica, self._origin.deadline)
+                exchange.repeated = grant.replica
+        if self._fleet.watch.table.outdated(grant.replica, grant.revision):
+            for exchange in self._parked:
+                self._end_repeat(exchange)
+            return
+        self._use(grant)
+
+    def _use(self, grant: Grant) -> None:
+        self._granted = grant
+        for exchange in self._unpark():
+            exchange.cold = True
+            tied = self._choose(exchange) if exchange.sequence and not exchange.misses else None
+            if exchange.broke is not None and exchange.repeated is None:
+                self._park(exchange)
+            else:
+                self._send(tied or self._call(exchange, grant.replica, grant.address), exchange)
+        if grant.use_lease:
+            self._fleet.watch.started(grant.replica, grant.use_lease)
+
+    async def _map_again(self) -> None:
+        """The callers' memory that a server did not know."""
+        lost = [one for one in self._parked if one.memory is not None and one.memory.lost]
+        for exchange in lost:
+            assert exchange.memory is not None
+            try:
+                await exchange.memory.map_again()
+            except (Rejected, ShoalError) as error:
+                self._parked.remove(exchange)
+                self._outlet.refuse(exchange, error)
+
+    async def _pause(self) -> None:
+        """Before the next try: short, growing, jittered, and not beyond what each may wait."""
+        misses = max((exchange.misses for exchange in self._parked), default=0)
+        if not misses:
+            return
+        longest = min(MAX_MISS_SECONDS, MISS_SECONDS * 2 ** (misses - 1))
+        pause = longest * random.uniform(0.5, 1.0)
+        now, deadline = time.monotonic(), self._origin.deadline
+        for exchange in [one for one in self._parked if one.lost is not None]:
+            if now > exchange.patience if deadline is None else now + pause >= deadline:
+                self._parked.remove(exchange)
+                self._lose(exchange)
+        if self._parked:
+            await asyncio.sleep(pause)
+
+    def _unpark(self) -> list[Exchange]:
+        parked, self._parked = self._parked, []
+        return parked
+
+    # --- and back ---------------------------------------------------------------------------------
+
+    def replied(self, call: StreamCall, message: bytes) -> Room | None:
+        """A reply that came by `call`. Raises Malformed."""
+        said = reply(message)
+        exchange = call.pending.answered(said.id)
+        if exchange is None:
+            self._stray(call)
+            return None
+        begun, failed = said.final is not None, bool(said.error)
+        last = said.final is not False
+        memory = exchange.memory
+        if memory is not None:
+            alone = not begun and call.pending.alike(said.id) == 1
+            if alone and memory.forgotten(said.error):
+                self._end(call, exchange, failed=True)
+                self._park(exchange)
+                return None
+            message = memory.reply(message)
+            said = reply(message)
+        meaning = in_band(said.error, begun=begun) if failed else Verdict.ANSWER
+        if last and meaning is not Verdict.ANSWER:
+            certain = call.pending.alike(said.id) == 1
+            self._end(call, exchange, failed=True)
+            call.close()
+            self._repeat(exchange, call.replica, meaning, said.error, certain=certain)
+            return None
+        if failed and begun and self._origin.strict:
+            self._outlet.fail(in_stream(said.error, begun=True))
+            return None
+        # Triton repeats the version as it was asked for where a reply has no outputs.
+        version = exchange.version if said.bare or (failed and begun) else None
+        model = exchange.model if exchange.model != self._target.model else None
+        if version is not None or model is not None:
+            message = amended(message, model, version)
+        exchange.failed = failed = exchange.failed or failed
+        if not last:
+            return self._outlet.pass_on(exchange, message)
+        self._end(call, exchange, failed=failed)
+        wanted = exchange.asked or not said.bare
+        return self._outlet.answer(exchange, message if wanted else None, failed=failed)
+
+    def ended(
+        self, call: StreamCall, broken: list[Exchange], error: grpc.aio.AioRpcError | None
+    ) -> None:
+        """`broken` is what `call` had under way when it ended with `error`, or with none."""
+        self._origin.calls.pop(call, None)
+        self._calls[call.replica.server].remove(call)
+        code = "OK" if error is None else error.code().name
+        text = "it ended the stream" if error is None else error.details() or code
+        meaning = broken_off(code, text)
+        if meaning is Verdict.BROKEN:
+            for earlier, repeated in {(one.broke, one.retry) for one in broken}:
+                self._fleet.watch.broke(call.replica, earlier, repeated=repeated)
+        for exchange in broken:
+            self._conclude(call, exchange, failed=True)
+            self._repeat(exchange, call.replica, meaning, text, certain=True)
+
+    def _end(self, call: StreamCall, exchange: Exchange, *, failed: bool) -> None:
+        self._conclude(call, exchange, failed=failed)
+        call.end(exchange)
+
+    def _conclude(self, call: StreamCall, exchange: Exchange, *, failed: bool) -> None:
+        self._end_repeat(exchange)
+        sequence = exchange.sequence
+        if sequence is not None and over(sequence, begun=exchange.begun, failed=failed):
+            self._fleet.watch.sequences.end(self._target, sequence.id)
+
+    def _repeat(
+        self, exchange: Exchange, replica: Replica, why: Verdict, text: str, *, certain: bool
+    ) -> None:
+        """Try again, unless that could do harm. `certain`: whether it is this one that came back,
+        and not another one with the same id."""
+        exchange.lost = replica, text
+        if why in (Verdict.BROKEN, Verdict.UNHEALTHY):
+            certain = certain and exchange.retry and self._fleet.budget.retry(time.monotonic())
+            exchange.retry = False
+        if exchange.message is None or not certain:
+            self._lose(exchange)
+            return
+        if why is Verdict.BROKEN:
+            exchange.broke = replica
+        exchange.misses += 1
+        exchange.patience = exchange.patience or time.monotonic() + MISS_PATIENCE
+        self._missed = Miss(replica.server, why is Verdict.UNHEALTHY)
+        self._park(exchange)
+
+    def _lose(self, exchange: Exchange) -> None:
+        assert exchange.lost is not None
+        self._outlet.refuse(exchange, lost(*exchange.lost))
+
+    def _end_repeat(self, exchange: Exchange) -> None:
+        if exchange.repeated is not None:
+            self._fleet.repeats.end(exchange.repeated)
+            exchange.repeated = None
+
+    def _stray(self, call: StreamCall) -> None:
+        _log.warning("a reply to nothing", server=call.replica.server, model=self._target.model)
+
+
+def in_stream(text: str, *, begun: bool) -> TritonError:
+    """What a Triton said in a stream, as it would have said it to a request alone."""
+    nothing = grpc.aio.Metadata()
+    code = grpc.StatusCode[code_in_band(text, begun=begun)]
+    return TritonError(grpc.aio.AioRpcError(code, nothing, nothing, details=text), cold=False)

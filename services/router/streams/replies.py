@@ -1,0 +1,215 @@
+"""What goes back to the client of a stream, in order and no faster than the client takes it."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from opentelemetry import trace
+
+from services.common.errors import ServerLost, ShoalError
+from services.router.admission.admission import Admission
+from services.router.control.residents import Rejected
+from services.router.core.wire.reply import refusal
+from services.router.process.tuning import MIB
+from services.router.streams.call import Exchange
+from services.router.telemetry.statistics import Statistics
+
+MOST_PENDING: Final = 1024  # requests of one stream
+MOST_PENDING_BYTES: Final = 64 * MIB  # of requests that may have to be repeated
+MOST_UNSENT_BYTES: Final = MIB  # of replies that the client has not taken yet
+MOST_EXPECTED_BYTES: Final = 128 * MIB  # of replies to come, were each as large as the largest was
+
+Write = Callable[[bytes], Awaitable[None]]
+Room = Callable[[], Awaitable[None]]
+Refused = ShoalError | Rejected
+
+
+class Outlet:
+    """The requests of one stream that wait for a reply, and the replies on their way to the client.
+
+    What a method gives that takes a reply is to be called and awaited before the next one is read
+    from where that came from. `strict`: the loss of a server ends the stream, as Triton does with
+    errors for a client that asks for it. `raising`: so does whatever is refused."""
+
+    def __init__(
+        self, statistics: Statistics, admission: Admission, *, strict: bool, raising: bool = False
+    ) -> None:
+        self._statistics = statistics
+        self._admission = admission
+        self._strict = strict
+        self._raising = raising
+        self._pending: set[Exchange] = set()
+        self._kept = 0  # bytes of requests
+        self._unsent: deque[bytes] = deque()
+        self._unsent_bytes = 0
+        self._held_bytes = 0  # of replies that wait for their turn
+        self._largest = 0  # bytes of a reply
+        self._complete = False
+        self._failure: BaseException | None = None
+        self._wake: asyncio.Future[None] | None = None
+        self._freed = asyncio.Event()  # set when there may be space for a request
+        self._room = asyncio.Event()  # set while there is room for a reply
+        self._room.set()
+
+    # --- requests ---------------------------------------------------------------------------------
+
+    def begin(self, exchange: Exchange) -> None:
+        self._pending.add(exchange)
+        self._kept += exchange.size
+
+    def full(self) -> bool:
+        """Whether no more requests are to be read now."""
+        pending = len(self._pending)
+        return (
+            pending >= MOST_PENDING
+            or self._kept >= MOST_PENDING_BYTES
+            or self._unsent_bytes >= MOST_UNSENT_BYTES
+            or (pending > 0 and self._held_bytes + pending * self._largest >= MOST_EXPECTED_BYTES)
+        )
+
+    async def space(self) -> None:
+        while self.full():
+            self._freed.clear()
+            await self._freed.wait()
+
+    def complete(self) -> None:
+        """The client has no more requests."""
+        self._complete = True
+        self._awake()
+
+    def abandon(self) -> None:
+        """The client has gone: what it waits for has failed."""
+        for exchange in list(self._pending):
+            self._end(exchange, failed=True, abandoned=True)
+        self._room.set()
+
+    # --- replies ----------------------------------------------------------------------------------
+
+    def pass_on(self, exchange: Exchange, message: bytes) -> Room | None:
+        """A part of the reply, with more to come."""
+        self._release(exchange)
+        self._push(message)
+        return self._slow()
+
+    def answer(self, exchange: Exchange, message: bytes | None, *, failed: bool) -> Room | None:
+        """The end of the reply; None where all of it was passed on."""
+        self._end(exchange, failed=failed)
+        turns = exchange.turns
+        if turns is None:
+            if message is not None:
+                self._push(message)
+            else:
+                self._awake()
+            return self._slow()
+        assert message is not None, "what keeps an order has one reply"
+        out = turns.answer(exchange, message)
+        if out:
+            self._push(out[0])
+            if len(out) > 1:
+                self._unhold(out[1:])
+        else:
+            self._held_bytes += len(message)
+            self._largest = max(self._largest, len(message))
+        return self._slow()
+
+    def unordered(self, exchange: Exchange) -> None:
+        """It keeps nobody waiting any more, and waits for nobody."""
+        if exchange.turns is not None:
+            self._unhold(exchange.turns.leave(exchange))
+            exchange.turns = None
+
+    def refuse(self, exchange: Exchange, error: Refused) -> None:
+        """Answer in its turn with the error's text, as Triton does: the stream goes on."""
+        if self._raising or (isinstance(error, ServerLost) and self._strict):
+            self.fail(error)
+            return
+        text = error.message if isinstance(error, ShoalError) else str(error)
+        if exchange.span.is_recording():
+            exchange.span.set_status(trace.StatusCode.ERROR, text)
+            if isinstance(error, ShoalError):
+                exchange.span.set_attribute("shoal.error.reason", error.reason)
+        self.answer(exchange, refusal(exchange.id, text), failed=True)
+
+    def fail(self, failure: BaseException) -> None:
+        """End the stream with it, once what was passed on is written."""
+        self._failure = self._failure or failure
+        self._awake()
+
+    async def write(self, write: Write) -> None:
+        """Write replies until the last one is out. Raises what `fail` was told."""
+        loop = asyncio.get_running_loop()
+        while True:
+            while self._unsent:
+                message = self._unsent.popleft()
+                await write(message)
+                self._unsent_bytes -= len(message)
+                if self._unsent_bytes < MOST_UNSENT_BYTES:
+                    self._room.set()
+                    self._freed.set()
+            if self._failure is not None:
+                raise self._failure
+            if self._complete and not self._pending:
+                return
+            self._wake = loop.create_future()
+            await self._wake
+
+    # --- inside -----------------------------------------------------------------------------------
+
+    def _push(self, message: bytes) -> None:
+        size = len(message)
+        self._unsent.append(message)
+        self._unsent_bytes += size
+        if size > self._largest:
+            self._largest = size
+        self._awake()
+
+    def _slow(self) -> Room | None:
+        if self._unsent_bytes < MOST_UNSENT_BYTES:
+            return None
+        for exchange in self._pending:  # their client holds them up, and should nobody else
+            self._leave(exchange)
+        self._room.clear()
+        return self._until_room
+
+    async def _until_room(self) -> None:
+        await self._room.wait()
+
+    def _unhold(self, messages: list[bytes]) -> None:
+        for message in messages:
+            self._held_bytes -= len(message)
+            self._push(message)
+
+    def _release(self, exchange: Exchange) -> None:
+        """What was passed on in part is not repeated, and waits for its client alone."""
+        if exchange.message is not None:
+            exchange.message = None
+            self._leave(exchange)
+            self._kept -= exchange.size
+            self._admission.held.give(exchange.held)
+            self._freed.set()
+
+    def _leave(self, exchange: Exchange, *, abandoned: bool = False) -> None:
+        """It is let go on, for as long as it takes: that says nothing of the model."""
+        ticket, exchange.ticket = exchange.ticket, None
+        if ticket is not None:
+            self._admission.leave(ticket, answered=False, abandoned=abandoned)
+
+    def _end(self, exchange: Exchange, *, failed: bool, abandoned: bool = False) -> None:
+        self._leave(exchange, abandoned=abandoned)
+        self._release(exchange)
+        self._pending.discard(exchange)
+        if exchange.memory is not None:
+            exchange.memory.release()
+        self._freed.set()
+        if exchange.target is not None:
+            seconds = time.monotonic() - exchange.began
+            self._statistics.add(exchange.target, seconds, failed=failed, cold=exchange.cold)
+            exchange.span.set_attribute("shoal.cold", exchange.cold)
+        exchange.span.end()
+
+    def _awake(self) -> None:
+        wake, self._wake = self._wake, None
+        if wake is not None and not wake.done():
+            wake.set_result(None)

@@ -1,0 +1,349 @@
+"""A client's stream of inference requests: for many models, wherever each of them is."""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Final
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+
+from services.common import telemetry
+from services.common.caller import Caller
+from services.common.errors import MessageTooLarge, ShoalError
+from services.common.packed import PACKED
+from services.router.admission.memory import hold
+from services.router.control.placement_watch import PlacementWatch
+from services.router.control.residents import Rejected
+from services.router.core.admission.priority import HEADER
+from services.router.core.routing.metadata import Pairs, Said
+from services.router.core.routing.routes import Target
+from services.router.core.routing.sequences import draw
+from services.router.core.wire import request as wire
+from services.router.core.wire.protobuf import Malformed
+from services.router.core.wire.reply import Turns, failure, refusal, reply, response, streamed
+from services.router.core.wire.verdict import begun, is_decoupled
+from services.router.servers.turns import MODEL_STREAM_INFER, PlainStream
+from services.router.streams.call import Exchange, StreamCalls
+from services.router.streams.decoupled import Lane, Origin, in_stream
+from services.router.streams.replies import Outlet, Write
+from services.router.telemetry.statistics import Statistics
+from services.router.unary.forward import TritonError
+from services.router.unary.inference import Request, Requests, malformed
+
+# Asks that an error of a model end the stream, with its status. It is not passed on: every Triton
+# before release 26.04 may crash of it.
+STRICT: Final = ("triton_grpc_error", "true")
+_TRACE: Final = ("traceparent", "tracestate")
+
+Work = asyncio.Task[None]
+
+_tracer = trace.get_tracer("shoal.router")
+
+
+class Streams:
+    """`calls`: to decoupled models. `requests`: answers all others, each request by itself: a
+    Triton that has streams to models of both kinds crashes within a thousand requests (seen on
+    release 24.10, and by its source so does 26.09), because it still writes to the state of a
+    request that it uses for another one already. `max_message`: bytes of one request."""
+
+    def __init__(
+        self,
+        watch: PlacementWatch,
+        calls: StreamCalls,
+        requests: Requests,
+        statistics: Statistics,
+        *,
+        max_message: int,
+    ) -> None:
+        self.watch = watch
+        self.calls = calls
+        self.requests = requests
+        self.statistics = statistics
+        self.max_message = max_message
+
+    def open(self, metadata: Pairs, deadline: float | None, caller: Caller) -> "Stream":
+        """`metadata`: the caller's, as it came. `deadline`: seconds of the monotonic clock, None
+        for none. Raises MetadataTooLarge."""
+        return Stream(self, self.requests.said(metadata), deadline, caller)
+
+    async def responses(self, request: Request) -> AsyncGenerator[bytes, None]:
+        """Serialized ModelInferResponses to one request, none or any number.
+
+        Raises TritonError and Rejected with another service's own status, else ShoalError."""
+        stream = Stream(self, request.said, request.deadline, request.caller, raising=True)
+        replies: asyncio.Queue[bytes] = asyncio.Queue(maxsize=1)
+        running = asyncio.create_task(stream.run(_alone(request.message), replies.put))
+        try:
+            while True:
+                getting = asyncio.ensure_future(replies.get())
+                await asyncio.wait((getting, running), return_when=asyncio.FIRST_COMPLETED)
+                if running.done() and replies.empty() and not getting.done():
+                    getting.cancel()
+                    break
+                yield _response(await getting)
+            await running
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+
+class Stream:
+    """One client's, whatever protocol it came by. `raising`: what is refused ends it."""
+
+    def __init__(
+        self,
+        streams: Streams,
+        said: Said,
+        deadline: float | None,
+        caller: Caller,
+        *,
+        raising: bool = False,
+    ) -> None:
+        strict = STRICT in said.given
+        onward = tuple(item for item in said.onward if item[0] != STRICT[0])
+        self._streams = streams
+        self._said = said._replace(onward=onward)
+        self._caller = caller
+        self._raising = raising
+        self._parent: Context | None = None
+        self._traced: bool | None = False  # None: each request by itself
+        if telemetry.enabled():
+            self._parent = telemetry.parent_context(said.given)
+            self._traced = None if self._parent is None else telemetry.sampled(self._parent)
+        if self._traced:
+            onward = (*onward, *(item for item in said.given if item[0] in _TRACE))
+        self._origin = Origin(onward, deadline, strict, {})
+        admission = streams.requests.admission
+        self._outlet = Outlet(streams.statistics, admission, strict=strict, raising=raising)
+        # In a stream an error has no code, and these are ended with one.
+        self._plain = None if strict or raising else PlainStream(streams.calls.plain)
+        self._lanes: dict[Target, Lane] = {}
+        self._turns: dict[tuple[str, str], Turns[Exchange]] = {}
+        self._sequences: dict[tuple[str, int | str], Work] = {}
+        self._working: set[Work] = set()
+        self._serial = 0
+        self._loop = asyncio.get_running_loop()
+
+    async def run(self, requests: AsyncIterator[bytes], write: Write) -> None:
+        """Answer serialized ModelInferRequests with serialized ModelStreamInferResponses, until
+        there are no more of the ones and all of the others are written.
+
+        Raises what ends the stream for a client that asked for that (TritonError, ServerLost). When
+        it is cancelled, its client has gone: what is under way is finished without it."""
+        reading = asyncio.create_task(self._read(requests))
+        try:
+            await self._outlet.write(write)
+        finally:
+            reading.cancel()
+            for work in self._working:
+                work.cancel()
+            self._outlet.abandon()
+            for lane in self._lanes.values():
+                lane.part()
+            for call in self._origin.calls:
+                call.part()
+            if self._plain is not None:
+                self._plain.part()
+
+    async def _read(self, requests: AsyncIterator[bytes]) -> None:
+        try:
+            async for message in requests:
+                if message[:1] in PACKED:
+                    await self._unpack(message)
+                else:
+                    self._accept(message)
+                if self._outlet.full():
+                    await self._outlet.space()
+            self._outlet.complete()
+        except Exception as error:
+            self._outlet.fail(error)
+
+    async def _unpack(self, message: bytes) -> None:
+        refused = None
+        try:
+            message = await self._streams.requests.unpacked(message)
+        except ShoalError as error:
+            refused = error
+        self._accept(message, refused)
+
+    def _accept(self, message: bytes, refused: ShoalError | None = None) -> None:
+        self._serial += 1
+        exchange = Exchange(self._serial, message)
+        self._outlet.begin(exchange)
+        streams = self._streams
+        try:
+            if refused is not None:
+                raise refused
+            if len(message) > streams.max_message:
+                raise MessageTooLarge(size=len(message), limit=streams.max_message)
+            exchange.held = hold(streams.requests.admission.held, len(message))
+            head = wire.head(message)
+            exchange.model, exchange.version, exchange.id = head.model, head.version, head.id
+            sequence = exchange.sequence = head.sequence
+            table = streams.watch.table
+            target, _, retry, _ = table.way(
+                head.model, head.version, draw(sequence, random.random())
+            )
+            exchange.retry = retry and sequence is None
+        except Malformed as error:
+            self._refuse(exchange, malformed(error))
+            return
+        except ShoalError as error:
+            self._refuse(exchange, error)
+            return
+        if self._traced is not False:
+            self._trace(exchange, target)
+        decoupled = streams.calls.decoupled(target)
+        if not decoupled:
+            drawn = not head.version and table.routes[head.model].arms
+            self._join(exchange, (head.model, "" if drawn else str(target.version)))
+        before = None
+        if sequence is not None:
+            before = self._sequences.get((head.model, sequence.id))
+        work = self._loop.create_task(self._answer(exchange, target, head, decoupled, before))
+        self._working.add(work)
+        work.add_done_callback(self._working.discard)
+        if sequence is not None:
+            self._follow((head.model, sequence.id), work)
+
+    async def _answer(
+        self,
+        exchange: Exchange,
+        target: Target,
+        head: wire.Head,
+        decoupled: bool | None,
+        before: Work | None,
+    ) -> None:
+        """`before`: what is done with the request before it of the same sequence."""
+        try:
+            if before is not None:
+                await asyncio.wait((before,))
+            if decoupled or not await self._alone(exchange, head):
+                await self._several(exchange, target, head)
+        except Exception as error:
+            self._outlet.fail(error)
+
+    async def _alone(self, exchange: Exchange, head: wire.Head) -> bool:
+        """Have the one reply that there is; False where there may be several."""
+        assert exchange.message is not None
+        message, deadline = exchange.message, self._origin.deadline
+        request = Request(message, self._said, deadline, self._caller, head, self._plain)
+        span, requests = exchange.span, self._streams.requests
+        try:
+            if span is trace.INVALID_SPAN:
+                answer = await requests.answer(request)
+            else:
+                with trace.use_span(span, record_exception=False, set_status_on_exception=False):
+                    answer = await requests.answer(request)
+        except TritonError as failed:
+            text = failed.error.details() or ""
+            if is_decoupled(failed.error.code().name, text):
+                return False
+            self._failed(exchange, failed, text)
+        except (Rejected, ShoalError) as error:
+            self._outlet.refuse(exchange, error)
+        else:
+            message = answer.message if answer.streamed else streamed(answer.message)
+            self._outlet.answer(exchange, message, failed=False)
+        return True
+
+    def _failed(self, exchange: Exchange, error: TritonError, text: str) -> None:
+        if exchange.span.is_recording():
+            exchange.span.set_status(trace.StatusCode.ERROR, text)
+        if self._raising or (self._origin.strict and begun(text)):
+            self._outlet.fail(error)
+            return
+        if begun(text):
+            message = failure(exchange.id, text, exchange.model, exchange.version)
+        else:
+            message = refusal(exchange.id, text)
+        self._outlet.answer(exchange, message, failed=True)
+
+    async def _several(self, exchange: Exchange, target: Target, head: wire.Head) -> None:
+        """Have it answered by any number of replies, when its turn to be sent has come."""
+        streams, sequence, message = self._streams, head.sequence, exchange.message
+        assert message is not None
+        if exchange.turns is not None:
+            streams.calls.learn(target)
+            self._outlet.unordered(exchange)
+        exchange.target = target
+        admission = streams.requests.admission
+        try:
+            if head.classes:
+                await streams.requests.check_classes(message, target)
+            exchange.asked = wire.asks_for_finals(message)
+            exchange.memory = streams.requests.lend(message, self._caller)
+            if exchange.memory is not None:
+                exchange.message = exchange.memory.message
+            ticket = admission.enter(
+                self._caller.tenant,
+                target,
+                said=self._said.own.get(HEADER),
+                parameter=head.priority,
+                deadline=self._origin.deadline,
+                size=exchange.size,
+                begun=sequence is not None and not sequence.start,
+            )
+            if ticket.turn is not None:
+                await admission.turn(ticket)
+            exchange.ticket = ticket
+            self._lane(target).take(exchange)
+        except Malformed as error:
+            self._outlet.refuse(exchange, malformed(error))
+        except (Rejected, ShoalError) as error:
+            self._outlet.refuse(exchange, error)
+
+    def _refuse(self, exchange: Exchange, error: ShoalError) -> None:
+        named = exchange.model, exchange.version
+        if named in self._turns:
+            self._join(exchange, named)
+        self._outlet.refuse(exchange, error)
+
+    def _join(self, exchange: Exchange, named: tuple[str, str]) -> None:
+        """Its reply keeps the order among all for that model and version; "" for what a traffic
+        policy draws, whichever it is."""
+        turns = self._turns.get(named)
+        if turns is None:
+            turns = self._turns[named] = Turns()
+        turns.join(exchange)
+        exchange.turns = turns
+
+    def _follow(self, sequence: tuple[str, int | str], work: Work) -> None:
+        def ended(_: Work) -> None:
+            if self._sequences.get(sequence) is work:
+                del self._sequences[sequence]
+
+        self._sequences[sequence] = work
+        work.add_done_callback(ended)
+
+    def _lane(self, target: Target) -> Lane:
+        lane = self._lanes.get(target)
+        if lane is None:
+            lane = Lane(target, self._streams.calls, self._outlet, self._origin)
+            self._lanes[target] = lane
+        return lane
+
+    def _trace(self, exchange: Exchange, target: Target) -> None:
+        """A span of its own, where the stream's trace is sampled."""
+        if self._traced or telemetry.sampled(None):
+            exchange.span = _tracer.start_span(
+                MODEL_STREAM_INFER.strip("/"),
+                context=self._parent,
+                kind=trace.SpanKind.SERVER,
+                attributes={"shoal.model": target.model, "shoal.version": target.version},
+            )
+            if exchange.id:
+                exchange.span.set_attribute("shoal.request_id", exchange.id)
+
+
+async def _alone(message: bytes) -> AsyncIterator[bytes]:
+    yield message
+
+
+def _response(message: bytes) -> bytes:
+    """What a reply has besides an error. Raises TritonError."""
+    error, rest = response(message)
+    if error:
+        raise in_stream(error, begun=reply(message).final is not None)
+    return rest

@@ -1,0 +1,156 @@
+"""What the Router counted: by model and version, and what it held back or refused."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from services.router.admission.admission import Admission
+from services.router.core.admission.priority import Priority
+from services.router.core.admission.rate import RetryBudget
+from services.router.core.routing.routes import Target
+
+
+@dataclass(slots=True)
+class Count:
+    """Seconds are sums over all requests. `cold`: had to wait until the model was resident."""
+
+    requests: int = 0
+    errors: int = 0
+    cold: int = 0
+    seconds: float = 0.0
+    cold_seconds: float = 0.0
+
+
+class Statistics(Collector):
+    """Plain numbers on the way of a request; made into metrics only when they are read.
+    `streamed`: requests for plain models that were answered by streams to servers."""
+
+    def __init__(self) -> None:
+        self.counts: dict[Target, Count] = {}
+        self.streamed = 0
+
+    def add(self, target: Target, seconds: float, *, failed: bool, cold: bool) -> None:
+        count = self.counts.get(target)
+        if count is None:
+            count = self.counts[target] = Count()
+        count.requests += 1
+        count.seconds += seconds
+        if failed:
+            count.errors += 1
+        if cold:
+            count.cold += 1
+            count.cold_seconds += seconds
+
+    def collect(self) -> Iterator[Metric]:
+        for name, text, attribute in _FAMILIES:
+            family = CounterMetricFamily(name, text, labels=("model", "version"))
+            for target, count in list(self.counts.items()):
+                family.add_metric((target.model, str(target.version)), getattr(count, attribute))
+            yield family
+        yield CounterMetricFamily(
+            "shoal_router_streamed_requests",
+            "Requests of streams, for plain models, that streams to servers answered.",
+            self.streamed,
+        )
+
+
+_FAMILIES: Final = (
+    ("shoal_router_requests", "Requests answered, whatever the answer.", "requests"),
+    ("shoal_router_errors", "Requests answered with an error.", "errors"),
+    ("shoal_router_cold_requests", "Requests that waited until it was resident.", "cold"),
+    ("shoal_router_request_seconds", "Time taken by all requests.", "seconds"),
+    ("shoal_router_cold_seconds", "Time taken by the cold ones.", "cold_seconds"),
+)
+
+
+class Overload(Collector):
+    """What `admission` let through, keeps waiting and refused, and what `budget` allowed."""
+
+    def __init__(self, admission: Admission, budget: RetryBudget) -> None:
+        self._admission = admission
+        self._budget = budget
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._of_models()
+        yield from self._of_tenants()
+        yield from self._of_memory()
+        retries = CounterMetricFamily(
+            "shoal_router_retries",
+            "Requests to be sent again after a server broke off with them.",
+            labels=("outcome",),
+        )
+        retries.add_metric(("sent",), self._budget.retried)
+        retries.add_metric(("refused",), self._budget.refused)
+        yield retries
+        hedges = CounterMetricFamily(
+            "shoal_router_hedges",
+            "Requests that were sent to another replica, too, because the first one took long.",
+        )
+        hedges.add_metric((), self._budget.hedged)
+        yield hedges
+
+    def _of_models(self) -> Iterator[Metric]:
+        labels = ("model", "version")
+        waiting = GaugeMetricFamily(
+            "shoal_router_queue_requests",
+            "Requests that wait in the Router for a resident model.",
+            labels=(*labels, "priority"),
+        )
+        limit = GaugeMetricFamily(
+            "shoal_router_in_flight_limit",
+            "Requests that one replica is sent at the same time, at most.",
+            labels=labels,
+        )
+        in_flight = GaugeMetricFamily(
+            "shoal_router_in_flight",
+            "Requests that were sent and not answered yet.",
+            labels=labels,
+        )
+        for target, gate in list(self._admission.gates.items()):
+            key = (target.model, str(target.version))
+            limit.add_metric(key, gate.limit.value)
+            in_flight.add_metric(key, gate.in_flight)
+            for priority in Priority:
+                waiting.add_metric((*key, priority.label), gate.queue.count(priority))
+        yield from (waiting, limit, in_flight)
+
+    def _of_memory(self) -> Iterator[Metric]:
+        held = self._admission.held
+        yield GaugeMetricFamily(
+            "shoal_router_held_bytes", "Bytes of all requests under way.", held.total
+        )
+        yield CounterMetricFamily(
+            "shoal_router_memory_refused",
+            "Requests that were refused for there was no room to hold them.",
+            held.refused,
+        )
+
+    def _of_tenants(self) -> Iterator[Metric]:
+        admitted = CounterMetricFamily(
+            "shoal_router_admitted",
+            "Requests that were sent, at once or after they had waited.",
+            labels=("priority", "tenant"),
+        )
+        for tenant, numbers in list(self._admission.tenants.admitted.items()):
+            for priority in Priority:
+                admitted.add_metric((priority.label, tenant), numbers[priority])
+        refused = CounterMetricFamily(
+            "shoal_router_refused",
+            "Requests that were not sent, for overload or a limit of their tenant.",
+            labels=("reason", "priority", "tenant"),
+        )
+        for key, number in list(self._admission.refused.items()):
+            refused.add_metric(key, number)
+        queued = CounterMetricFamily(
+            "shoal_router_queued", "Requests that had to wait.", labels=("priority",)
+        )
+        seconds = CounterMetricFamily(
+            "shoal_router_queued_seconds", "Time that requests have waited.", labels=("priority",)
+        )
+        for priority in Priority:
+            queued.add_metric((priority.label,), self._admission.queued[priority])
+            seconds.add_metric((priority.label,), self._admission.queued_seconds[priority])
+        yield from (admitted, refused, queued, seconds)

@@ -1,0 +1,37 @@
+"""Compressed requests: whoever sends one waits for it, and nobody else does."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from services.common.errors import MessageTooLarge
+from services.common.packed import Packed
+from services.router.admission.memory import Holding
+
+INLINE: Final = 1 << 16  # bytes of what comes out; beyond that by a thread
+PIECE: Final = 1 << 20  # bytes; those of several requests come by turns
+
+_thread: Final = ThreadPoolExecutor(1, "unpacking")
+
+
+async def unpacked(message: bytes, limit: int, holding: Holding) -> bytes:
+    """What gzip or zlib made a `message` of, which `holding` grows by.
+
+    Raises zlib.error, MessageTooLarge beyond `limit` bytes, and MemoryTaken."""
+    loop = asyncio.get_running_loop()
+    reader = Packed(message)
+    pieces: list[bytes] = []
+    size = 0
+    while piece := (
+        reader.read(INLINE)
+        if size < INLINE
+        else await loop.run_in_executor(_thread, reader.read, PIECE)
+    ):
+        size += len(piece)
+        if size > limit:
+            raise MessageTooLarge(size=f"more than {limit}", limit=limit)
+        holding.grow(len(piece))
+        pieces.append(piece)
+    if size <= INLINE:
+        return b"".join(pieces)
+    return await loop.run_in_executor(_thread, b"".join, pieces)

@@ -1,0 +1,328 @@
+"""One request on its way: from the table to a Triton and back, by way of the Controller if cold."""
+
+import asyncio
+import random
+import time
+from typing import Any, Final, NamedTuple
+
+import grpc
+from opentelemetry import trace
+
+from services.common import telemetry
+from services.common.errors import ServerLost
+from services.router.control.placement_watch import PlacementWatch
+from services.router.control.residents import ControllerClient, Miss
+from services.router.core.admission.rate import RetryBudget
+from services.router.core.routing.metadata import Pairs
+from services.router.core.routing.routes import Replica, Target
+from services.router.core.routing.sequences import home, over
+from services.router.core.wire.request import Sequence
+from services.router.core.wire.verdict import Verdict, verdict
+from services.router.process.tuning import CHANNEL_OPTIONS
+from services.router.servers.call_metadata import onward
+from services.router.servers.connection import Connections
+from services.router.servers.repeats import Repeats
+from services.router.servers.turns import PlainRequest, PlainStream
+
+_OK: Final = grpc.StatusCode.OK
+
+MODEL_INFER: Final = "/inference.GRPCInferenceService/ModelInfer"
+MISS_SECONDS: Final = 0.02  # first pause after a miss; doubles, jittered
+MAX_MISS_SECONDS: Final = 0.5
+MISS_PATIENCE: Final = 60.0  # seconds of misses before a caller without a deadline hears of them
+
+_tracer = trace.get_tracer("shoal.router")
+
+
+class Reply(NamedTuple):
+    """`message`: a serialized ModelInferResponse. `cold`: the Controller was asked. `server`: whose
+    answer it is. `streamed`: the message is a ModelStreamInferResponse. `trailing`: the caller's
+    metadata; of what the server sends with an answer none is read, for no Triton sends any."""
+
+    message: bytes
+    cold: bool
+    server: str
+    streamed: bool = False
+    trailing: Pairs = ()
+
+
+class TritonError(Exception):
+    """Triton's own answer is an error: the client's to see, as it is."""
+
+    def __init__(self, error: grpc.aio.AioRpcError, *, cold: bool) -> None:
+        super().__init__(error.details())
+        self.error = error
+        self.cold = cold
+
+
+class Sent(NamedTuple):
+    """A request on its way. `call`: a running ModelInfer, or a PlainRequest."""
+
+    replica: Replica
+    address: str
+    call: Any
+    span: trace.Span
+
+
+class Forwarder:
+    """`pick`, `repeats` and `budget` are for streams, too. `hedge_after`: seconds after which a
+    request is sent to another replica as well, None for never."""
+
+    def __init__(
+        self,
+        watch: PlacementWatch,
+        controller: ControllerClient,
+        *,
+        hedge_after: float | None = None,
+    ) -> None:
+        self._watch = watch
+        self._controller = controller
+        self._hedge_after = hedge_after
+        self._tracing = telemetry.enabled()
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._connections = Connections()
+        self._methods: dict[str, Any] = {}  # stubs by address
+        self._outliving: set[Any] = set()
+        self.repeats = Repeats()
+        self.budget = RetryBudget()
+
+    async def close(self) -> None:
+        await self._connections.close()
+        for channel in self._channels.values():
+            await channel.close(None)
+
+    async def infer(
+        self,
+        target: Target,
+        message: bytes,
+        metadata: Pairs,
+        deadline: float | None,
+        *,
+        retry: bool,
+        sequence: Sequence | None = None,
+        stream: PlainStream | None = None,
+    ) -> Reply:
+        """Have `target` answer `message`, wherever it is or will be; what belongs to a `sequence`,
+        where that began.
+
+        `deadline`: seconds of the monotonic clock, None for none. `retry`: whether it may be sent
+        again after a server broke off with it, or keeps it waiting; never within a sequence.
+        `stream`: it may go by, the first time. Raises TritonError, ServerLost, and what the
+        Controller refuses (controller_client.Rejected, ShoalError).
+        """
+        self.budget.requests.add(time.monotonic())
+        retry = retry and sequence is None
+        if sequence is not None and sequence.start:
+            self._controller.require_lease(target)
+        missed: Miss | None = None
+        broke: Replica | None = None
+        cold = begun = False
+        misses = 0
+        patience = 0.0
+        while True:
+            asking = missed is not None or broke is not None
+            replica = None if asking else self.pick(target, sequence)
+            if replica is not None:
+                address = self._watch.table.addresses[replica.server]
+                call, span = self._send(replica, address, message, metadata, stream)
+                if self._hedge_after is not None and retry:
+                    sent = Sent(replica, address, call, span)
+                    replica, address, call, span = await self._first(sent, message, metadata)
+            else:
+                cold = True
+                granted = await self._send_cold(
+                    target, message, metadata, deadline, missed, repeat=broke is not None
+                )
+                if granted is None:
+                    missed = None
+                    continue
+                replica, address, call, span = granted
+            if sequence is not None:
+                begun = self._watch.sequences.begun(target, sequence)
+                self._watch.tie(sequence.id, replica)
+            try:
+                code = await call.code()
+            except BaseException:
+                self._outlive(Sent(replica, address, call, span))
+                raise
+            finally:
+                if broke is not None:
+                    self.repeats.end(replica)
+            refused = code is not _OK
+            if sequence is not None and over(sequence, begun=begun, failed=refused):
+                self._watch.sequences.end(target, sequence.id)
+            self._watch.in_use.end(replica)
+            if span is not trace.INVALID_SPAN:
+                span.end()
+            if not refused:
+                if isinstance(call, PlainRequest):
+                    return Reply(call.message, cold, replica.server, streamed=True)
+                return Reply(await call, cold, replica.server)
+            text = await call.details() or ""
+            own = await self._connections.answered(self._channels[address], code.name, text)
+            meaning = verdict(code.name, text, answered=own)
+            if meaning is Verdict.ANSWER:
+                raise TritonError(await _error(call), cold=cold)
+            if meaning in (Verdict.BROKEN, Verdict.UNHEALTHY):
+                repeated = retry and self.budget.retry(time.monotonic())
+                if meaning is Verdict.BROKEN:
+                    self._watch.broke(replica, broke, repeated=repeated)
+                    broke = replica
+                if not repeated:
+                    raise lost(replica, text)
+                retry = False
+            misses += 1
+            patience = patience or time.monotonic() + MISS_PATIENCE
+            if deadline is None and time.monotonic() > patience:
+                raise lost(replica, text)
+            missed = Miss(replica.server, meaning is Verdict.UNHEALTHY)
+            await self._pause(misses, deadline, replica, text)
+
+    def pick(self, target: Target, sequence: Sequence | None) -> Replica | None:
+        """The replica that the sequence is tied to or belongs to; without a sequence, the one with
+        the least in flight of two drawn ones."""
+        table = self._watch.table
+        if sequence is not None and not sequence.start:
+            tied = self._watch.sequences.replica(target, sequence.id)
+            # Also one that was withdrawn: it is not unloaded before its sequences have ended.
+            if tied is not None and tied.server in table.addresses:
+                return tied
+        replicas = table.ready.get(target)
+        if replicas is None:
+            return None
+        if len(replicas) == 1:
+            return replicas[0]
+        if sequence is not None:
+            return Replica(home(table.servers(target), sequence.id), target)
+        a, b = random.sample(replicas, 2)
+        count = self._watch.in_use.count
+        return a if count(a) <= count(b) else b
+
+    async def _send_cold(
+        self,
+        target: Target,
+        message: bytes,
+        metadata: Pairs,
+        deadline: float | None,
+        missed: Miss | None,
+        *,
+        repeat: bool,
+    ) -> Sent | None:
+        """To the replica that the Controller named; None when it was withdrawn since."""
+        grant = await self._controller.make_resident(target, deadline, missed)
+        if repeat:
+            await self.repeats.begin(grant.replica, deadline)
+        if self._watch.table.outdated(grant.replica, grant.revision):
+            if repeat:
+                self.repeats.end(grant.replica)
+            return None
+        call, span = self._send(grant.replica, grant.address, message, metadata)
+        if grant.use_lease:
+            self._watch.started(grant.replica, grant.use_lease)
+        return Sent(grant.replica, grant.address, call, span)
+
+    async def _first(self, sent: Sent, message: bytes, metadata: Pairs) -> Sent:
+        """Whichever has ended first: `sent`, or the same at another replica, where it is sent if
+        this takes long. The other one comes to its end unheard."""
+        waits = {asyncio.ensure_future(sent.call.code()): sent}
+        try:
+            done, _ = await asyncio.wait(waits, timeout=self._hedge_after)
+            if not done and (other := self._hedge(sent.replica, message, metadata)) is not None:
+                waits[asyncio.ensure_future(other.call.code())] = other
+            if not done:
+                done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            first = waits.pop(done.pop())
+        finally:
+            for wait, unheard in waits.items():
+                wait.cancel()
+                self._outlive(unheard)
+        return first
+
+    def _hedge(self, replica: Replica, message: bytes, metadata: Pairs) -> Sent | None:
+        """Sent to the one with the least in flight but `replica`; None where there is no other, or
+        the budget is spent."""
+        table, in_use = self._watch.table, self._watch.in_use
+        others = [one for one in table.ready.get(replica.target, ()) if one != replica]
+        if not others or not self.budget.hedge(time.monotonic()):
+            return None
+        other = min(others, key=in_use.count)
+        address = table.addresses[other.server]
+        return Sent(other, address, *self._send(other, address, message, metadata))
+
+    def _send(
+        self,
+        replica: Replica,
+        address: str,
+        message: bytes,
+        metadata: Pairs,
+        stream: PlainStream | None = None,
+    ) -> tuple[Any, trace.Span]:
+        """The running call, which counts as in flight until it has ended."""
+        method = self._methods.get(address)
+        if method is None:
+            method = self._connect(address)
+        span: trace.Span = trace.INVALID_SPAN
+        call: Any = None
+        if self._tracing and trace.get_current_span().is_recording():
+            span = _tracer.start_span(
+                "forward",
+                kind=trace.SpanKind.CLIENT,
+                attributes={"shoal.server": replica.server, "server.address": address},
+            )
+            call = method(message, metadata=(*metadata, *telemetry.propagation(span)))
+        elif stream is not None:  # a trace has a call of its own
+            call = stream.send(replica, self._channels[address], message, metadata)
+        if call is None:
+            call = method(message, metadata=onward(metadata))
+        self._watch.in_use.begin(replica)
+        return call, span
+
+    def _outlive(self, sent: Sent) -> None:
+        """Nobody waits for it any more, but it counts as in flight until Triton has ended it: a
+        reset in the middle of a response can leave a Triton before release 25.06 unable to unload
+        the model."""
+        # A call that nobody holds is cancelled. The callback makes a reference cycle, which keeps
+        # the messages until the garbage collector runs: so it is not for every call.
+        self._outliving.add(sent.call)
+
+        def ended(_: Any) -> None:
+            self._outliving.discard(sent.call)
+            self._watch.in_use.end(sent.replica)
+            sent.span.end()
+
+        sent.call.add_done_callback(ended)
+
+    def _connect(self, address: str) -> Any:
+        channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._channels[address] = channel
+        method = self._methods[address] = channel.unary_unary(MODEL_INFER)
+        return method
+
+    async def _pause(
+        self, misses: int, deadline: float | None, replica: Replica, text: str
+    ) -> None:
+        """Before the next try: short, growing, jittered, and not beyond the deadline."""
+        longest = min(MAX_MISS_SECONDS, MISS_SECONDS * 2 ** (misses - 1))
+        pause = longest * random.uniform(0.5, 1.0)
+        if deadline is not None and time.monotonic() + pause >= deadline:
+            raise lost(replica, text)
+        await asyncio.sleep(pause)
+
+
+async def _error(call: Any) -> grpc.aio.AioRpcError:
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error
+    raise AssertionError("a failed call gave an answer")
+
+
+def lost(replica: Replica, text: str) -> ServerLost:
+    """The refusal of a request that is not sent again."""
+    return ServerLost(
+        server=replica.server,
+        model=replica.target.model,
+        version=replica.target.version,
+        cause=text,
+        retry_after=1.0,
+    )

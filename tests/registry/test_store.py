@@ -1,0 +1,442 @@
+"""One contract for every database, and what lies beside the catalogue in it."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from google.protobuf.duration_pb2 import Duration
+from grpc import StatusCode
+from sqlalchemy import insert
+
+from services.common.errors import InvalidField, LeaseHeld, ModelNotFound, NotReady
+from services.common.paging import START, Page
+from services.registry.catalogue import migrate, rows
+from services.registry.catalogue.change import REMEMBERED_US, Change
+from services.registry.catalogue.database import UnknownDatabase, open_engine
+from services.registry.catalogue.schema import metadata, models, versions
+from services.registry.catalogue.store import Store
+from services.registry.core.catalogue import (
+    Arm,
+    Entry,
+    Model,
+    Part,
+    RetryPolicy,
+    Target,
+    TrafficPolicy,
+    Version,
+    VersionState,
+)
+from services.registry.core.footprint import Footprint
+from services.registry.core.residency import Residency
+from shoal.names import ModelVersionName
+from shoal.registry.v1 import registry_service_pb2 as pb
+from shoal.registry.v1 import types_pb2 as types
+from tests.support import postgres as registry_postgres
+from tests.support.registry import python_model, refusal, registry, version_name
+
+SECOND = 1_000_000
+_serial = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Path]:
+    pytest.importorskip("asyncpg")
+    if registry_postgres.programs() is None:
+        pytest.skip("PostgreSQL is not installed")
+    with registry_postgres.server() as folder:
+        yield folder
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'registry.db'}"
+    folder = request.getfixturevalue("postgres")
+    return await registry_postgres.database(folder, f"shoal{next(_serial)}")
+
+
+class Clock:
+    """Microseconds, moved by hand."""
+
+    now_us = 1000 * SECOND
+
+    def __call__(self) -> int:
+        return self.now_us
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def store(url: str, clock: Clock) -> AsyncIterator[Store]:
+    store = await Store.open(url, clock)
+    yield store
+    await store.close()
+
+
+def version(model: str, number: int, **fields: object) -> Version:
+    return Version(
+        **{
+            "model": model,
+            "number": number,
+            "verdict": VersionState.APPROVED,
+            "source": "/söurce",
+            "config": b"\0\xff",
+            "fingerprint": "f",
+            **fields,
+        }
+    )
+
+
+def full_entry(name: str = "m") -> Entry:
+    """With something in every field."""
+    one = version(
+        name,
+        2**62,
+        verdict=VersionState.PENDING,
+        probe=b"\xff\0",
+        config_digest="d",
+        auxiliary_digest="a",
+        artifact_bytes=2**40,
+        ensemble=True,
+        parts=(Part("p", 0, 3), Part("q", 2, 2)),
+        declared_memory={"ram": 2**40},
+        pinned=True,
+        artifact_problem="no",
+        parts_problem="nö",
+    )
+    model = Model(
+        name=name,
+        description="ä",
+        labels={"k": "v"},
+        retry_policy=RetryPolicy.NEVER,
+        residency=Residency(
+            min_copies=0,
+            max_copies=3,
+            idle_ttl_us=0,
+            preload=False,
+            priority=-1,
+            required_labels={"gpu": "a100"},
+        ),
+        aliases={"live": 1},
+        policy=TrafficPolicy((Arm(Target("q", alias="x"), 3), Arm(Target(name, version=1), 0))),
+    )
+    return Entry(model, {1: version(name, 1), one.number: one})
+
+
+async def put(store: Store, *entries: Entry) -> int:
+    async with store.change() as change:
+        await change.load([entry.name for entry in entries])
+        for entry in entries:
+            change.put(entry)
+        return (await change.commit()).revision
+
+
+async def test_what_is_written_is_read(store: Store, clock: Clock) -> None:
+    entry = full_entry()
+    assert await put(store, entry) == 1
+    read = await store.entry("m")
+    assert read.model.created_us == read.model.updated_us == clock.now_us
+    policy = replace(entry.model.policy, revision=1)
+    expected = replace(
+        entry.model, policy=policy, created_us=clock.now_us, updated_us=clock.now_us, revision=1
+    )
+    assert read.model == expected
+    assert read.versions == {
+        number: replace(one, created_us=clock.now_us, revision=1)
+        for number, one in entry.versions.items()
+    }
+    assert await store.snapshot() == (1, {"m": read})
+
+
+async def test_a_change_that_changes_nothing_has_no_revision(store: Store) -> None:
+    await put(store, full_entry())
+    entry = await store.entry("m")
+    assert await put(store, entry) == 1
+
+
+async def test_only_what_changed_gets_the_new_revision(store: Store, clock: Clock) -> None:
+    await put(store, full_entry(), full_entry("n"))
+    before = await store.entry("m")
+    clock.now_us += 5
+    await put(store, before.with_version(replace(before.version(1), pinned=True)))
+    after = await store.entry("m")
+    assert after.version(1).revision == 2
+    assert after.version(2**62) == before.version(2**62)
+    assert after.model == before.model
+    assert (await store.entry("n")).version(1).revision == 1
+
+
+async def test_versions_and_models_go(store: Store) -> None:
+    await put(store, full_entry(), full_entry("n"))
+    entry = await store.entry("m")
+    await put(store, replace(entry, versions={1: entry.version(1)}))
+    assert list((await store.entry("m")).versions) == [1]
+    async with store.change() as change:
+        await change.entry("m")
+        change.remove("m")
+        committed = await change.commit()
+    assert (committed.revision, dict(committed.changed)) == (3, {"m": None})
+    with pytest.raises(ModelNotFound):
+        await store.entry("m")
+    assert list((await store.snapshot()).entries) == ["n"]
+
+
+async def test_what_is_not_committed_was_never_there(store: Store) -> None:
+    async with store.change() as change:
+        await change.find("m")
+        change.put(full_entry())
+    assert await store.snapshot() == (0, {})
+    assert await put(store, full_entry()) == 1
+
+
+async def test_users_are_found_by_their_parts_and_their_policies(store: Store) -> None:
+    policy = TrafficPolicy((Arm(Target("part"), 1),))
+    await put(
+        store,
+        Entry(Model(name="part"), {1: version("part", 1)}),
+        Entry(Model(name="e"), {1: version("e", 1, parts=(Part("part", 0, 0),))}),
+        Entry(Model(name="p", policy=policy)),
+        Entry(Model(name="other"), {1: version("other", 1)}),
+    )
+    async with store.change() as change:
+        assert [user.name for user in await change.users({"part"})] == ["e", "p"]
+        change.put(Entry(Model(name="p")))
+        await change.find("new")
+        change.put(Entry(Model(name="new"), {1: version("new", 1, parts=(Part("part", 1, 1),))}))
+        users = await change.users({"part"})
+        assert {"e", "new"} <= {user.name for user in users}
+        await change.commit()
+    async with store.change() as change:
+        assert [user.name for user in await change.users({"part"})] == ["e", "new"]
+
+
+async def test_revisions_have_no_gaps_however_many_write(store: Store) -> None:
+    async def write(number: int) -> int:
+        async with store.change() as change:
+            await change.find(f"m{number}")
+            change.put(Entry(Model(name=f"m{number}")))
+            return (await change.commit()).revision
+
+    revisions = await asyncio.gather(*(write(number) for number in range(20)))
+    assert sorted(revisions) == list(range(1, 21))
+    assert await store.revision() == 20
+
+
+async def test_a_reader_sees_one_moment(store: Store) -> None:
+    """Two models that always change together are never seen apart."""
+
+    async def write(change: Change, number: int) -> None:
+        for name in ("a", "z"):
+            await change.find(name)
+            change.put(Entry(Model(name=name, description=str(number))))
+        await change.commit()
+
+    async def writer() -> None:
+        for number in range(30):
+            async with store.change() as change:
+                await write(change, number)
+
+    writing = asyncio.ensure_future(writer())
+    seen = 0
+    while not writing.done():
+        entries = (await store.snapshot()).entries
+        assert len({entry.model.description for entry in entries.values()}) <= 1
+        seen += bool(entries)
+    await writing
+    assert seen
+
+
+async def test_pages_follow_keys(store: Store) -> None:
+    await put(store, *(full_entry(name) for name in ("b", "a", "c")))
+    names = [entry.name for entry in await store.list_models(Page(2, START))]
+    assert names == ["a", "b", "c"]  # one more than asked for
+    rest = await store.list_models(Page(2, ("a", 0)))
+    assert [entry.name for entry in rest] == ["b", "c"]
+    found = await store.list_versions(None, Page(9, ("a", 1)))
+    assert [(one.model, one.number) for one in found][:2] == [("a", 2**62), ("b", 1)]
+    assert len(await store.list_versions("b", Page(9, START))) == 2
+    with pytest.raises(ModelNotFound):
+        await store.list_versions("nix", Page(9, START))
+
+
+async def test_requests_are_remembered_for_a_day(store: Store, clock: Clock) -> None:
+    async with store.change() as change:
+        await change.remember("id", "digest", "m")
+        await change.remember("", "digest", "nobody")
+        await change.commit()
+    async with store.change() as change:
+        assert await change.remembered("id", "digest") == "m"
+        assert await change.remembered("", "digest") is None
+        assert await change.remembered("other", "digest") is None
+        with pytest.raises(InvalidField):
+            await change.remembered("id", "another digest")
+    clock.now_us += REMEMBERED_US
+    async with store.change() as change:
+        assert await change.remembered("id", "another digest") is None
+        await change.remember("id", "another digest", "n")
+        await change.commit()
+
+
+async def test_footprints_belong_to_versions_and_are_no_revision(store: Store) -> None:
+    await put(store, full_entry())
+    name = ModelVersionName("m", 1)
+    await store.report_footprints(
+        [
+            Footprint(name, "d", {"ram": 5}, 7),
+            Footprint(ModelVersionName("nix", 1), "d", {"ram": 5}, 7),
+            Footprint(name, "d", {"ram": 3, "gpu:0": 1}, 9),
+        ]
+    )
+    expected = Footprint(name, "d", {"gpu:0": 1, "ram": 5}, 9)
+    assert await store.list_footprints(Page(9, START)) == [expected]
+    assert await store.revision() == 1
+    entry = await store.entry("m")
+    await put(store, entry.with_version(replace(entry.version(1), pinned=True)))
+    assert await store.list_footprints(Page(9, START)) == [expected]
+    await put(store, entry.with_version(replace(entry.version(1), fingerprint="other")))
+    assert await store.list_footprints(Page(9, START)) == []
+
+
+async def test_the_lease_outlives_the_process(store: Store, url: str, clock: Clock) -> None:
+    assert await store.hold_lease("a", "1", 10 * SECOND) == 1
+    other = await Store.open(url, clock)
+    with pytest.raises(LeaseHeld):
+        await other.hold_lease("b", "1", 10 * SECOND)
+    assert await other.hold_lease("a", "1", 10 * SECOND) == 1
+    clock.now_us += 10 * SECOND
+    assert await other.hold_lease("b", "1", 10 * SECOND) == 2
+    with pytest.raises(LeaseHeld):
+        await store.hold_lease("a", "1", 10 * SECOND)
+    await other.close()
+
+
+async def test_one_of_many_gets_the_lease(store: Store) -> None:
+    async def ask(holder: str) -> int | LeaseHeld:
+        try:
+            return await store.hold_lease(holder, "1", SECOND)
+        except LeaseHeld as error:
+            return error
+
+    answers = await asyncio.gather(*(ask(f"holder {number}") for number in range(10)))
+    assert [answer for answer in answers if isinstance(answer, int)] == [1]
+
+
+async def test_migrations_make_the_tables_that_the_code_knows(store: Store, url: str) -> None:
+    again = await Store.open(url)
+    await again.close()
+    engine, _ = open_engine(url)
+    async with engine.connect() as connection:
+        difference = await connection.run_sync(
+            lambda sync: compare_metadata(MigrationContext.configure(sync), metadata)
+        )
+    await engine.dispose()
+    assert difference == []
+
+
+async def test_what_older_tables_held_is_kept(url: str) -> None:
+    one = version("m", 1, pinned=True)
+    model = rows.model_row(Model(name="m", description="ä"))
+    del model["residency"]
+    old = rows.version_row(one)
+    del old["probe"]
+    engine, _ = open_engine(url)
+    async with engine.begin() as connection:
+        await connection.run_sync(migrate.upgrade, "0001")
+        await connection.execute(insert(models).values(model))
+        await connection.execute(insert(versions).values(old))
+    await engine.dispose()
+    store = await Store.open(url)
+    assert await store.entry("m") == Entry(Model(name="m", description="ä"), {1: one})
+    await store.close()
+
+
+async def test_a_registry_on_each_database(url: str, tmp_path: Path) -> None:
+    python_model(tmp_path / "repo", "m", (1, 2))
+    settings = {"database_url": url, "repositories": (tmp_path / "repo",)}
+    async with registry(tmp_path / "data", **settings) as known:
+        assert await known.revision() == 1
+        assert (await known.model("m")).default_version == 2
+    async with registry(tmp_path / "data", **settings) as known:
+        assert await known.revision() == 1
+
+
+async def test_a_database_that_is_gone_is_told_as_such(postgres: Path) -> None:
+    with registry_postgres.server() as folder:
+        store = await Store.open(await registry_postgres.database(folder, "shoal"))
+    for call in (store.revision(), store.hold_lease("a", "1", SECOND), put(store, full_entry())):
+        with pytest.raises(NotReady, match="database"):
+            await call
+    await store.close()
+
+
+@pytest.mark.parametrize("url", ["mysql://host/db", "sqlite://", "sqlite:///:memory:"])
+def test_databases_that_will_not_do(url: str) -> None:
+    with pytest.raises(UnknownDatabase):
+        open_engine(url)
+
+
+async def test_the_lease_over_grpc(tmp_path: Path) -> None:
+    async with registry(tmp_path) as known:
+
+        async def hold(holder: str, incarnation: str, seconds: float) -> int:
+            request = pb.HoldControllerLeaseRequest(
+                holder=holder, incarnation=incarnation, ttl=Duration(nanos=int(seconds * 1e9))
+            )
+            return (await known.stub.HoldControllerLease(request)).epoch
+
+        assert await hold("a", "1", 0.9) == 1
+        assert await hold("a", "1", 0.9) == 1
+        assert await hold("a", "2", 0.9) == 2
+        refused = await refusal(hold("b", "1", 0.9))
+        assert (refused.code, refused.reason) == (StatusCode.ABORTED, "LEASE_HELD")
+        assert refused.metadata["holder"] == "a"
+        assert 0 < refused.retry_after <= 0.9
+        for holder, incarnation, ttl, field in (
+            ("", "1", 0.9, "holder"),
+            ("a", "", 0.9, "incarnation"),
+            ("a", "1", 0, "ttl"),
+            ("a" * 129, "1", 0.9, "holder"),
+        ):
+            refused = await refusal(hold(holder, incarnation, ttl))
+            assert (refused.reason, refused.metadata["field"]) == ("INVALID_FIELD", field)
+
+
+async def test_footprints_over_grpc(tmp_path: Path) -> None:
+    python_model(tmp_path / "repo", "m", (1, 2, 3))
+    async with registry(tmp_path / "data", repositories=(tmp_path / "repo",)) as known:
+        footprints = [
+            types.Footprint(
+                version=version_name(f"m:{number}"),
+                config_digest="d",
+                memory={"ram": number},
+                load_duration=Duration(nanos=5000),
+            )
+            for number in (1, 2, 3)
+        ]
+        revision = await known.revision()
+        await known.stub.ReportFootprints(pb.ReportFootprintsRequest(footprints=footprints))
+        first = await known.stub.ListFootprints(pb.ListFootprintsRequest(page_size=2))
+        assert list(first.footprints) == footprints[:2]
+        second = await known.stub.ListFootprints(
+            pb.ListFootprintsRequest(page_token=first.next_page_token)
+        )
+        assert (list(second.footprints), second.next_page_token) == (footprints[2:], "")
+        assert await known.revision() == revision
+        for change, reason in (
+            ({"version": "m:1"}, "INVALID_NAME"),
+            ({"version": "models/m/versions/x"}, "INVALID_VERSION"),
+            ({"config_digest": ""}, "INVALID_FIELD"),
+            ({"memory": {"disk": 1}}, "INVALID_FIELD"),
+            ({"load_duration": Duration(seconds=-1)}, "INVALID_FIELD"),
+        ):
+            fields = {"version": version_name("m:1"), "config_digest": "d", **change}
+            report = pb.ReportFootprintsRequest(footprints=[types.Footprint(**fields)])
+            assert (await refusal(known.stub.ReportFootprints(report))).reason == reason

@@ -1,0 +1,70 @@
+"""The `shoal` command in this process, and a real Registry for it to call."""
+
+import asyncio
+import contextlib
+import io
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from structlog.testing import capture_logs
+
+from services.registry.assembly import running
+from services.registry.settings import RegistrySettings
+from shoal.cli.__main__ import main
+from tests.support.registry import serving
+
+# Ports that no program listens on.
+NO_REGISTRY, NO_CONTROLLER, NO_ROUTER = "127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"
+
+
+@dataclass(frozen=True)
+class Done:
+    status: int | str | None
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def shoal(*arguments: object) -> Done:
+    """Runs it with what it prints captured; not for two at a time."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status: int | str | None = main([str(argument) for argument in arguments])
+        except SystemExit as ended:
+            status = ended.code
+    return Done(status, out.getvalue(), err.getvalue())
+
+
+@dataclass(frozen=True)
+class Shell:
+    """A Registry alone: neither Controller nor Router is there."""
+
+    registry: str
+
+    async def __call__(self, *arguments: object) -> Done:
+        others = ("--controller", NO_CONTROLLER, "--router", NO_ROUTER)
+        return await asyncio.to_thread(shoal, "--registry", self.registry, *others, *arguments)
+
+
+@asynccontextmanager
+async def registry_alone(folder: Path, **settings: Any) -> AsyncIterator[Shell]:
+    """Yields once it is SERVING; `folder` keeps its data."""
+    chosen = RegistrySettings(
+        port=0, metrics_port=None, data_dir=folder, stop_grace_seconds=0.2, **settings
+    )
+    # Its log lines would stand between what the command prints.
+    with capture_logs():
+        async with running(chosen) as ports:
+            address = f"127.0.0.1:{ports.port}"
+            async with grpc.aio.insecure_channel(address) as channel:
+                await serving(channel)
+            yield Shell(address)
