@@ -42,6 +42,12 @@ _log = structlog.get_logger(__name__)
 _tracer = trace.get_tracer("shoal.rpc")
 
 
+def deadline_of(context: Context) -> float | None:
+    """Return when the caller stops waiting, in seconds of the monotonic clock; None for never."""
+    left = cast("float | None", context.time_remaining())
+    return None if left is None else time.monotonic() + left
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What clients may take of a server, per connection unless it says otherwise. Times in seconds.

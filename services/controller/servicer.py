@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable
 from itertools import islice
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import grpc
 from opentelemetry import trace
@@ -22,7 +22,7 @@ from services.common.errors import (
     ShoalError,
     VersionNotFound,
 )
-from services.common.rpc import Context
+from services.common.rpc import Context, deadline_of
 from services.controller import explanations, messages, router_stream, server_calls
 from services.controller.catalog import ANSWERABLE
 from services.controller.core import events as ev
@@ -289,8 +289,9 @@ class ControllerServicer(ControllerServiceServicer):
         return answer
 
     def _deadline(self, context: Context) -> float:
-        left = cast("float | None", context.time_remaining())  # None without a deadline
-        return time.monotonic() + (self._max_wait if left is None else min(left, self._max_wait))
+        longest = time.monotonic() + self._max_wait
+        deadline = deadline_of(context)
+        return longest if deadline is None else min(deadline, longest)
 
     # --- Routers ----------------------------------------------------------------------------------
 

@@ -1,13 +1,12 @@
 """A call of Triton's protocol that somebody in the Router answers, however it came in."""
 
-import time
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import grpc
 
 from services.common.caller import Caller, CallerPolicy
-from services.common.rpc import Context
+from services.common.rpc import Context, deadline_of
 
 
 class Answered(Exception):
@@ -37,8 +36,7 @@ def over_grpc(answer: Answer, callers: CallerPolicy) -> Behaviour:
 
     async def behaviour(request: Any, context: Context) -> Any:
         metadata = tuple(context.invocation_metadata() or ())
-        left = cast("float | None", context.time_remaining())  # None without a deadline
-        deadline = None if left is None else time.monotonic() + left
+        deadline = deadline_of(context)
         peer = context.peer()
         try:
             return await answer(request, Call(callers.caller(peer, metadata), peer, deadline))

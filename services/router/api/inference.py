@@ -1,6 +1,5 @@
 """inference.GRPCInferenceService, as one very large Triton would answer it."""
 
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final, NoReturn, cast
 
@@ -11,7 +10,7 @@ from services.common import telemetry
 from services.common.caller import CallerPolicy
 from services.common.errors import NotProxied, ShoalError, VersionNotFound
 from services.common.packed import PACKED
-from services.common.rpc import Context, reading
+from services.common.rpc import Context, deadline_of, reading
 from services.common.status import DETAILS_KEY, abort
 from services.router.api.administration import refuse_named
 from services.router.call import Answer, over_grpc
@@ -133,8 +132,7 @@ class Inference:
         """`metadata`: the caller's, where it has been read already, which takes gRPC a while."""
         if metadata is None:
             metadata = tuple(context.invocation_metadata() or ())
-        left: float | None = context.time_remaining()  # None without a deadline
-        deadline = None if left is None else time.monotonic() + left
+        deadline = deadline_of(context)
         caller = self._callers.caller(context.peer(), metadata)
         requests = self._requests
         try:
@@ -153,8 +151,7 @@ class Inference:
 
     async def model_stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
         metadata = tuple(context.invocation_metadata() or ())
-        left = cast("float | None", context.time_remaining())
-        deadline = None if left is None else time.monotonic() + left
+        deadline = deadline_of(context)
         caller = self._callers.caller(context.peer(), metadata)
         try:
             await self._streams.open(metadata, deadline, caller).run(requests, context.write)
