@@ -24,7 +24,7 @@ from services.router.api import inference, servicer
 from services.router.api.administration import Administration
 from services.router.api.explanations import Explanations
 from services.router.api.inference import Inference
-from services.router.api.servicer import Own, RouterServicer, WorkerServicer
+from services.router.api.servicer import OwnStatistics, RouterServicer, WorkerServicer
 from services.router.control.calls import ControllerCalls
 from services.router.control.model_info import ModelInfo
 from services.router.control.placement_watch import PlacementWatch
@@ -140,7 +140,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             version=version,
         )
         rpc.grpc.add_generic_rpc_handlers((service.handlers(),))
-        peers = Peers(Own(watch, statistics), settings.worker_sockets if shared else None, index)
+        peers = Peers(
+            OwnStatistics(watch, statistics), settings.worker_sockets if shared else None, index
+        )
         explanations = Explanations(watch, admission)
         add_RouterServiceServicer_to_server(RouterServicer(explanations, peers), rpc.services)
         await stack.enter_async_context(peers.serving(WorkerServicer(peers)))

@@ -9,7 +9,7 @@ from services.common.caller import Caller, CallerPolicy
 from services.common.rpc import Context, deadline_of
 
 
-class Answered(Exception):
+class RefusedByServers(Exception):
     """Triton's own code and text; the client's to see."""
 
     def __init__(self, code: grpc.StatusCode, text: str) -> None:
@@ -27,11 +27,11 @@ class Call(NamedTuple):
     deadline: float | None
 
 
-Behaviour = Callable[[Any, Context], Awaitable[Any]]
+GrpcMethod = Callable[[Any, Context], Awaitable[Any]]
 Answer = Callable[[Any, Call], Awaitable[Any]]
 
 
-def over_grpc(answer: Answer, callers: CallerPolicy) -> Behaviour:
+def over_grpc(answer: Answer, callers: CallerPolicy) -> GrpcMethod:
     """A handler of gRPC that passes Triton's own refusals on."""
 
     async def behaviour(request: Any, context: Context) -> Any:
@@ -40,7 +40,7 @@ def over_grpc(answer: Answer, callers: CallerPolicy) -> Behaviour:
         peer = context.peer()
         try:
             return await answer(request, Call(callers.caller(peer, metadata), peer, deadline))
-        except Answered as answered:
+        except RefusedByServers as answered:
             await context.abort(answered.code, answered.text)
 
     return behaviour

@@ -19,7 +19,7 @@ import pytest_asyncio
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from services.router.core.errors import ConverterLost
-from services.router.core.rest.values import INVALID, Refused
+from services.router.core.rest.values import INVALID, WrongRequest
 from services.router.rest import converter as module
 from services.router.rest.converter import LARGE, Converter
 from tests.support.waiting import until
@@ -40,7 +40,7 @@ class Text(str):
 
 
 def refuse(text: str) -> NoReturn:
-    raise Refused(INVALID, text)
+    raise WrongRequest(INVALID, text)
 
 
 def fail() -> NoReturn:
@@ -67,7 +67,7 @@ async def test_what_is_given_arrives_and_comes_back(converter: Converter) -> Non
 
 
 async def test_a_refusal_is_as_it_was(converter: Converter) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(WrongRequest) as caught:
         await converter.run(MUCH, refuse, "not like that")
     assert (caught.value.code, caught.value.text) == (INVALID, "not like that")
     before = await converter.run(MUCH, os.getpid)
@@ -81,7 +81,7 @@ async def test_what_is_refused_is_let_go_of_at_once(converter: Converter) -> Non
     there = weakref.ref(text)
     gc.disable()
     try:
-        with contextlib.suppress(Refused):
+        with contextlib.suppress(WrongRequest):
             await converter.run(MUCH, refuse, text)
         del text
         await until(lambda: there() is None)

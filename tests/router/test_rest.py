@@ -24,7 +24,7 @@ from services.common.caller import CallerPolicy
 from services.common.errors import AdminRequired, NeverFits, NoRoom
 from services.common.ports import listen
 from services.common.status import DETAILS_KEY, details
-from services.router.call import Answered, Call
+from services.router.call import Call, RefusedByServers
 from services.router.control.placement_watch import PlacementWatch
 from services.router.core.routing.metadata import Pairs, Said, read
 from services.router.core.routing.routes import Route, VersionRoute
@@ -35,7 +35,7 @@ from services.router.rest.openapi import pages
 from services.router.rest.schemas import SCHEMAS
 from services.router.rest.service import Service
 from services.router.rest.table import ROUTES
-from services.router.unary.forward import Reply, TritonError
+from services.router.servers.answers import InferReply, TritonError
 from services.router.unary.inference import Request
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -66,7 +66,7 @@ class Backend:
     def said(self, metadata: Pairs) -> Said:
         return read(metadata)
 
-    async def answer(self, request: Request) -> Reply:
+    async def answer(self, request: Request) -> InferReply:
         self.asked.append(request)
         self.reached.set()
         if self.gate is not None:
@@ -85,7 +85,7 @@ class Backend:
             answer.outputs.add(name=one.name, datatype=one.datatype, shape=one.shape)
         answer.raw_output_contents.extend(asked.raw_input_contents)
         trailing = (("x-shoal-route", "arm a"), ("else", "b"))
-        return Reply(answer.SerializeToString(), cold=False, server="a", trailing=trailing)
+        return InferReply(answer.SerializeToString(), cold=False, server="a", trailing=trailing)
 
     async def stream(self, request: Request) -> AsyncGenerator[bytes, None]:
         self.asked.append(request)
@@ -449,7 +449,7 @@ async def test_refusals_of_administration(running: Running) -> None:
     path = "/v2/repository/models/echo/load"
     running.backend.failing = AdminRequired(method="RepositoryModelLoad", subject="bob")
     assert (await running.ask("POST", path))[0] == 403
-    running.backend.failing = Answered(grpc.StatusCode.INTERNAL, "failed to load 'echo'")
+    running.backend.failing = RefusedByServers(grpc.StatusCode.INTERNAL, "failed to load 'echo'")
     assert (await running.ask("POST", path))[::2] == (500, {"error": "failed to load 'echo'"})
     assert (await running.ask("POST", "/v2/repository/r/models/echo/load"))[::2] == (
         501,

@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2
 
 from services.router.core.rest.generate import Declared, generated
 from services.router.core.rest.infer import SIZES, Input, parsed
-from services.router.core.rest.values import Refused
+from services.router.core.rest.values import WrongRequest
 from services.router.rest import documents, tensors
 
 NONE = memoryview(b"")
@@ -63,7 +63,7 @@ def test_whatever_is_asked_becomes_a_message_or_is_refused(document: Any, rest: 
     try:
         asked = parsed(documents.loads(json.dumps(document).encode()))
         message = tensors.message("m", "", asked, memoryview(rest))
-    except Refused:
+    except WrongRequest:
         return
     found = service_pb2.ModelInferRequest.FromString(message)
     assert [one.name for one in found.inputs] == [one.name for one in asked.inputs]
@@ -80,14 +80,14 @@ def test_whatever_generate_is_asked_becomes_a_message_or_is_refused(document: An
     try:
         asked = generated(documents.loads(json.dumps(document).encode()), declared)
         message = tensors.message("m", "", asked, NONE)
-    except Refused:
+    except WrongRequest:
         return
     service_pb2.ModelInferRequest.FromString(message)
 
 
 @given(st.binary(max_size=30))
 def test_any_bytes_are_json_or_are_refused(body: bytes) -> None:
-    with contextlib.suppress(Refused):
+    with contextlib.suppress(WrongRequest):
         found = documents.loads(body)
         json.loads(documents.dumps(found))
 
@@ -102,7 +102,7 @@ def test_any_bytes_are_json_or_are_refused(body: bytes) -> None:
     ],
 )
 def test_broken_json_is_told_where_as_triton_tells(body: bytes, why: str) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(WrongRequest) as caught:
         documents.loads(body)
     assert caught.value.text == f"failed to parse the request JSON buffer: {why}"
 
@@ -116,7 +116,7 @@ def test_numbers_of_any_length_and_halves_of_characters(also: bytes) -> None:
     assert found[1] == 2**64 - 1
     assert isinstance(found[2], float)
     assert math.isclose(found[2], 1.2345678901234567e29)
-    with pytest.raises(Refused):
+    with pytest.raises(WrongRequest):
         documents.loads(b'[%b, "\\ud800"]' % also)
 
 
@@ -173,5 +173,7 @@ def test_documents_say_what_numbers_are_none() -> None:
 def test_outputs_of_another_size_are_refused(
     datatype: str, shape: list[int], content: bytes
 ) -> None:
-    with pytest.raises(Refused, match="output tensor shape does not match size of output for 'X'"):
+    with pytest.raises(
+        WrongRequest, match="output tensor shape does not match size of output for 'X'"
+    ):
         tensors.in_json("X", datatype, shape, memoryview(content))

@@ -16,9 +16,9 @@ import pytest
 from services.common.caller import LOCAL
 from services.common.errors import ModelNotFound
 from services.router.core.routing.metadata import read
+from services.router.servers.answers import TritonError
 from services.router.streams import call as stream_call
-from services.router.streams import replies as stream_outlet
-from services.router.unary.forward import TritonError
+from services.router.streams import replies as stream_replies
 from services.router.unary.inference import Request
 from tests.support.controllers import in_time, stub
 from tests.support.streams import (
@@ -336,11 +336,11 @@ async def test_a_client_that_does_not_read_slows_itself_alone(
             lazy = Talk(channel)
             await lazy.say(*(ask(MANY, -4, 0, id_=str(n)) for n in range(6)))
             stream = await _writing(router)
-            await until(lambda: stream._unsent_bytes >= stream_outlet.MOST_UNSENT_BYTES)
+            await until(lambda: stream._unsent_bytes >= stream_replies.MOST_UNSENT_BYTES)
             for n in range(50):
                 (reply,) = await router.talk().all(ask(MANY, -1, 0, id_=str(n)))
                 assert numbers(reply) == (7,)
-            assert stream._unsent_bytes < stream_outlet.MOST_UNSENT_BYTES + 200_000
+            assert stream._unsent_bytes < stream_replies.MOST_UNSENT_BYTES + 200_000
             replies = await lazy.rest()
             assert len(replies) == 6 * 200
 
@@ -350,13 +350,13 @@ async def _writing(router: Routed) -> Any:
     calls = router.streams.calls._running
     await until(lambda: calls)
     (task,) = calls
-    return task.get_coro().cr_frame.f_locals["self"]._listener._outlet
+    return task.get_coro().cr_frame.f_locals["self"]._listener._replies
 
 
 async def test_requests_wait_when_many_are_under_way(
     servers: dict[str, DirectTriton], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_outlet, "MOST_PENDING", 3)
+    monkeypatch.setattr(stream_replies, "MOST_PENDING", 3)
     async with routed(places(servers)) as router:
         talk = router.talk()
         saying = asyncio.create_task(talk.say(*(ask(MANY, 1, 0.1, id_=str(n)) for n in range(12))))
@@ -514,5 +514,7 @@ async def test_a_lost_server_costs_one_repeat_at_most_and_others_nothing(
         assert not any(replies[id_][0].error_message for id_ in (*order, "elsewhere"))
         lost = {SLOW, OTHER, SUM, MANY}
         await until(lambda: {broke.replica.model for broke in where.told("broke")} == lost)
+        told = {(broke.replica.model, broke.repeated) for broke in where.told("broke")}
+        assert told == {(SLOW, True), (OTHER, False), (SUM, False), (MANY, False)}
         assert all(asked.missed.server == "a" for asked in where.asked)
         assert {asked.model for asked in where.asked} == {SLOW}

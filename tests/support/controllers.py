@@ -17,7 +17,8 @@ from services.router.control.residents import ControllerClient, Grant
 from services.router.core.routing.routes import Target
 from services.router.core.routing.table import Table
 from services.router.core.wire.request import Sequence
-from services.router.unary.forward import Forwarder, Reply
+from services.router.servers.answers import InferReply
+from services.router.unary.forward import Forwarder
 from shoal.controller.v1 import controller_service_pb2 as wire
 from shoal.controller.v1 import placement_pb2
 from shoal.controller.v1.controller_service_pb2_grpc import (
@@ -138,7 +139,7 @@ class Router:
 
     async def infer(
         self, *, target: Target = TARGET, retry: bool = True, sequence: Sequence | None = None
-    ) -> Reply:
+    ) -> InferReply:
         request = service_pb2.ModelInferRequest(model_name=target.model, model_version="1")
         request.inputs.add(name="INPUT", datatype="FP32", shape=[2])
         request.raw_input_contents.append(struct.pack("<2f", 1.0, 2.0))

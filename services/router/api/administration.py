@@ -9,9 +9,9 @@ from services.common.errors import InvalidArtifact, InvalidField, LoadFailed, Ve
 from services.common.status import error_info
 from services.router.api.common_settings import common_log, common_trace
 from services.router.call import Answer, Call
+from services.router.control.answers import Rejected
 from services.router.control.calls import ControllerCalls
 from services.router.control.placement_watch import PlacementWatch
-from services.router.control.residents import Rejected
 from services.router.control.servers import ServerCalls, readings, updates
 from services.router.core.errors import (
     LoadParameter,

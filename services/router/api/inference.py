@@ -15,14 +15,14 @@ from services.common.status import DETAILS_KEY, abort
 from services.router.api.administration import refuse_named
 from services.router.call import Answer, over_grpc
 from services.router.control import model_info
+from services.router.control.answers import Rejected
 from services.router.control.model_info import ModelInfo
 from services.router.control.placement_watch import PlacementWatch
-from services.router.control.residents import Rejected
 from services.router.core.routing.metadata import Pairs, forwarded
 from services.router.core.routing.routes import Target, VersionRoute, resolve
+from services.router.servers.answers import TritonError
 from services.router.streams.stream import Streams
 from services.router.telemetry import tracing
-from services.router.unary.forward import TritonError
 from services.router.unary.inference import Request, Requests
 
 SERVICE: Final = "inference.GRPCInferenceService"

@@ -64,7 +64,7 @@ class WorkerServicer(WorkerServiceServicer):
         return self._peers.share()
 
 
-class Own:
+class OwnStatistics:
     """The statistics of this process."""
 
     def __init__(self, watch: PlacementWatch, statistics: Statistics) -> None:

@@ -8,9 +8,9 @@ import grpc
 
 from services.common.errors import NotReady, StandsBy
 from services.common.status import error_info
+from services.router.control.answers import NOBODY, Rejected
 from services.router.control.leader import Lost
 from services.router.control.placement_watch import PlacementWatch
-from services.router.control.residents import NOBODY, Rejected
 from services.router.core.errors import NoController
 
 PATIENCE_SECONDS: Final = 5.0  # while no Controller acts

@@ -11,6 +11,7 @@ import structlog
 
 from services.router.control.in_use import InUse, Use
 from services.router.control.leader import Acting
+from services.router.core.attempts import Broke
 from services.router.core.routing.routes import Arm, Replica, Route, Target, VersionRoute
 from services.router.core.routing.sequences import Sequences
 from services.router.core.routing.table import NONE, Change, Revision, StaleEpoch, Table
@@ -89,14 +90,13 @@ class PlacementWatch:
         if self.sequences.tie(id_, replica, time.monotonic()):
             self._say(self._usage())
 
-    def broke(self, replica: Replica, earlier: Replica | None, *, repeated: bool) -> None:
-        """The server was lost while it had a request, which had been lost `earlier` before.
-        `repeated`: it is sent once more."""
+    def broke(self, broke: Broke) -> None:
+        """Tell the Controller of a server that was lost while it had a request."""
         message = wire.WatchPlacementsRequest()
-        message.broke.replica.CopyFrom(_ref(replica))
-        message.broke.repeated = repeated
-        if earlier is not None:
-            message.broke.earlier.CopyFrom(_ref(earlier))
+        message.broke.replica.CopyFrom(_ref(broke.replica))
+        message.broke.repeated = broke.repeated
+        if broke.earlier is not None:
+            message.broke.earlier.CopyFrom(_ref(broke.earlier))
         self._say(message)
 
     async def _try(self, address: str, stub: Any) -> None:

@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 import grpc
 from opentelemetry import trace
@@ -21,8 +21,10 @@ from services.common.errors import (
     StandsBy,
 )
 from services.common.status import error_info
+from services.router.control.answers import NOBODY, Rejected
 from services.router.control.leader import Acting, Lost
 from services.router.control.placement_watch import PlacementWatch, replica_of
+from services.router.core.attempts import Miss
 from services.router.core.routing.routes import Replica, Target
 from services.router.core.routing.table import Revision
 from shoal.controller.v1 import controller_service_pb2 as wire
@@ -30,7 +32,6 @@ from shoal.controller.v1 import controller_service_pb2 as wire
 ANSWER_MARGIN: Final = 0.02  # seconds kept so that the caller hears why before its deadline
 RETRY_SECONDS: Final = 0.1
 CONFIG_SECONDS: Final = 5.0
-NOBODY: Final = "no Controller that acts is heard from"
 
 _tracer = trace.get_tracer("shoal.router")
 
@@ -43,22 +44,6 @@ class Grant:
     address: str
     revision: Revision
     use_lease: str
-
-
-class Miss(NamedTuple):
-    """A server that had not got what it was asked for. `unhealthy`: it said that what it has there
-    cannot work any more."""
-
-    server: str
-    unhealthy: bool
-
-
-class Rejected(Exception):
-    """The Controller answered with an error; it is the client's to see, as it is."""
-
-    def __init__(self, error: grpc.aio.AioRpcError) -> None:
-        super().__init__(error.details())
-        self.error = error
 
 
 class ControllerClient:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import grpc
 
-from services.router.call import Answered
+from services.router.call import RefusedByServers
 from services.router.control.calls import ControllerCalls
 from services.router.core.errors import NoServerAnswers, ServersDisagree
 from shoal.controller.v1 import controller_service_pb2 as wire
@@ -50,7 +50,7 @@ class ServerCalls:
 
 
 def readings(call: str, answers: list[ServerAnswer]) -> list[bytes]:
-    """What the servers say that can be reached. Raises Answered, NoServerAnswers."""
+    """What the servers say that can be reached. Raises RefusedByServers, NoServerAnswers."""
     taken = [answer.response for answer in answers if answer.taken]
     if not taken:
         _refuse(call, answers)
@@ -58,8 +58,8 @@ def readings(call: str, answers: list[ServerAnswer]) -> list[bytes]:
 
 
 def updates(call: str, answers: list[ServerAnswer]) -> list[bytes]:
-    """What all servers say. Raises Answered where all of them refuse with the same words, else
-    ServersDisagree, which names the first that did not take it, or NoServerAnswers."""
+    """Return what all servers say. Raises RefusedByServers where all of them refuse with the same
+    words, else ServersDisagree, which names the first that did not take it, or NoServerAnswers."""
     failed = [answer for answer in answers if not answer.taken]
     taken = [answer for answer in answers if answer.taken]
     if not taken:
@@ -78,6 +78,6 @@ def _refuse(call: str, answers: list[ServerAnswer]) -> None:
     """Nobody took it."""
     spoken = [answer for answer in answers if answer.reached]
     if spoken:
-        raise Answered(_CODES[spoken[0].code], spoken[0].text)
+        raise RefusedByServers(_CODES[spoken[0].code], spoken[0].text)
     causes = ", ".join(f"{answer.server}: {answer.text}" for answer in answers)
     raise NoServerAnswers(call=call, causes=causes or "none is configured", retry_after=1.0)

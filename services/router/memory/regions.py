@@ -19,9 +19,9 @@ from tritonclient.grpc import service_pb2
 
 from services.common.caller import LOCAL, CallerPolicy
 from services.common.errors import NotProxied
-from services.router.call import Answer, Answered, Call
+from services.router.call import Answer, Call, RefusedByServers
+from services.router.control.answers import Rejected
 from services.router.control.placement_watch import PlacementWatch
-from services.router.control.residents import Rejected
 from services.router.control.servers import ServerAnswer, ServerCalls, updates
 from services.router.core.errors import (
     NoController,
@@ -226,8 +226,10 @@ class SharedMemory:
         reached = [answer for answer in answers if answer.reached]
         try:
             updates("SharedMemoryRegister", reached or answers)
-        except Answered as refused:
-            raise Answered(refused.code, refused.text.replace(mapped.name, region)) from None
+        except RefusedByServers as refused:
+            raise RefusedByServers(
+                refused.code, refused.text.replace(mapped.name, region)
+            ) from None
         finally:
             if any(not answer.taken for answer in reached):
                 await self._unmap(mapped.source.kind, mapped.name, LETTING_GO_SECONDS)

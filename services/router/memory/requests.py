@@ -12,8 +12,9 @@ from services.router.control.placement_watch import PlacementWatch
 from services.router.core.shared_memory import Owner
 from services.router.memory.lent import MARK, LentMemory, lend
 from services.router.memory.regions import SharedMemory
+from services.router.servers.answers import InferReply, TritonError
 from services.router.telemetry.statistics import Statistics
-from services.router.unary.forward import Forwarder, Reply, TritonError
+from services.router.unary.forward import Forwarder
 from services.router.unary.inference import Request, Requests
 
 
@@ -42,14 +43,14 @@ class SharedMemoryRequests(Requests):
             max_metadata=max_metadata,
         )
         self._shared = shared
-        self._running: set[asyncio.Task[Reply]] = set()
+        self._running: set[asyncio.Task[InferReply]] = set()
 
     def lend(self, message: bytes, caller: Caller) -> LentMemory | None:
         if MARK not in message:
             return None
         return lend(self._shared, message, Owner(caller.tenant, caller.subject))
 
-    async def answer(self, request: Request) -> Reply:
+    async def answer(self, request: Request) -> InferReply:
         """Raises RegionNotFound and RegionBounds too."""
         memory = self.lend(request.message, request.caller)
         if memory is None:
@@ -60,7 +61,7 @@ class SharedMemoryRequests(Requests):
         work.add_done_callback(self._done)
         return await asyncio.shield(work)
 
-    async def _answer(self, request: Request, memory: LentMemory) -> Reply:
+    async def _answer(self, request: Request, memory: LentMemory) -> InferReply:
         """Also when the caller has gone."""
         try:
             try:
@@ -78,7 +79,7 @@ class SharedMemoryRequests(Requests):
             memory.release()
         return answer._replace(message=memory.answer(answer.message))
 
-    def _done(self, work: "asyncio.Task[Reply]") -> None:
+    def _done(self, work: "asyncio.Task[InferReply]") -> None:
         self._running.discard(work)
         if not work.cancelled():
             work.exception()  # its caller has heard of it, or is gone

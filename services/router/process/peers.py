@@ -29,14 +29,14 @@ ANSWER_SECONDS: Final = 1.0  # a worker that takes longer is left out
 _SMALLEST: Final = frozenset({"process_start_time_seconds"})
 _LARGEST: Final = frozenset({"python_info", "shoal_router_workers"})
 
-Own = Callable[[], router.GetStatisticsResponse]
+Counts = Callable[[], router.GetStatisticsResponse]
 
 
 class Peers:
     """`own`: this worker's statistics. `folder`: of the workers' sockets; None: there is one
     process."""
 
-    def __init__(self, own: Own, folder: Path | None, worker: int) -> None:
+    def __init__(self, own: Counts, folder: Path | None, worker: int) -> None:
         self._own = own
         self._folder = folder
         self._worker = worker

@@ -3,24 +3,24 @@
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from services.router.rest.incoming import Incoming
-from services.router.rest.reply import JSON, Reply, of_json
+from services.router.rest.reply import JSON, HttpReply, of_json
 from services.router.rest.service import Service
 
 HTML = (b"content-type", b"text/html; charset=utf-8")
 
 
-async def root(incoming: Incoming, service: Service) -> Reply:
+async def root(incoming: Incoming, service: Service) -> HttpReply:
     return of_json({"status": "alive", "docs": "/docs"})
 
 
-async def metrics(incoming: Incoming, service: Service) -> Reply:
+async def metrics(incoming: Incoming, service: Service) -> HttpReply:
     kind = (b"content-type", CONTENT_TYPE_LATEST.encode())
-    return Reply(200, await service.metrics(), (kind,))
+    return HttpReply(200, await service.metrics(), (kind,))
 
 
-async def openapi(incoming: Incoming, service: Service) -> Reply:
-    return Reply(200, service.pages.openapi, (JSON,))
+async def openapi(incoming: Incoming, service: Service) -> HttpReply:
+    return HttpReply(200, service.pages.openapi, (JSON,))
 
 
-async def docs(incoming: Incoming, service: Service) -> Reply:
-    return Reply(200, service.pages.docs, (HTML,))
+async def docs(incoming: Incoming, service: Service) -> HttpReply:
+    return HttpReply(200, service.pages.docs, (HTML,))

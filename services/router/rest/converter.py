@@ -22,10 +22,10 @@ from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import Message
 
 from services.router.core.errors import ConverterLost
-from services.router.core.rest.values import Refused
+from services.router.core.rest.values import WrongRequest
 
-Found = TypeVar("Found")
-Given = TypeVarTuple("Given")
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 Outcome = tuple[object, Exception | None]
 
 LARGE: Final = 1 << 17  # bytes of JSON, or of what becomes JSON: some 2 ms
@@ -49,7 +49,7 @@ class Converter:
         self._running: set[asyncio.Task[Outcome]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    async def run(self, size: int, convert: Callable[[*Given], Found], *given: *Given) -> Found:
+    async def run(self, size: int, convert: Callable[[*Ts], T], *given: *Ts) -> T:
         """What `convert` makes of what is `given`; both as pickle takes them, `size` bytes of it to
         be converted. Raises what `convert` raises, and ConverterLost. When it is cancelled, the
         process gets GRACE_SECONDS more: to start another takes about as long."""
@@ -63,7 +63,7 @@ class Converter:
             found, error = await asyncio.shield(work)
             if error is not None:
                 raise error
-            return cast("Found", found)
+            return cast("T", found)
         except asyncio.CancelledError:
             asyncio.get_running_loop().call_later(GRACE_SECONDS, work.cancel)
             raise
@@ -183,7 +183,7 @@ def _write(value: object, to: IO[bytes]) -> None:
 def _outcome(convert: Callable[..., object], given: tuple[object, ...]) -> Outcome:
     try:
         return convert(*given), None
-    except Refused as refused:
+    except WrongRequest as refused:
         return None, refused
     except Exception:
         return None, RuntimeError(traceback.format_exc())

@@ -8,7 +8,7 @@ import numpy as np
 import orjson
 import rapidjson
 
-from services.router.core.rest.values import INTERNAL, Refused
+from services.router.core.rest.values import INTERNAL, WrongRequest
 
 # rapidjson goes down one call for every bracket.
 _MOST_BRACKETS: Final = 1000
@@ -18,7 +18,7 @@ _WHERE: Final = re.compile(r"Parse error at offset (\d+): (.*)")
 
 
 def loads(body: bytes | memoryview) -> Any:
-    """Raises Refused with Triton's text. NaN and Infinity are numbers here, as they are there."""
+    """Read JSON as Triton does, where NaN and Infinity are numbers. Raises WrongRequest."""
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -31,7 +31,7 @@ def loads(body: bytes | memoryview) -> Any:
     except (ValueError, RecursionError) as error:
         found = _WHERE.fullmatch(str(error))
         why = f"{found[2]} at {found[1]}" if found is not None else str(error)
-        raise Refused(INTERNAL, f"failed to parse the request JSON buffer: {why}") from error
+        raise WrongRequest(INTERNAL, f"failed to parse the request JSON buffer: {why}") from error
 
 
 def _integer(digits: str) -> int | float:

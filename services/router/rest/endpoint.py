@@ -10,16 +10,24 @@ from starlette.types import Receive, Scope, Send
 
 from services.common.errors import MemoryTaken, MessageTooLarge, NotReady, ShoalError
 from services.router.admission.memory import Holding
-from services.router.call import Answered
-from services.router.control.residents import Rejected
-from services.router.core.rest.values import Refused
+from services.router.call import RefusedByServers
+from services.router.control.answers import Rejected
+from services.router.core.rest.values import WrongRequest
 from services.router.rest.incoming import Gone, Incoming
-from services.router.rest.reply import TOO_LATE, Reply, finish, of_call, of_error, of_refused, said
+from services.router.rest.reply import (
+    TOO_LATE,
+    HttpReply,
+    finish,
+    of_call,
+    of_error,
+    of_refused,
+    said,
+)
 from services.router.rest.service import Service
+from services.router.servers.answers import TritonError
 from services.router.telemetry import tracing
-from services.router.unary.forward import TritonError
 
-Behaviour = Callable[[Incoming, Service], Awaitable[Reply]]
+RouteAction = Callable[[Incoming, Service], Awaitable[HttpReply]]
 
 LINGER_SECONDS: Final = 2.0  # in which the rest of a refused body may still come
 _CLOSE: Final = (b"connection", b"close")
@@ -27,13 +35,13 @@ _CLOSE: Final = (b"connection", b"close")
 _log = structlog.get_logger(__name__)
 
 
-class Asked(Protocol):
+class Asks(Protocol):
     """A row of the table of routes. `early`: it answers before it is known where models are."""
 
     @property
     def methods(self) -> tuple[str, ...]: ...
     @property
-    def behaviour(self) -> Behaviour: ...
+    def behaviour(self) -> RouteAction: ...
     @property
     def early(self) -> bool: ...
 
@@ -41,7 +49,7 @@ class Asked(Protocol):
 class Endpoint:
     """An ASGI application for one route. `path`: with names in braces."""
 
-    def __init__(self, path: str, route: Asked, service: Service) -> None:
+    def __init__(self, path: str, route: Asks, service: Service) -> None:
         self._path = path
         self._methods = route.methods
         self._behaviour = route.behaviour
@@ -55,7 +63,7 @@ class Endpoint:
         holding = Holding(self._service.held)
         try:
             incoming = Incoming(scope, receive, self._service.callers, holding)
-        except Refused as refused:
+        except WrongRequest as refused:
             await of_refused(refused).send(send)
             return
         name = f"{incoming.method} {self._path}"
@@ -67,7 +75,7 @@ class Endpoint:
 
     async def _take(self, incoming: Incoming, send: Send) -> None:
         """Raises Gone."""
-        refused: Reply | None = None
+        refused: HttpReply | None = None
         try:
             async with asyncio.timeout(incoming.left()):
                 await incoming.read(self._service.max_body)
@@ -90,21 +98,21 @@ class Endpoint:
             reply = of_refused(TOO_LATE)
         await reply.send(send)
 
-    async def _reply(self, incoming: Incoming) -> Reply:
+    async def _reply(self, incoming: Incoming) -> HttpReply:
         try:
             if not self._early and not self._service.watch.synchronized.is_set():
                 cause = "it has not heard yet where models are"
                 raise NotReady(service="the Router", cause=cause, retry_after=1.0)
             return await self._behaviour(incoming, self._service)
-        except Refused as refused:
+        except WrongRequest as refused:
             tracing.failed(refused.text)
             return of_refused(refused)
         except ShoalError as error:
             tracing.refused(error)
             return of_error(error)
-        except Answered as answered:
+        except RefusedByServers as answered:
             tracing.failed(answered.text)
-            return of_refused(Refused(answered.code.name, answered.text))
+            return of_refused(WrongRequest(answered.code.name, answered.text))
         except (TritonError, Rejected) as passed:
             tracing.failed(passed.error.details() or passed.error.code().name)
             return of_call(passed.error)
@@ -114,7 +122,7 @@ class Endpoint:
             return said(500, f"{self._path} failed inside the Router: its log has the details")
 
 
-async def _refuse_body(reply: Reply, incoming: Incoming, send: Send) -> None:
+async def _refuse_body(reply: HttpReply, incoming: Incoming, send: Send) -> None:
     """Answer at once, and close when the client has stopped sending: a connection that is closed
     before takes the answer with it."""
     reply = reply._replace(headers=(*reply.headers, _CLOSE))

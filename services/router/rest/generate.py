@@ -7,15 +7,15 @@ from typing import Final
 
 from services.common.errors import NotProxied, ShoalError
 from services.router.control import model_info
-from services.router.control.residents import Rejected
+from services.router.control.answers import Rejected
 from services.router.core.rest.generate import Declared, generated
-from services.router.core.rest.values import INTERNAL, INVALID, Refused
+from services.router.core.rest.values import INTERNAL, INVALID, WrongRequest
 from services.router.rest import tensors
 from services.router.rest.documents import loads
 from services.router.rest.incoming import Incoming
-from services.router.rest.reply import TOO_LATE, Reply, of_call, of_error, of_json, of_refused
+from services.router.rest.reply import TOO_LATE, HttpReply, of_call, of_error, of_json, of_refused
 from services.router.rest.service import Service
-from services.router.unary.forward import TritonError
+from services.router.servers.answers import TritonError
 from services.router.unary.inference import Request
 
 EVENTS: Final = (b"content-type", b"text/event-stream; charset=utf-8")
@@ -25,25 +25,25 @@ _NOT_ONE: Final = (
 )
 
 
-async def generate(incoming: Incoming, service: Service) -> Reply:
+async def generate(incoming: Incoming, service: Service) -> HttpReply:
     async with aclosing(await _responses(incoming, service)) as responses:
         found = [response async for response in responses]
     if len(found) != 1:
-        raise Refused(INTERNAL, _NOT_ONE)
+        raise WrongRequest(INTERNAL, _NOT_ONE)
     return await service.converter.run(len(found[0]), _merged, found[0])
 
 
-async def generate_stream(incoming: Incoming, service: Service) -> Reply:
+async def generate_stream(incoming: Incoming, service: Service) -> HttpReply:
     """What is refused is answered with its own status; what fails in the model, with an event."""
     replies = _replies(service, await _responses(incoming, service))
     first = await anext(replies, None)
     if first is None:
-        return Reply(200, headers=(EVENTS,))
+        return HttpReply(200, headers=(EVENTS,))
     if first.status not in (200, 500):
         return first
 
     async def events() -> AsyncGenerator[bytes, None]:
-        reply: Reply | None = first
+        reply: HttpReply | None = first
         async with aclosing(replies):
             while reply is not None:
                 yield b"data: " + reply.body + b"\n\n"
@@ -54,7 +54,7 @@ async def generate_stream(incoming: Incoming, service: Service) -> Reply:
                     yield b"data: " + of_refused(TOO_LATE).body + b"\n\n"
                     return
 
-    return Reply(first.status, headers=(EVENTS,), events=events())
+    return HttpReply(first.status, headers=(EVENTS,), events=events())
 
 
 async def _responses(incoming: Incoming, service: Service) -> AsyncGenerator[bytes, None]:
@@ -63,7 +63,7 @@ async def _responses(incoming: Incoming, service: Service) -> AsyncGenerator[byt
     service.known(model, version)
     config = (await service.call("ModelConfig", incoming, name=model, version=version)).config
     if incoming.headers.get(b"content-encoding", b"") not in (b"", b"identity"):
-        raise Refused(INVALID, "Unsupported content-encoding, only 'identity' is supported.")
+        raise WrongRequest(INVALID, "Unsupported content-encoding, only 'identity' is supported.")
     batch = (-1,) * bool(config.max_batch_size)
     declared = {
         one.name: Declared(model_info.datatype(one.data_type), (*batch, *one.dims))
@@ -84,7 +84,7 @@ def _message(model: str, version: str, body: bytes, declared: Mapping[str, Decla
     return tensors.message(model, version, asked, memoryview(b""))
 
 
-def _merged(response: bytes) -> Reply:
+def _merged(response: bytes) -> HttpReply:
     return of_json(tensors.merged(tensors.answered(response)))
 
 
@@ -94,13 +94,13 @@ async def _one(service: Service, request: Request) -> AsyncGenerator[bytes, None
 
 async def _replies(
     service: Service, responses: AsyncGenerator[bytes, None]
-) -> AsyncGenerator[Reply, None]:
+) -> AsyncGenerator[HttpReply, None]:
     """One for each response; an error is the last."""
     try:
         async with aclosing(responses):
             async for response in responses:
                 yield await service.converter.run(len(response), _merged, response)
-    except Refused as refused:
+    except WrongRequest as refused:
         yield of_refused(refused)
     except ShoalError as error:
         yield of_error(error)

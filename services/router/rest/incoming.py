@@ -11,7 +11,7 @@ from services.common.caller import Caller, CallerPolicy
 from services.common.errors import MessageTooLarge
 from services.router.admission.memory import Holding
 from services.router.core.rest import headers
-from services.router.core.rest.values import INTERNAL, UNSUPPORTED, Refused
+from services.router.core.rest.values import INTERNAL, UNSUPPORTED, WrongRequest
 from services.router.core.routing.metadata import Pairs
 from services.router.unary.decompression import unpacked
 
@@ -21,9 +21,9 @@ class Gone(Exception):
 
 
 class Incoming:
-    """`holding`: of its body. `path`: the path's parameters. `metadata`: what a gRPC call would
-    bring. `deadline`: seconds of the monotonic clock, None for none. Raises Refused for a time-out
-    that is none."""
+    """One HTTP request. `holding` is what its body takes of the Router's memory, `path` the path's
+    parameters, `metadata` what a gRPC call would bring, and `deadline` in seconds of the monotonic
+    clock, None for none. Raises WrongRequest for a time-out that cannot be read."""
 
     def __init__(
         self, scope: Scope, receive: Receive, callers: CallerPolicy, holding: Holding
@@ -77,16 +77,16 @@ class Incoming:
             message = await self._receive()
 
     async def decompress(self, limit: int) -> None:
-        """Undo the body's Content-Encoding. Raises Refused, MessageTooLarge, MemoryTaken."""
+        """Undo the body's Content-Encoding. Raises WrongRequest, MessageTooLarge, MemoryTaken."""
         coding = self.headers.get(b"content-encoding", b"")
         if coding in (b"", b"identity"):
             return
         if coding not in (b"gzip", b"deflate"):
-            raise Refused(UNSUPPORTED, "Unsupported compression type")
+            raise WrongRequest(UNSUPPORTED, "Unsupported compression type")
         if not self.body:
-            raise Refused("INVALID_ARGUMENT", "nothing to be decompressed")
+            raise WrongRequest("INVALID_ARGUMENT", "nothing to be decompressed")
         try:
             self.body = await unpacked(self.body, limit, self.holding)
         except zlib.error as error:
-            raise Refused(INTERNAL, f"failed to decompress the request: {error}") from error
+            raise WrongRequest(INTERNAL, f"failed to decompress the request: {error}") from error
         self.holding.grow(len(self.body) - self.holding.size)

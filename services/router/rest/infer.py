@@ -6,23 +6,23 @@ from typing import Any, Final
 from services.router.control import model_info
 from services.router.core.rest import headers
 from services.router.core.rest.infer import SIZES, Infer, Input, parsed
-from services.router.core.rest.values import INVALID, Refused
+from services.router.core.rest.values import INVALID, WrongRequest
 from services.router.rest import tensors
 from services.router.rest.documents import dumps, loads
 from services.router.rest.incoming import Incoming
-from services.router.rest.reply import JSON, Reply, of_refused, of_tensors, passed_on
+from services.router.rest.reply import JSON, HttpReply, of_refused, of_tensors, passed_on
 from services.router.rest.service import Service
 
 SIZE_HEADER: Final = b"inference-header-content-length"
 _ACCEPTED: Final = (b"accept-encoding", b"gzip, deflate")
 
 
-async def infer(incoming: Incoming, service: Service) -> Reply:
+async def infer(incoming: Incoming, service: Service) -> HttpReply:
     model, version = incoming.path["model"], incoming.path.get("version", "")
     service.known(model, version)
     try:
         await incoming.decompress(service.max_body)
-    except Refused as refused:
+    except WrongRequest as refused:
         return of_refused(refused)._replace(headers=(JSON, _ACCEPTED))
     size = headers.json_size(incoming.headers.get(SIZE_HEADER), len(incoming.body))
     if size:
@@ -40,7 +40,7 @@ def _read(model: str, version: str, body: bytes, size: int) -> tuple[Infer, byte
     return asked._replace(inputs=()), tensors.message(model, version, asked, whole[size:])
 
 
-async def answered(message: bytes, asked: Infer, incoming: Incoming, service: Service) -> Reply:
+async def answered(message: bytes, asked: Infer, incoming: Incoming, service: Service) -> HttpReply:
     answer = await service.requests.answer(service.request(message, incoming))
     found = tensors.answered(answer.message)
     size = tensors.json_size(found, asked)
@@ -53,7 +53,7 @@ async def answered(message: bytes, asked: Infer, incoming: Incoming, service: Se
     )
 
 
-def _written(answer: tensors.Answered, asked: Infer) -> tuple[bytes, list[memoryview]]:
+def _written(answer: tensors.Decoded, asked: Infer) -> tuple[bytes, list[memoryview]]:
     """An answer's JSON, and what follows it in binary."""
     document, binary = tensors.described(answer, asked)
     return dumps(document), binary
@@ -98,5 +98,5 @@ def _deduced(incoming: Incoming, declared: Any, max_batch: int) -> Input:
     return Input(declared.name, datatype, tuple(shape), size=size)
 
 
-def _refused(text: str) -> Refused:
-    return Refused(INVALID, f"[request id: <id_unknown>] {text}")
+def _refused(text: str) -> WrongRequest:
+    return WrongRequest(INVALID, f"[request id: <id_unknown>] {text}")

@@ -8,7 +8,7 @@ from typing import Any, Final
 from services.router.rest.documents import dumps
 from services.router.rest.schemas import SCHEMAS
 from services.router.rest.service import Pages
-from services.router.rest.table import TAGS, Route
+from services.router.rest.table import TAGS, HttpRoute
 
 _WORD: Final = re.compile(r"{(\w+)}")
 _TIMEOUT: Final = {
@@ -24,7 +24,7 @@ _ERROR: Final = {
 }
 
 
-def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
+def document(routes: Iterable[HttpRoute], version: str) -> dict[str, Any]:
     """`version`: of Shoal."""
     paths: dict[str, Any] = {}
     for route in routes:
@@ -41,7 +41,7 @@ def document(routes: Iterable[Route], version: str) -> dict[str, Any]:
     }
 
 
-def _operation(route: Route, path: str, method: str, number: int) -> dict[str, Any]:
+def _operation(route: HttpRoute, path: str, method: str, number: int) -> dict[str, Any]:
     several = len(route.paths) * len(route.methods) > 1
     words = _WORD.findall(path)
     parameters: list[dict[str, Any]] = [
@@ -63,7 +63,7 @@ def _operation(route: Route, path: str, method: str, number: int) -> dict[str, A
     return operation
 
 
-def _response(route: Route) -> dict[str, Any]:
+def _response(route: HttpRoute) -> dict[str, Any]:
     if not route.gives:
         return {"description": "Done."}
     if "/" in route.gives:
@@ -79,7 +79,7 @@ def _ref(name: str) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def pages(routes: Iterable[Route], version: str) -> Pages:
+def pages(routes: Iterable[HttpRoute], version: str) -> Pages:
     listed = tuple(routes)
     return Pages(dumps(document(listed, version)), "".join(_page(listed, version)).encode())
 
@@ -93,7 +93,7 @@ b { display: inline-block; min-width: 3.2rem } pre { background: #8881; padding:
 """
 
 
-def _page(routes: tuple[Route, ...], version: str) -> Iterator[str]:
+def _page(routes: tuple[HttpRoute, ...], version: str) -> Iterator[str]:
     yield (
         "<!doctype html><html lang=en><meta charset=utf-8><title>Shoal Router</title>"
         f"<style>{_STYLE}</style><h1>Shoal Router {escape(version)}</h1>"
@@ -115,7 +115,7 @@ def _page(routes: tuple[Route, ...], version: str) -> Iterator[str]:
     yield "</html>"
 
 
-def _row(route: Route) -> str:
+def _row(route: HttpRoute) -> str:
     lines = (
         f"<b>{method}</b> <code>{escape(path)}</code>"
         for path in route.paths

@@ -7,13 +7,13 @@ from typing import Final
 from services.router.rest import predictions, tensors
 from services.router.rest.incoming import Incoming
 from services.router.rest.messages import document
-from services.router.rest.reply import Reply, of_json
+from services.router.rest.reply import HttpReply, of_json
 from services.router.rest.service import Service
 
 AT_ONCE: Final = 8  # requests that one call makes of a model that takes no batches
 
 
-async def predict(incoming: Incoming, service: Service) -> Reply:
+async def predict(incoming: Incoming, service: Service) -> HttpReply:
     """`inputs` by name, or `instances` one by one; answered in the same way."""
     model, version = _named(incoming)
     service.known(model, version)
@@ -23,15 +23,17 @@ async def predict(incoming: Incoming, service: Service) -> Reply:
     asked = await service.read(len(body), predictions.read, body, model, version, config)
     answers = await _answers(asked.messages, incoming, service)
     size = sum(answer.size for answer in answers)
-    return Reply(200, await service.converter.run(size, predictions.written, answers, asked.form))
+    return HttpReply(
+        200, await service.converter.run(size, predictions.written, answers, asked.form)
+    )
 
 
 async def _answers(
     messages: Sequence[bytes], incoming: Incoming, service: Service
-) -> list[tensors.Answered]:
+) -> list[tensors.Decoded]:
     places = asyncio.Semaphore(AT_ONCE)
 
-    async def one(message: bytes) -> tensors.Answered:
+    async def one(message: bytes) -> tensors.Decoded:
         async with places:
             answer = await service.requests.answer(service.request(message, incoming))
             return tensors.answered(answer.message)
@@ -44,7 +46,7 @@ async def _answers(
             task.cancel()
 
 
-async def metadata(incoming: Incoming, service: Service) -> Reply:
+async def metadata(incoming: Incoming, service: Service) -> HttpReply:
     model, version = _named(incoming)
     named = {"name": model, "version": version}
     described = document(await service.call("ModelMetadata", incoming, **named))
@@ -61,14 +63,14 @@ async def metadata(incoming: Incoming, service: Service) -> Reply:
     )
 
 
-async def ready(incoming: Incoming, service: Service) -> Reply:
+async def ready(incoming: Incoming, service: Service) -> HttpReply:
     model, version = _named(incoming)
     service.known(model, version)
     reply = await service.call("ModelReady", incoming, name=model, version=version)
     return of_json({"name": model, "ready": reply.ready}, 200 if reply.ready else 503)
 
 
-async def status(incoming: Incoming, service: Service) -> Reply:
+async def status(incoming: Incoming, service: Service) -> HttpReply:
     routes = service.watch.table.routes
     return of_json(
         {
@@ -94,7 +96,7 @@ async def status(incoming: Incoming, service: Service) -> Reply:
     )
 
 
-async def health(incoming: Incoming, service: Service) -> Reply:
+async def health(incoming: Incoming, service: Service) -> HttpReply:
     """503 until there is a first table of placements."""
     there = service.watch.synchronized.is_set()
     return of_json(

@@ -12,7 +12,7 @@ import numpy as np
 
 from services.router.control import model_info
 from services.router.core.rest.infer import Infer, Input, Scalar, elements, scalar
-from services.router.core.rest.values import INVALID, Refused
+from services.router.core.rest.values import INVALID, WrongRequest
 from services.router.rest import tensors
 from services.router.rest.documents import dumps, loads
 
@@ -30,7 +30,7 @@ class Form(NamedTuple):
     single: bool = False
 
 
-class Asked(NamedTuple):
+class PredictionRequest(NamedTuple):
     """Serialized ModelInferRequests, and the form of what is made of their answers."""
 
     messages: Sequence[bytes]
@@ -40,8 +40,8 @@ class Asked(NamedTuple):
 # --- requests -------------------------------------------------------------------------------------
 
 
-def read(body: bytes, model: str, version: str, config: Any) -> Asked:
-    """`config`: an inference.ModelConfig. Raises Refused."""
+def read(body: bytes, model: str, version: str, config: Any) -> PredictionRequest:
+    """`config`: an inference.ModelConfig. Raises WrongRequest."""
     asked = _document(body)
     if len(asked.keys() & {"inputs", "instances"}) != 1:
         raise _refused(
@@ -62,12 +62,12 @@ class _Reader:
         self._config = config
         self._parameters = parameters
 
-    def inputs(self, given: object) -> Asked:
+    def inputs(self, given: object) -> PredictionRequest:
         columns = given if isinstance(given, dict) else self._alone(given)
         message, single = self._message(columns)
-        return Asked([message], Form(single=single))
+        return PredictionRequest([message], Form(single=single))
 
-    def instances(self, given: object) -> Asked:
+    def instances(self, given: object) -> PredictionRequest:
         if not isinstance(given, list) or not given:
             raise _refused(f"'instances' is a list of at least one. {_takes(self._config)}")
         rows = [cast("Columns", one) if _is_row(one) else self._alone(one) for one in given]
@@ -75,9 +75,11 @@ class _Reader:
         if any(row.keys() != names for row in rows):
             raise _refused("all 'instances' have to name the same inputs")
         if not self._config.max_batch_size:
-            return Asked([self._message(row)[0] for row in rows], Form(len(rows)))
+            return PredictionRequest([self._message(row)[0] for row in rows], Form(len(rows)))
         columns = {name: [row[name] for row in rows] for name in names}
-        return Asked([self._message(columns, rows=True)[0]], Form(len(rows), batch=True))
+        return PredictionRequest(
+            [self._message(columns, rows=True)[0]], Form(len(rows), batch=True)
+        )
 
     def _alone(self, value: object) -> Columns:
         if len(self._config.input) != 1:
@@ -125,7 +127,7 @@ class _Reader:
 def _document(body: bytes) -> dict[str, Any]:
     try:
         asked = loads(body)
-    except Refused as refused:
+    except WrongRequest as refused:
         raise _refused(refused.text) from refused
     if not isinstance(asked, dict):
         raise _refused("the body has to be a JSON object")
@@ -155,7 +157,7 @@ def _takes(config: Any) -> str:
 
 
 def _shape(name: str, value: object) -> tuple[int, ...]:
-    """Of nested lists, all of the same length at each depth. Raises Refused."""
+    """Of nested lists, all of the same length at each depth. Raises WrongRequest."""
     level = [value]
     shape: list[int] = []
     while level and all(isinstance(one, list) for one in level):
@@ -169,14 +171,14 @@ def _shape(name: str, value: object) -> tuple[int, ...]:
 
 
 def _input(name: str, datatype: str, shape: tuple[int, ...], data: list[Any]) -> Input:
-    """Raises Refused. What has no word in JSON is made from numbers (FP16, BF16), or from
+    """Raises WrongRequest. What has no word in JSON is made from numbers (FP16, BF16), or from
     `{"b64": text}` (bytes)."""
     as_numbers = "FP32" if datatype in ("FP16", "BF16") else datatype
     if datatype == "BYTES":
         data = _with_bytes(data)
     try:
         flat = elements(name, as_numbers, shape, data)
-    except Refused as refused:
+    except WrongRequest as refused:
         raise _refused(f"input '{name}' cannot be read as {datatype}: {refused.text}") from refused
     return Input(name, datatype, shape, elements=flat)
 
@@ -195,8 +197,8 @@ def _with_bytes(data: Any) -> Any:
 # --- answers --------------------------------------------------------------------------------------
 
 
-def written(answers: Sequence[tensors.Answered], form: Form) -> bytes:
-    """The body that says them. Raises Refused."""
+def written(answers: Sequence[tensors.Decoded], form: Form) -> bytes:
+    """The body that says them. Raises WrongRequest."""
     response = answers[0].response
     by = {"model": response.model_name, "version": response.model_version}
     if not form.instances:
@@ -206,14 +208,14 @@ def written(answers: Sequence[tensors.Answered], form: Form) -> bytes:
     return dumps({"predictions": list(map(_prediction, found)), **by})
 
 
-def _outputs(answer: tensors.Answered, *, single: bool) -> dict[str, Any]:
+def _outputs(answer: tensors.Decoded, *, single: bool) -> dict[str, Any]:
     found = _arrays(answer)
     if single:
         found = {name: array[0] for name, array in found.items()}
     return {name: _nested(array) for name, array in found.items()}
 
 
-def _rows(answer: tensors.Answered, rows: int) -> list[dict[str, tensors.Array]]:
+def _rows(answer: tensors.Decoded, rows: int) -> list[dict[str, tensors.Array]]:
     found = _arrays(answer)
     if any(array.shape[:1] != (rows,) for array in found.values()):
         raise _refused(f"the answers for {rows} instances cannot be told apart: send 'inputs'")
@@ -227,7 +229,7 @@ def _prediction(outputs: dict[str, tensors.Array]) -> Any:
     return {name: _nested(array) for name, array in outputs.items()}
 
 
-def _arrays(answer: tensors.Answered) -> dict[str, tensors.Array]:
+def _arrays(answer: tensors.Decoded) -> dict[str, tensors.Array]:
     return {
         output.name: tensors.array(output.name, output.datatype, output.shape, content)
         for output, content in zip(answer.response.outputs, answer.contents, strict=False)
@@ -252,5 +254,5 @@ def _text(value: bytes) -> Any:
         return {"b64": base64.b64encode(value).decode()}
 
 
-def _refused(text: str) -> Refused:
-    return Refused(INVALID, text)
+def _refused(text: str) -> WrongRequest:
+    return WrongRequest(INVALID, text)

@@ -8,7 +8,7 @@ from services.router.core.rest.values import (
     INVALID,
     MISSING,
     UNSUPPORTED,
-    Refused,
+    WrongRequest,
     array,
     boolean,
     find,
@@ -21,46 +21,46 @@ from services.router.core.rest.values import (
 from services.router.rest.documents import loads
 from services.router.rest.incoming import Incoming
 from services.router.rest.messages import document
-from services.router.rest.reply import Reply, of_json, said
+from services.router.rest.reply import HttpReply, of_json, said
 from services.router.rest.service import Service
 
-EMPTY: Final = Reply(headers=((b"content-type", b"text/plain"),))
-_EMPTY_JSON: Final = Reply()
+EMPTY: Final = HttpReply(headers=((b"content-type", b"text/plain"),))
+_EMPTY_JSON: Final = HttpReply()
 
 
 # --- server and models ----------------------------------------------------------------------------
 
 
-async def live(incoming: Incoming, service: Service) -> Reply:
+async def live(incoming: Incoming, service: Service) -> HttpReply:
     """Triton's own answer has no body, which KServe's client wants."""
     reply = await service.call("ServerLive", incoming)
     return of_json({"live": reply.live}, 200 if reply.live else 400)
 
 
-async def ready(incoming: Incoming, service: Service) -> Reply:
+async def ready(incoming: Incoming, service: Service) -> HttpReply:
     reply = await service.call("ServerReady", incoming)
     return of_json({"ready": reply.ready}, 200 if reply.ready else 400)
 
 
-async def server(incoming: Incoming, service: Service) -> Reply:
+async def server(incoming: Incoming, service: Service) -> HttpReply:
     return of_json(document(await service.call("ServerMetadata", incoming)))
 
 
-async def model_ready(incoming: Incoming, service: Service) -> Reply:
+async def model_ready(incoming: Incoming, service: Service) -> HttpReply:
     reply = await service.call("ModelReady", incoming, **_named(incoming))
     return EMPTY if reply.ready else said(400, "Model version not ready")
 
 
-async def model(incoming: Incoming, service: Service) -> Reply:
+async def model(incoming: Incoming, service: Service) -> HttpReply:
     return of_json(document(await service.call("ModelMetadata", incoming, **_named(incoming))))
 
 
-async def config(incoming: Incoming, service: Service) -> Reply:
+async def config(incoming: Incoming, service: Service) -> HttpReply:
     reply = await service.call("ModelConfig", incoming, **_named(incoming))
     return of_json(document(reply.config))
 
 
-async def statistics(incoming: Incoming, service: Service) -> Reply:
+async def statistics(incoming: Incoming, service: Service) -> HttpReply:
     reply = await service.call("ModelStatistics", incoming, **_named(incoming))
     return of_json(document(reply))
 
@@ -75,7 +75,7 @@ def _named(incoming: Incoming) -> dict[str, str]:
 # --- the repository -------------------------------------------------------------------------------
 
 
-async def index(incoming: Incoming, service: Service) -> Reply:
+async def index(incoming: Incoming, service: Service) -> HttpReply:
     asked = service.json(incoming.body) if incoming.body else {}
     ready_only = find(asked, "ready")
     reply = await service.call(
@@ -87,7 +87,7 @@ async def index(incoming: Incoming, service: Service) -> Reply:
     return of_json(rows)
 
 
-async def load(incoming: Incoming, service: Service) -> Reply:
+async def load(incoming: Incoming, service: Service) -> HttpReply:
     _no_repository(incoming)
     body = incoming.body
     parameters = await service.read(len(body), _load_parameters, body)
@@ -112,7 +112,7 @@ def _load_parameters(body: bytes) -> dict[str, Any]:
     return parameters
 
 
-async def unload(incoming: Incoming, service: Service) -> Reply:
+async def unload(incoming: Incoming, service: Service) -> HttpReply:
     _no_repository(incoming)
     asked = service.json(incoming.body) if incoming.body else {}
     dependents = find(find(asked, "parameters"), "unload_dependents")
@@ -128,7 +128,7 @@ async def unload(incoming: Incoming, service: Service) -> Reply:
 
 def _no_repository(incoming: Incoming) -> None:
     if "repository" in incoming.path:
-        raise Refused(UNSUPPORTED, "'repository_name' specification is not supported")
+        raise WrongRequest(UNSUPPORTED, "'repository_name' specification is not supported")
 
 
 def _decoded(text: str) -> bytes:
@@ -141,7 +141,7 @@ def _decoded(text: str) -> bytes:
 # --- settings -------------------------------------------------------------------------------------
 
 
-async def trace(incoming: Incoming, service: Service) -> Reply:
+async def trace(incoming: Incoming, service: Service) -> HttpReply:
     settings: dict[str, Any] = {}
     if incoming.method == "POST":
         for name, value in members(service.json(incoming.body)).items():
@@ -167,7 +167,7 @@ def _setting(name: str, value: object) -> list[str]:
     return [string(value)]
 
 
-async def logging(incoming: Incoming, service: Service) -> Reply:
+async def logging(incoming: Incoming, service: Service) -> HttpReply:
     settings: dict[str, Any] = {}
     if incoming.method == "POST":
         for name, value in members(service.json(incoming.body)).items():
@@ -193,23 +193,23 @@ def _log_setting(name: str, value: object) -> dict[str, Any]:
 # --- shared memory --------------------------------------------------------------------------------
 
 
-async def system_status(incoming: Incoming, service: Service) -> Reply:
+async def system_status(incoming: Incoming, service: Service) -> HttpReply:
     return await _status("System", incoming, service)
 
 
-async def cuda_status(incoming: Incoming, service: Service) -> Reply:
+async def cuda_status(incoming: Incoming, service: Service) -> HttpReply:
     return await _status("Cuda", incoming, service)
 
 
-async def system_unregister(incoming: Incoming, service: Service) -> Reply:
+async def system_unregister(incoming: Incoming, service: Service) -> HttpReply:
     return await _unregister("System", incoming, service)
 
 
-async def cuda_unregister(incoming: Incoming, service: Service) -> Reply:
+async def cuda_unregister(incoming: Incoming, service: Service) -> HttpReply:
     return await _unregister("Cuda", incoming, service)
 
 
-async def system_register(incoming: Incoming, service: Service) -> Reply:
+async def system_register(incoming: Incoming, service: Service) -> HttpReply:
     name = _region(incoming, "system")
     asked = service.json(incoming.body)
     key = string(_required(asked, "key"))
@@ -225,7 +225,7 @@ async def system_register(incoming: Incoming, service: Service) -> Reply:
     return _EMPTY_JSON
 
 
-async def cuda_register(incoming: Incoming, service: Service) -> Reply:
+async def cuda_register(incoming: Incoming, service: Service) -> HttpReply:
     name = _region(incoming, "cuda")
     asked = service.json(incoming.body)
     handle = string(member(_required(asked, "raw_handle"), "b64"))
@@ -240,14 +240,14 @@ async def cuda_register(incoming: Incoming, service: Service) -> Reply:
     return _EMPTY_JSON
 
 
-async def _status(kind: str, incoming: Incoming, service: Service) -> Reply:
+async def _status(kind: str, incoming: Incoming, service: Service) -> HttpReply:
     reply = await service.call(
         f"{kind}SharedMemoryStatus", incoming, name=incoming.path.get("region", "")
     )
     return of_json([document(region) for _, region in sorted(reply.regions.items())])
 
 
-async def _unregister(kind: str, incoming: Incoming, service: Service) -> Reply:
+async def _unregister(kind: str, incoming: Incoming, service: Service) -> HttpReply:
     await service.call(
         f"{kind}SharedMemoryUnregister", incoming, name=incoming.path.get("region", "")
     )
@@ -257,7 +257,7 @@ async def _unregister(kind: str, incoming: Incoming, service: Service) -> Reply:
 def _region(incoming: Incoming, kind: str) -> str:
     name = incoming.path.get("region", "")
     if not name:
-        raise Refused(
+        raise WrongRequest(
             INVALID, f"'region name' is necessary to register {kind} shared memory region"
         )
     return name
@@ -266,5 +266,5 @@ def _region(incoming: Incoming, kind: str) -> str:
 def _required(asked: object, name: str) -> Any:
     found = find(asked, name)
     if found is MISSING:
-        raise Refused(INVALID, f"Shared memory register request has no '{name}' field")
+        raise WrongRequest(INVALID, f"Shared memory register request has no '{name}' field")
     return found

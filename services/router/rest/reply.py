@@ -14,7 +14,7 @@ from starlette.types import Send
 from services.common.errors import ShoalError
 from services.common.status import DETAILS_KEY, error_info, grpc_code
 from services.router.core.rest import headers
-from services.router.core.rest.values import Refused
+from services.router.core.rest.values import WrongRequest
 from services.router.core.routing.metadata import Pairs
 from services.router.rest.documents import dumps
 
@@ -35,7 +35,7 @@ _DECOUPLED: Final = (
 )
 
 
-class Reply(NamedTuple):
+class HttpReply(NamedTuple):
     """`events`: of a stream, sent as they come instead of a body."""
 
     status: int = 200
@@ -65,12 +65,12 @@ async def finish(send: Send) -> None:
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def of_json(document: Any, status: int = 200) -> Reply:
-    return Reply(status, dumps(document))
+def of_json(document: Any, status: int = 200) -> HttpReply:
+    return HttpReply(status, dumps(document))
 
 
-def said(status: int, text: str) -> Reply:
-    return Reply(status, dumps({"error": text}))
+def said(status: int, text: str) -> HttpReply:
+    return HttpReply(status, dumps({"error": text}))
 
 
 # --- tensors --------------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ def said(status: int, text: str) -> Reply:
 
 async def of_tensors(
     text: bytes, binary: list[memoryview], accepted: bytes | None, more: Headers
-) -> Reply:
+) -> HttpReply:
     """JSON and what follows it, compressed as the client likes best."""
     kind: Headers = (JSON,)
     body = text
@@ -93,7 +93,7 @@ async def of_tensors(
         else:
             body = _compressed(body, window)
         kind = (*kind, (b"content-encoding", coding.encode()))
-    return Reply(200, body, (*kind, *more))
+    return HttpReply(200, body, (*kind, *more))
 
 
 def _compressed(body: bytes, window: int) -> bytes:
@@ -113,17 +113,17 @@ def passed_on(metadata: Pairs) -> Headers:
 # --- errors ---------------------------------------------------------------------------------------
 
 
-def of_refused(refused: Refused) -> Reply:
+def of_refused(refused: WrongRequest) -> HttpReply:
     return said(headers.status(refused.code), refused.text)
 
 
-def of_error(error: ShoalError) -> Reply:
+def of_error(error: ShoalError) -> HttpReply:
     status = headers.status(grpc_code(error).name, error.reason)
     body = dumps({"error": error.message, "reason": error.reason})
-    return Reply(status, body, (JSON, *_retry(error.retry_after)))
+    return HttpReply(status, body, (JSON, *_retry(error.retry_after)))
 
 
-def of_call(error: grpc.aio.AioRpcError) -> Reply:
+def of_call(error: grpc.aio.AioRpcError) -> HttpReply:
     """Another service's status, which is the client's to see."""
     trailing = tuple(error.trailing_metadata() or ())
     info = error_info(trailing)
@@ -132,10 +132,10 @@ def of_call(error: grpc.aio.AioRpcError) -> Reply:
     if info is not None:
         document["reason"] = info.reason
     status = headers.status(error.code().name, document.get("reason", ""))
-    return Reply(status, dumps(document), (JSON, *_retry(_retry_after(trailing))))
+    return HttpReply(status, dumps(document), (JSON, *_retry(_retry_after(trailing))))
 
 
-TOO_LATE: Final = Refused("DEADLINE_EXCEEDED", "Deadline Exceeded")  # gRPC's own text
+TOO_LATE: Final = WrongRequest("DEADLINE_EXCEEDED", "Deadline Exceeded")  # gRPC's own text
 
 
 def _retry(seconds: float | None) -> Headers:

@@ -17,10 +17,10 @@ from services.router.rest.documents import loads
 from services.router.rest.incoming import Incoming
 from services.router.unary.inference import Request, Requests
 
-Found = TypeVar("Found")
-Given = TypeVarTuple("Given")
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
-Stream = Callable[[Request], AsyncGenerator[bytes, None]]
+ReplyStream = Callable[[Request], AsyncGenerator[bytes, None]]
 
 
 class Pages(NamedTuple):
@@ -45,7 +45,7 @@ class Service:
     pages: Pages
     max_body: int
     max_json: int
-    stream: Stream | None = None
+    stream: ReplyStream | None = None
     held: Held = field(default_factory=Held)
     converter: Converter = field(default_factory=Converter)
     hints: Mapping[str, str] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class Service:
             raise JsonTooLarge(size=len(body), limit=LARGE, hint=hint)
         return loads(body)
 
-    async def read(self, size: int, read: Callable[[*Given], Found], *given: *Given) -> Found:
+    async def read(self, size: int, read: Callable[[*Ts], T], *given: *Ts) -> T:
         """What `read` makes of what is `given`, `size` bytes of JSON in it. Raises JsonTooLarge,
         ConverterLost, and what `read` raises."""
         if size > self.max_json:

@@ -3,7 +3,7 @@
 from typing import Final, NamedTuple
 
 from services.router.rest import about, generate, infer, plain, protocol
-from services.router.rest.endpoint import Behaviour
+from services.router.rest.endpoint import RouteAction
 
 MODELS: Final = "models"
 SERVER: Final = "server"
@@ -25,7 +25,7 @@ TAGS: Final = {
 }
 
 
-class Route(NamedTuple):
+class HttpRoute(NamedTuple):
     """`takes`, `gives`: names of schemas in `schemas`, empty for no body. `events`: it gives
     server-sent events of that schema. `early`: it answers before it is known where models are."""
 
@@ -33,7 +33,7 @@ class Route(NamedTuple):
     tag: str
     methods: tuple[str, ...]
     paths: tuple[str, ...]
-    behaviour: Behaviour
+    behaviour: RouteAction
     summary: str
     takes: str = ""
     gives: str = ""
@@ -56,93 +56,93 @@ def _of_region(kind: str, verb: str) -> tuple[str, ...]:
 
 # The first that fits answers, and those that are asked most come first.
 ROUTES: Final = (
-    Route(
+    HttpRoute(
         *("infer", MODELS, POST, _of_model("/infer"), infer.infer),
         "Ask a model. Tensors come as JSON, or in binary behind it; the header "
         "Inference-Header-Content-Length then says how long the JSON is.",
         *("InferRequest", "InferResponse"),
     ),
-    Route(
+    HttpRoute(
         *("predict", PLAIN, POST, ("/v1/models/{id}/predict", "/v1/models/{id}:predict")),
         plain.predict,
         "Ask a model, with inputs by name, or with instances one by one.",
         *("PredictRequest", "PredictResponse"),
     ),
-    Route(
+    HttpRoute(
         *("ready", MODELS, GET, _of_model("/ready"), protocol.model_ready),
         "200 if it may be asked for, resident or not, else 400.",
     ),
-    Route(
+    HttpRoute(
         *("live", SERVER, GET, ("/v2/health/live",), protocol.live),
         "200 while the Router runs.",
         gives="Live",
         early=True,
     ),
-    Route(
+    HttpRoute(
         *("serverReady", SERVER, GET, ("/v2/health/ready",), protocol.ready),
         "200 if the Router knows where models are, else 400.",
         gives="Ready",
         early=True,
     ),
-    Route(
+    HttpRoute(
         *("generate", MODELS, POST, _of_model("/generate"), generate.generate),
         "Ask with plain keys: each is an input, or else a parameter.",
         *("GenerateRequest", "GenerateResponse"),
     ),
-    Route(
+    HttpRoute(
         *("generateStream", MODELS, POST, _of_model("/generate_stream"), generate.generate_stream),
         "As generate, with an event for each response of a decoupled model.",
         *("GenerateRequest", "GenerateResponse"),
         events=True,
     ),
-    Route(
+    HttpRoute(
         *("allStatistics", SERVER, GET, ("/v2/models/stats",), protocol.statistics),
         "Counts and durations of every model.",
         gives="Statistics",
     ),
-    Route(
+    HttpRoute(
         *("metadata", MODELS, GET, _of_model(""), protocol.model),
         "Inputs and outputs.",
         gives="ModelMetadata",
     ),
-    Route(
+    HttpRoute(
         *("config", MODELS, GET, _of_model("/config"), protocol.config),
         "Its config, completed.",
         gives="ModelConfig",
     ),
-    Route(
+    HttpRoute(
         *("statistics", MODELS, GET, _of_model("/stats"), protocol.statistics),
         "Counts and durations.",
         gives="Statistics",
     ),
-    Route(
+    HttpRoute(
         *("modelTrace", MODELS, BOTH, ("/v2/models/{model}/trace/setting",), protocol.trace),
         "How its requests are traced, and how they will be.",
         *("TraceSetting", "TraceSetting"),
     ),
-    Route(
+    HttpRoute(
         *("server", SERVER, GET, ("/v2",), protocol.server),
         "Name, version and extensions.",
         gives="ServerMetadata",
     ),
-    Route(
+    HttpRoute(
         *("trace", SERVER, BOTH, ("/v2/trace/setting",), protocol.trace),
         "How requests are traced, and how they will be.",
         *("TraceSetting", "TraceSetting"),
     ),
-    Route(
+    HttpRoute(
         *("logging", SERVER, BOTH, ("/v2/logging",), protocol.logging),
         "What servers log, and what they will.",
         *("LogSettings", "LogSettings"),
     ),
-    Route(
+    HttpRoute(
         *("index", REPOSITORY, POST),
         ("/v2/repository/index", "/v2/repository/{repository}/index"),
         protocol.index,
         "All models with their versions; READY is one that may be asked for.",
         *("IndexRequest", "Index"),
     ),
-    Route(
+    HttpRoute(
         *("load", REPOSITORY, POST),
         (
             "/v2/repository/models/{model}/load",
@@ -152,7 +152,7 @@ ROUTES: Final = (
         "Have it resident before it is asked for.",
         "LoadRequest",
     ),
-    Route(
+    HttpRoute(
         *("unload", REPOSITORY, POST),
         (
             "/v2/repository/models/{model}/unload",
@@ -162,77 +162,77 @@ ROUTES: Final = (
         "Have it leave now; it comes back when it is asked for.",
         "UnloadRequest",
     ),
-    Route(
+    HttpRoute(
         *("systemStatus", MEMORY, GET, _of_region("system", "status"), protocol.system_status),
         "Regions that are registered.",
         gives="SystemRegions",
     ),
-    Route(
+    HttpRoute(
         *("systemRegister", MEMORY, POST, _of_region("system", "register")),
         protocol.system_register,
         "Register a region of POSIX shared memory.",
         "SystemRegion",
     ),
-    Route(
+    HttpRoute(
         *("systemUnregister", MEMORY, POST, _of_region("system", "unregister")),
         protocol.system_unregister,
         "Forget a region, or all.",
     ),
-    Route(
+    HttpRoute(
         *("cudaStatus", MEMORY, GET, _of_region("cuda", "status"), protocol.cuda_status),
         "Regions that are registered.",
         gives="CudaRegions",
     ),
-    Route(
+    HttpRoute(
         *("cudaRegister", MEMORY, POST, _of_region("cuda", "register"), protocol.cuda_register),
         "Register a region of a GPU's memory.",
         "CudaRegion",
     ),
-    Route(
+    HttpRoute(
         *("cudaUnregister", MEMORY, POST, _of_region("cuda", "unregister")),
         protocol.cuda_unregister,
         "Forget a region, or all.",
     ),
-    Route(
+    HttpRoute(
         *("plainMetadata", PLAIN, GET, ("/v1/models/{id}/metadata",), plain.metadata),
         "Inputs, outputs, versions and aliases.",
         gives="PlainMetadata",
     ),
-    Route(
+    HttpRoute(
         *("status", PLAIN, GET, ("/v1/models/status",), plain.status),
         "All models with their versions: resident or not, and where.",
         gives="Status",
     ),
-    Route(
+    HttpRoute(
         *("plainReady", PLAIN, GET, ("/v1/models/{id}",), plain.ready),
         "200 if it may be asked for, resident or not, else 503.",
         gives="PlainReady",
     ),
-    Route(
+    HttpRoute(
         *("health", PLAIN, GET, ("/v1/health",), plain.health),
         "200 when requests can be answered, 503 before.",
         gives="Health",
         early=True,
     ),
-    Route(
+    HttpRoute(
         *("root", ABOUT, GET, ("/",), about.root),
         "That there is something here, and where to read on.",
         gives="Root",
         early=True,
     ),
-    Route(
+    HttpRoute(
         *("metrics", ABOUT, GET, ("/metrics",), about.metrics),
         "For Prometheus.",
         gives="text/plain",
         early=True,
     ),
-    Route(
+    HttpRoute(
         *("openapi", ABOUT, GET, ("/openapi.json",), about.openapi),
         "These routes, for programs.",
         gives="OpenApi",
         early=True,
     ),
-    Route(
+    HttpRoute(
         *("docs", ABOUT, GET, ("/docs",), about.docs),
         "These routes, for people.",
         gives="text/html",

@@ -8,8 +8,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from tritonclient.grpc import service_pb2
 
-from services.router.core.rest.infer import SIZES, Infer, Input, Output, Region, Scalar
-from services.router.core.rest.values import INTERNAL, INVALID, Refused
+from services.router.core.rest.infer import SIZES, Infer, Input, Output, RegionPart, Scalar
+from services.router.core.rest.values import INTERNAL, INVALID, WrongRequest
 from services.router.core.wire import framing
 from services.router.rest.documents import Odd, is_plain
 
@@ -31,7 +31,7 @@ _FINAL: Final = "triton_final_response"  # gRPC's streams alone have it
 
 
 def message(model: str, version: str, infer: Infer, binary: memoryview) -> bytes:
-    """A serialized ModelInferRequest; `binary` is what followed the JSON. Raises Refused."""
+    """A serialized ModelInferRequest; `binary` is what followed the JSON. Raises WrongRequest."""
     request = service_pb2.ModelInferRequest(model_name=model, model_version=version, id=infer.id)
     for name, value in infer.parameters.items():
         set_parameter(request.parameters[name], name, value)
@@ -45,7 +45,7 @@ def message(model: str, version: str, infer: Infer, binary: memoryview) -> bytes
             content = binary[position : position + one.size]
             position += len(content)
             if len(content) < one.size:
-                raise Refused(
+                raise WrongRequest(
                     INVALID,
                     f"unexpected size for input '{one.name}', expecting "
                     f"{one.size - len(content)} additional bytes for model '{model}'",
@@ -54,7 +54,7 @@ def message(model: str, version: str, infer: Infer, binary: memoryview) -> bytes
         else:
             contents.append(packed(one))
     if position != len(binary):
-        raise Refused(INVALID, f"unexpected additional input data for model '{model}'")
+        raise WrongRequest(INVALID, f"unexpected additional input data for model '{model}'")
     for wanted in infer.outputs:
         output = request.outputs.add(name=wanted.name)
         if wanted.region is not None:
@@ -98,7 +98,7 @@ def _bytes(text: str) -> bytes:
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
-        raise Refused(INTERNAL, f"a string is no UTF-8: {error}") from error
+        raise WrongRequest(INTERNAL, f"a string is no UTF-8: {error}") from error
 
 
 def strings(elements: Iterable[bytes]) -> bytes:
@@ -109,7 +109,7 @@ def strings(elements: Iterable[bytes]) -> bytes:
     return b"".join(parts)
 
 
-def _set_region(tensor: Any, region: Region) -> None:
+def _set_region(tensor: Any, region: RegionPart) -> None:
     tensor.parameters["shared_memory_region"].string_param = region.name
     tensor.parameters["shared_memory_byte_size"].int64_param = _int64(region.size)
     if region.offset:
@@ -123,7 +123,7 @@ def _int64(value: int) -> int:
 # --- answers --------------------------------------------------------------------------------------
 
 
-class Answered(NamedTuple):
+class Decoded(NamedTuple):
     """A ModelInferResponse and its raw tensors, in the order of its outputs."""
 
     response: Any
@@ -135,12 +135,12 @@ class Answered(NamedTuple):
         return sum(map(len, self.contents))
 
 
-def answered(raw: bytes) -> Answered:
+def answered(raw: bytes) -> Decoded:
     head, contents = framing.without_outputs(raw)
-    return Answered(service_pb2.ModelInferResponse.FromString(head), contents)
+    return Decoded(service_pb2.ModelInferResponse.FromString(head), contents)
 
 
-def json_size(answer: Answered, infer: Infer) -> int:
+def json_size(answer: Decoded, infer: Infer) -> int:
     """Bytes of the tensors that `described` puts into JSON."""
     wanted = {output.name: output for output in infer.outputs}
     return sum(
@@ -156,8 +156,8 @@ def _is_json(asked: Output | None, infer: Infer) -> bool:
     return asked.region is None and not asked.binary
 
 
-def described(answer: Answered, infer: Infer) -> tuple[dict[str, Any], list[memoryview]]:
-    """The JSON of the answer, and what follows it in binary. Raises Refused."""
+def described(answer: Decoded, infer: Infer) -> tuple[dict[str, Any], list[memoryview]]:
+    """The JSON of the answer, and what follows it in binary. Raises WrongRequest."""
     response = answer.response
     document: dict[str, Any] = {}
     if response.id:
@@ -189,9 +189,9 @@ def described(answer: Answered, infer: Infer) -> tuple[dict[str, Any], list[memo
     return document, binary
 
 
-def merged(answer: Answered) -> dict[str, Any]:
+def merged(answer: Decoded) -> dict[str, Any]:
     """All of the answer as members of one object, by name; a tensor of one element is that
-    element. Raises Refused."""
+    element. Raises WrongRequest."""
     response = answer.response
     document: dict[str, Any] = {
         "model_name": response.model_name,
@@ -218,12 +218,12 @@ def scalar_of(parameter: Any) -> Any:
 
 
 def in_json(name: str, datatype: str, shape: Sequence[int], content: memoryview) -> Any:
-    """The elements, flat, as `documents.dumps` writes them. Raises Refused."""
+    """The elements, flat, as `documents.dumps` writes them. Raises WrongRequest."""
     count = prod(shape)
     if datatype == "BYTES":
         return [text.decode("utf-8", "surrogateescape") for text in texts(name, count, content)]
     if datatype in ("FP16", "BF16"):
-        raise Refused(
+        raise WrongRequest(
             INVALID,
             f"sending {datatype} data via JSON is not supported. Please use the binary data "
             "format for output",
@@ -240,7 +240,7 @@ def plain(array: Array) -> Array | Odd:
 
 
 def texts(name: str, count: int, content: memoryview) -> list[bytes]:
-    """The elements of a BYTES tensor. Raises Refused."""
+    """The elements of a BYTES tensor. Raises WrongRequest."""
     found: list[bytes] = []
     position = 0
     for _ in range(count):
@@ -255,7 +255,7 @@ def texts(name: str, count: int, content: memoryview) -> list[bytes]:
 
 
 def array(name: str, datatype: str, shape: Sequence[int], content: memoryview) -> Array:
-    """A tensor as numpy has it, BYTES as objects, BF16 as float32. Raises Refused."""
+    """A tensor as numpy has it, BYTES as objects, BF16 as float32. Raises WrongRequest."""
     if datatype == "BYTES":
         made = np.empty(prod(shape), np.object_)
         made[:] = texts(name, prod(shape), content)
@@ -271,5 +271,5 @@ def _elements(name: str, datatype: str, count: int, content: memoryview) -> Arra
     return np.frombuffer(content, DTYPES[datatype])
 
 
-def _other_size(name: str) -> Refused:
-    return Refused(INTERNAL, f"output tensor shape does not match size of output for '{name}'")
+def _other_size(name: str) -> WrongRequest:
+    return WrongRequest(INTERNAL, f"output tensor shape does not match size of output for '{name}'")

@@ -5,7 +5,7 @@ from typing import Final
 
 import grpc
 
-from services.router.core.wire.verdict import Source, source
+from services.router.core.wire.verdict import Speaker, speaker
 
 # gRPC tells of a lost connection within a millisecond of the end of its calls, on a machine with
 # nothing else to do. A model that speaks as gRPC does is answered that much later.
@@ -30,9 +30,9 @@ class Connections:
     async def answered(self, channel: grpc.aio.Channel, code: str, text: str) -> bool:
         """Ask as soon as the call has ended. `channel`: it was made on. `code`, `text`: of its
         status, as for `verdict`."""
-        said_by = source(code, text)
-        if said_by is not Source.CONNECTION:
-            return said_by is Source.SERVER
+        said_by = speaker(code, text)
+        if said_by is not Speaker.CONNECTION:
+            return said_by is Speaker.SERVER
         if channel.get_state() is not _READY:
             return False
         leaving = self._leaving.get(channel)

@@ -1,7 +1,6 @@
 """One call of ModelStreamInfer from the Router to a replica, within a client's stream."""
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, Protocol
@@ -10,7 +9,6 @@ import grpc
 import structlog
 from opentelemetry import trace
 
-from services.router.admission.admission import Ticket
 from services.router.control.in_use import InUse
 from services.router.control.placement_watch import PlacementWatch
 from services.router.control.residents import ControllerClient
@@ -18,12 +16,12 @@ from services.router.core.admission.rate import RetryBudget
 from services.router.core.routing.metadata import Pairs
 from services.router.core.routing.routes import Replica, Target
 from services.router.core.wire.protobuf import Malformed
-from services.router.core.wire.reply import Pending, Turns, reply
+from services.router.core.wire.reply import Pending, reply
 from services.router.core.wire.request import Sequence, refused
 from services.router.process.tuning import CHANNEL_OPTIONS
 from services.router.servers.repeats import Repeats
 from services.router.servers.turns import MODEL_STREAM_INFER, OPENING, PlainCalls
-from services.router.unary.lending import Lending
+from services.router.streams.exchange import Exchange
 
 PARTING_SECONDS: Final = 30.0  # for what is under way when its client has gone
 
@@ -39,47 +37,6 @@ Pick = Callable[[Target, Sequence | None], Replica | None]
 
 _log = structlog.get_logger(__name__)
 _tracer = trace.get_tracer("shoal.router")
-
-
-class Exchange:
-    """One request of a client's stream, until its last reply.
-
-    `held`: bytes that it is counted with. `begun`: whether it goes on with a sequence. `memory`: of
-    the caller's, that its tensors lie in. `message`: as it came, or with the servers' names of that
-    memory; dropped when a part of the reply has been passed on, because it cannot be repeated then.
-    `target`: None where somebody else counts it. `ticket`: its leave to be sent, unless somebody
-    else has that. `broke`: the replica whose server was lost while it had the request. `lost`: the
-    replica that it came back from last, and why. `turns`: the order that its reply has to keep."""
-
-    __slots__ = (
-        *("asked", "began", "begun", "broke", "cold", "failed", "forward", "held", "id", "lost"),
-        *("memory", "message", "misses", "model", "patience", "repeated", "retry", "sequence"),
-        *("serial", "size", "span", "target", "ticket", "turns", "version"),
-    )
-
-    def __init__(self, serial: int, message: bytes) -> None:
-        self.serial = serial
-        self.began = time.monotonic()
-        self.message: bytes | None = message
-        self.size = len(message)
-        self.held = 0
-        self.begun = False
-        self.model = self.version = self.id = ""
-        self.sequence: Sequence | None = None
-        self.target: Target | None = None
-        self.turns: Turns[Exchange] | None = None
-        self.ticket: Ticket | None = None
-        self.memory: Lending | None = None
-        self.asked: bool | None = False
-        self.retry = False
-        self.repeated: Replica | None = None
-        self.cold = self.failed = False
-        self.misses = 0
-        self.patience = 0.0
-        self.broke: Replica | None = None
-        self.lost: tuple[Replica, str] | None = None
-        self.span: trace.Span = trace.INVALID_SPAN
-        self.forward: trace.Span = trace.INVALID_SPAN
 
 
 class Listener(Protocol):

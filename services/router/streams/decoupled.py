@@ -11,22 +11,19 @@ import structlog
 from opentelemetry import trace
 
 from services.common.errors import ShoalError
-from services.router.control.residents import Grant, Miss, Rejected
+from services.router.control.answers import Rejected
+from services.router.control.residents import Grant
+from services.router.core.attempts import Progress, Step, after
 from services.router.core.routing.metadata import Pairs
 from services.router.core.routing.routes import Replica, Target
 from services.router.core.routing.sequences import over
 from services.router.core.wire.reply import amended, reply
 from services.router.core.wire.request import overridden, overridden_in_stream
 from services.router.core.wire.verdict import Verdict, broken_off, code_in_band, in_band
-from services.router.streams.call import Exchange, StreamCall, StreamCalls
-from services.router.streams.replies import Outlet, Room
-from services.router.unary.forward import (
-    MAX_MISS_SECONDS,
-    MISS_PATIENCE,
-    MISS_SECONDS,
-    TritonError,
-    lost,
-)
+from services.router.servers.answers import TritonError, lost
+from services.router.streams.call import StreamCall, StreamCalls
+from services.router.streams.exchange import Exchange
+from services.router.streams.replies import Replies, Room
 
 MOST_ALIKE: Final = 8  # calls to one replica, so that each has one of several requests with one id
 MOST_CALLS: Final = 64  # of one stream; beyond that, those without a request are closed
@@ -45,20 +42,21 @@ class Origin(NamedTuple):
     calls: dict[StreamCall, None]
 
 
-class Lane:
+class DecoupledRequests:
     """Which reply belongs to which request, their ids tell, which are passed on as they are: so
     requests with the same id go by several calls. What has to wait until the version is resident,
     or is to be repeated, is parked; and behind it what comes later."""
 
-    def __init__(self, target: Target, fleet: StreamCalls, outlet: Outlet, origin: Origin) -> None:
+    def __init__(
+        self, target: Target, fleet: StreamCalls, replies: Replies, origin: Origin
+    ) -> None:
         self._target = target
         self._fleet = fleet
-        self._outlet = outlet
+        self._replies = replies
         self._origin = origin
         self._calls: dict[str, list[StreamCall]] = {}  # by server
         self._granted: Grant | None = None
         self._parked: list[Exchange] = []
-        self._missed: Miss | None = None
         self._placing: asyncio.Task[None] | None = None
 
     def take(self, exchange: Exchange) -> None:
@@ -142,14 +140,14 @@ class Lane:
                 if not self._parked:
                     return
                 first = self._parked[0]
-                call = None if first.misses else self._choose(first)
+                call = None if first.attempts.asks else self._choose(first)
                 if call is not None:
                     self._send(call, self._parked.pop(0))
                 else:
                     await self._pause()
                     await self._ask()
         except Exception as error:
-            self._outlet.fail(error)
+            self._replies.fail(error)
         finally:
             self._placing = None
 
@@ -157,25 +155,26 @@ class Lane:
         """Have the Controller name a replica, and send there what is parked."""
         if not self._parked:
             return
-        missed, self._missed = self._missed, None
+        misses = [one.attempts.missed for one in self._parked if one.attempts.missed is not None]
         try:
             span = self._parked[0].span
             with trace.use_span(span, record_exception=False, set_status_on_exception=False):
                 grant = await self._fleet.controller.make_resident(
-                    self._target, self._origin.deadline, missed
+                    self._target, self._origin.deadline, misses[-1] if misses else None
                 )
         except (Rejected, ShoalError) as error:
             for exchange in self._unpark():
                 exchange.cold = True
-                self._outlet.refuse(exchange, error)
+                self._replies.refuse(exchange, error)
             return
         for exchange in list(self._parked):
-            if exchange.broke is not None and exchange.repeated is None:
+            if exchange.attempts.broke is not None and exchange.repeated is None:
                 await self._fleet.repeats.begin(grant.replica, self._origin.deadline)
                 exchange.repeated = grant.replica
         if self._fleet.watch.table.outdated(grant.replica, grant.revision):
             for exchange in self._parked:
                 self._end_repeat(exchange)
+                exchange.attempts = exchange.attempts.withdrawn()
             return
         self._use(grant)
 
@@ -183,8 +182,9 @@ class Lane:
         self._granted = grant
         for exchange in self._unpark():
             exchange.cold = True
-            tied = self._choose(exchange) if exchange.sequence and not exchange.misses else None
-            if exchange.broke is not None and exchange.repeated is None:
+            attempts = exchange.attempts
+            tied = self._choose(exchange) if exchange.sequence and not attempts.asks else None
+            if attempts.broke is not None and exchange.repeated is None:
                 self._park(exchange)
             else:
                 self._send(tied or self._call(exchange, grant.replica, grant.address), exchange)
@@ -200,21 +200,13 @@ class Lane:
                 await exchange.memory.map_again()
             except (Rejected, ShoalError) as error:
                 self._parked.remove(exchange)
-                self._outlet.refuse(exchange, error)
+                self._replies.refuse(exchange, error)
 
     async def _pause(self) -> None:
-        """Before the next try: short, growing, jittered, and not beyond what each may wait."""
-        misses = max((exchange.misses for exchange in self._parked), default=0)
-        if not misses:
-            return
-        longest = min(MAX_MISS_SECONDS, MISS_SECONDS * 2 ** (misses - 1))
-        pause = longest * random.uniform(0.5, 1.0)
-        now, deadline = time.monotonic(), self._origin.deadline
-        for exchange in [one for one in self._parked if one.lost is not None]:
-            if now > exchange.patience if deadline is None else now + pause >= deadline:
-                self._parked.remove(exchange)
-                self._lose(exchange)
-        if self._parked:
+        """Wait until everything that is parked may be sent again."""
+        until = max(exchange.again_at for exchange in self._parked)
+        pause = until - time.monotonic()
+        if pause > 0:
             await asyncio.sleep(pause)
 
     def _unpark(self) -> list[Exchange]:
@@ -246,10 +238,12 @@ class Lane:
             certain = call.pending.alike(said.id) == 1
             self._end(call, exchange, failed=True)
             call.close()
-            self._repeat(exchange, call.replica, meaning, said.error, certain=certain)
+            self._carry_on(
+                exchange, self._after(exchange, call, meaning, certain), call, said.error
+            )
             return None
         if failed and begun and self._origin.strict:
-            self._outlet.fail(in_stream(said.error, begun=True))
+            self._replies.fail(in_stream(said.error, begun=True))
             return None
         # Triton repeats the version as it was asked for where a reply has no outputs.
         version = exchange.version if said.bare or (failed and begun) else None
@@ -258,10 +252,10 @@ class Lane:
             message = amended(message, model, version)
         exchange.failed = failed = exchange.failed or failed
         if not last:
-            return self._outlet.pass_on(exchange, message)
+            return self._replies.pass_on(exchange, message)
         self._end(call, exchange, failed=failed)
         wanted = exchange.asked or not said.bare
-        return self._outlet.answer(exchange, message if wanted else None, failed=failed)
+        return self._replies.answer(exchange, message if wanted else None, failed=failed)
 
     def ended(
         self, call: StreamCall, broken: list[Exchange], error: grpc.aio.AioRpcError | None
@@ -272,45 +266,45 @@ class Lane:
         code = "OK" if error is None else error.code().name
         text = "it ended the stream" if error is None else error.details() or code
         meaning = broken_off(code, text)
-        if meaning is Verdict.BROKEN:
-            for earlier, repeated in {(one.broke, one.retry) for one in broken}:
-                self._fleet.watch.broke(call.replica, earlier, repeated=repeated)
-        for exchange in broken:
-            self._conclude(call, exchange, failed=True)
-            self._repeat(exchange, call.replica, meaning, text, certain=True)
+        steps = [self._after(exchange, call, meaning, certain=True) for exchange in broken]
+        for broke in {step.broke for step in steps if step.broke is not None}:
+            self._fleet.watch.broke(broke)
+        for exchange, step in zip(broken, steps, strict=True):
+            self._conclude(exchange, failed=True)
+            self._carry_on(exchange, step, call, text)
 
     def _end(self, call: StreamCall, exchange: Exchange, *, failed: bool) -> None:
-        self._conclude(call, exchange, failed=failed)
+        self._conclude(exchange, failed=failed)
         call.end(exchange)
 
-    def _conclude(self, call: StreamCall, exchange: Exchange, *, failed: bool) -> None:
+    def _conclude(self, exchange: Exchange, *, failed: bool) -> None:
         self._end_repeat(exchange)
         sequence = exchange.sequence
         if sequence is not None and over(sequence, begun=exchange.begun, failed=failed):
             self._fleet.watch.sequences.end(self._target, sequence.id)
 
-    def _repeat(
-        self, exchange: Exchange, replica: Replica, why: Verdict, text: str, *, certain: bool
-    ) -> None:
-        """Try again, unless that could do harm. `certain`: whether it is this one that came back,
-        and not another one with the same id."""
-        exchange.lost = replica, text
-        if why in (Verdict.BROKEN, Verdict.UNHEALTHY):
-            certain = certain and exchange.retry and self._fleet.budget.retry(time.monotonic())
-            exchange.retry = False
-        if exchange.message is None or not certain:
-            self._lose(exchange)
-            return
-        if why is Verdict.BROKEN:
-            exchange.broke = replica
-        exchange.misses += 1
-        exchange.patience = exchange.patience or time.monotonic() + MISS_PATIENCE
-        self._missed = Miss(replica.server, why is Verdict.UNHEALTHY)
-        self._park(exchange)
+    def _after(self, exchange: Exchange, call: StreamCall, verdict: Verdict, certain: bool) -> Step:
+        """Decide what becomes of what came back from `call`. `certain` says that it is this request
+        that came back, and not another one with the same id."""
+        progress = Progress.NONE if certain else Progress.UNCERTAIN
+        return after(
+            verdict,
+            Progress.PARTLY if exchange.message is None else progress,
+            call.replica,
+            exchange.attempts,
+            deadline=self._origin.deadline,
+            now=time.monotonic(),
+            chance=random.random(),
+            budget=self._fleet.budget,
+        )
 
-    def _lose(self, exchange: Exchange) -> None:
-        assert exchange.lost is not None
-        self._outlet.refuse(exchange, lost(*exchange.lost))
+    def _carry_on(self, exchange: Exchange, step: Step, call: StreamCall, text: str) -> None:
+        if step.attempts is None:
+            self._replies.refuse(exchange, lost(call.replica, text))
+            return
+        exchange.attempts = step.attempts
+        exchange.again_at = time.monotonic() + step.pause
+        self._park(exchange)
 
     def _end_repeat(self, exchange: Exchange) -> None:
         if exchange.repeated is not None:

@@ -10,10 +10,10 @@ from opentelemetry import trace
 
 from services.common.errors import ServerLost, ShoalError
 from services.router.admission.admission import Admission
-from services.router.control.residents import Rejected
+from services.router.control.answers import Rejected
 from services.router.core.wire.reply import refusal
 from services.router.process.tuning import MIB
-from services.router.streams.call import Exchange
+from services.router.streams.exchange import Exchange
 from services.router.telemetry.statistics import Statistics
 
 MOST_PENDING: Final = 1024  # requests of one stream
@@ -23,10 +23,9 @@ MOST_EXPECTED_BYTES: Final = 128 * MIB  # of replies to come, were each as large
 
 Write = Callable[[bytes], Awaitable[None]]
 Room = Callable[[], Awaitable[None]]
-Refused = ShoalError | Rejected
 
 
-class Outlet:
+class Replies:
     """The requests of one stream that wait for a reply, and the replies on their way to the client.
 
     What a method gives that takes a reply is to be called and awaited before the next one is read
@@ -120,7 +119,7 @@ class Outlet:
             self._unhold(exchange.turns.leave(exchange))
             exchange.turns = None
 
-    def refuse(self, exchange: Exchange, error: Refused) -> None:
+    def refuse(self, exchange: Exchange, error: ShoalError | Rejected) -> None:
         """Answer in its turn with the error's text, as Triton does: the stream goes on."""
         if self._raising or (isinstance(error, ServerLost) and self._strict):
             self.fail(error)

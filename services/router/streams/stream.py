@@ -13,9 +13,10 @@ from services.common.caller import Caller
 from services.common.errors import MessageTooLarge, ShoalError
 from services.common.packed import PACKED
 from services.router.admission.memory import hold
+from services.router.control.answers import Rejected
 from services.router.control.placement_watch import PlacementWatch
-from services.router.control.residents import Rejected
 from services.router.core.admission.priority import HEADER
+from services.router.core.attempts import FIRST
 from services.router.core.routing.metadata import Pairs, Said
 from services.router.core.routing.routes import Target
 from services.router.core.routing.sequences import draw
@@ -23,12 +24,13 @@ from services.router.core.wire import request as wire
 from services.router.core.wire.protobuf import Malformed
 from services.router.core.wire.reply import Turns, failure, refusal, reply, response, streamed
 from services.router.core.wire.verdict import begun, is_decoupled
+from services.router.servers.answers import TritonError
 from services.router.servers.turns import MODEL_STREAM_INFER, PlainStream
-from services.router.streams.call import Exchange, StreamCalls
-from services.router.streams.decoupled import Lane, Origin, in_stream
-from services.router.streams.replies import Outlet, Write
+from services.router.streams.call import StreamCalls
+from services.router.streams.decoupled import DecoupledRequests, Origin, in_stream
+from services.router.streams.exchange import Exchange
+from services.router.streams.replies import Replies, Write
 from services.router.telemetry.statistics import Statistics
-from services.router.unary.forward import TritonError
 from services.router.unary.inference import Request, Requests, malformed
 
 # Asks that an error of a model end the stream, with its status. It is not passed on: every Triton
@@ -115,10 +117,10 @@ class Stream:
             onward = (*onward, *(item for item in said.given if item[0] in _TRACE))
         self._origin = Origin(onward, deadline, strict, {})
         admission = streams.requests.admission
-        self._outlet = Outlet(streams.statistics, admission, strict=strict, raising=raising)
+        self._replies = Replies(streams.statistics, admission, strict=strict, raising=raising)
         # In a stream an error has no code, and these are ended with one.
         self._plain = None if strict or raising else PlainStream(streams.calls.plain)
-        self._lanes: dict[Target, Lane] = {}
+        self._decoupled: dict[Target, DecoupledRequests] = {}
         self._turns: dict[tuple[str, str], Turns[Exchange]] = {}
         self._sequences: dict[tuple[str, int | str], Work] = {}
         self._working: set[Work] = set()
@@ -133,13 +135,13 @@ class Stream:
         it is cancelled, its client has gone: what is under way is finished without it."""
         reading = asyncio.create_task(self._read(requests))
         try:
-            await self._outlet.write(write)
+            await self._replies.write(write)
         finally:
             reading.cancel()
             for work in self._working:
                 work.cancel()
-            self._outlet.abandon()
-            for lane in self._lanes.values():
+            self._replies.abandon()
+            for lane in self._decoupled.values():
                 lane.part()
             for call in self._origin.calls:
                 call.part()
@@ -153,11 +155,11 @@ class Stream:
                     await self._unpack(message)
                 else:
                     self._accept(message)
-                if self._outlet.full():
-                    await self._outlet.space()
-            self._outlet.complete()
+                if self._replies.full():
+                    await self._replies.space()
+            self._replies.complete()
         except Exception as error:
-            self._outlet.fail(error)
+            self._replies.fail(error)
 
     async def _unpack(self, message: bytes) -> None:
         refused = None
@@ -170,7 +172,7 @@ class Stream:
     def _accept(self, message: bytes, refused: ShoalError | None = None) -> None:
         self._serial += 1
         exchange = Exchange(self._serial, message)
-        self._outlet.begin(exchange)
+        self._replies.begin(exchange)
         streams = self._streams
         try:
             if refused is not None:
@@ -185,7 +187,7 @@ class Stream:
             target, _, retry, _ = table.way(
                 head.model, head.version, draw(sequence, random.random())
             )
-            exchange.retry = retry and sequence is None
+            exchange.attempts = FIRST[retry and sequence is None]
         except Malformed as error:
             self._refuse(exchange, malformed(error))
             return
@@ -222,7 +224,7 @@ class Stream:
             if decoupled or not await self._alone(exchange, head):
                 await self._several(exchange, target, head)
         except Exception as error:
-            self._outlet.fail(error)
+            self._replies.fail(error)
 
     async def _alone(self, exchange: Exchange, head: wire.Head) -> bool:
         """Have the one reply that there is; False where there may be several."""
@@ -242,23 +244,23 @@ class Stream:
                 return False
             self._failed(exchange, failed, text)
         except (Rejected, ShoalError) as error:
-            self._outlet.refuse(exchange, error)
+            self._replies.refuse(exchange, error)
         else:
             message = answer.message if answer.streamed else streamed(answer.message)
-            self._outlet.answer(exchange, message, failed=False)
+            self._replies.answer(exchange, message, failed=False)
         return True
 
     def _failed(self, exchange: Exchange, error: TritonError, text: str) -> None:
         if exchange.span.is_recording():
             exchange.span.set_status(trace.StatusCode.ERROR, text)
         if self._raising or (self._origin.strict and begun(text)):
-            self._outlet.fail(error)
+            self._replies.fail(error)
             return
         if begun(text):
             message = failure(exchange.id, text, exchange.model, exchange.version)
         else:
             message = refusal(exchange.id, text)
-        self._outlet.answer(exchange, message, failed=True)
+        self._replies.answer(exchange, message, failed=True)
 
     async def _several(self, exchange: Exchange, target: Target, head: wire.Head) -> None:
         """Have it answered by any number of replies, when its turn to be sent has come."""
@@ -266,7 +268,7 @@ class Stream:
         assert message is not None
         if exchange.turns is not None:
             streams.calls.learn(target)
-            self._outlet.unordered(exchange)
+            self._replies.unordered(exchange)
         exchange.target = target
         admission = streams.requests.admission
         try:
@@ -288,17 +290,17 @@ class Stream:
             if ticket.turn is not None:
                 await admission.turn(ticket)
             exchange.ticket = ticket
-            self._lane(target).take(exchange)
+            self._requests_to(target).take(exchange)
         except Malformed as error:
-            self._outlet.refuse(exchange, malformed(error))
+            self._replies.refuse(exchange, malformed(error))
         except (Rejected, ShoalError) as error:
-            self._outlet.refuse(exchange, error)
+            self._replies.refuse(exchange, error)
 
     def _refuse(self, exchange: Exchange, error: ShoalError) -> None:
         named = exchange.model, exchange.version
         if named in self._turns:
             self._join(exchange, named)
-        self._outlet.refuse(exchange, error)
+        self._replies.refuse(exchange, error)
 
     def _join(self, exchange: Exchange, named: tuple[str, str]) -> None:
         """Its reply keeps the order among all for that model and version; "" for what a traffic
@@ -317,11 +319,11 @@ class Stream:
         self._sequences[sequence] = work
         work.add_done_callback(ended)
 
-    def _lane(self, target: Target) -> Lane:
-        lane = self._lanes.get(target)
+    def _requests_to(self, target: Target) -> DecoupledRequests:
+        lane = self._decoupled.get(target)
         if lane is None:
-            lane = Lane(target, self._streams.calls, self._outlet, self._origin)
-            self._lanes[target] = lane
+            lane = DecoupledRequests(target, self._streams.calls, self._replies, self._origin)
+            self._decoupled[target] = lane
         return lane
 
     def _trace(self, exchange: Exchange, target: Target) -> None:

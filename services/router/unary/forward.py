@@ -9,16 +9,17 @@ import grpc
 from opentelemetry import trace
 
 from services.common import telemetry
-from services.common.errors import ServerLost
 from services.router.control.placement_watch import PlacementWatch
-from services.router.control.residents import ControllerClient, Miss
+from services.router.control.residents import ControllerClient
 from services.router.core.admission.rate import RetryBudget
+from services.router.core.attempts import FIRST, Action, Attempts, Progress, after
 from services.router.core.routing.metadata import Pairs
 from services.router.core.routing.routes import Replica, Target
 from services.router.core.routing.sequences import home, over
 from services.router.core.wire.request import Sequence
-from services.router.core.wire.verdict import Verdict, verdict
+from services.router.core.wire.verdict import verdict
 from services.router.process.tuning import CHANNEL_OPTIONS
+from services.router.servers.answers import InferReply, TritonError, lost
 from services.router.servers.call_metadata import onward
 from services.router.servers.connection import Connections
 from services.router.servers.repeats import Repeats
@@ -27,32 +28,8 @@ from services.router.servers.turns import PlainRequest, PlainStream
 _OK: Final = grpc.StatusCode.OK
 
 MODEL_INFER: Final = "/inference.GRPCInferenceService/ModelInfer"
-MISS_SECONDS: Final = 0.02  # first pause after a miss; doubles, jittered
-MAX_MISS_SECONDS: Final = 0.5
-MISS_PATIENCE: Final = 60.0  # seconds of misses before a caller without a deadline hears of them
 
 _tracer = trace.get_tracer("shoal.router")
-
-
-class Reply(NamedTuple):
-    """`message`: a serialized ModelInferResponse. `cold`: the Controller was asked. `server`: whose
-    answer it is. `streamed`: the message is a ModelStreamInferResponse. `trailing`: the caller's
-    metadata; of what the server sends with an answer none is read, for no Triton sends any."""
-
-    message: bytes
-    cold: bool
-    server: str
-    streamed: bool = False
-    trailing: Pairs = ()
-
-
-class TritonError(Exception):
-    """Triton's own answer is an error: the client's to see, as it is."""
-
-    def __init__(self, error: grpc.aio.AioRpcError, *, cold: bool) -> None:
-        super().__init__(error.details())
-        self.error = error
-        self.cold = cold
 
 
 class Sent(NamedTuple):
@@ -101,40 +78,33 @@ class Forwarder:
         retry: bool,
         sequence: Sequence | None = None,
         stream: PlainStream | None = None,
-    ) -> Reply:
+    ) -> InferReply:
         """Have `target` answer `message`, wherever it is or will be; what belongs to a `sequence`,
         where that began.
 
         `deadline`: seconds of the monotonic clock, None for none. `retry`: whether it may be sent
         again after a server broke off with it, or keeps it waiting; never within a sequence.
         `stream`: it may go by, the first time. Raises TritonError, ServerLost, and what the
-        Controller refuses (controller_client.Rejected, ShoalError).
+        Controller refuses (Rejected, ShoalError).
         """
         self.budget.requests.add(time.monotonic())
-        retry = retry and sequence is None
         if sequence is not None and sequence.start:
             self._controller.require_lease(target)
-        missed: Miss | None = None
-        broke: Replica | None = None
+        attempts = FIRST[retry and sequence is None]
         cold = begun = False
-        misses = 0
-        patience = 0.0
         while True:
-            asking = missed is not None or broke is not None
-            replica = None if asking else self.pick(target, sequence)
+            replica = None if attempts.asks else self.pick(target, sequence)
             if replica is not None:
                 address = self._watch.table.addresses[replica.server]
                 call, span = self._send(replica, address, message, metadata, stream)
-                if self._hedge_after is not None and retry:
+                if self._hedge_after is not None and attempts.repeatable:
                     sent = Sent(replica, address, call, span)
                     replica, address, call, span = await self._first(sent, message, metadata)
             else:
                 cold = True
-                granted = await self._send_cold(
-                    target, message, metadata, deadline, missed, repeat=broke is not None
-                )
+                granted = await self._send_cold(target, message, metadata, deadline, attempts)
                 if granted is None:
-                    missed = None
+                    attempts = attempts.withdrawn()
                     continue
                 replica, address, call, span = granted
             if sequence is not None:
@@ -146,7 +116,7 @@ class Forwarder:
                 self._outlive(Sent(replica, address, call, span))
                 raise
             finally:
-                if broke is not None:
+                if attempts.broke is not None:
                     self.repeats.end(replica)
             refused = code is not _OK
             if sequence is not None and over(sequence, begun=begun, failed=refused):
@@ -156,27 +126,28 @@ class Forwarder:
                 span.end()
             if not refused:
                 if isinstance(call, PlainRequest):
-                    return Reply(call.message, cold, replica.server, streamed=True)
-                return Reply(await call, cold, replica.server)
+                    return InferReply(call.message, cold, replica.server, streamed=True)
+                return InferReply(await call, cold, replica.server)
             text = await call.details() or ""
             own = await self._connections.answered(self._channels[address], code.name, text)
-            meaning = verdict(code.name, text, answered=own)
-            if meaning is Verdict.ANSWER:
+            step = after(
+                verdict(code.name, text, answered=own),
+                Progress.NONE,
+                replica,
+                attempts,
+                deadline=deadline,
+                now=time.monotonic(),
+                chance=random.random(),
+                budget=self.budget,
+            )
+            if step.broke is not None:
+                self._watch.broke(step.broke)
+            if step.action is Action.ANSWER:
                 raise TritonError(await _error(call), cold=cold)
-            if meaning in (Verdict.BROKEN, Verdict.UNHEALTHY):
-                repeated = retry and self.budget.retry(time.monotonic())
-                if meaning is Verdict.BROKEN:
-                    self._watch.broke(replica, broke, repeated=repeated)
-                    broke = replica
-                if not repeated:
-                    raise lost(replica, text)
-                retry = False
-            misses += 1
-            patience = patience or time.monotonic() + MISS_PATIENCE
-            if deadline is None and time.monotonic() > patience:
+            if step.attempts is None:
                 raise lost(replica, text)
-            missed = Miss(replica.server, meaning is Verdict.UNHEALTHY)
-            await self._pause(misses, deadline, replica, text)
+            attempts = step.attempts
+            await asyncio.sleep(step.pause)
 
     def pick(self, target: Target, sequence: Sequence | None) -> Replica | None:
         """The replica that the sequence is tied to or belongs to; without a sequence, the one with
@@ -204,12 +175,11 @@ class Forwarder:
         message: bytes,
         metadata: Pairs,
         deadline: float | None,
-        missed: Miss | None,
-        *,
-        repeat: bool,
+        attempts: Attempts,
     ) -> Sent | None:
-        """To the replica that the Controller named; None when it was withdrawn since."""
-        grant = await self._controller.make_resident(target, deadline, missed)
+        """Send where the Controller says; return None when that replica was withdrawn since."""
+        grant = await self._controller.make_resident(target, deadline, attempts.missed)
+        repeat = attempts.broke is not None
         if repeat:
             await self.repeats.begin(grant.replica, deadline)
         if self._watch.table.outdated(grant.replica, grant.revision):
@@ -298,16 +268,6 @@ class Forwarder:
         method = self._methods[address] = channel.unary_unary(MODEL_INFER)
         return method
 
-    async def _pause(
-        self, misses: int, deadline: float | None, replica: Replica, text: str
-    ) -> None:
-        """Before the next try: short, growing, jittered, and not beyond the deadline."""
-        longest = min(MAX_MISS_SECONDS, MISS_SECONDS * 2 ** (misses - 1))
-        pause = longest * random.uniform(0.5, 1.0)
-        if deadline is not None and time.monotonic() + pause >= deadline:
-            raise lost(replica, text)
-        await asyncio.sleep(pause)
-
 
 async def _error(call: Any) -> grpc.aio.AioRpcError:
     try:
@@ -315,14 +275,3 @@ async def _error(call: Any) -> grpc.aio.AioRpcError:
     except grpc.aio.AioRpcError as error:
         return error
     raise AssertionError("a failed call gave an answer")
-
-
-def lost(replica: Replica, text: str) -> ServerLost:
-    """The refusal of a request that is not sent again."""
-    return ServerLost(
-        server=replica.server,
-        model=replica.target.model,
-        version=replica.target.version,
-        cause=text,
-        retry_after=1.0,
-    )

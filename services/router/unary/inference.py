@@ -18,9 +18,9 @@ from services.common.errors import (
 from services.common.rpc import HEADER_BYTES
 from services.router.admission.admission import Admission, Ticket
 from services.router.admission.memory import Holding, hold
+from services.router.control.answers import Rejected
 from services.router.control.model_info import ModelInfo
 from services.router.control.placement_watch import PlacementWatch
-from services.router.control.residents import Rejected
 from services.router.core.admission.priority import HEADER
 from services.router.core.routing.metadata import EXPLAIN, Pairs, Said, read
 from services.router.core.routing.routes import Target, why
@@ -28,12 +28,13 @@ from services.router.core.routing.sequences import draw
 from services.router.core.wire import request as wire
 from services.router.core.wire.protobuf import Malformed
 from services.router.core.wire.reply import amended
+from services.router.servers.answers import InferReply, TritonError
 from services.router.servers.turns import PlainStream
 from services.router.telemetry import tracing
 from services.router.telemetry.statistics import Statistics
 from services.router.unary import classification as classes
 from services.router.unary.decompression import unpacked
-from services.router.unary.forward import Forwarder, Reply, TritonError
+from services.router.unary.forward import Forwarder
 from services.router.unary.lending import Lending
 
 
@@ -101,7 +102,7 @@ class Requests:
         where no tensor lies in any. Raises RegionNotFound, RegionBounds, NotProxied."""
         return None
 
-    async def answer(self, request: Request) -> Reply:
+    async def answer(self, request: Request) -> InferReply:
         """Raises TritonError and Rejected with another service's own status, else ShoalError."""
         began = time.monotonic()
         message, said, deadline, caller, head, stream = request
@@ -179,7 +180,7 @@ class Requests:
                 if self._tracing:
                     tracing.describe(target, request_id, cold=cold)
 
-    def _explained(self, head: wire.Head, target: Target, reply: Reply) -> Pairs:
+    def _explained(self, head: wire.Head, target: Target, reply: InferReply) -> Pairs:
         """What a caller who asks for it is told of the way that the request took."""
         return (
             ("x-shoal-model", target.model),

@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2
 from services.router.core.wire.protobuf import Malformed
 from services.router.core.wire.reply import (
     Pending,
-    Reply,
+    StreamReply,
     Turns,
     amended,
     failure,
@@ -47,13 +47,13 @@ def replies(draw: st.DrawFn) -> Any:
     return message
 
 
-def said(message: Any) -> Reply:
+def said(message: Any) -> StreamReply:
     inside = message.infer_response
     final = None
     if "triton_final_response" in inside.parameters:
         final = inside.parameters["triton_final_response"].bool_param
     bare = final is True and not message.error_message and inside.model_version.startswith("0")
-    return Reply(message.error_message, inside.id, final, bare)
+    return StreamReply(message.error_message, inside.id, final, bare)
 
 
 @given(replies())
@@ -100,7 +100,7 @@ def test_a_refusal_is_made_as_triton_makes_it(id_: str, text: str) -> None:
     want = service_pb2.ModelStreamInferResponse(error_message=text)
     want.infer_response.id = id_
     assert refusal(id_, text) == want.SerializeToString()
-    assert reply(refusal(id_, text)) == Reply(text, id_, None, False)
+    assert reply(refusal(id_, text)) == StreamReply(text, id_, None, False)
 
 
 @given(replies())
@@ -121,7 +121,7 @@ def test_a_failure_is_made_as_triton_makes_it(
     want.infer_response.model_version = version
     want.infer_response.parameters["triton_final_response"].bool_param = True
     assert parsed(failure(id_, text, model, version)) == want
-    assert reply(failure(id_, text, model, version)) == Reply(text, id_, True, False)
+    assert reply(failure(id_, text, model, version)) == StreamReply(text, id_, True, False)
 
 
 @pytest.mark.parametrize(

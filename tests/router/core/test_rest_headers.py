@@ -4,7 +4,7 @@ import pytest
 
 from services.common.caller import LOCAL, CallerPolicy
 from services.router.core.rest import headers
-from services.router.core.rest.values import Refused
+from services.router.core.rest.values import WrongRequest
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_the_shortest_timeout_counts(given: dict[bytes, bytes], seconds: float |
     ],
 )
 def test_a_timeout_that_is_none_is_refused(name: bytes, value: bytes) -> None:
-    with pytest.raises(Refused, match=rf"header '{name.decode()}' is .*: give ") as caught:
+    with pytest.raises(WrongRequest, match=rf"header '{name.decode()}' is .*: give ") as caught:
         headers.timeout({name: value})
     assert headers.status(caught.value.code) == 400
 
@@ -71,7 +71,7 @@ def test_the_size_of_the_json(header: bytes | None, size: int) -> None:
 
 @pytest.mark.parametrize("header", [b"91", b"-1", b"99999999999999999999"])
 def test_a_size_beyond_the_body_is_refused(header: bytes) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(WrongRequest) as caught:
         headers.json_size(header, 90)
     assert caught.value.text == (
         f"inference header size should be in range (0, 90), got: {header.decode()}"

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from services.router.core.rest.generate import Declared, generated
-from services.router.core.rest.infer import Infer, Input, Output, Region, elements, parsed
-from services.router.core.rest.values import Refused
+from services.router.core.rest.infer import Infer, Input, Output, RegionPart, elements, parsed
+from services.router.core.rest.values import WrongRequest
 
 NUMBERS = {"name": "X", "datatype": "FP32", "shape": [2], "data": [1, 2.5]}
 
@@ -22,7 +22,7 @@ def one_input(**changed: Any) -> Infer:
 
 
 def refusal(document: object) -> tuple[str, str]:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(WrongRequest) as caught:
         parsed(document)
     return caught.value.code, caught.value.text
 
@@ -75,7 +75,7 @@ def test_all_that_a_request_can_say() -> None:
         Output("A"),
         Output("B", binary=True),
         Output("C", classes=3),
-        Output("D", region=Region("r", 0, 8)),
+        Output("D", region=RegionPart("r", 0, 8)),
     )
 
 
@@ -90,7 +90,7 @@ def test_inputs_that_lie_elsewhere() -> None:
             "shared_memory_byte_size": 8,
         },
     )
-    assert shared.inputs == (Input("X", "FP32", (2,), region=Region("r", 16, 8)),)
+    assert shared.inputs == (Input("X", "FP32", (2,), region=RegionPart("r", 16, 8)),)
 
 
 def test_a_sequence_may_have_a_name() -> None:
@@ -305,6 +305,6 @@ def test_the_last_size_that_may_vary_takes_what_is_left() -> None:
     ],
 )
 def test_what_generate_refuses(document: object, text: str) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(WrongRequest) as caught:
         generated(document, PROMPT)
     assert caught.value.text == text

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.router.core.wire.verdict import (
-    Source,
+    Speaker,
     Verdict,
     begun,
     broken_off,
@@ -15,7 +15,7 @@ from services.router.core.wire.verdict import (
     cut_off,
     in_band,
     is_decoupled,
-    source,
+    speaker,
     verdict,
 )
 
@@ -69,7 +69,7 @@ UNKNOWN = "Request for unknown model: "
     ],
 )
 def test_what_a_request_gets(code: str, text: str, meaning: Verdict) -> None:
-    assert source(code, text) is Source.SERVER
+    assert speaker(code, text) is Speaker.SERVER
     assert verdict(code, text, answered=True) is meaning
 
 
@@ -100,7 +100,7 @@ CUT_OFF = (
     ],
 )
 def test_a_server_that_never_got_the_request(text: str) -> None:
-    assert source("UNAVAILABLE", text) is Source.CONNECTION
+    assert speaker("UNAVAILABLE", text) is Speaker.CONNECTION
     assert verdict("UNAVAILABLE", text, answered=False) is Verdict.UNREACHED
 
 
@@ -118,19 +118,19 @@ def test_a_server_that_never_got_the_request(text: str) -> None:
     ],
 )
 def test_a_server_that_broke_off(text: str) -> None:
-    assert source("UNAVAILABLE", text) is Source.CONNECTION
+    assert speaker("UNAVAILABLE", text) is Speaker.CONNECTION
     assert verdict("UNAVAILABLE", text, answered=False) is Verdict.BROKEN
 
 
 @pytest.mark.parametrize("text", CUT_OFF)
 def test_a_call_that_was_cut_off_alone(text: str) -> None:
-    assert source("UNAVAILABLE", text) is Source.GRPC
+    assert speaker("UNAVAILABLE", text) is Speaker.GRPC
     assert verdict("UNAVAILABLE", text, answered=False) is Verdict.BROKEN
 
 
 @pytest.mark.parametrize("text", ["too many users", "the index is being built", "\N{FISH}"])
 def test_a_model_that_is_unavailable_says_so_itself(text: str) -> None:
-    assert source("UNAVAILABLE", text) is Source.SERVER
+    assert speaker("UNAVAILABLE", text) is Speaker.SERVER
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_what_a_server_answered_is_the_clients_whatever_it_says(text: str) -> No
     ],
 )
 def test_a_models_own_error_is_the_clients(code: str, text: str) -> None:
-    assert source(code, text) is Source.SERVER
+    assert speaker(code, text) is Speaker.SERVER
     assert verdict(code, text, answered=True) is Verdict.ANSWER
 
 
@@ -171,7 +171,7 @@ def test_a_models_own_error_is_the_clients(code: str, text: str) -> None:
 )
 def test_only_two_codes_can_mean_not_resident(code: str, text: str) -> None:
     """A model may put any text into its error."""
-    assert source(code, text) is Source.SERVER
+    assert speaker(code, text) is Speaker.SERVER
     assert verdict(code, text, answered=True) is Verdict.ANSWER
 
 
@@ -179,8 +179,8 @@ def test_only_two_codes_can_mean_not_resident(code: str, text: str) -> None:
 def test_case_does_not_matter(change: Callable[[str], str]) -> None:
     unknown, refused = change(f"{UNKNOWN}'m' is not found"), change("Connection refused")
     assert verdict("NOT_FOUND", unknown, answered=True) is Verdict.MISS
-    assert source("UNAVAILABLE", change("Exceeds maximum queue size")) is Source.SERVER
-    assert source("UNAVAILABLE", change(CLOSED)) is Source.CONNECTION
+    assert speaker("UNAVAILABLE", change("Exceeds maximum queue size")) is Speaker.SERVER
+    assert speaker("UNAVAILABLE", change(CLOSED)) is Speaker.CONNECTION
     assert verdict("UNAVAILABLE", refused, answered=False) is Verdict.UNREACHED
 
 
@@ -260,7 +260,7 @@ def test_what_the_end_of_a_stream_means(code: str, text: str, meaning: Verdict) 
 )
 def test_the_end_of_a_stream_is_no_answer_to_a_request(code: str, text: str) -> None:
     told = cut_off(code, text)
-    own = source(*told) is Source.SERVER
+    own = speaker(*told) is Speaker.SERVER
     assert verdict(*told, answered=own) is broken_off(code, text) is not Verdict.ANSWER
 
 

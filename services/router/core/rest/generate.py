@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from services.router.core.rest.infer import Infer, Input, Scalar, elements, request_id, scalar
-from services.router.core.rest.values import INVALID, MISSING, Refused, members, obj
+from services.router.core.rest.values import INVALID, MISSING, WrongRequest, members, obj
 
 
 class Declared(NamedTuple):
@@ -16,7 +16,7 @@ class Declared(NamedTuple):
 
 def generated(document: object, declared: Mapping[str, Declared]) -> Infer:
     """A request of Triton's generate extension: each key an input of that name, or else a
-    parameter; those under `parameters` likewise. Raises Refused."""
+    parameter; those under `parameters` likewise. Raises WrongRequest."""
     parameters: dict[str, Scalar] = {}
     inputs: list[Input] = []
     id_ = request_id(document)
@@ -31,7 +31,7 @@ def generated(document: object, declared: Mapping[str, Declared]) -> Infer:
     outer = members(document)
     nested = outer.get("parameters", MISSING)
     if nested is not MISSING and "parameters" in declared:
-        raise Refused(
+        raise WrongRequest(
             INVALID, "Keyword 'parameters' for nested schema also given as input tensor name"
         )
     take({name: value for name, value in outer.items() if name != "parameters"})
@@ -39,9 +39,9 @@ def generated(document: object, declared: Mapping[str, Declared]) -> Infer:
         inner = obj(nested, "Expected JSON object for keyword: 'parameters'")
         try:
             take(inner)
-        except Refused as refused:
+        except WrongRequest as refused:
             text = f"Converting keyword: 'parameters': {refused.text}"
-            raise Refused(refused.code, text) from refused
+            raise WrongRequest(refused.code, text) from refused
     return Infer(id_, parameters, tuple(inputs))
 
 
@@ -76,7 +76,7 @@ def _generated_shape(name: str, declared: tuple[int, ...], count: int) -> tuple[
     return tuple(reversed(shape))
 
 
-def _no_shape(name: str) -> Refused:
-    return Refused(
+def _no_shape(name: str) -> WrongRequest:
+    return WrongRequest(
         INVALID, f"The schema can not convert input '{name}' to tensor with proper shape"
     )

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from services.router.core.rest.values import INVALID, Refused
+from services.router.core.rest.values import INVALID, WrongRequest
 
 # Triton's HTTP server for the codes that it has, google.rpc's HTTP mapping for the rest.
 _STATUS: Final = {
@@ -76,7 +76,8 @@ def timeout(headers: Mapping[bytes, bytes]) -> float | None:
     """Seconds that the caller waits; the least of what it says, None where it says nothing.
 
     `x-request-timeout` in seconds, `grpc-timeout` as gRPC has it (`5S`, `250m`), and what Envoy
-    tells of its own, `x-envoy-expected-rq-timeout-ms`, whose 0 stands for none. Raises Refused.
+    tells of its own, `x-envoy-expected-rq-timeout-ms`, whose 0 stands for none. Raises
+    WrongRequest.
     """
     found = [
         seconds
@@ -105,8 +106,8 @@ def _milliseconds(name: bytes, text: str) -> float:
     return float(text) / 1000
 
 
-def _bad(name: bytes, text: str, expected: str) -> Refused:
-    return Refused(INVALID, f"header {name.decode()!r} is {text[:64]!r}: give {expected}")
+def _bad(name: bytes, text: str, expected: str) -> WrongRequest:
+    return WrongRequest(INVALID, f"header {name.decode()!r} is {text[:64]!r}: give {expected}")
 
 
 _TIMEOUTS: Final = (
@@ -118,14 +119,14 @@ _TIMEOUTS: Final = (
 
 def json_size(header: bytes | None, size: int) -> int:
     """Bytes of JSON at the beginning of a body of `size`, from Inference-Header-Content-Length;
-    without one all of it. Raises Refused."""
+    without one all of it. Raises WrongRequest."""
     if header is None:
         return size
     text = header.decode("latin-1")
     match = _ATOI.match(text)
     found = int(match[1]) if match is not None else 0
     if not 0 <= found <= size:
-        raise Refused(
+        raise WrongRequest(
             INVALID, f"inference header size should be in range (0, {size}), got: {text[:64]}"
         )
     return found

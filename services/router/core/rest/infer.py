@@ -9,7 +9,7 @@ from services.router.core.rest.values import (
     INTERNAL,
     INVALID,
     MISSING,
-    Refused,
+    WrongRequest,
     array,
     boolean,
     find,
@@ -39,7 +39,7 @@ _RESERVED: Final = (
 )
 
 
-class Region(NamedTuple):
+class RegionPart(NamedTuple):
     """Of shared memory: `offset` and `size` in bytes."""
 
     name: str
@@ -55,7 +55,7 @@ class Input(NamedTuple):
     shape: tuple[int, ...]
     size: int | None = None
     elements: tuple[Any, ...] | list[Any] | None = None
-    region: Region | None = None
+    region: RegionPart | None = None
 
 
 class Output(NamedTuple):
@@ -64,7 +64,7 @@ class Output(NamedTuple):
     name: str
     binary: bool = False
     classes: int = 0
-    region: Region | None = None
+    region: RegionPart | None = None
 
 
 class Infer(NamedTuple):
@@ -78,7 +78,7 @@ class Infer(NamedTuple):
 
 
 def parsed(document: object) -> Infer:
-    """`document`: of the body's JSON. Raises Refused."""
+    """`document`: of the body's JSON. Raises WrongRequest."""
     id_ = request_id(document)
     parameters, binary = _parameters(document)
     inputs = array(
@@ -107,14 +107,14 @@ def scalar(name: str, value: object) -> Scalar:
         return value
     if isinstance(value, int):
         return value if is_signed(value) else float(value)
-    raise Refused(
+    raise WrongRequest(
         INVALID,
         f"parameter '{name}' has invalid type. It should be either 'int', 'bool', or 'string'.",
     )
 
 
 def elements(name: str, datatype: str, shape: tuple[int, ...], data: object) -> list[Any]:
-    """`data`, nested in any way, as a flat list of what `datatype` takes. Raises Refused."""
+    """`data`, nested in any way, as a flat list of what `datatype` takes. Raises WrongRequest."""
     expected = prod(shape) if shape else 0
     if not expected:
         return []  # Triton looks no further
@@ -124,16 +124,16 @@ def elements(name: str, datatype: str, shape: tuple[int, ...], data: object) -> 
             raise wrong(_AS["string"], "Unable to parse JSON bytes array")
         return flat
     if datatype in _BINARY_ONLY:
-        raise Refused(
+        raise WrongRequest(
             INVALID,
             f"receiving {datatype} data via JSON is not supported. Please use the binary data "
             f"format for input {name}",
         )
     if datatype not in SIZES:
-        raise Refused(INVALID, f"invalid datatype for input {name}")
+        raise WrongRequest(INVALID, f"invalid datatype for input {name}")
     _check(datatype, flat, kinds)
     if len(flat) != expected:
-        raise Refused(INTERNAL, _MISMATCH)
+        raise WrongRequest(INTERNAL, _MISMATCH)
     return flat
 
 
@@ -193,7 +193,7 @@ def _parameters(document: object) -> tuple[dict[str, Scalar], bool]:
         elif name == "binary_data_output":
             binary = boolean(value, what)
         elif name.startswith("triton_"):
-            raise Refused(INVALID, _RESERVED)
+            raise WrongRequest(INVALID, _RESERVED)
         else:
             found[name] = scalar(name, value)
     return found, binary
@@ -240,7 +240,7 @@ def _output(document: object) -> Output:
     return Output(name, as_binary, count)
 
 
-def _region(given: object) -> Region | None:
+def _region(given: object) -> RegionPart | None:
     name = find(given, "shared_memory_region")
     offset, size = find(given, "shared_memory_offset"), find(given, "shared_memory_byte_size")
     region = "" if name is MISSING else string(name, "Unable to parse 'shared_memory_region'")
@@ -248,7 +248,7 @@ def _region(given: object) -> Region | None:
     start = 0 if offset is MISSING else unsigned(offset, what)
     what = "Unable to parse 'shared_memory_byte_size'"
     count = 0 if size is MISSING else unsigned(size, what)
-    return None if name is MISSING else Region(region, start, count)
+    return None if name is MISSING else RegionPart(region, start, count)
 
 
 def _one_source(document: object) -> None:
@@ -260,7 +260,7 @@ def _one_source(document: object) -> None:
     }
     fields = [f" '{name}'" for name, found in there.items() if found]
     if len(fields) != 1:
-        raise Refused(
+        raise WrongRequest(
             INVALID,
             "Input must set only one of the following fields: 'data', 'binary_data_size' in "
             "'parameters', 'shared_memory_region' in 'parameters'. But"
@@ -272,7 +272,11 @@ def _one_form(given: object) -> None:
     if find(given, "shared_memory_region") is MISSING:
         return
     if find(given, "classification") is not MISSING:
-        raise Refused(INVALID, "Output can't set both 'shared_memory_region' and 'classification'")
+        raise WrongRequest(
+            INVALID, "Output can't set both 'shared_memory_region' and 'classification'"
+        )
     binary = find(given, "binary_data")
     if binary is not MISSING and boolean(binary, "Unable to set 'binary_data'"):
-        raise Refused(INVALID, "Output can't set both 'shared_memory_region' and 'binary_data'")
+        raise WrongRequest(
+            INVALID, "Output can't set both 'shared_memory_region' and 'binary_data'"
+        )

@@ -13,7 +13,7 @@ _INT64: Final = range(-(2**63), 2**63)
 _UINT64: Final = range(2**64)
 
 
-class Refused(Exception):
+class WrongRequest(Exception):
     """Refused in Triton's own words. `code`: the gRPC name of its code."""
 
     def __init__(self, code: str, text: str) -> None:
@@ -32,8 +32,8 @@ class Missing:
 MISSING: Final = Missing()
 
 
-def wrong(text: str, what: str = "") -> Refused:
-    return Refused(INTERNAL, f"{what}: {text}" if what else text)
+def wrong(text: str, what: str = "") -> WrongRequest:
+    return WrongRequest(INTERNAL, f"{what}: {text}" if what else text)
 
 
 def find(value: object, name: str) -> Any:

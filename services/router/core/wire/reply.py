@@ -32,7 +32,7 @@ _SIZE_BYTES: Final = 5
 Item = TypeVar("Item")
 
 
-class Reply(NamedTuple):
+class StreamReply(NamedTuple):
     """`error`: "" where it is none. `id`: the request's own. `final`: whether no other reply to
     that request comes; None where Triton refused it at once. `bare`: it says that alone."""
 
@@ -42,7 +42,7 @@ class Reply(NamedTuple):
     bare: bool
 
 
-def reply(message: bytes) -> Reply:
+def reply(message: bytes) -> StreamReply:
     """Read a ModelStreamInferResponse as Triton writes it. Raises Malformed."""
     error, position, end = _parts(message)
     id_, version = b"", b""
@@ -61,7 +61,7 @@ def reply(message: bytes) -> Reply:
         elif tag == _PARAMETER and content.startswith(_FINAL):
             final = content[-1] != 0
     bare = final is True and not error and version.startswith(_MARK)
-    return Reply(error.decode(errors="replace"), id_.decode(errors="replace"), final, bare)
+    return StreamReply(error.decode(errors="replace"), id_.decode(errors="replace"), final, bare)
 
 
 def whole(message: bytes) -> bool:

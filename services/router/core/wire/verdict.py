@@ -46,7 +46,7 @@ _CUT_OFF: Final = re.compile(
 _DEAD_PROCESS: Final = re.compile(r"(in ensemble '[^']*', )*stub process '[^']*' is not healthy")
 
 
-class Source(enum.Enum):
+class Speaker(enum.Enum):
     """Whose word a call's status may be: gRPC marks its own by nothing, and models choose theirs.
 
     SERVER      the server's.
@@ -58,14 +58,14 @@ class Source(enum.Enum):
     GRPC = enum.auto()
 
 
-def source(code: str, text: str) -> Source:
+def speaker(code: str, text: str) -> Speaker:
     """`code`, `text`: as for `verdict`."""
     low = text.lower()
     if code != "UNAVAILABLE" or _NOT_READY.match(low) or _STOPPING.match(low):
-        return Source.SERVER
+        return Speaker.SERVER
     if _CUT_OFF.match(low):
-        return Source.GRPC
-    return Source.CONNECTION if not low or _CONNECTION.search(low) else Source.SERVER
+        return Speaker.GRPC
+    return Speaker.CONNECTION if not low or _CONNECTION.search(low) else Speaker.SERVER
 
 
 def verdict(code: str, text: str, *, answered: bool) -> Verdict:

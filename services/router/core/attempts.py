@@ -1,0 +1,163 @@
+"""What becomes of a request after each attempt, whether it came alone or in a stream.
+
+A request is sent, and something comes of it: an answer, or a `Verdict` on why there is none. Then
+it goes to its client, or it is sent again. It is sent again without end, as long as its client
+waits, where no server began it; once, and within a budget, where a server broke off with it, for it
+may be what broke the server; never, once a part of its reply has reached the client.
+"""
+
+import enum
+from typing import Final, NamedTuple
+
+from services.router.core.admission.rate import RetryBudget
+from services.router.core.routing.routes import Replica
+from services.router.core.wire.verdict import Verdict
+
+PAUSE_SECONDS: Final = 0.02  # longest pause after the first miss; it doubles with each
+MAX_PAUSE_SECONDS: Final = 0.5
+PATIENCE_SECONDS: Final = 60.0  # of misses, until a client without a deadline is refused
+
+
+class Progress(enum.Enum):
+    """How far the reply to a request has come.
+
+    NONE       Nothing of it has been passed on.
+    PARTLY     The client has had a part of it.
+    UNCERTAIN  It cannot be told from that of another request, which has the same id."""
+
+    NONE = enum.auto()
+    PARTLY = enum.auto()
+    UNCERTAIN = enum.auto()
+
+
+class Action(enum.Enum):
+    """ANSWER  Pass the server's own answer on.
+    AGAIN   Ask the Controller for a replica and send the request there, after a pause.
+    ONCE    As AGAIN, but no more than once, and within the budget for repeats.
+    LOSE    Refuse the request as one that was lost with its server."""
+
+    ANSWER = enum.auto()
+    AGAIN = enum.auto()
+    ONCE = enum.auto()
+    LOSE = enum.auto()
+
+
+ACTIONS: Final = {
+    (Verdict.ANSWER, Progress.NONE): Action.ANSWER,
+    (Verdict.ANSWER, Progress.PARTLY): Action.ANSWER,
+    (Verdict.ANSWER, Progress.UNCERTAIN): Action.ANSWER,
+    (Verdict.MISS, Progress.NONE): Action.AGAIN,
+    (Verdict.MISS, Progress.PARTLY): Action.LOSE,
+    (Verdict.MISS, Progress.UNCERTAIN): Action.LOSE,
+    (Verdict.UNREACHED, Progress.NONE): Action.AGAIN,
+    (Verdict.UNREACHED, Progress.PARTLY): Action.LOSE,
+    (Verdict.UNREACHED, Progress.UNCERTAIN): Action.LOSE,
+    (Verdict.BROKEN, Progress.NONE): Action.ONCE,
+    (Verdict.BROKEN, Progress.PARTLY): Action.LOSE,
+    (Verdict.BROKEN, Progress.UNCERTAIN): Action.LOSE,
+    (Verdict.UNHEALTHY, Progress.NONE): Action.ONCE,
+    (Verdict.UNHEALTHY, Progress.PARTLY): Action.LOSE,
+    (Verdict.UNHEALTHY, Progress.UNCERTAIN): Action.LOSE,
+}
+
+
+class Miss(NamedTuple):
+    """A server that did not have what it was asked for. `unhealthy` says that the model's process
+    there is dead."""
+
+    server: str
+    unhealthy: bool
+
+
+class Broke(NamedTuple):
+    """A server that was lost while it had a request: what the Controller is told.
+
+    `earlier` is the replica with which the same request was lost before. `repeated` says that the
+    request is sent once more."""
+
+    replica: Replica
+    earlier: Replica | None
+    repeated: bool
+
+
+class Attempts(NamedTuple):
+    """What has come of one request so far.
+
+    `repeatable` says that it may be sent again after a server broke off with it. `misses` counts
+    the attempts that brought nothing. `missed` is the server of the last one, until the Controller
+    has been told. `broke` is the replica that was lost with it. `until` is when a client without a
+    deadline is refused, in seconds of the monotonic clock."""
+
+    repeatable: bool
+    misses: int = 0
+    missed: Miss | None = None
+    broke: Replica | None = None
+    until: float = 0.0
+
+    @property
+    def asks(self) -> bool:
+        """Whether the next attempt goes where the Controller says, instead of by the table."""
+        return self.missed is not None or self.broke is not None
+
+    def withdrawn(self) -> "Attempts":
+        """Return what holds when the replica that the Controller named was withdrawn before the
+        request could be sent."""
+        return self._replace(missed=None)
+
+
+#: Of a request that has not been sent: whether it may be repeated.
+FIRST: Final = {True: Attempts(repeatable=True), False: Attempts(repeatable=False)}
+
+
+class Step(NamedTuple):
+    """What to do next: ANSWER, AGAIN or LOSE. `broke` is to be told to the Controller first. AGAIN
+    is to be done after `pause` seconds, with `attempts`."""
+
+    action: Action
+    broke: Broke | None = None
+    pause: float = 0.0
+    attempts: Attempts | None = None
+
+
+_ANSWER: Final = Step(Action.ANSWER)
+
+
+def after(
+    verdict: Verdict,
+    progress: Progress,
+    replica: Replica,
+    attempts: Attempts,
+    *,
+    deadline: float | None,
+    now: float,
+    chance: float,
+    budget: RetryBudget,
+) -> Step:
+    """Return what to do with a request for which `replica` gave `verdict`.
+
+    Takes from `budget` only what the step spends. Pauses grow exponentially and are spread over
+    their upper half by `chance`, in [0, 1), so that the requests of one crash do not come back at
+    once (Brooker, "Exponential Backoff And Jitter", 2015). A request whose `deadline` would pass
+    in the pause is lost. `deadline` and `now` are in seconds of the monotonic clock."""
+    action = ACTIONS[verdict, progress]
+    if action is Action.ANSWER:
+        return _ANSWER
+    until = attempts.until or now + PATIENCE_SECONDS
+    longest = min(MAX_PAUSE_SECONDS, PAUSE_SECONDS * 2 ** min(attempts.misses, 16))
+    pause = longest * (1.0 + chance) / 2
+    in_time = now <= until if deadline is None else now + pause < deadline
+    again = action is not Action.LOSE and in_time
+    if again and action is Action.ONCE:
+        again = attempts.repeatable and budget.retry(now)
+    broken = verdict is Verdict.BROKEN
+    broke = Broke(replica, attempts.broke, again) if broken else None
+    if not again:
+        return Step(Action.LOSE, broke)
+    following = Attempts(
+        repeatable=attempts.repeatable and action is not Action.ONCE,
+        misses=attempts.misses + 1,
+        missed=Miss(replica.server, verdict is Verdict.UNHEALTHY),
+        broke=replica if broken else attempts.broke,
+        until=until,
+    )
+    return Step(Action.AGAIN, broke, pause, following)
