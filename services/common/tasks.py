@@ -40,6 +40,11 @@ class TaskScope:
         task.add_done_callback(self._ended)
         return task
 
+    def cancel(self) -> None:
+        """Cancel what runs, without waiting for it."""
+        for task in list(self._tasks):
+            task.cancel()
+
     async def close(self, grace: float = 0.0) -> None:
         """Let tasks finish for `grace` seconds, then cancel the rest and wait until it is gone."""
         if self._tasks and grace > 0:

@@ -6,7 +6,6 @@ from services.router.process import tuning
 tuning.before_grpc()
 
 import asyncio
-import importlib.metadata
 import sys
 import uuid
 from contextlib import AsyncExitStack
@@ -16,25 +15,14 @@ from prometheus_client import REGISTRY
 
 from services.common import channels, process, web
 from services.common.caller import CallerPolicy
-from services.common.memory import total_memory
 from services.common.ports import listen
 from services.common.rpc import RpcServer
-from services.router.admission.admission import Admission
 from services.router.api import inference, servicer
-from services.router.api.administration import Administration
 from services.router.api.explanations import Explanations
-from services.router.api.inference import Inference
 from services.router.api.servicer import OwnStatistics, RouterServicer, WorkerServicer
-from services.router.control.calls import ControllerCalls
-from services.router.control.model_info import ModelInfo
+from services.router.assembly import assembled
 from services.router.control.placement_watch import PlacementWatch
-from services.router.control.residents import ControllerClient
-from services.router.control.servers import ServerCalls
 from services.router.control.table_file import TableFile
-from services.router.core.admission.memory import Held
-from services.router.core.routing.table import Table
-from services.router.memory.regions import SharedMemory
-from services.router.memory.requests import SharedMemoryRequests
 from services.router.process.peers import Peers
 from services.router.process.workers import Workers, follow_parent
 from services.router.rest.app import app
@@ -42,12 +30,8 @@ from services.router.rest.converter import Converter
 from services.router.rest.openapi import pages
 from services.router.rest.service import Service
 from services.router.rest.table import ROUTES
-from services.router.settings import Settings, tenant_limits
-from services.router.streams.call import StreamCalls
-from services.router.streams.stream import Streams
-from services.router.telemetry.statistics import Overload, Statistics
-from services.router.unary.forward import Forwarder
-from services.router.unary.inference import Requests
+from services.router.settings import Settings
+from services.router.telemetry.statistics import Overload
 from shoal.controller.v1.controller_service_pb2_grpc import ControllerServiceStub
 from shoal.router.v1.router_service_pb2_grpc import add_RouterServiceServicer_to_server
 
@@ -65,10 +49,7 @@ async def main(stop: asyncio.Event) -> None:
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Answer until `stop` is set, alone or as one of several workers."""
     shared = settings.worker is not None
-    index = settings.worker or 0
     tuning.process(batch=settings.batch_scheduling)
-    callers = CallerPolicy(settings.trusted_proxies)
-    rpc = _rpc_server(settings, callers, shared=shared)
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(listen(settings.host, settings.http_port, shared=shared))
         controllers = {
@@ -78,87 +59,34 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             for address in settings.controllers
         }
         kept = _table_file(settings)
-        watch = PlacementWatch(controllers, f"router-{uuid.uuid4().hex[:12]}", Table(), kept)
-        controller = ControllerClient(watch, settings.patience)
-        forwarder = Forwarder(watch, controller, hedge_after=settings.hedge_after)
-        stack.push_async_callback(forwarder.close)
-        statistics = Statistics()
-        REGISTRY.register(statistics)
-        info = ModelInfo(controller)
-        calls = ControllerCalls(watch)
-        servers = ServerCalls(calls)
-        further = dict(Administration(watch, calls, servers).answers())
-        limit, metadata = settings.max_message_bytes, settings.max_header_bytes
-        tenants = tenant_limits(settings.tenant_limits)
-        held = Held(settings.held_bytes(total_memory()))
-        admission = Admission(
-            watch.table,
-            tenants,
-            settings.bounds,
-            settings.in_flight_limits,
-            held,
+        name = f"router-{uuid.uuid4().hex[:12]}"
+        router = await stack.enter_async_context(
+            assembled(settings, controllers, name=name, table_file=kept)
         )
-        watch.waiting = admission.waiting
-        REGISTRY.register(Overload(admission, forwarder.budget))
-        requests = Requests(
-            watch,
-            forwarder,
-            statistics,
-            info,
-            admission,
-            max_message=limit,
-            max_metadata=metadata,
+        watch, admission = router.watch, router.admission
+        REGISTRY.register(router.statistics)
+        REGISTRY.register(Overload(admission, router.forwarder.budget))
+        rpc = _rpc_server(settings, router.callers, shared=shared)
+        rpc.grpc.add_generic_rpc_handlers((router.service.methods(),))
+        own = OwnStatistics(watch, router.statistics)
+        peers = Peers(own, settings.worker_sockets if shared else None, settings.worker or 0)
+        add_RouterServiceServicer_to_server(
+            RouterServicer(Explanations(watch, admission), peers), rpc.services
         )
-        if settings.shared_memory:
-            here = str(settings.grpc_port)
-            memory = SharedMemory(watch, servers, callers, router=here, several=shared)
-            stack.push_async_callback(memory.close)
-            further |= memory.answers()
-            requests = SharedMemoryRequests(
-                watch,
-                forwarder,
-                statistics,
-                info,
-                admission,
-                memory,
-                max_message=limit,
-                max_metadata=metadata,
-            )
-        version = importlib.metadata.version("shoal")
-        stream_calls = StreamCalls(
-            watch, controller, forwarder.pick, forwarder.repeats, forwarder.budget
-        )
-        stack.push_async_callback(stream_calls.close)
-        streams = Streams(watch, stream_calls, requests, statistics, max_message=limit)
-        service = Inference(
-            watch,
-            requests,
-            info,
-            callers,
-            further,
-            streams,
-            version=version,
-        )
-        rpc.grpc.add_generic_rpc_handlers((service.handlers(),))
-        peers = Peers(
-            OwnStatistics(watch, statistics), settings.worker_sockets if shared else None, index
-        )
-        explanations = Explanations(watch, admission)
-        add_RouterServiceServicer_to_server(RouterServicer(explanations, peers), rpc.services)
         await stack.enter_async_context(peers.serving(WorkerServicer(peers)))
         converter = Converter(settings.json_processes)
         stack.push_async_callback(converter.close)
         rest = Service(
             watch=watch,
-            requests=requests,
-            callers=callers,
-            calls=service.answers(),
+            requests=router.inference,
+            callers=router.callers,
+            calls=router.answers,
             metrics=peers.metrics,
-            pages=pages(ROUTES, version),
-            max_body=limit,
+            pages=pages(ROUTES, router.version),
+            max_body=settings.max_message_bytes,
             max_json=settings.max_json_bytes,
-            stream=streams.responses,
-            held=held,
+            stream=router.streams.responses,
+            held=admission.held,
             converter=converter,
         )
         http = web.Limits(settings.max_header_bytes, connections=settings.limits.connections)

@@ -32,9 +32,9 @@ Answer = Callable[[Any, Call], Awaitable[Any]]
 
 
 def over_grpc(answer: Answer, callers: CallerPolicy) -> GrpcMethod:
-    """A handler of gRPC that passes Triton's own refusals on."""
+    """Return `answer` as a method of a gRPC service, which passes Triton's own refusals on."""
 
-    async def behaviour(request: Any, context: Context) -> Any:
+    async def answered(request: Any, context: Context) -> Any:
         metadata = tuple(context.invocation_metadata() or ())
         deadline = deadline_of(context)
         peer = context.peer()
@@ -43,4 +43,4 @@ def over_grpc(answer: Answer, callers: CallerPolicy) -> GrpcMethod:
         except RefusedByServers as answered:
             await context.abort(answered.code, answered.text)
 
-    return behaviour
+    return answered

@@ -499,7 +499,7 @@ async def test_only_extensions_that_are_there_are_told_of(
     )
     assert told == [extension for extension in own if extension in told]
     assert set(own) - set(told) == {"system_shared_memory", "cuda_shared_memory"}
-    async with router(controller.address, shared_memory=True, name="shared") as running:
+    async with router(controller.address, shared_memory=True, grpc_port=6) as running:
         everything = await running.stub.ServerMetadata(service_pb2.ServerMetadataRequest())
     assert list(everything.extensions) == own
 

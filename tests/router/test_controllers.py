@@ -168,9 +168,7 @@ async def arrived(router: Router, server: DirectTriton, *replicas: Replica) -> N
     """Wait until the server has got requests for all of `replicas`: what is sent on one connection
     comes in the order in which it was sent."""
     await until(lambda: all(map(router.watch.in_use.count, replicas)))
-    live = router.forwarder._channels[server.address].unary_unary(
-        f"/{inference.SERVICE}/ServerLive"
-    )
+    live = router.channels.to(server.address).unary_unary(f"/{inference.SERVICE}/ServerLive")
     await in_time(live(b"", wait_for_ready=True))
 
 

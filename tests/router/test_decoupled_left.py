@@ -35,8 +35,8 @@ async def test_others_know_of_it_until_it_is_unloaded(tmp_path: Path) -> None:
         fleet = [Server(server.spec.id, server.address)]
         async with (
             controller_harness.controller(fleet, entries, keys) as controller,
-            router(controller.address, name="a") as busy,
-            router(controller.address, name="b") as other,
+            router(controller.address, grpc_port=7) as busy,
+            router(controller.address, grpc_port=8) as other,
             grpc.aio.insecure_channel(busy.address) as channel,
         ):
             talk = Talk(channel)

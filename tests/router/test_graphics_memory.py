@@ -57,7 +57,7 @@ async def controller(server: DirectTriton) -> AsyncIterator[controller_harness.A
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def shoal(controller: controller_harness.Alone) -> AsyncIterator[router_harness.Alone]:
-    async with router(controller.address, shared_memory=True, name="gpu") as running:
+    async with router(controller.address, shared_memory=True, grpc_port=5) as running:
         yield running
 
 
@@ -90,7 +90,7 @@ async def test_tensors_come_and_go_in_the_memory_of_a_gpu(
     assert not (await client.get_system_shared_memory_status()).regions
     names = await mapped(server)
     assert len(names) == 2
-    assert all(name.startswith("shoal.gpu.") for name in names), "no caller can guess them"
+    assert all(name.startswith("shoal.5.") for name in names), "no caller can guess them"
 
     await client.unregister_system_shared_memory()
     await client.unregister_cuda_shared_memory("in")

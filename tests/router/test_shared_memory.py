@@ -648,7 +648,7 @@ async def test_regions_that_are_not_there(
 async def test_only_callers_on_this_host_share_memory(
     controller: controller_harness.Alone, memory: Memory, peer: str, more: dict[str, Any]
 ) -> None:
-    async with router(controller.address, shared_memory=True, name="other", **more) as running:
+    async with router(controller.address, shared_memory=True, grpc_port=2, **more) as running:
         assert running.memory is not None
         request = service_pb2.SystemSharedMemoryRegisterRequest(
             name="in", key=memory.key, byte_size=SIZE
@@ -673,7 +673,7 @@ async def test_servers_elsewhere_share_no_memory() -> None:
 async def test_it_is_off_unless_it_is_asked_for(
     controller: controller_harness.Alone, server: DirectTriton, memory: Memory
 ) -> None:
-    async with router(controller.address, name="off") as running:
+    async with router(controller.address, grpc_port=3) as running:
         for kind in ("System", "Cuda"):
             for verb in ("Status", "Register", "Unregister"):
                 method = f"{kind}SharedMemory{verb}"
@@ -689,7 +689,7 @@ async def test_what_an_earlier_router_has_left_is_unmapped(
     @asynccontextmanager
     async def again() -> AsyncIterator[Any]:
         async with (
-            router(controller.address, shared_memory=True, name="again") as running,
+            router(controller.address, shared_memory=True, grpc_port=4) as running,
             triton_aio.InferenceServerClient(running.address) as one,
         ):
             yield one

@@ -12,13 +12,12 @@ from tritonclient.grpc import service_pb2
 
 from services.common.errors import NotReady
 from services.common.status import abort
-from services.router.control.placement_watch import PlacementWatch
-from services.router.control.residents import ControllerClient, Grant
+from services.router import assembly
+from services.router.control.residents import Grant
 from services.router.core.routing.routes import Target
-from services.router.core.routing.table import Table
 from services.router.core.wire.request import Sequence
 from services.router.servers.answers import InferReply
-from services.router.unary.forward import Forwarder
+from services.router.settings import Settings
 from shoal.controller.v1 import controller_service_pb2 as wire
 from shoal.controller.v1 import placement_pb2
 from shoal.controller.v1.controller_service_pb2_grpc import (
@@ -120,10 +119,11 @@ async def serving(controller: Scripted) -> AsyncIterator[None]:
 class Router:
     """The Router's side, without its own service."""
 
-    def __init__(self, stubs: dict[str, Any], hedge_after: float | None = None) -> None:
-        self.watch = PlacementWatch(stubs, "router-test", Table(), None)
-        self.client = ControllerClient(self.watch, patience=SOON)
-        self.forwarder = Forwarder(self.watch, self.client, hedge_after=hedge_after)
+    def __init__(self, made: assembly.Router) -> None:
+        self.watch = made.watch
+        self.client = made.controller
+        self.channels = made.channels
+        self.forwarder = made.forwarder
 
     @property
     def epoch(self) -> int:
@@ -159,8 +159,10 @@ async def following(
             await stack.enter_async_context(serving(controller))
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(controller.address))
             stubs[controller.address] = ControllerServiceStub(channel)
-        router = Router(stubs, hedge_after)
-        stack.push_async_callback(router.forwarder.close)
+        settings = Settings(controller_patience=SOON, hedge_after=hedge_after)
+        router = Router(
+            await stack.enter_async_context(assembly.assembled(settings, stubs, name="router-test"))
+        )
         running = asyncio.create_task(router.watch.run())
         try:
             yield router

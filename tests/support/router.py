@@ -9,24 +9,12 @@ from typing import Any, TypeVar
 from tritonclient.grpc import service_pb2_grpc
 
 from services.common import channels
-from services.common.caller import CallerPolicy
 from services.common.rpc import RpcServer
-from services.router.admission.admission import Admission
-from services.router.api.administration import Administration
-from services.router.api.inference import Inference
-from services.router.control.calls import ControllerCalls
-from services.router.control.model_info import ModelInfo
+from services.router.assembly import assembled
 from services.router.control.placement_watch import PlacementWatch
-from services.router.control.residents import ControllerClient
-from services.router.control.servers import ServerCalls
-from services.router.core.routing.table import Table
 from services.router.memory.regions import SharedMemory
-from services.router.memory.requests import SharedMemoryRequests
-from services.router.streams.call import StreamCalls
-from services.router.streams.stream import Streams
-from services.router.telemetry.statistics import Statistics
-from services.router.unary.forward import Forwarder
-from services.router.unary.inference import Requests
+from services.router.settings import Settings
+from services.router.unary.inference import UnaryInference
 from shoal.controller.v1.controller_service_pb2_grpc import ControllerServiceStub
 
 MAX_MESSAGE = 2**31 - 1
@@ -43,7 +31,7 @@ class Alone:
     stub: Any
     watch: PlacementWatch
     memory: SharedMemory | None
-    requests: Requests
+    inference: UnaryInference
 
 
 @asynccontextmanager
@@ -78,54 +66,35 @@ async def router(
     proxies: tuple[str, ...] = (),
     shared_memory: bool = False,
     several: bool = False,
-    name: str = "test",
+    grpc_port: int = 1,
 ) -> AsyncIterator[Alone]:
-    """Yields once it has a table. `controller`: host:port."""
+    """Yield a Router once it has a table. `controller` is host:port. `grpc_port` tells it from
+    others on this host; the system chooses where it really listens."""
     async with AsyncExitStack() as stack:
         control = await stack.enter_async_context(channels.control(controller))
-        stubs = {controller: ControllerServiceStub(control)}
-        watch = PlacementWatch(stubs, f"router-{name}", Table(), None)
-        asking = ControllerClient(watch, patience=SECONDS)
-        forwarder = Forwarder(watch, asking)
-        stack.push_async_callback(forwarder.close)
-        callers, statistics = CallerPolicy(proxies), Statistics()
-        calls = ControllerCalls(watch)
-        servers = ServerCalls(calls)
-        further = dict(Administration(watch, calls, servers).answers())
-        memory = None
-        info = ModelInfo(asking)
-        admission = Admission(watch.table)
-        requests = Requests(watch, forwarder, statistics, info, admission, max_message=MAX_MESSAGE)
-        if shared_memory:
-            memory = SharedMemory(watch, servers, callers, router=name, several=several)
-            stack.push_async_callback(memory.close)
-            further |= memory.answers()
-            requests = SharedMemoryRequests(
-                watch,
-                forwarder,
-                statistics,
-                info,
-                Admission(watch.table),
-                memory,
-                max_message=MAX_MESSAGE,
-            )
-        calls_of_streams = StreamCalls(
-            watch, asking, forwarder.pick, forwarder.repeats, forwarder.budget
+        settings = Settings(
+            controller=controller,
+            controller_patience=SECONDS,
+            grpc_port=grpc_port,
+            shared_memory=shared_memory,
+            trusted_proxies=list(proxies),
+            worker=0 if several else None,
         )
-        stack.push_async_callback(calls_of_streams.close)
-        streams = Streams(watch, calls_of_streams, requests, statistics, max_message=MAX_MESSAGE)
-        service = Inference(watch, requests, info, callers, further, streams, version="0.test")
-        rpc = RpcServer(callers, open_methods=frozenset())
-        rpc.grpc.add_generic_rpc_handlers((service.handlers(),))
-        running = asyncio.create_task(watch.run())
+        stubs = {controller: ControllerServiceStub(control)}
+        made = await stack.enter_async_context(
+            assembled(settings, stubs, name=f"router-{grpc_port}")
+        )
+        rpc = RpcServer(made.callers, open_methods=frozenset())
+        rpc.grpc.add_generic_rpc_handlers((made.service.methods(),))
+        running = asyncio.create_task(made.watch.run())
         try:
             async with asyncio.timeout(SECONDS):
-                await watch.synchronized.wait()
+                await made.watch.synchronized.wait()
             address = f"127.0.0.1:{await rpc.start('127.0.0.1', 0)}"
             stack.push_async_callback(rpc.stop, 0)
             channel = await stack.enter_async_context(channels.control(address))
             stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            yield Alone(address, stub, watch, memory, requests)
+            yield Alone(address, stub, made.watch, made.memory, made.inference)
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)

@@ -11,22 +11,15 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
-from services.common.caller import CallerPolicy
 from services.common.errors import LoadFailed
 from services.common.rpc import RpcServer
 from services.common.status import abort
-from services.router.admission.admission import Admission
-from services.router.api.inference import Inference
-from services.router.control.model_info import ModelInfo
+from services.router.assembly import assembled
 from services.router.control.placement_watch import PlacementWatch
-from services.router.control.residents import ControllerClient
 from services.router.core.routing.routes import Replica, Target
-from services.router.core.routing.table import Table
-from services.router.streams.call import StreamCalls
+from services.router.settings import Settings
 from services.router.streams.stream import Streams
 from services.router.telemetry.statistics import Statistics
-from services.router.unary.forward import Forwarder
-from services.router.unary.inference import Requests
 from shoal.controller.v1 import controller_service_pb2 as wire
 from shoal.controller.v1 import placement_pb2
 from shoal.controller.v1.controller_service_pb2_grpc import (
@@ -310,7 +303,7 @@ class Routed:
         return self.watch.in_use.count(Replica(server, Target(model, 1)))
 
     def counted(self, model: str) -> tuple[int, int, int]:
-        """Requests, errors, cold ones."""
+        """UnaryInference, errors, cold ones."""
         count = self.statistics.counts[Target(model, 1)]
         return count.requests, count.errors, count.cold
 
@@ -322,21 +315,14 @@ async def routed(places: Places) -> AsyncIterator[Routed]:
         add_ControllerServiceServicer_to_server(places, server)
         controller = await stack.enter_async_context(listening(server))
         control = await stack.enter_async_context(grpc.aio.insecure_channel(controller))
-        watch = PlacementWatch(
-            {controller: ControllerServiceStub(control)}, "router-test", Table(), None
+        settings = Settings(
+            controller=controller, controller_patience=SECONDS, max_message_bytes=MAX_MESSAGE
         )
-        client, statistics = ControllerClient(watch, patience=SECONDS), Statistics()
-        forwarder, info, callers = Forwarder(watch, client), ModelInfo(client), CallerPolicy()
-        stack.push_async_callback(forwarder.close)
-        calls = StreamCalls(watch, client, forwarder.pick, forwarder.repeats, forwarder.budget)
-        stack.push_async_callback(calls.close)
-        requests = Requests(
-            watch, forwarder, statistics, info, Admission(watch.table), max_message=MAX_MESSAGE
-        )
-        streams = Streams(watch, calls, requests, statistics, max_message=MAX_MESSAGE)
-        service = Inference(watch, requests, info, callers, {}, streams, version="0.test")
-        rpc = RpcServer(callers, open_methods=frozenset())
-        rpc.grpc.add_generic_rpc_handlers((service.handlers(),))
+        stubs = {controller: ControllerServiceStub(control)}
+        made = await stack.enter_async_context(assembled(settings, stubs, name="router-test"))
+        watch, streams, statistics = made.watch, made.streams, made.statistics
+        rpc = RpcServer(made.callers, open_methods=frozenset())
+        rpc.grpc.add_generic_rpc_handlers((made.service.methods(),))
         running = asyncio.create_task(watch.run())
         try:
             async with asyncio.timeout(SECONDS):

@@ -42,8 +42,7 @@ class PlacementWatch:
 
     `controllers`: stubs by address. `router`: this process's name, new at every start. `acting`:
     the Controller that is heard from; the table is used as it was while there is none. `keeper`: is
-    told every change. `waiting`: how many requests for a version wait in this Router. `applied`:
-    called when a change is in the table, before anything is sent by it."""
+    told every change."""
 
     def __init__(
         self, controllers: Mapping[str, Any], router: str, table: Table, keeper: Keeper | None
@@ -57,11 +56,20 @@ class PlacementWatch:
         self.synchronized = asyncio.Event()
         self.in_use = InUse(self._busy, self._idle)
         self.sequences = Sequences()
-        self.waiting: Callable[[Target], int] = lambda target: 0
-        self.applied: Callable[[], None] = lambda: None
+        self._listeners: list[Callable[[], None]] = []
+        self._queues: list[Callable[[Target], int]] = []
         # In use, it may be, without being in the table: withdrawn, or granted and not seen in it.
         self._loose: set[Replica] = set()
         self._told: dict[Replica, float] = {}
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Have `listener` called whenever a change is in the table, before anything is sent by it
+        and before the Controller hears that it is known."""
+        self._listeners.append(listener)
+
+    def count_waiting(self, queue: Callable[[Target], int]) -> None:
+        """Have `queue` asked how many requests wait in this Router for a version."""
+        self._queues.append(queue)
 
     @property
     def connected(self) -> bool:
@@ -206,14 +214,15 @@ class PlacementWatch:
         in flight, and it is they that another copy would serve."""
         if not self.table.holds(replica):
             return 0
-        return -(-self.waiting(replica.target) // len(self.table.servers(replica.target)))
+        waiting = sum(queue(replica.target) for queue in self._queues)
+        return -(-waiting // len(self.table.servers(replica.target)))
 
     def _apply(self, response: wire.WatchPlacementsResponse, acting: Acting) -> None:
         if response.WhichOneof("message") == "checkpoint":
             self._note(response.unregistered_resident)
             return
         withdrawn = self.table.apply(change_of(response))
-        self.applied()
+        self._changed()
         message = wire.WatchPlacementsRequest()
         message.ack.revision.CopyFrom(response.revision)
         acting.outgoing.put_nowait(message)
@@ -231,7 +240,11 @@ class PlacementWatch:
     def _note(self, unregistered: bool) -> None:
         if unregistered is not self.table.unregistered:
             self.table.unregistered = unregistered
-            self.applied()
+            self._changed()
+
+    def _changed(self) -> None:
+        for listener in self._listeners:
+            listener()
 
     def _busy(self, replica: Replica) -> None:
         """Told at once, unless a heartbeat of just now has told it."""

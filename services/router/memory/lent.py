@@ -7,12 +7,12 @@ from typing import Any, Final
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
+from services.common.caller import Caller
 from services.router.core.shared_memory import Mapped, Owner
 from services.router.memory.regions import SharedMemory
 
-MARK: Final = b"shared_memory_region"  # of every message that names a region
-
-_REGION: Final = MARK.decode()
+_MARK: Final = b"shared_memory_region"  # in every message that names a region
+_REGION: Final = _MARK.decode()
 _OFFSET: Final = "shared_memory_offset"
 _SIZE: Final = "shared_memory_byte_size"
 _UNKNOWN: Final = "Unable to find shared memory region"
@@ -87,25 +87,38 @@ class LentMemory:
                 region.string_param = self.renamed(region.string_param)
 
 
-def lend(shared: SharedMemory, message: bytes, owner: Owner) -> LentMemory | None:
-    """None where no tensor of the serialized ModelInferRequest lies in a region, or protobuf cannot
-    read it. Raises RegionNotFound, RegionBounds, NotProxied."""
-    try:
-        request = service_pb2.ModelInferRequest.FromString(message)
-    except DecodeError:
-        return None  # refused, with its reason, where all others are
-    regions: dict[Mapped, str] = {}
-    for tensor in (*request.inputs, *request.outputs):
-        parameters = tensor.parameters
-        place = _place(parameters)
-        if place is None:
-            continue
-        mapped, begins = shared.part(owner, *place)
-        regions[mapped] = place[0]
-        parameters[_REGION].string_param = mapped.name
-        if _OFFSET in parameters or begins:
-            parameters[_OFFSET].int64_param = begins
-    return LentMemory(shared, request.SerializeToString(), regions) if regions else None
+class RegionLender:
+    """Lends requests the regions of shared memory that their tensors lie in."""
+
+    def __init__(self, shared: SharedMemory) -> None:
+        self._shared = shared
+
+    def lend(self, message: bytes, caller: Caller) -> LentMemory | None:
+        """Return the memory that the tensors of a serialized ModelInferRequest lie in; None where
+        they lie in none, or protobuf cannot read it.
+
+        Raises RegionNotFound, RegionBounds, NotProxied."""
+        if _MARK not in message:
+            return None
+        try:
+            request = service_pb2.ModelInferRequest.FromString(message)
+        except DecodeError:
+            return None  # refused, with its reason, where all others are
+        owner = Owner(caller.tenant, caller.subject)
+        regions: dict[Mapped, str] = {}
+        for tensor in (*request.inputs, *request.outputs):
+            parameters = tensor.parameters
+            place = _place(parameters)
+            if place is None:
+                continue
+            mapped, begins = self._shared.part(owner, *place)
+            regions[mapped] = place[0]
+            parameters[_REGION].string_param = mapped.name
+            if _OFFSET in parameters or begins:
+                parameters[_OFFSET].int64_param = begins
+        if not regions:
+            return None
+        return LentMemory(self._shared, request.SerializeToString(), regions)
 
 
 def _place(parameters: Any) -> tuple[str, int, int] | None:

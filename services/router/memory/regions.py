@@ -19,6 +19,7 @@ from tritonclient.grpc import service_pb2
 
 from services.common.caller import LOCAL, CallerPolicy
 from services.common.errors import NotProxied
+from services.common.tasks import TaskScope
 from services.router.call import Answer, Call, RefusedByServers
 from services.router.control.answers import Rejected
 from services.router.control.placement_watch import PlacementWatch
@@ -89,7 +90,7 @@ class SharedMemory:
         self._several = several
         self._regions = Regions()
         self._changing = asyncio.Lock()
-        self._letting_go: set[asyncio.Task[None]] = set()
+        self._letting_go = TaskScope("shared memory")
 
     def answers(self) -> Mapping[str, Answer]:
         """By the method's name."""
@@ -104,10 +105,7 @@ class SharedMemory:
 
     async def close(self) -> None:
         """When no requests come any more. What stays mapped, the next Router sweeps away."""
-        if self._letting_go:
-            await asyncio.wait(self._letting_go, timeout=CLOSING_SECONDS)
-        for work in self._letting_go:
-            work.cancel()
+        await self._letting_go.close(CLOSING_SECONDS)
 
     # --- what is registered -----------------------------------------------------------------------
 
@@ -202,9 +200,7 @@ class SharedMemory:
         """A request uses it no more; without a region, too, the servers let go of it."""
         mapped.in_flight -= 1
         if mapped.idle:
-            work = asyncio.create_task(self._unused(mapped))
-            self._letting_go.add(work)
-            work.add_done_callback(self._letting_go.discard)
+            self._letting_go.start(self._unused(mapped))
 
     async def _unused(self, mapped: Mapped) -> None:
         async with self._changing:

@@ -21,6 +21,7 @@ from typing import IO, Any, Final, TypeVar, TypeVarTuple, cast
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import Message
 
+from services.common.tasks import TaskScope
 from services.router.core.errors import ConverterLost
 from services.router.core.rest.values import WrongRequest
 
@@ -46,7 +47,7 @@ class Converter:
         self._places = asyncio.Semaphore(processes)
         self._threads = ThreadPoolExecutor(processes, "json")
         self._idle: list[_Process] = []
-        self._running: set[asyncio.Task[Outcome]] = set()
+        self._running = TaskScope("conversions of JSON")
         self._timer: asyncio.TimerHandle | None = None
 
     async def run(self, size: int, convert: Callable[[*Ts], T], *given: *Ts) -> T:
@@ -56,8 +57,7 @@ class Converter:
         if size <= LARGE:
             return convert(*given)
         await self._places.acquire()
-        work = asyncio.create_task(self._apart(size, convert, given))
-        self._running.add(work)
+        work = self._running.start(self._apart(size, convert, given), awaited=True)
         work.add_done_callback(self._over)
         try:
             found, error = await asyncio.shield(work)
@@ -93,10 +93,7 @@ class Converter:
         return outcome
 
     def _over(self, work: asyncio.Task[Outcome]) -> None:
-        self._running.remove(work)
         self._places.release()
-        if not work.cancelled():
-            work.exception()  # nobody may wait for it any more
 
     def _process(self) -> "_Process":
         while self._idle:
@@ -116,9 +113,7 @@ class Converter:
             self._threads.submit(self._idle.pop().end)
 
     async def close(self) -> None:
-        for work in self._running:
-            work.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await self._running.close()
         if self._timer is not None:
             self._timer.cancel()
         self._end_idle()

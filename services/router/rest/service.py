@@ -15,7 +15,7 @@ from services.router.core.routing.routes import resolve
 from services.router.rest.converter import LARGE, Converter
 from services.router.rest.documents import loads
 from services.router.rest.incoming import Incoming
-from services.router.unary.inference import Request, Requests
+from services.router.unary.inference import Request, UnaryInference
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -38,7 +38,7 @@ class Service:
     `max_json`: bytes; `held`: of all requests. `converter`: of what is JSON."""
 
     watch: PlacementWatch
-    requests: Requests
+    requests: UnaryInference
     callers: CallerPolicy
     calls: Mapping[str, Answer]
     metrics: Callable[[], Awaitable[bytes]]

@@ -7,6 +7,8 @@ from typing import Any, Final
 import grpc
 import structlog
 
+from services.common.idle import IdleTimer
+from services.common.tasks import TaskScope
 from services.router.core.routing.metadata import Pairs
 from services.router.core.routing.routes import Replica
 from services.router.core.wire.protobuf import Malformed
@@ -88,11 +90,10 @@ class PlainCall:
         self._opened = False
         self._request: PlainRequest | None = None
         self._message: bytes | None = None  # of the request that is not sent yet
-        self._used = True  # since it was looked at last
         self._wake: asyncio.Future[None] | None = None
         # Asking for the loop costs a system call each time, before Python 3.12.
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(IDLE_SECONDS, self._look)
+        self._idle = IdleTimer(IDLE_SECONDS, self._unused, busy=lambda: self._request is not None)
         self._call: Any = method(self._requests(), metadata=metadata)
 
     @property
@@ -101,7 +102,7 @@ class PlainCall:
         return self.open and self._request is None
 
     def send(self, message: bytes) -> PlainRequest:
-        self._used = True
+        self._idle.touch()
         self._message = message
         request = self._request = PlainRequest(self._loop)
         self._awake()
@@ -130,7 +131,7 @@ class PlainCall:
             self._message = None
             self.close()
             self._call.cancel()
-            self._timer.cancel()
+            self._idle.stop()
             code, text = cut_off(code, text)
             self._end(grpc.StatusCode[code], text=text)
 
@@ -153,14 +154,11 @@ class PlainCall:
         if request is not None:
             request.end(code, message, text)
 
-    def _look(self) -> None:
-        if not self._used and self._request is None:
-            if not self.open:
-                self._call.cancel()
-                return
+    def _unused(self) -> None:
+        if self.open:
             self.close()
-        self._used = False
-        self._timer = self._loop.call_later(IDLE_SECONDS, self._look)
+        else:  # the server has not ended the stream, either
+            self._call.cancel()
 
     async def _requests(self) -> AsyncIterator[bytes]:
         yield OPENING
@@ -186,40 +184,37 @@ class PlainCalls:
 
     def __init__(self, allowed: Callable[[], bool]) -> None:
         self.allowed = allowed
-        self._running: dict[asyncio.Task[None], PlainCall] = {}
+        self._calls: set[PlainCall] = set()
+        self._running = TaskScope("streams in turns")
 
     async def close(self) -> None:
         """What is under way is let finish for a moment."""
-        for call in self._running.values():
+        for call in self._calls:
             call.close()
-        if self._running:
-            await asyncio.wait(self._running, timeout=CLOSING_SECONDS)
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await self._running.close(CLOSING_SECONDS)
 
     def check(self) -> None:
         """Close all if there may be none."""
-        if self._running and not self.allowed():
-            for call in self._running.values():
+        if self._calls and not self.allowed():
+            for call in self._calls:
                 call.close()
 
     @property
     def room(self) -> bool:
         """Whether there may be one more."""
-        return len(self._running) < MOST_IN_ALL
+        return len(self._calls) < MOST_IN_ALL
 
     def open(self, channel: grpc.aio.Channel, metadata: Pairs) -> PlainCall:
         call = PlainCall(channel.stream_stream(MODEL_STREAM_INFER), metadata)
-        task = asyncio.create_task(call.run())
-        self._running[task] = call
-        task.add_done_callback(self._ended)
+        self._calls.add(call)
+        self._running.start(self._run(call))
         return call
 
-    def _ended(self, task: "asyncio.Task[None]") -> None:
-        del self._running[task]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("a stream's call failed", exc_info=error)
+    async def _run(self, call: PlainCall) -> None:
+        try:
+            await call.run()
+        finally:
+            self._calls.discard(call)
 
 
 class PlainStream:

@@ -9,6 +9,8 @@ import grpc
 import structlog
 from opentelemetry import trace
 
+from services.common.idle import IdleTimer
+from services.common.tasks import TaskScope
 from services.router.control.in_use import InUse
 from services.router.control.placement_watch import PlacementWatch
 from services.router.control.residents import ControllerClient
@@ -18,7 +20,7 @@ from services.router.core.routing.routes import Replica, Target
 from services.router.core.wire.protobuf import Malformed
 from services.router.core.wire.reply import Pending, reply
 from services.router.core.wire.request import Sequence, refused
-from services.router.process.tuning import CHANNEL_OPTIONS
+from services.router.servers.channels import ServerChannels
 from services.router.servers.repeats import Repeats
 from services.router.servers.turns import MODEL_STREAM_INFER, OPENING, PlainCalls
 from services.router.streams.exchange import Exchange
@@ -72,8 +74,8 @@ class StreamCall:
         self._early: list[bytes] | None = []  # to be sent when it is open; None from then on
         self._wake: asyncio.Future[None] | None = None
         self._closing = False
-        self._used = True  # since it was looked at last
-        self._timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._look)
+        self._idle = IdleTimer(IDLE_SECONDS, self.close, busy=lambda: bool(self.pending))
+        self._parting: asyncio.TimerHandle | None = None
         self._call: Any = method(self._requests(), metadata=metadata or None)
 
     @property
@@ -89,7 +91,7 @@ class StreamCall:
                 kind=trace.SpanKind.CLIENT,
                 attributes={"shoal.server": self.replica.server},
             )
-        self._used = True
+        self._idle.touch()
         self._in_use.begin(self.replica)
         if exchange.memory is not None:
             exchange.memory.hold()
@@ -108,6 +110,7 @@ class StreamCall:
     def close(self) -> None:
         """Send nothing more; what is under way is answered."""
         self._closing = True
+        self._idle.stop()
         self._awake()
 
     def part(self) -> None:
@@ -116,9 +119,8 @@ class StreamCall:
         self._listener = None
         self.close()
         if not self._call.done():
-            self._timer.cancel()
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(PARTING_SECONDS, self._call.cancel)
+            self._parting = loop.call_later(PARTING_SECONDS, self._call.cancel)
 
     async def run(self) -> None:
         """Read the replies until it has ended."""
@@ -137,7 +139,9 @@ class StreamCall:
             _log.error("unreadable reply", server=self.replica.server, problem=str(error))
         finally:
             self._call.cancel()
-            self._timer.cancel()
+            self._idle.stop()
+            if self._parting is not None:
+                self._parting.cancel()
             self._early = None
             self.close()
             self._ended(failure)
@@ -180,13 +184,6 @@ class StreamCall:
         if exchange is not None and said.final is not False:
             self.end(exchange)
 
-    def _look(self) -> None:
-        if self._used or self.pending:
-            self._used = False
-            self._timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._look)
-        else:
-            self.close()
-
     async def _requests(self) -> AsyncIterator[bytes]:
         yield OPENING
         while True:
@@ -212,6 +209,7 @@ class StreamCalls:
         self,
         watch: PlacementWatch,
         controller: ControllerClient,
+        channels: ServerChannels,
         pick: Pick,
         repeats: Repeats,
         budget: RetryBudget,
@@ -221,23 +219,17 @@ class StreamCalls:
         self.pick = pick
         self.repeats = repeats
         self.budget = budget
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._channels = channels
         self._methods: dict[str, Any] = {}
-        self._running: set[asyncio.Task[None]] = set()
+        self._running = TaskScope("calls of streams")
         self._learned: set[tuple[Target, str]] = set()  # decoupled, a Triton says
         self.plain = PlainCalls(self._all_plain)
-        watch.applied = self.plain.check
+        watch.listen(self.plain.check)
 
     async def close(self) -> None:
         """What is under way is let finish for a moment."""
         await self.plain.close()
-        if self._running:
-            await asyncio.wait(self._running, timeout=CLOSING_SECONDS)
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
-        for channel in self._channels.values():
-            await channel.close(None)
+        await self._running.close(CLOSING_SECONDS)
 
     def open(
         self,
@@ -248,10 +240,8 @@ class StreamCalls:
     ) -> StreamCall:
         method = self._method(address)
         call = StreamCall(replica, method, metadata, self.watch.in_use, listener)
-        task = asyncio.create_task(call.run())
-        self._running.add(task)
+        self._running.start(call.run())
         self.plain.check()
-        task.add_done_callback(self._ended)
         return call
 
     def decoupled(self, target: Target) -> bool | None:
@@ -272,15 +262,9 @@ class StreamCalls:
         """Also of what was withdrawn and is not over."""
         return self.watch.table.plain and not self._running and not self._learned
 
-    def _ended(self, task: "asyncio.Task[None]") -> None:
-        self._running.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("a stream's call failed", exc_info=error)
-
     def _method(self, address: str) -> Any:
         method = self._methods.get(address)
         if method is None:
-            channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-            self._channels[address] = channel
-            method = self._methods[address] = channel.stream_stream(MODEL_STREAM_INFER)
+            method = self._channels.to(address).stream_stream(MODEL_STREAM_INFER)
+            self._methods[address] = method
         return method

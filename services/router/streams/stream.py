@@ -12,6 +12,7 @@ from services.common import telemetry
 from services.common.caller import Caller
 from services.common.errors import MessageTooLarge, ShoalError
 from services.common.packed import PACKED
+from services.common.tasks import TaskScope
 from services.router.admission.memory import hold
 from services.router.control.answers import Rejected
 from services.router.control.placement_watch import PlacementWatch
@@ -31,7 +32,7 @@ from services.router.streams.decoupled import DecoupledRequests, Origin, in_stre
 from services.router.streams.exchange import Exchange
 from services.router.streams.replies import Replies, Write
 from services.router.telemetry.statistics import Statistics
-from services.router.unary.inference import Request, Requests, malformed
+from services.router.unary.inference import Request, UnaryInference, malformed
 
 # Asks that an error of a model end the stream, with its status. It is not passed on: every Triton
 # before release 26.04 may crash of it.
@@ -53,7 +54,7 @@ class Streams:
         self,
         watch: PlacementWatch,
         calls: StreamCalls,
-        requests: Requests,
+        requests: UnaryInference,
         statistics: Statistics,
         *,
         max_message: int,
@@ -123,9 +124,8 @@ class Stream:
         self._decoupled: dict[Target, DecoupledRequests] = {}
         self._turns: dict[tuple[str, str], Turns[Exchange]] = {}
         self._sequences: dict[tuple[str, int | str], Work] = {}
-        self._working: set[Work] = set()
+        self._tasks = TaskScope("a client's stream")
         self._serial = 0
-        self._loop = asyncio.get_running_loop()
 
     async def run(self, requests: AsyncIterator[bytes], write: Write) -> None:
         """Answer serialized ModelInferRequests with serialized ModelStreamInferResponses, until
@@ -133,13 +133,11 @@ class Stream:
 
         Raises what ends the stream for a client that asked for that (TritonError, ServerLost). When
         it is cancelled, its client has gone: what is under way is finished without it."""
-        reading = asyncio.create_task(self._read(requests))
+        self._tasks.start(self._read(requests))
         try:
             await self._replies.write(write)
         finally:
-            reading.cancel()
-            for work in self._working:
-                work.cancel()
+            self._tasks.cancel()
             self._replies.abandon()
             for lane in self._decoupled.values():
                 lane.part()
@@ -203,9 +201,7 @@ class Stream:
         before = None
         if sequence is not None:
             before = self._sequences.get((head.model, sequence.id))
-        work = self._loop.create_task(self._answer(exchange, target, head, decoupled, before))
-        self._working.add(work)
-        work.add_done_callback(self._working.discard)
+        work = self._tasks.start(self._answer(exchange, target, head, decoupled, before))
         if sequence is not None:
             self._follow((head.model, sequence.id), work)
 

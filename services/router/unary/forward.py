@@ -18,9 +18,9 @@ from services.router.core.routing.routes import Replica, Target
 from services.router.core.routing.sequences import home, over
 from services.router.core.wire.request import Sequence
 from services.router.core.wire.verdict import verdict
-from services.router.process.tuning import CHANNEL_OPTIONS
 from services.router.servers.answers import InferReply, TritonError, lost
 from services.router.servers.call_metadata import onward
+from services.router.servers.channels import ServerChannels
 from services.router.servers.connection import Connections
 from services.router.servers.repeats import Repeats
 from services.router.servers.turns import PlainRequest, PlainStream
@@ -49,14 +49,15 @@ class Forwarder:
         self,
         watch: PlacementWatch,
         controller: ControllerClient,
+        channels: ServerChannels,
         *,
         hedge_after: float | None = None,
     ) -> None:
         self._watch = watch
         self._controller = controller
+        self._channels = channels
         self._hedge_after = hedge_after
         self._tracing = telemetry.enabled()
-        self._channels: dict[str, grpc.aio.Channel] = {}
         self._connections = Connections()
         self._methods: dict[str, Any] = {}  # stubs by address
         self._outliving: set[Any] = set()
@@ -65,8 +66,6 @@ class Forwarder:
 
     async def close(self) -> None:
         await self._connections.close()
-        for channel in self._channels.values():
-            await channel.close(None)
 
     async def infer(
         self,
@@ -129,7 +128,7 @@ class Forwarder:
                     return InferReply(call.message, cold, replica.server, streamed=True)
                 return InferReply(await call, cold, replica.server)
             text = await call.details() or ""
-            own = await self._connections.answered(self._channels[address], code.name, text)
+            own = await self._connections.answered(self._channels.to(address), code.name, text)
             step = after(
                 verdict(code.name, text, answered=own),
                 Progress.NONE,
@@ -241,7 +240,7 @@ class Forwarder:
             )
             call = method(message, metadata=(*metadata, *telemetry.propagation(span)))
         elif stream is not None:  # a trace has a call of its own
-            call = stream.send(replica, self._channels[address], message, metadata)
+            call = stream.send(replica, self._channels.to(address), message, metadata)
         if call is None:
             call = method(message, metadata=onward(metadata))
         self._watch.in_use.begin(replica)
@@ -263,9 +262,7 @@ class Forwarder:
         sent.call.add_done_callback(ended)
 
     def _connect(self, address: str) -> Any:
-        channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-        self._channels[address] = channel
-        method = self._methods[address] = channel.unary_unary(MODEL_INFER)
+        method = self._methods[address] = self._channels.to(address).unary_unary(MODEL_INFER)
         return method
 
 

@@ -7,6 +7,8 @@ import time
 import zlib
 from typing import NamedTuple
 
+import grpc
+
 from services.common import telemetry
 from services.common.caller import Caller
 from services.common.errors import (
@@ -16,6 +18,7 @@ from services.common.errors import (
     ServerLost,
 )
 from services.common.rpc import HEADER_BYTES
+from services.common.tasks import TaskScope
 from services.router.admission.admission import Admission, Ticket
 from services.router.admission.memory import Holding, hold
 from services.router.control.answers import Rejected
@@ -35,7 +38,7 @@ from services.router.telemetry.statistics import Statistics
 from services.router.unary import classification as classes
 from services.router.unary.decompression import unpacked
 from services.router.unary.forward import Forwarder
-from services.router.unary.lending import Lending
+from services.router.unary.lending import Lender, Lending
 
 
 class Request(NamedTuple):
@@ -51,9 +54,12 @@ class Request(NamedTuple):
     stream: PlainStream | None = None
 
 
-class Requests:
-    """`max_message`: bytes of one request; `max_metadata`: of a call's, counted as HTTP/2 does.
-    `admission`: of all that is sent, whoever sends it."""
+class UnaryInference:
+    """Answers inference requests, each by itself.
+
+    `max_message` bounds the bytes of one request, and `max_metadata` those of a call's metadata,
+    counted as HTTP/2 does. `admission` is that of all that is sent, whoever sends it. `lender` is
+    None where there is no shared memory."""
 
     def __init__(
         self,
@@ -65,6 +71,7 @@ class Requests:
         *,
         max_message: int,
         max_metadata: int = HEADER_BYTES,
+        lender: Lender | None = None,
     ) -> None:
         self._watch = watch
         self._forwarder = forwarder
@@ -73,6 +80,8 @@ class Requests:
         self._statistics = statistics
         self._max_message = max_message
         self._max_metadata = max_metadata
+        self._lender = lender
+        self._with_memory = TaskScope("requests with shared memory")
         self._tracing = telemetry.enabled()
 
     def said(self, metadata: Pairs) -> Said:
@@ -98,12 +107,42 @@ class Requests:
             holding.release()
 
     def lend(self, message: bytes, caller: Caller) -> Lending | None:
-        """What holds the caller's memory for a request that goes another way than `answer`; None
-        where no tensor lies in any. Raises RegionNotFound, RegionBounds, NotProxied."""
-        return None
+        """Return the caller's memory for a request that goes another way than `answer`; None where
+        no tensor lies in any. Raises RegionNotFound, RegionBounds, NotProxied."""
+        return None if self._lender is None else self._lender.lend(message, caller)
 
     async def answer(self, request: Request) -> InferReply:
-        """Raises TritonError and Rejected with another service's own status, else ShoalError."""
+        """Answer one request, whatever it takes.
+
+        Raises TritonError and Rejected with another service's own status, else ShoalError."""
+        if self._lender is not None:
+            memory = self._lender.lend(request.message, request.caller)
+            if memory is not None:
+                # Servers write to the memory whether or not the caller waits.
+                work = self._with_memory.start(self._lent(request, memory), awaited=True)
+                return await asyncio.shield(work)
+        return await self._answer(request)
+
+    async def _lent(self, request: Request, memory: Lending) -> InferReply:
+        """Answer a request whose tensors lie in the caller's memory, also when that has gone."""
+        request = request._replace(message=memory.message, stream=None)
+        try:
+            try:
+                answer = await self._answer(request)
+            except TritonError as error:
+                told = error.error
+                refused = told.code() is grpc.StatusCode.NOT_FOUND
+                if not (refused and memory.forgotten(told.details() or "")):
+                    raise
+                await memory.map_again()
+                answer = await self._answer(request)
+        except TritonError as error:
+            raise _renamed(error, memory) from error
+        finally:
+            memory.release()
+        return answer._replace(message=memory.answer(answer.message))
+
+    async def _answer(self, request: Request) -> InferReply:
         began = time.monotonic()
         message, said, deadline, caller, head, stream = request
         size = len(message)
@@ -195,6 +234,15 @@ class Requests:
         ShoalError where the Controller does not say what `target` has."""
         digest = self._watch.table.digest(target)
         classes.check(message, await self._info.config(target, digest))
+
+
+def _renamed(error: TritonError, memory: Lending) -> TritonError:
+    told = error.error
+    text = memory.renamed(told.details() or "")
+    again = grpc.aio.AioRpcError(
+        told.code(), told.initial_metadata(), told.trailing_metadata(), details=text
+    )
+    return TritonError(again, cold=error.cold)
 
 
 def malformed(problem: object) -> MalformedMessage:

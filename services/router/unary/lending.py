@@ -1,13 +1,15 @@
-"""The memory of the caller that a request's tensors lie in, as far as its sender needs it."""
+"""The caller's memory that a request's tensors lie in, as far as its sender needs to know."""
 
 from typing import Protocol
 
+from services.common.caller import Caller
+
 
 class Lending(Protocol):
-    """The memory lent to one request.
+    """The memory lent to one request, which it holds once from the beginning.
 
-    `message` is the serialized ModelInferRequest with the servers' names of it. `lost` says that a
-    server did not know the memory, until `map_again`. Servers write to it until they have answered,
+    `message` is the serialized ModelInferRequest with the servers' names of the memory. `lost` says
+    that a server did not know it, until `map_again`. Servers write to it until they have answered,
     whether or not the caller waits: so whoever sends the request holds it until then."""
 
     message: bytes
@@ -18,11 +20,25 @@ class Lending(Protocol):
     def release(self) -> None: ...
 
     def forgotten(self, text: str) -> bool:
-        """Return whether a server's refusal says that it does not know the memory, and mapping it
-        again may help."""
+        """Return whether a server refused with `text` because it does not know the memory, and to
+        map it again may help."""
 
     async def map_again(self) -> None:
         """Have servers that have been started since map it. Raises NoController, Rejected."""
 
+    def renamed(self, text: str) -> str:
+        """Return `text` with the caller's names."""
+
+    def answer(self, message: bytes) -> bytes:
+        """Return a serialized ModelInferResponse with the caller's names."""
+
     def reply(self, message: bytes) -> bytes:
         """Return a serialized ModelStreamInferResponse with the caller's names."""
+
+
+class Lender(Protocol):
+    """Whoever lends memory to requests."""
+
+    def lend(self, message: bytes, caller: Caller) -> Lending | None:
+        """Return the memory that the tensors of a serialized ModelInferRequest lie in; None where
+        they lie in none. Raises RegionNotFound, RegionBounds, NotProxied."""

@@ -120,7 +120,7 @@ def test_nothing_is_called_repeated_that_is_not() -> None:
 
 
 @pytest.mark.parametrize("progress", [Progress.PARTLY, Progress.UNCERTAIN])
-@pytest.mark.parametrize("verdict", set(Verdict) - {Verdict.ANSWER})
+@pytest.mark.parametrize("verdict", [one for one in Verdict if one is not Verdict.ANSWER])
 def test_what_is_not_repeated_spends_no_budget(verdict: Verdict, progress: Progress) -> None:
     budget = RetryBudget()
     assert step(verdict, progress=progress, budget=budget).action is Action.LOSE

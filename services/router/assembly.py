@@ -1,0 +1,134 @@
+"""The Router put together."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from services.common.caller import CallerPolicy
+from services.common.memory import total_memory
+from services.router.admission.admission import Admission
+from services.router.api.administration import Administration
+from services.router.api.inference import InferenceService
+from services.router.api.metadata import Metadata
+from services.router.call import Answer
+from services.router.control.calls import ControllerCalls
+from services.router.control.model_info import ModelInfo
+from services.router.control.placement_watch import PlacementWatch
+from services.router.control.residents import ControllerClient
+from services.router.control.servers import ServerCalls
+from services.router.control.table_file import TableFile
+from services.router.core.admission.memory import Held
+from services.router.core.routing.table import Table
+from services.router.memory.lent import RegionLender
+from services.router.memory.regions import SharedMemory
+from services.router.servers.channels import ServerChannels
+from services.router.settings import Settings, tenant_limits
+from services.router.streams.call import StreamCalls
+from services.router.streams.stream import Streams
+from services.router.telemetry.statistics import Statistics
+from services.router.unary.forward import Forwarder
+from services.router.unary.inference import UnaryInference
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """What answers requests, without the ports that they come in by."""
+
+    version: str
+    callers: CallerPolicy
+    watch: PlacementWatch
+    controller: ControllerClient
+    channels: ServerChannels
+    forwarder: Forwarder
+    statistics: Statistics
+    admission: Admission
+    inference: UnaryInference
+    streams: Streams
+    #: None where it is off.
+    memory: SharedMemory | None
+    #: What answers each method of inference.GRPCInferenceService but inference, by name.
+    answers: Mapping[str, Answer]
+    service: InferenceService
+
+
+@asynccontextmanager
+async def assembled(
+    settings: Settings,
+    controllers: Mapping[str, Any],
+    *,
+    name: str,
+    table_file: TableFile | None = None,
+) -> AsyncIterator[Router]:
+    """Put a Router together, and let go of what it holds in the end. It follows no Controller until
+    somebody runs its `watch`.
+
+    `controllers` are stubs of ControllerService by address. `name` is this process's, new at every
+    start. `table_file` is told every change of the table."""
+    async with AsyncExitStack() as stack:
+        callers = CallerPolicy(settings.trusted_proxies)
+        watch = PlacementWatch(controllers, name, Table(), table_file)
+        controller = ControllerClient(watch, settings.patience)
+        channels = ServerChannels()
+        stack.push_async_callback(channels.close)
+        forwarder = Forwarder(watch, controller, channels, hedge_after=settings.hedge_after)
+        stack.push_async_callback(forwarder.close)
+        statistics = Statistics()
+        info = ModelInfo(controller)
+        admission = Admission(
+            watch.table,
+            tenant_limits(settings.tenant_limits),
+            settings.bounds,
+            settings.in_flight_limits,
+            Held(settings.held_bytes(total_memory())),
+        )
+        watch.count_waiting(admission.waiting)
+        calls = ControllerCalls(watch)
+        servers = ServerCalls(calls)
+        answers = dict(Administration(watch, calls, servers).answers())
+        memory = None
+        if settings.shared_memory:
+            memory = SharedMemory(
+                watch,
+                servers,
+                callers,
+                router=str(settings.grpc_port),
+                several=settings.worker is not None,
+            )
+            stack.push_async_callback(memory.close)
+            answers |= memory.answers()
+        shoal = version("shoal")
+        answers |= Metadata(watch, info, version=shoal, others=answers).answers()
+        inference = UnaryInference(
+            watch,
+            forwarder,
+            statistics,
+            info,
+            admission,
+            max_message=settings.max_message_bytes,
+            max_metadata=settings.max_header_bytes,
+            lender=RegionLender(memory) if memory is not None else None,
+        )
+        stream_calls = StreamCalls(
+            watch, controller, channels, forwarder.pick, forwarder.repeats, forwarder.budget
+        )
+        stack.push_async_callback(stream_calls.close)
+        streams = Streams(
+            watch, stream_calls, inference, statistics, max_message=settings.max_message_bytes
+        )
+        yield Router(
+            version=shoal,
+            callers=callers,
+            watch=watch,
+            controller=controller,
+            channels=channels,
+            forwarder=forwarder,
+            statistics=statistics,
+            admission=admission,
+            inference=inference,
+            streams=streams,
+            memory=memory,
+            answers=answers,
+            service=InferenceService(inference, streams, callers, answers),
+        )
