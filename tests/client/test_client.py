@@ -237,7 +237,7 @@ def test_help_shows_what_a_method_takes() -> None:
     for client in (Client, AsyncClient):
         shown = str(inspect.signature(client.set_alias))
         assert shown.startswith("(self, /, model: str, alias: str, version: int")
-        assert "answers when none is" in (client.set_alias.__doc__ or "")
+        assert "when none is requested" in (client.set_alias.__doc__ or "")
     with connect(registry=NO_REGISTRY) as shoal:
         assert str(inspect.signature(shoal.set_alias)).startswith("(model: str")
 
