@@ -147,10 +147,8 @@ async def test_events_are_followed_through_a_restart_of_the_controller() -> None
                 add(second.loop.journal, "and more")
                 found = await lines(process, 2)
                 assert [(event["epoch"], event["sequence"]) for event in found] == [(2, 1), (2, 7)]
-                assert (
-                    await said(process)
-                    == "shoal: following events again, from Controller epoch 2\n"
-                )
+                again = "shoal: following events again, from Controller epoch 2\n"
+                assert await said(process) == again
                 process.send_signal(signal.SIGINT)
                 async with asyncio.timeout(SECONDS):
                     assert await process.wait() == 130
