@@ -7,8 +7,8 @@ _TEXT: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)", re.IGNORECASE)
 _POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 ALLOWED: Final = (
-    "a number of bytes, or a number with a unit: KiB, MiB, GiB, TiB (or Ki, Mi, …) for powers of "
-    "1024, kB, MB, GB, TB (or K, M, …) for powers of 1000. Examples: 2GiB, 512MiB, 1.5G"
+    "a number of bytes, or a number with a unit, such as 2GiB, 512MiB or 1.5G: KiB, MiB, GiB, TiB "
+    "(or Ki, Mi, …) are powers of 1024, kB, MB, GB, TB (or K, M, …) are powers of 1000"
 )
 
 
