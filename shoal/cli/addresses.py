@@ -1,4 +1,4 @@
-"""Where the services are: from options, else from the environment, else by default."""
+"""The addresses of the services: from options, else the environment, else by default."""
 
 import json
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ class Addresses:
 
 
 class _Known(NamedTuple):
-    """Where to look for the address of a service, and its default port."""
+    """The places where a service's address may stand, and its default port."""
 
     flag: str
     variable: str

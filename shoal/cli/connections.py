@@ -1,4 +1,4 @@
-"""How every command finds the services and connects to them."""
+"""Finding the services and connecting to them, the same for every command."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What commands say when a call fails, and the exit status that they end with."""
+"""The words that commands use when a call fails, and the exit statuses that they end with."""
 
 import sys
 from collections.abc import Iterator

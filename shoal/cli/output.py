@@ -1,4 +1,4 @@
-"""What commands print: JSON for programs, tables for people.
+"""The output of commands: JSON for programs, tables for people.
 
 JSON has the field names of the protos. 64-bit numbers are numbers, durations are seconds, times are
 RFC 3339 in UTC, enum values lose the prefix of their enum, and unset messages are null. Fields of

@@ -52,7 +52,7 @@ def _method(
 
 
 class AsyncClient:
-    """The same as `Client` for asyncio, made by `connect_async`.
+    """A client of Shoal's services for asyncio, made by `connect_async`; otherwise like `Client`.
 
     Attributes:
         timeout: Seconds for each call that sets no timeout of its own.

@@ -52,7 +52,7 @@ class CallFailed(Exception):
 
     @property
     def unreachable(self) -> bool:
-        """Whether nobody answers at the address; False where a service refused the call."""
+        """True if nobody answers at the address, False if a service refused the call."""
         return self.code is grpc.StatusCode.UNAVAILABLE and not self.reason
 
     @classmethod
@@ -96,7 +96,7 @@ class NotFound(CallFailed):
 
 
 class AlreadyExists(CallFailed):
-    """What the call would create exists already."""
+    """The resource that the call would create exists already."""
 
 
 class PermissionDenied(CallFailed):

@@ -69,7 +69,7 @@ class SeveralChannels:
 
 
 class SeveralAsyncChannels(SeveralChannels):
-    """The same for grpc.aio."""
+    """`SeveralChannels` for grpc.aio."""
 
     def unary_unary(self, *about: Any, **more: Any) -> Any:
         return _AsyncMethod(self.serving, self._methods("unary_unary", about, more))

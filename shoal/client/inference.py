@@ -95,7 +95,7 @@ class Result:
 
     @property
     def final(self) -> bool:
-        """Whether this is the last answer to its request."""
+        """True if this is the last answer to its request."""
         return self.parameters.get(_FINAL, True) is True
 
 
@@ -135,7 +135,7 @@ class ModelMetadata:
 
 @dataclass(frozen=True, slots=True)
 class ServerMetadata:
-    """What a server says about itself.
+    """A server's description of itself.
 
     Attributes:
         name: The server's name.

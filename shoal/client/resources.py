@@ -1,4 +1,4 @@
-"""What the services know, as plain values.
+"""The services' resources as plain values.
 
 States, kinds and policies are the names of the protos' enum values without their prefix. Durations
 are in seconds, times are UTC, and amounts of memory are bytes by resource ("ram", "gpu:0").
@@ -32,7 +32,7 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Residency:
-    """What a model asks of the fleet. None means the Controller's own setting.
+    """The residency that a model asks for. None means the Controller's own setting.
 
     Attributes:
         min_copies: Replicas of the default version that are always kept, 0 to 1000.
@@ -122,7 +122,7 @@ class ModelVersion:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What was found in a model repository.
+    """The outcome of importing a model repository.
 
     Attributes:
         versions: The versions that were registered.
@@ -322,7 +322,7 @@ class LoadFailure:
 
 @dataclass(frozen=True, slots=True)
 class ServerVerdict:
-    """What a server could do for a version now.
+    """An assessment of what a server could do for a version now.
 
     Attributes:
         server: The name of the server.
@@ -369,7 +369,7 @@ class VersionExplanation:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What would happen to a request now.
+    """An explanation of what would happen to a request now.
 
     Attributes:
         steps: The steps of the Router's decision, for people.

@@ -121,7 +121,7 @@ class Sequence(_Sequence):
 
 
 class AsyncSequence(_Sequence):
-    """The same as `Sequence` for asyncio, in an `async with` block."""
+    """A `Sequence` for asyncio, used in an `async with` block."""
 
     def __init__(
         self, client: AsyncPerformer, model: str, version: int | str, id_: int | str | None

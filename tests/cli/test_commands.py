@@ -1,4 +1,4 @@
-"""Commands against a real Registry that has no Controller and no Router beside it."""
+"""Commands against a real Registry without a Controller and a Router."""
 
 import io
 import os
@@ -33,7 +33,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def run(tmp_path: Path) -> AsyncIterator[Shell]:
-    """Model m with versions 1 and 2."""
+    """A shell whose Registry has model m with versions 1 and 2."""
     python_model(tmp_path / "repo", "m", (1, 2))
     async with registry_alone(tmp_path / "data", repositories=(tmp_path / "repo",)) as shell:
         yield shell

@@ -1,4 +1,4 @@
-"""What is written on the command line, and what it means."""
+"""The meaning of what is written on the command line."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""shoal.client's inference against a server that says what a test wants: both kinds of client."""
+"""Inference with both clients, against a server that answers as a test says."""
 
 import asyncio
 import itertools
@@ -48,7 +48,7 @@ def busy(retry_after: float | None = PAUSE) -> Busy:
 
 
 def refusing(times: int, error: ShoalError) -> Callable[[Seen], Awaitable[bytes]]:
-    """Refuses so many times, then answers."""
+    """Refuse so many times, then answer."""
     counted = itertools.count()
 
     async def answer(seen: Seen) -> bytes:

@@ -1,4 +1,4 @@
-"""What shoal.client writes and reads is what Triton's own messages say, and both go together."""
+"""shoal.client reads and writes what Triton's own messages hold, and lives beside tritonclient."""
 
 import subprocess
 import sys
