@@ -81,7 +81,7 @@ def explain(
             if away is not None:
                 raise (away if error.unreachable else error) from None
             why = described(error, addresses(context))
-            complain(f"cannot tell replicas and events: {why}")
+            complain(f"cannot list replicas and events: {why}")
         if away is not None:
             why = described(away, addresses(context))
             complain(f"cannot tell where a request would go: {why}")
