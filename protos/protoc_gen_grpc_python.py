@@ -1,7 +1,7 @@
-"""A protoc plugin that writes ``*_pb2_grpc.py`` with the generator inside grpcio-tools.
+"""A protoc plugin that writes ``*_pb2_grpc.py`` with the generator of grpcio-tools.
 
-buf runs plugins as separate programs; grpcio-tools only ships its generator linked into its own
-protoc. This program hands buf's request over to that protoc and its files back.
+buf runs plugins as separate programs, but grpcio-tools has its generator only inside its own
+protoc. This program passes buf's request on to that protoc, and returns the files that it writes.
 """
 
 import sys

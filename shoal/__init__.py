@@ -1,4 +1,4 @@
-"""Shoal's client side: generated stubs, resource names, and a typed client.
+"""Shoal for its callers: generated stubs, resource names, a typed client and the command line.
 
 Importing this package needs only grpcio and protobuf.
 """

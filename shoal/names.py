@@ -1,7 +1,8 @@
-"""Resource names, and which model names and versions are allowed.
+"""Resource names, and which model names, aliases and versions are valid.
 
-A name becomes a folder name in Triton's repository, and Triton before release 26.03 follows ``..``
-in it; a version folder such as ``-3`` hangs its loader. So both are checked wherever they enter.
+A model's name becomes the name of a folder in Triton's repository. Triton before release 26.03
+follows ``..`` in it, and a version folder such as ``-3`` hangs its loader. So both are checked
+wherever they enter the system.
 """
 
 import re
@@ -9,12 +10,12 @@ from typing import NamedTuple
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
-MAX_NAME_LENGTH = 128  # with Triton's own suffixes it stays below the 255 bytes of a file name
+MAX_NAME_LENGTH = 128  # characters; leaves room for Triton's suffixes in a file name of 255 bytes
 MAX_VERSION = 2**63 - 1  # Triton's versions are int64
 
 
 class ModelVersionName(NamedTuple):
-    """``models/{model}/versions/{version}``, taken apart."""
+    """The parts of ``models/{model}/versions/{version}``."""
 
     model: str
     version: int
@@ -24,17 +25,22 @@ class ModelVersionName(NamedTuple):
 
 
 def is_model_name(text: str) -> bool:
+    """Return whether `text` is a valid name of a model or a server."""
     return (
         MODEL_NAME.fullmatch(text) is not None and ".." not in text and len(text) <= MAX_NAME_LENGTH
     )
 
 
 def is_alias(text: str) -> bool:
+    """Return whether `text` is a valid alias. It begins with a letter, so it is never a version."""
     return ALIAS.fullmatch(text) is not None and len(text) <= MAX_NAME_LENGTH
 
 
 def parse_version(text: str) -> int | None:
-    """The version number that `text` spells, or None: 1 and up, no sign, no leading zero."""
+    """Return the version number in `text`: 1 or more, without a sign or a leading zero.
+
+    Returns None where `text` is anything else.
+    """
     if not (text.isascii() and text.isdigit()) or text[0] == "0" or len(text) > 19:
         return None
     number = int(text)
@@ -66,7 +72,7 @@ def replica_name(server: str, model: str, version: int) -> str:
 
 
 def parse_server_name(name: str) -> str | None:
-    """``servers/{server}`` → server, or None where it is not such a name."""
+    """Return the server in ``servers/{server}``, or None for any other name."""
     match name.split("/"):
         case ["servers", server] if is_model_name(server):
             return server
@@ -74,7 +80,7 @@ def parse_server_name(name: str) -> str | None:
 
 
 def parse_model_name(name: str) -> str | None:
-    """``models/{model}`` → model, or None where it is not such a name."""
+    """Return the model in ``models/{model}``, or None for any other name."""
     match name.split("/"):
         case ["models", model] if is_model_name(model):
             return model
@@ -82,7 +88,7 @@ def parse_model_name(name: str) -> str | None:
 
 
 def parse_version_name(name: str) -> ModelVersionName | None:
-    """``models/{model}/versions/{version}`` → both, or None where it is not such a name."""
+    """Return the parts of ``models/{model}/versions/{version}``, or None for any other name."""
     match name.split("/"):
         case ["models", model, "versions", text] if is_model_name(model):
             version = parse_version(text)
@@ -91,7 +97,7 @@ def parse_version_name(name: str) -> ModelVersionName | None:
 
 
 def parse_alias_name(name: str) -> tuple[str, str] | None:
-    """``models/{model}/aliases/{alias}`` → (model, alias), or None."""
+    """Return model and alias of ``models/{model}/aliases/{alias}``, or None for any other name."""
     match name.split("/"):
         case ["models", model, "aliases", alias] if is_model_name(model) and is_alias(alias):
             return model, alias
@@ -99,7 +105,7 @@ def parse_alias_name(name: str) -> tuple[str, str] | None:
 
 
 def parse_policy_name(name: str) -> str | None:
-    """``models/{model}/trafficPolicy`` → model, or None."""
+    """Return the model in ``models/{model}/trafficPolicy``, or None for any other name."""
     match name.split("/"):
         case ["models", model, "trafficPolicy"] if is_model_name(model):
             return model

@@ -1,4 +1,4 @@
-"""Amounts of memory as people write them."""
+"""Memory sizes as people write them: `2GiB`, `512MiB`, `1.5G`."""
 
 import re
 from typing import Final
@@ -7,13 +7,13 @@ _TEXT: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)", re.IGNORECASE)
 _POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 ALLOWED: Final = (
-    "a number of bytes, or a number with KiB, MiB, GiB, TiB (also Ki, Mi, …: powers of 1024) or "
-    "K, M, G, T (also kB, MB, …: powers of 1000), such as 2GiB, 512MiB or 1.5G"
+    "a number of bytes, or a number with a unit, such as 2GiB, 512MiB or 1.5G: KiB, MiB, GiB, TiB "
+    "(or Ki, Mi, …) are powers of 1024, kB, MB, GB, TB (or K, M, …) are powers of 1000"
 )
 
 
 def parse_size(text: str) -> int:
-    """Bytes in `text`. Raises ValueError, which says what is allowed."""
+    """Return the number of bytes in `text`. Raises ValueError, which says what is allowed."""
     match = _TEXT.fullmatch(text.strip())
     if match is None or (match[3] and not match[2]):
         raise ValueError(f"{text!r} is not a size: write {ALLOWED}")
@@ -22,7 +22,7 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size: int) -> str:
-    """`size` bytes in the largest binary unit that leaves a number of 1 or more."""
+    """Return `size` bytes in the largest binary unit that leaves a number of 1 or more."""
     for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
         if size >= 1024**power:
             number = size / 1024**power

@@ -1,7 +1,7 @@
-"""The `shoal` command. Each subcommand is a function that COMMANDS names.
+"""The `shoal` command. COMMANDS names the function of each subcommand.
 
-Those modules import no more than typer at their top, so that `shoal --help` is quick and works
-with whatever extras are installed.
+Their modules import only typer at the top, so that `shoal --help` is fast and works whichever
+extras are installed.
 """
 
 import importlib
@@ -22,10 +22,10 @@ COMMANDS: Final = (
     "shoal.cli.catalogue:reject",
     "shoal.cli.catalogue:alias",
     "shoal.cli.catalogue:traffic",
-    "shoal.cli.residency:load",
-    "shoal.cli.residency:evict",
-    "shoal.cli.residency:pin",
-    "shoal.cli.residency:unpin",
+    "shoal.cli.loads:load",
+    "shoal.cli.loads:evict",
+    "shoal.cli.loads:pin",
+    "shoal.cli.loads:unpin",
     "shoal.cli.residency:residency",
     "shoal.cli.drain:drain",
     "shoal.cli.drain:undrain",
@@ -36,9 +36,9 @@ COMMANDS: Final = (
 
 EXIT_MISSING_EXTRA: Final = 69  # EX_UNAVAILABLE
 
-# The first extra that brings a module; what is in none of them is a mistake of ours.
+# The smallest extra that installs a module. Any other missing module is a bug.
 _EXTRAS: Final = {
-    "cli": ("numpy", "psutil", "rich", "tritonclient", "typer"),
+    "cli": ("ml_dtypes", "numpy", "psutil", "rich", "typer"),
     "embedded": (
         "grpc_health",
         "grpc_reflection",
@@ -47,6 +47,7 @@ _EXTRAS: Final = {
         "services",
         "starlette",
         "structlog",
+        "tritonclient",
         "uvicorn",
         "uvloop",
     ),
@@ -54,9 +55,9 @@ _EXTRAS: Final = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status. `arguments` default to the process's own."""
-    # What fails comes as a status too, and what gRPC's core writes to stderr when a process ends is
-    # no failure of the command. It reads this when it is imported.
+    """Run the command and return its exit status. `arguments` default to the process's own."""
+    # gRPC's core writes to stderr when a process ends, which looks like a failure of the command;
+    # real failures arrive as statuses. gRPC reads the variable when it is imported.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         return _run(arguments)
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if extra is None:
             raise
         if "up" in (sys.argv[1:] if arguments is None else arguments)[:1]:
-            extra = "embedded"  # also where it is only the first of its modules that is missing
+            extra = "embedded"  # the missing module may be only the first of several
         print(
             f"shoal: this needs more than is installed here ({error.name} is missing): "
             f"pip install 'shoal[{extra}]'",

@@ -1,4 +1,4 @@
-"""Where the services are: flags, over the environment, over defaults."""
+"""The addresses of the services: from options, else the environment, else by default."""
 
 import json
 from collections.abc import Mapping
@@ -10,16 +10,16 @@ HOST: Final = "127.0.0.1"
 
 
 class BadAddress(ValueError):
-    """A flag or a variable that names no host and port."""
+    """An option or a variable that is not a host and a port."""
 
 
 class NotAnnounced(Exception):
-    """The file of `--announce` is not there, or is none."""
+    """The file of `--announce` does not exist, or is another file."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """What flags say; None where nothing."""
+    """The options of the command line; None for those that are not given."""
 
     router: str | None = None
     controller: str | None = None
@@ -29,8 +29,11 @@ class Given:
 
 @dataclass(frozen=True)
 class Addresses:
-    """`host:port` of each service, for the Controller of each one, separated by commas.
-    `collector`: OTLP over HTTP; None: there is none."""
+    """The `host:port` of each service.
+
+    `controller` can be several, separated by commas. `collector` speaks OTLP over HTTP; it is None
+    where there is none.
+    """
 
     router: str
     controller: str
@@ -39,7 +42,7 @@ class Addresses:
 
 
 class _Known(NamedTuple):
-    """Where one service's address may stand."""
+    """The places where a service's address may stand, and its default port."""
 
     flag: str
     variable: str
@@ -59,7 +62,7 @@ _COLLECTOR_DEFAULT: Final = 4318
 
 
 def find(given: Given, environment: Mapping[str, str]) -> Addresses:
-    """Raises BadAddress and NotAnnounced, whose texts say what to do."""
+    """Return the addresses. Raises BadAddress and NotAnnounced, whose texts say what to do."""
     by_flag = None if given.announce is None else announced(given.announce)
     path = environment.get("SHOAL_ANNOUNCE")
     by_variable = announced(Path(path)) if path and by_flag is None else None
@@ -84,7 +87,7 @@ def find(given: Given, environment: Mapping[str, str]) -> Addresses:
 
 
 def announced(path: Path) -> dict[str, Any]:
-    """The endpoints that `shoal up --announce` wrote. Raises NotAnnounced."""
+    """Return the endpoints in the file that `shoal up --announce` keeps. Raises NotAnnounced."""
     try:
         endpoints = json.loads(path.read_text())["endpoints"]
         controllers = endpoints.get("controllers") or {"": endpoints["controller"]}
@@ -110,8 +113,8 @@ def _port(known: _Known, environment: Mapping[str, str]) -> int:
         return known.port
     if text == "0":
         raise BadAddress(
-            f"{known.port_variable} is 0, so a free port was picked: give {known.flag} HOST:PORT, "
-            "or --announce FILE as to `shoal up`"
+            f"{known.port_variable} is 0, so `shoal up` picked a free port: give {known.flag} "
+            "HOST:PORT, or --announce with the same file as `shoal up`"
         )
     return int(_checked(f"{HOST}:{text}", known.port_variable).rpartition(":")[2])
 

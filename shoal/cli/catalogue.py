@@ -1,65 +1,92 @@
-"""`shoal approve`, `reject`, `alias`, `traffic`: which version answers."""
+"""`shoal approve`, `reject`, `alias` and `traffic`: which version answers."""
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from shoal import names
-from shoal.cli.calling import calling
+from shoal.cli.connections import connected
 from shoal.cli.models import shares
 from shoal.cli.output import Document, JsonFlag, message_json, print_json
-from shoal.cli.settling import await_default, await_router
-from shoal.cli.units import VersionedArgument, aliases_of, parse_versioned, resource, short
+from shoal.cli.propagation import await_default, await_router
+from shoal.cli.references import (
+    ModelArgument,
+    VersionedArgument,
+    parse_versioned,
+    resource_name,
+    short,
+)
 
 if TYPE_CHECKING:
     from shoal.client import Client
 
-_POLICY_HELP: Final = (
-    "TARGET is a version or an alias of MODEL, another model, or OTHER:VERSION; WEIGHT a whole "
-    "number, relative to the others'."
+_ARMS_HELP: Final = (
+    "TARGET is a version or an alias of MODEL, another model, or OTHER:VERSION. WEIGHT is a whole "
+    "number, relative to the other weights."
 )
 
 
 def approve(context: typer.Context, version: VersionedArgument, json: JsonFlag = False) -> None:
-    """Let a PENDING or REJECTED version answer, and be the default if it is the highest."""
+    """Approve a version that is PENDING or REJECTED.
+
+    Requests can then reach it. It becomes the default version if it is the highest approved one,
+    unless the alias "default" names another.
+    """
     from shoal.registry.v1.registry_service_pb2 import ApproveModelVersionRequest
 
-    unit = parse_versioned(version)
-    with calling(context) as shoal:
-        request = ApproveModelVersionRequest(name=resource(shoal, version))
+    reference = parse_versioned(version)
+    with connected(context) as shoal:
+        request = ApproveModelVersionRequest(name=resource_name(shoal, version))
         reply = shoal.call(shoal.registry.ApproveModelVersion, request)
-        await_default(context, shoal, unit.model)
+        await_default(context, shoal, reference.model)
     _show_version(message_json(reply.version), json)
 
 
 def reject(context: typer.Context, version: VersionedArgument, json: JsonFlag = False) -> None:
-    """Let a version answer no more."""
+    """Reject a version: requests for it are refused from then on.
+
+    `shoal approve` undoes this.
+    """
     from shoal.registry.v1.registry_service_pb2 import RejectModelVersionRequest
 
-    unit = parse_versioned(version)
-    with calling(context) as shoal:
-        request = RejectModelVersionRequest(name=resource(shoal, version))
+    reference = parse_versioned(version)
+    with connected(context) as shoal:
+        request = RejectModelVersionRequest(name=resource_name(shoal, version))
         reply = shoal.call(shoal.registry.RejectModelVersion, request)
-        await_default(context, shoal, unit.model)
+        await_default(context, shoal, reference.model)
     _show_version(message_json(reply.version), json)
 
 
 def alias(
     context: typer.Context,
-    model: str,
-    name: Annotated[str, typer.Argument(help='"default" is what answers when none is asked for.')],
-    version: Annotated[int | None, typer.Argument(min=1, show_default=False)] = None,
-    delete: Annotated[bool, typer.Option("--delete", help="Remove the alias.")] = False,
+    model: ModelArgument,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help='The alias. "default" is the version that answers when none is requested.',
+        ),
+    ],
+    version: Annotated[
+        int | None,
+        typer.Argument(
+            metavar="VERSION", min=1, show_default=False, help="The version, as a number."
+        ),
+    ] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete the alias.")] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Give a version of MODEL a NAME that clients can ask for as its version."""
+    """Create or move an alias, a NAME that requests can use in place of a version.
+
+    `shoal alias MODEL NAME VERSION` sets it, `shoal alias MODEL NAME --delete` deletes it.
+    """
     from shoal.registry.v1 import registry_service_pb2 as registry
 
     if delete == (version is not None):
         raise typer.BadParameter("give either VERSION or --delete")
-    full = f"models/{model}/aliases/{name}"
-    with calling(context) as shoal:
+    full = names.alias_name(model, name)
+    with connected(context) as shoal:
         if version is None:
             removal = registry.DeleteAliasRequest(name=full)
             changed = shoal.call(shoal.registry.DeleteAlias, removal).model
@@ -70,28 +97,34 @@ def alias(
     if json:
         print_json({"model": message_json(changed)})
     elif delete:
-        print(f"{model} has no alias {name} any more")
+        print(f"{model} no longer has the alias {name}")
     else:
         print(f"{model}:{name} is version {version}")
 
 
 def traffic(
     context: typer.Context,
-    model: str,
+    model: ModelArgument,
     arms: Annotated[
         list[str] | None,
-        typer.Argument(metavar="TARGET=WEIGHT...", show_default=False, help=_POLICY_HELP),
+        typer.Argument(metavar="TARGET=WEIGHT", show_default=False, help=_ARMS_HELP),
     ] = None,
     clear: Annotated[
-        bool, typer.Option("--clear", help="Back to the default version alone.")
+        bool,
+        typer.Option(
+            "--clear", help="Delete the traffic policy, so that the default version answers."
+        ),
     ] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Share out the requests for MODEL that name no version, such as `1=95 2=5`."""
+    """Split the requests for MODEL that name no version between several versions or models.
+
+    For example, `shoal traffic MODEL 1=95 2=5` sends 95% of them to version 1 and 5% to version 2.
+    """
     if clear == bool(arms):
         raise typer.BadParameter("give either TARGET=WEIGHT… or --clear")
     weights = [parse_arm(arm) for arm in arms or ()]
-    with calling(context) as shoal:
+    with connected(context) as shoal:
         changed = _cleared(shoal, model) if clear else _split(shoal, model, weights)
     if json:
         print_json({"model": changed})
@@ -102,30 +135,27 @@ def traffic(
 
 
 def parse_arm(text: str) -> tuple[str, int]:
-    """`TARGET=WEIGHT`, taken apart. Raises typer.BadParameter."""
+    """Parse `TARGET=WEIGHT`. Raises typer.BadParameter."""
     target, _, weight = text.rpartition("=")
     if not target or not (weight.isascii() and weight.isdigit()):
         raise typer.BadParameter(f"{text!r} is not TARGET=WEIGHT, such as 2=5")
     return target, int(weight)
 
 
-def target_name(model: str, target: str, aliases: Collection[str]) -> str:
-    """The resource name that a TARGET of `model`'s policy means."""
+def target_name(model: str, target: str, aliases: Mapping[str, int]) -> str:
+    """Return the resource name that a TARGET of `model`'s traffic policy stands for."""
+    from shoal.client import resolve
+
     if target.startswith("models/"):
         return target
-    other, colon, version = target.partition(":")
-    if colon:
-        kind = "aliases" if names.is_alias(version) else "versions"
-        return f"models/{other}/{kind}/{version}"
-    if names.parse_version(target) is not None:
-        return f"models/{model}/versions/{target}"
-    return f"models/{model}/aliases/{target}" if target in aliases else f"models/{target}"
+    return resolve.traffic_target(model, target, aliases)
 
 
 def _split(shoal: "Client", model: str, weights: list[tuple[str, int]]) -> Document:
+    from shoal.client import resolve
     from shoal.registry.v1.registry_service_pb2 import SetTrafficPolicyRequest
 
-    aliases = aliases_of(shoal, model)
+    aliases = shoal.perform(resolve.registered_model(model)).aliases
     request = SetTrafficPolicyRequest()
     request.traffic_policy.name = names.policy_name(model)
     for target, weight in weights:

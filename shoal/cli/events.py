@@ -7,38 +7,45 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
 
-from shoal.cli.calling import EXIT_NOT_READY, calling, cause, complain, exit_status
+from shoal.cli.connections import connected
+from shoal.cli.failures import EXIT_NOT_READY, cause, complain, exit_status
 from shoal.cli.output import Document, JsonFlag, give, message_json, print_json, printable, table
-from shoal.cli.units import MaybeUnitArgument, resource, short
+from shoal.cli.references import OptionalReferenceArgument, resource_name, short
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from shoal.client import CallFailed, Client
 
-_RETRY: Final = (0.5, 5.0)  # seconds between two tries to reach a Controller, at first and at most
+# Seconds between two attempts to reach a Controller: the first and the longest pause.
+_RETRY: Final = (0.5, 5.0)
 
-_HEADINGS: Final = ("time", "event", "model", "server", "why")
+_HEADINGS: Final = ("time", "event", "model", "server", "reason")
 
 
 def events(
     context: typer.Context,
-    model: MaybeUnitArgument = "",
+    model: OptionalReferenceArgument = "",
     follow: Annotated[
         bool,
-        typer.Option("--follow", "-f", help="Go on with new ones. With --json: a line an event."),
+        typer.Option(
+            "--follow",
+            "-f",
+            help="Keep printing new events until Ctrl-C; with --json one line for each.",
+        ),
     ] = False,
     limit: Annotated[
-        int, typer.Option("--limit", "-n", min=1, max=1000, help="The newest that many.")
+        int,
+        typer.Option("--limit", "-n", min=1, max=1000, help="The number of past events to show."),
     ] = 20,
     json: JsonFlag = False,
 ) -> None:
-    """List the newest events: loads, evictions and why, failures, servers that come and go.
+    """List the latest events: loads, evictions, failures, servers that come and go, with reasons.
 
-    --follow goes on when the Controller restarts, or when another takes over.
+    `--follow` survives a restart of the Controller, and another Controller taking over.
     """
-    with calling(context) as shoal:
-        about = resource(shoal, model)
+    with connected(context) as shoal:
+        about = resource_name(shoal, model)
         newest = _position(shoal) if follow else _NOWHERE
         found = read(shoal, about, limit)
         if not follow:
@@ -54,7 +61,10 @@ def events(
 
 
 def read(shoal: "Client", about: str, limit: int) -> list[Document]:
-    """The newest events about a resource name, all for "", newest first. Raises CallFailed."""
+    """Return the latest events about a resource name, or all for "", the newest first.
+
+    Raises CallFailed.
+    """
     from shoal.controller.v1.controller_service_pb2 import ListEventsRequest
 
     request = ListEventsRequest(about=about, page_size=limit)
@@ -63,7 +73,7 @@ def read(shoal: "Client", about: str, limit: int) -> list[Document]:
 
 
 class _Position(NamedTuple):
-    """Of the last event that was seen."""
+    """The position of the last event that was seen."""
 
     epoch: int
     sequence: int
@@ -82,7 +92,7 @@ def _position(shoal: "Client") -> _Position:
 
 
 def _coming(shoal: "Client", position: _Position) -> Iterator[Any]:
-    """The events after `position`, for ever. Raises CallFailed where it was refused."""
+    """Yield the events after `position`, without end. Raises CallFailed where that is refused."""
     from shoal.client import CallFailed
 
     wait, most = _RETRY
@@ -92,7 +102,7 @@ def _coming(shoal: "Client", position: _Position) -> Iterator[Any]:
             for event in _until_it_breaks(shoal, position):
                 position = _Position(event.epoch, event.sequence)
                 if away:
-                    complain(f"following again, from Controller epoch {event.epoch}")
+                    complain(f"following events again, from Controller epoch {event.epoch}")
                 wait, away = _RETRY[0], False
                 yield event
         except CallFailed as error:
@@ -100,7 +110,7 @@ def _coming(shoal: "Client", position: _Position) -> Iterator[Any]:
                 raise
             if not away:
                 why = cause(error) if error.unreachable else error.message
-                complain(f"the Controller tells no events now ({why}); waiting until one does")
+                complain(f"no Controller sends events now ({why}); waiting until one does")
             away = True
         time.sleep(wait)
         wait = min(2 * wait, most)
@@ -115,7 +125,7 @@ def _until_it_breaks(shoal: "Client", after: _Position) -> Iterator[Any]:
 
 
 def _may_come_back(error: "CallFailed") -> bool:
-    """Whether the Controller is away or has ended the stream, rather than refused it."""
+    """Return whether the Controller is away or ended the stream, rather than refused it."""
     return exit_status(error) == EXIT_NOT_READY or error.code.name == "CANCELLED"
 
 
@@ -124,7 +134,7 @@ def _is_about(version: str, about: str) -> bool:
 
 
 def event_table(document: Document) -> "RenderableType":
-    """Oldest first: the newest is what the eye falls on."""
+    """Return a table with the newest event last, where the eye falls."""
     return table(_HEADINGS, [_row(event) for event in reversed(document["events"])])
 
 

@@ -1,4 +1,4 @@
-"""`shoal explain`: what would happen to a request now, why, and what happened before."""
+"""`shoal explain`: where a request would go now, and why its model is loaded or is not."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
@@ -8,9 +8,17 @@ import typer
 
 from shoal import names
 from shoal.cli import events, replicas
-from shoal.cli.calling import addresses, calling, complain, told
+from shoal.cli.connections import addresses, connected
+from shoal.cli.failures import complain, described
 from shoal.cli.output import Document, JsonFlag, give, message_json, printable, seconds, table
-from shoal.cli.units import Unit, UnitArgument, parse_unit, resource, server_of, short
+from shoal.cli.references import (
+    Reference,
+    ReferenceArgument,
+    parse_reference,
+    resource_name,
+    server_of,
+    short,
+)
 from shoal.sizes import format_size
 
 if TYPE_CHECKING:
@@ -21,57 +29,66 @@ if TYPE_CHECKING:
 _EVENTS: Final = 20
 _EVICTIONS: Final = 5
 
-_SERVERS: Final = ("server", "now", ">score", "would leave", "because")
-_STAYS: Final = ("server", "leaves", ">idle", ">uses", ">size", ">load", ">in flight", "because")
-_EVICTED: Final = ("left", "server", "room for", "because")
-_WEIGHED: Final = ("weighed then", "had to leave", ">idle", ">uses", ">size", ">load", "")
+# The headings of the four tables.
+_SERVERS: Final = ("server", "now", ">score", "would evict", "reason")
+_STAYS: Final = (
+    *("server", "eviction turn", ">idle", ">uses", ">size"),
+    *(">load time", ">in flight", "reason"),
+)
+_EVICTED: Final = ("evicted at", "server", "to make room for", "reason")
+_WEIGHED: Final = ("candidate then", "evicted", ">idle", ">uses", ">size", ">load time", "")
 
 
 def explain(
     context: typer.Context,
-    model: UnitArgument,
+    model: ReferenceArgument,
     limit: Annotated[
-        int, typer.Option("--limit", "-n", min=1, max=1000, help="The newest that many events.")
+        int,
+        typer.Option("--limit", "-n", min=1, max=1000, help="The number of past events to show."),
     ] = _EVENTS,
     header: Annotated[
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE",
-            help="Of the request's metadata, such as x-shoal-priority=high. Can be repeated.",
+            help="A header of the request, such as x-shoal-priority=high. Can be repeated.",
         ),
     ] = None,
     sequence: Annotated[
-        str, typer.Option(metavar="ID", help="The sequence that the request belongs to.")
+        str, typer.Option(metavar="ID", help="The ID of the sequence that the request belongs to.")
     ] = "",
     json: JsonFlag = False,
 ) -> None:
-    """Say where a request for a model would go now, why it is loaded there or is not loaded, what
-    would leave for it, and what happened to it lately.
+    """Explain where a request would go now, and why its model is loaded or is not.
+
+    Shows the Router's decision; for each version that could answer, what each server could do for
+    it and what would be evicted; and its replicas, its past evictions and its latest events.
     """
     from shoal.client import CallFailed
 
-    unit = parse_unit(model)
+    reference = parse_reference(model)
     headers = dict(map(_header, header or ()))
-    with calling(context) as shoal:
+    with connected(context) as shoal:
         try:
-            route, away = _route(shoal, unit, headers, sequence), None
+            route, away = _route(shoal, reference, headers, sequence), None
         except CallFailed as error:
             if not error.unreachable:
                 raise
-            route, away = {**_asked(unit), "arms": None, "steps": None}, error
+            route, away = {**_requested(reference), "arms": None, "steps": None}, error
         known: Document = {"replicas": None, "why": None, "events": None}
         try:
             known = _residency(shoal, route, limit)
         except CallFailed as error:
             if away is not None:
                 raise (away if error.unreachable else error) from None
-            complain(f"replicas and events are not known: {told(error, addresses(context))}")
+            why = described(error, addresses(context))
+            complain(f"cannot list replicas and events: {why}")
         if away is not None:
-            complain(f"where a request would go is not known: {told(away, addresses(context))}")
+            why = described(away, addresses(context))
+            complain(f"cannot tell where a request would go: {why}")
         give({**route, **known}, _rendered, json)
 
 
-def _asked(model: Unit) -> Document:
+def _requested(model: Reference) -> Document:
     return {"model": model.model, "version": model.version}
 
 
@@ -82,27 +99,31 @@ def _header(text: str) -> tuple[str, str]:
     return key, value
 
 
-def _route(shoal: "Client", model: Unit, headers: Mapping[str, str], sequence: str) -> Document:
+def _route(
+    shoal: "Client", model: Reference, headers: Mapping[str, str], sequence: str
+) -> Document:
     from shoal.router.v1.router_service_pb2 import ExplainRouteRequest
 
     request = ExplainRouteRequest(
         model=model.model, version=model.version, headers=headers, sequence_id=sequence
     )
-    return {**_asked(model), **message_json(shoal.call(shoal.router.ExplainRoute, request))}
+    return {**_requested(model), **message_json(shoal.call(shoal.router.ExplainRoute, request))}
 
 
 def _residency(shoal: "Client", route: Document, limit: int) -> Document:
-    """Of every version that the request could go to, replicas and events of the whole model where
-    none was named. Where the Router is away (`arms` is null), of what the Controller takes for it.
+    """Return what the Controller knows of every version that the request could go to.
+
+    Replicas and events are those of the whole model where the request names no version. Where the
+    Router is away (`arms` is null), the Controller chooses the version.
     """
-    asked = Unit(route["model"], route["version"])
+    requested = Reference(route["model"], route["version"])
     if route["arms"] is None:
-        versions = targets = [resource(shoal, str(asked))]
+        versions = targets = [resource_name(shoal, str(requested))]
     else:
         arms = [(arm["model"], arm["version"]) for arm in route["arms"]]
         versions = list(dict.fromkeys(names.version_name(*arm) for arm in arms))
         models = list(dict.fromkeys(names.model_name(model) for model, _ in arms))
-        targets = versions if asked.version else models
+        targets = versions if requested.version else models
     found: list[Any] = [one for name in targets for one in replicas.read(shoal, name)["replicas"]]
     happened = [one for name in targets for one in events.read(shoal, name, limit)]
     happened.sort(key=lambda event: (event["epoch"], event["sequence"]), reverse=True)
@@ -111,14 +132,14 @@ def _residency(shoal: "Client", route: Document, limit: int) -> Document:
 
 
 def _why(shoal: "Client", name: str) -> Document:
-    """`{"name", "resident": […], "not_loaded": {…}, "evicted": […]}`. Raises CallFailed."""
-    from shoal.controller.v1 import controller_service_pb2 as wire
+    """Return `{"name", "resident": […], "not_loaded": {…}, "evicted": […]}`. Raises CallFailed."""
+    from shoal.controller.v1 import controller_service_pb2 as controller
 
-    controller = shoal.controller
-    resident = shoal.call(controller.WhyResident, wire.WhyResidentRequest(name=name))
-    absent = shoal.call(controller.WhyNotLoaded, wire.WhyNotLoadedRequest(name=name))
-    asked = wire.WhyEvictedRequest(name=name, page_size=_EVICTIONS)
-    evicted = shoal.call(controller.WhyEvicted, asked)
+    stub = shoal.controller
+    resident = shoal.call(stub.WhyResident, controller.WhyResidentRequest(name=name))
+    absent = shoal.call(stub.WhyNotLoaded, controller.WhyNotLoadedRequest(name=name))
+    request = controller.WhyEvictedRequest(name=name, page_size=_EVICTIONS)
+    evicted = shoal.call(stub.WhyEvicted, request)
     return {
         "name": name,
         "resident": message_json(resident)["replicas"],
@@ -148,7 +169,7 @@ def _rendered(document: Document) -> "RenderableType":
 
 
 def _explained(why: Document) -> Iterator["RenderableType"]:
-    """The answers to the three questions about one version."""
+    """Yield what there is to say about one version: a reason, then tables."""
     from rich.console import Group
     from rich.text import Text
 
@@ -178,13 +199,13 @@ def _server_row(verdict: Document) -> tuple[str, ...]:
 
 def _stay_row(stay: Document) -> tuple[str, ...]:
     turn, kept, numbers = stay["eviction_turn"], "; ".join(stay["kept_by"]), stay["weighed"]
-    leaves = f"{turn} of {stay['candidates']}" if turn else "not now"
+    position = f"{turn} of {stay['candidates']}" if turn else "not now"
     reasons = [stay["placed"], f"kept: {kept}" if kept else ""]
     if (ttl := numbers.get("idle_ttl_seconds")) is not None:
-        reasons.append(f"leaves after {seconds(ttl)} without use")
+        reasons.append(f"evicted after {seconds(ttl)} without use")
     return (
         server_of(stay["replica"]["name"]),
-        leaves,
+        position,
         *_numbers(numbers),
         f"{numbers.get('in_flight', 0):.0f}",
         "\n".join(filter(None, reasons)),
@@ -208,7 +229,7 @@ def _weighed_row(candidate: Document) -> tuple[str, ...]:
 
 
 def _numbers(weighed: Document) -> tuple[str, ...]:
-    """Idle time, uses, size and time to load."""
+    """Return idle time, uses, size and load time."""
     size = weighed.get("bytes")
     return (
         seconds(weighed.get("idle_seconds")),

@@ -1,105 +1,95 @@
-"""`shoal infer`: one request, as any client of Triton would send it."""
+"""`shoal infer`: one request to a model, as any client would send it."""
 
 import secrets
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from shoal.cli.calling import addresses, reported
+from shoal.cli.connections import connected
 from shoal.cli.output import Document, JsonFlag, print_json, printable
-from shoal.cli.units import Unit, UnitArgument, parse_unit
+from shoal.cli.references import Reference, ReferenceArgument, parse_reference
 
 if TYPE_CHECKING:
     from shoal.cli.tensors import Tensor
+    from shoal.client import Client, Result
 
 _METADATA_TIMEOUT: Final = 15.0  # seconds
-_OPTIONS: Final = (
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-)
 
 
 def infer(
     context: typer.Context,
-    model: UnitArgument,
+    model: ReferenceArgument,
     inputs: Annotated[
         list[str] | None,
         typer.Option(
             "--input",
             metavar="NAME=VALUE",
-            help="VALUE is FILE.npy; or a number (it fills the tensor) or numbers with commas; for "
-            "BYTES a text, or @FILE for a file's content. Repeat it for more inputs, or with the "
-            "same NAME for more elements.",
+            help="An input. VALUE is a file FILE.npy; or one number, which fills the tensor; or "
+            "numbers separated by commas. For BYTES it is a text, or @FILE for the content of a "
+            "file. Repeat it for further inputs, or with the same NAME for further elements.",
         ),
     ] = None,
     outputs: Annotated[
         list[str] | None,
-        typer.Option("--output", metavar="NAME", help="Answer with this one only; repeatable."),
+        typer.Option(
+            "--output",
+            metavar="NAME",
+            help="Return only this output. Can be repeated. All outputs are returned by default.",
+        ),
     ] = None,
     timeout: Annotated[
         float,
         typer.Option(
-            metavar="SECONDS", min=0.001, help="Time for the answer, a load that it needs included."
+            metavar="SECONDS",
+            min=0.001,
+            help="Time to wait for the answer, including a load of the model.",
         ),
     ] = 60.0,
     trace: Annotated[
-        bool, typer.Option("--trace", help="Have it traced, and print the trace's ID.")
+        bool, typer.Option("--trace", help="Trace the request, and print the ID of the trace.")
     ] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Ask a model, through the Router.
+    """Send one request to a model, through the Router, and print its answer.
 
-    JSON is as in the KServe protocol: model_name, model_version, outputs (name, datatype, shape,
-    flat data); beside them milliseconds and trace_id.
+    With `--json`, the answer is as in the KServe protocol: model_name, model_version and outputs
+    (name, datatype, shape and flat data), with milliseconds and trace_id in addition.
     """
-    unit = parse_unit(model)
-    with _router(context) as stub:
-        tensors = _signature(stub, unit)
-        arrays = _arrays(unit, inputs or [], tensors)
+    reference = parse_reference(model)
+    with connected(context) as shoal:
+        tensors = _inputs_of(shoal, reference)
+        arrays = _arrays(reference, inputs or [], tensors)
         trace_id = secrets.token_hex(16) if trace else None
-        request = _request(unit, tensors, arrays, outputs or [])
         began = time.perf_counter()
-        response = stub.ModelInfer(request, timeout=timeout, metadata=_traceparent(trace_id))
+        result = shoal.infer(
+            reference.model,
+            arrays,
+            version=reference.version,
+            outputs=outputs or (),
+            headers=_traceparent(trace_id),
+            timeout=timeout,
+        )
         milliseconds = (time.perf_counter() - began) * 1000
-    answer = _Answer(response, milliseconds, trace_id)
+    answer = _Answer(result, milliseconds, trace_id)
     if json:
         print_json(answer.as_json())
     else:
         answer.show()
 
 
-@contextmanager
-def _router(context: typer.Context) -> Iterator[Any]:
-    """The stub of Triton's protocol; a call that fails ends the command."""
-    import grpc
-    from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
-
-    from shoal.client import CallFailed
-
-    at = addresses(context)
-    with reported(at), grpc.insecure_channel(at.router, options=_OPTIONS) as channel:
-        try:
-            yield GRPCInferenceServiceStub(channel)
-        except grpc.RpcError as error:
-            raise CallFailed.of(error, at.router) from error
-
-
-def _signature(stub: Any, model: Unit) -> dict[str, "Tensor"]:
-    """The model's inputs by name."""
-    from tritonclient.grpc.service_pb2 import ModelMetadataRequest
-
+def _inputs_of(shoal: "Client", model: Reference) -> dict[str, "Tensor"]:
+    """Return the model's inputs by name. Raises CallFailed."""
     from shoal.cli.tensors import Tensor
 
-    request = ModelMetadataRequest(name=model.model, version=model.version)
-    reply = stub.ModelMetadata(request, timeout=_METADATA_TIMEOUT)
-    return {one.name: Tensor(one.name, one.datatype, tuple(one.shape)) for one in reply.inputs}
+    metadata = shoal.metadata(model.model, model.version, timeout=_METADATA_TIMEOUT)
+    return {one.name: Tensor(one.name, one.datatype, one.shape) for one in metadata.inputs}
 
 
-def _arrays(model: Unit, inputs: list[str], tensors: Mapping[str, "Tensor"]) -> dict[str, Any]:
+def _arrays(model: Reference, inputs: list[str], tensors: Mapping[str, "Tensor"]) -> dict[str, Any]:
+    """Return arrays from the --input options. Raises typer.BadParameter."""
     from shoal.cli.tensors import UnusableInput, parse_inputs
 
     if not inputs and tensors:
@@ -111,66 +101,46 @@ def _arrays(model: Unit, inputs: list[str], tensors: Mapping[str, "Tensor"]) -> 
         raise typer.BadParameter(str(error)) from error
 
 
-def _request(
-    model: Unit, tensors: Mapping[str, "Tensor"], arrays: Mapping[str, Any], outputs: list[str]
-) -> Any:
-    from tritonclient.grpc.service_pb2 import ModelInferRequest
-
-    from shoal.cli.tensors import serialized
-
-    request = ModelInferRequest(model_name=model.model, model_version=model.version)
-    for name, array in arrays.items():
-        datatype = tensors[name].datatype
-        request.inputs.add(name=name, datatype=datatype, shape=array.shape)
-        request.raw_input_contents.append(serialized(array, datatype))
-    for name in outputs:
-        request.outputs.add(name=name)
-    return request
+def _traceparent(trace_id: str | None) -> dict[str, str]:
+    """Return W3C trace context that has the request sampled."""
+    return {} if trace_id is None else {"traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-01"}
 
 
-def _traceparent(trace_id: str | None) -> tuple[tuple[str, str], ...]:
-    """W3C trace context, sampled."""
-    return (
-        () if trace_id is None else (("traceparent", f"00-{trace_id}-{secrets.token_hex(8)}-01"),)
-    )
-
-
+@dataclass(frozen=True)
 class _Answer:
-    def __init__(self, response: Any, milliseconds: float, trace_id: str | None) -> None:
-        from tritonclient.grpc import InferResult
-
-        self._response = response
-        self._result = InferResult(response)
-        self._milliseconds = milliseconds
-        self._trace_id = trace_id
+    result: "Result"
+    milliseconds: float
+    trace_id: str | None
 
     def as_json(self) -> Document:
         from shoal.cli.tensors import values_json
+        from shoal.client.tensors import datatype_of
 
         return {
-            "model_name": self._response.model_name,
-            "model_version": self._response.model_version,
+            "model_name": self.result.model,
+            "model_version": self.result.version,
             "outputs": [
                 {
-                    "name": output.name,
-                    "datatype": output.datatype,
-                    "shape": list(output.shape),
-                    "data": values_json(self._result.as_numpy(output.name)),
+                    "name": name,
+                    "datatype": datatype_of(array),
+                    "shape": list(array.shape),
+                    "data": values_json(array),
                 }
-                for output in self._response.outputs
+                for name, array in self.result.outputs.items()
             ],
-            "milliseconds": round(self._milliseconds, 3),
-            "trace_id": self._trace_id,
+            "milliseconds": round(self.milliseconds, 3),
+            "trace_id": self.trace_id,
         }
 
     def show(self) -> None:
         from shoal.cli.tensors import lines
+        from shoal.client.tensors import datatype_of
 
-        version = f"{self._response.model_name}:{self._response.model_version}"
-        print(f"{version} answered in {self._milliseconds:.1f} ms")
-        for output in self._response.outputs:
-            print(f"{printable(output.name)}  {output.datatype} {list(output.shape)}")
-            for line in lines(self._result.as_numpy(output.name)):
+        version = f"{self.result.model}:{self.result.version}"
+        print(f"{version} answered in {self.milliseconds:.1f} ms")
+        for name, array in self.result.outputs.items():
+            print(f"{printable(name)}  {datatype_of(array)} {list(array.shape)}")
+            for line in lines(array):
                 print(f"  {printable(line)}")
-        if self._trace_id is not None:
-            print(f"trace {self._trace_id}: `shoal trace {self._trace_id}` shows it")
+        if self.trace_id is not None:
+            print(f"trace {self.trace_id}: `shoal trace {self.trace_id}` shows it")

@@ -1,15 +1,16 @@
-"""`shoal models`: what can be asked, and what of it is in memory."""
+"""`shoal models`: which models are registered, and which versions are in memory."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import typer
 
-from shoal.cli.calling import addresses, calling, complain, told
+from shoal.cli.connections import addresses, connected
+from shoal.cli.failures import complain, described
 from shoal.cli.output import Document, JsonFlag, give, memory, message_json, table
+from shoal.cli.references import server_of, short, version_of
 from shoal.cli.replicas import read as read_replicas
 from shoal.cli.residency import set_values
-from shoal.cli.units import server_of, short
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,27 +21,27 @@ _HEADINGS: Final = ("model", "version", "state", "resident", "memory", "notes")
 
 
 def models(context: typer.Context, json: JsonFlag = False) -> None:
-    """List the models that are registered, their versions, and where they are resident.
+    """List the registered models and versions, and the servers that hold them in memory.
 
-    The version with a * answers when none is asked for. Memory is what was learned by watching it
-    run, else what was declared at its registration.
+    The version marked * is the default: it answers when none is requested. Memory is what was
+    learned while the version ran, else what was declared when it was registered.
     """
     from shoal.client import CallFailed
 
-    with calling(context) as shoal:
+    with connected(context) as shoal:
         document = read(shoal)
         try:
             _place(document, read_replicas(shoal, "")["replicas"])
         except CallFailed as error:
-            complain(f"what is resident is not known: {told(error, addresses(context))}")
+            complain(f"cannot tell what is resident: {described(error, addresses(context))}")
     give(document, model_table, json)
 
 
 def read(shoal: "Client") -> Document:
-    """`{"models": […]}`, each with its `versions`, those with `memory`, `memory_source` (learned,
-    declared or unknown), `has_probe` and `replicas`, which are null until they are known.
+    """Return `{"models": […]}`, each model with its `versions`.
 
-    Raises CallFailed.
+    Each version has `memory`, `memory_source` (learned, declared or unknown), `has_probe` and
+    `replicas`, which are null until they are known. Raises CallFailed.
     """
     from shoal.registry.v1 import registry_service_pb2 as registry
 
@@ -99,7 +100,7 @@ def _row(model: Document, version: Document | None) -> tuple[str, ...]:
     name = short(model["name"])
     if version is None:
         return (name, "none", "", "", "", "; ".join(_model_notes(model)))
-    number = int(version["name"].rpartition("/")[2])
+    number = version_of(version["name"])
     default = "*" if number == model["default_version"] else ""
     return (
         name,
@@ -145,8 +146,8 @@ def _model_notes(model: Document) -> list[str]:
 
 
 def shares(policy: Document) -> str:
-    """The arms of a traffic policy with their shares, for people."""
+    """Describe the arms of a traffic policy with their shares, for people."""
     total = sum(arm["weight"] for arm in policy["arms"])
     return ", ".join(
-        f"{100 * arm['weight'] / total:.3g} % to {short(arm['target'])}" for arm in policy["arms"]
+        f"{100 * arm['weight'] / total:.3g}% to {short(arm['target'])}" for arm in policy["arms"]
     )

@@ -1,8 +1,8 @@
-"""What commands print: JSON for programs, tables for people.
+"""The output of commands: JSON for programs, tables for people.
 
-JSON keeps the protos' field names. Numbers are numbers (64-bit ones too), durations are seconds,
-times RFC 3339 in UTC, enum values lose the prefix of their enum, unset messages are null. Fields of
-bytes (a version's config) are left out.
+JSON has the field names of the protos. 64-bit numbers are numbers, durations are seconds, times are
+RFC 3339 in UTC, enum values lose the prefix of their enum, and unset messages are null. Fields of
+bytes, such as a version's config, are left out.
 """
 
 import json
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from rich.console import Console, RenderableType
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 Document = dict[str, Any]
 
-_PIPE_WIDTH: Final = 10_000  # cells: what goes into a pipe is never wrapped or cut
+_PIPE_WIDTH: Final = 10_000  # cells; output to a pipe is never wrapped or cut
 
 
 def print_json(document: object, *, indent: int | None = 2) -> None:
-    """`indent` None: on one line."""
+    """Print a document as JSON, on one line where `indent` is None."""
     print(json.dumps(document, indent=indent), flush=True)
 
 
 def message_json(message: "Message") -> Document:
-    """A message as this module's JSON."""
+    """Return a message as this module's JSON."""
     from google.protobuf.descriptor import FieldDescriptor
 
     return {
@@ -70,7 +70,7 @@ def _enum_json(number: int, kind: Any) -> str | int:
     known = kind.values_by_number.get(number)
     if known is None:
         return number
-    # The style of the protos gives every value the prefix that its enum's first one has.
+    # All values of an enum have the prefix of its first one, which ends in UNSPECIFIED.
     prefix = kind.values_by_number[0].name.removesuffix("UNSPECIFIED")
     return str(known.name.removeprefix(prefix))
 
@@ -79,7 +79,7 @@ def _enum_json(number: int, kind: Any) -> str | int:
 
 
 def console(*, stderr: bool = False) -> "Console":
-    """On a terminal as wide as that; else without colours, and wide enough for everything."""
+    """Return a console that fits the terminal, or one wide enough for everything in a pipe."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
@@ -88,7 +88,10 @@ def console(*, stderr: bool = False) -> "Console":
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> "RenderableType":
-    """Columns, of which the last one may wrap. One whose heading begins with ">" is of numbers."""
+    """Return a table whose last column may wrap.
+
+    A column whose heading begins with ">" is aligned to the right.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -107,6 +110,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> "Renderable
 
 
 def show(rendered: "RenderableType") -> None:
+    """Print for people, without trailing spaces where the output is not a terminal."""
     screen = console()
     if screen.is_terminal:
         screen.print(rendered)
@@ -118,7 +122,7 @@ def show(rendered: "RenderableType") -> None:
 
 
 def give(document: Document, render: Callable[[Document], "RenderableType"], as_json: bool) -> None:
-    """The document for programs, or what `render` makes of it for people."""
+    """Print a document as JSON for programs, or as `render` draws it for people."""
     if as_json:
         print_json(document)
     else:
@@ -126,7 +130,7 @@ def give(document: Document, render: Callable[[Document], "RenderableType"], as_
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """Without control characters: what others wrote mustn't steer the terminal."""
+    """Replace control characters, so that text from elsewhere cannot control the terminal."""
     return "".join(sign if sign.isprintable() or (lines and sign == "\n") else "·" for sign in text)
 
 
@@ -145,14 +149,17 @@ _STYLES: Final = {
 
 
 def memory(amounts: Mapping[str, int]) -> str:
-    """Bytes by resource, a line for each; of the host's memory alone without its name."""
+    """Return amounts for people, one line for each resource.
+
+    Without the resource's name where "ram" is the only one.
+    """
     if list(amounts) == ["ram"]:
         return format_size(amounts["ram"])
     return "\n".join(f"{resource} {format_size(size)}" for resource, size in amounts.items())
 
 
 def seconds(value: float | None) -> str:
-    """A duration for people, in the unit that leaves few digits; nothing for None."""
+    """Return a duration for people, in a unit that needs few digits; "" for None."""
     if value is None:
         return ""
     if value < 1:
@@ -162,3 +169,8 @@ def seconds(value: float | None) -> str:
     if value < 3600:
         return f"{value // 60:.0f}m{value % 60:02.0f}s"
     return f"{value // 3600:.0f}h{value % 3600 // 60:02.0f}m"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with a regular noun, such as `1 model` or `3 models`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

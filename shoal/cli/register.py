@@ -1,4 +1,4 @@
-"""`shoal register`: a new model, or a new version of one."""
+"""`shoal register`: register files as a version of a model."""
 
 from pathlib import Path
 from typing import Annotated, Final
@@ -6,17 +6,18 @@ from typing import Annotated, Final
 import typer
 
 from shoal import names
-from shoal.cli.calling import EXIT_REFUSED, calling, complain
+from shoal.cli.connections import connected
+from shoal.cli.failures import EXIT_REFUSED, complain
 from shoal.cli.output import Document, JsonFlag, message_json, print_json
-from shoal.cli.settling import await_router
-from shoal.cli.units import short
+from shoal.cli.propagation import await_router
+from shoal.cli.references import short, version_of
 from shoal.sizes import format_size, parse_size
 
 STAGING_TIMEOUT: Final = 300.0  # seconds: large files are copied
 
 
 def parse_memory(text: str) -> tuple[str, int]:
-    """`ram=512MiB` → resource and bytes. Raises typer.BadParameter."""
+    """Parse `RESOURCE=SIZE` into resource and bytes. Raises typer.BadParameter."""
     resource, _, size = text.partition("=")
     try:
         if not resource:
@@ -31,27 +32,38 @@ def register(
     path: Annotated[
         Path,
         typer.Argument(
-            help="On the Registry's host: a model's folder (config.pbtxt and numbered version "
-            "folders), or the content of one version folder. Only read.",
+            metavar="PATH",
+            help="A folder on the Registry's host: a model's folder (config.pbtxt and numbered "
+            "version folders), or the content of one version folder. It is only read.",
         ),
     ],
-    name: Annotated[str, typer.Option(help="The model's name; a new one makes a new model.")],
+    name: Annotated[str, typer.Option(help="Name of the model; it is created if it is new.")],
     version: Annotated[
         int,
-        typer.Option(min=0, help="0: the number of the folder, else the next free one."),
+        typer.Option(
+            min=0,
+            help="Number of the version. 0: the number of the version folder, if PATH has one, "
+            "else the next free number.",
+        ),
     ] = 0,
     pending: Annotated[
-        bool, typer.Option("--pending", help="Not to be the default until it is approved.")
+        bool,
+        typer.Option("--pending", help="Do not make it the default until it is approved."),
     ] = False,
     memory: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="RESOURCE=SIZE", help="What it takes, such as ram=512MiB. Learned otherwise."
+            metavar="RESOURCE=SIZE",
+            help="Memory that the version takes, such as ram=512MiB or gpu:0=4GiB. Can be "
+            "repeated. Learned while it runs if not given.",
         ),
     ] = None,
     json: JsonFlag = False,
 ) -> None:
-    """Register a model version, so that it can be asked for."""
+    """Register files as a version of a model, so that it can answer requests.
+
+    Exit status 1 where the version is registered, but cannot be served.
+    """
     from shoal.registry.v1.registry_service_pb2 import RegisterModelVersionRequest
 
     request = RegisterModelVersionRequest(
@@ -61,12 +73,12 @@ def register(
         pending=pending,
         declared_memory=dict(map(parse_memory, memory or ())),
     )
-    with calling(context) as shoal:
+    with connected(context) as shoal:
         reply = shoal.call(shoal.registry.RegisterModelVersion, request, timeout=STAGING_TIMEOUT)
         made = message_json(reply.version)
         usable = made["state"] != "INVALID"
         if usable:
-            number = int(made["name"].rpartition("/")[2])
+            number = version_of(made["name"])
             await_router(context, shoal, name, str(number), number)
     _show(made, json)
     if not usable:
@@ -78,6 +90,6 @@ def _show(version: Document, as_json: bool) -> None:
         print_json({"version": version})
         return
     size = format_size(version["artifact_bytes"])
-    print(f"registered {short(version['name'])}: {version['state']}, {size} in files")
+    print(f"registered {short(version['name'])}: {version['state']}, {size} of files")
     if version["invalid_reason"]:
         complain(f"{short(version['name'])} cannot be served: {version['invalid_reason']}")

@@ -1,11 +1,12 @@
-"""`shoal replicas`: which versions are on which server, and how they are."""
+"""`shoal replicas`: which versions are on which server, and in which state."""
 
 import time
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from shoal.cli.calling import addresses, calling, told
+from shoal.cli.connections import addresses, connected
+from shoal.cli.failures import described
 from shoal.cli.output import (
     Document,
     JsonFlag,
@@ -17,7 +18,7 @@ from shoal.cli.output import (
     seconds,
     table,
 )
-from shoal.cli.units import MaybeUnitArgument, resource, server_of, short
+from shoal.cli.references import OptionalReferenceArgument, resource_name, server_of, short
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -34,27 +35,35 @@ _HEADINGS: Final = (
 
 def replicas(
     context: typer.Context,
-    model: MaybeUnitArgument = "",
+    model: OptionalReferenceArgument = "",
     watch: Annotated[
-        bool, typer.Option("--watch", help="Go on until Ctrl-C. With --json: a line a second.")
+        bool,
+        typer.Option(
+            "--watch",
+            help="Keep the table up to date until Ctrl-C; with --json print one line a second.",
+        ),
     ] = False,
     json: JsonFlag = False,
 ) -> None:
-    """List the model versions that are on servers: loading, READY, leaving or failed."""
-    with calling(context) as shoal:
-        name = resource(shoal, model)
+    """List replicas: the model versions that are on servers, with state and memory.
+
+    States are QUEUED, LOADING, READY, DRAINING and UNLOADING. Reserved is the memory set aside for
+    a replica; measured is what it took at the last measurement.
+    """
+    with connected(context) as shoal:
+        name = resource_name(shoal, model)
         document = read(shoal, name)
         if not watch:
             give(document, replica_table, json)
             return
         if json:
-            _print_for_ever(shoal, name, document)
+            _print_forever(shoal, name, document)
         else:
-            _draw_for_ever(context, shoal, name, document)
+            _draw_forever(context, shoal, name, document)
 
 
 def read(shoal: "Client", model: str) -> Document:
-    """`{"replicas": […]}` of a resource name, or of all for "". Raises CallFailed."""
+    """Return `{"replicas": […]}` of a resource name, or of all for "". Raises CallFailed."""
     from shoal.controller.v1.controller_service_pb2 import ListReplicasRequest
 
     pages = shoal.pages(shoal.controller.ListReplicas, ListReplicasRequest(model=model))
@@ -79,7 +88,7 @@ def _row(replica: Document) -> tuple[str, ...]:
 
 
 def notes(replica: Document) -> list[str]:
-    """What else a person may want to know about a replica."""
+    """Return what else a person may want to know about a replica."""
     found = []
     if replica["pinned"]:
         found.append("pinned")
@@ -90,15 +99,18 @@ def notes(replica: Document) -> list[str]:
     return found
 
 
-def _print_for_ever(shoal: "Client", model: str, document: Document) -> None:
+def _print_forever(shoal: "Client", model: str, document: Document) -> None:
     while True:
         print_json(document, indent=None)
         time.sleep(REFRESH_SECONDS)
         document = read(shoal, model)
 
 
-def _draw_for_ever(context: typer.Context, shoal: "Client", model: str, document: Document) -> None:
-    """Survives a Controller that restarts: the last table stays, and says so."""
+def _draw_forever(context: typer.Context, shoal: "Client", model: str, document: Document) -> None:
+    """Redraw the table every second.
+
+    While the Controller is away, the last table stays, with the reason below it.
+    """
     from rich.console import Group
     from rich.live import Live
     from rich.text import Text
@@ -118,4 +130,4 @@ def _draw_for_ever(context: typer.Context, shoal: "Client", model: str, document
             except CallFailed as error:
                 if not error.unreachable:
                     raise
-                trouble = Text(told(error, at), "red")
+                trouble = Text(described(error, at), "red")

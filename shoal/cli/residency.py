@@ -1,5 +1,4 @@
-"""`shoal load`, `evict`, `pin`, `unpin`: moving versions in and out of memory by hand; `shoal
-residency`: what a model asks of the fleet, which moves them without a hand."""
+"""`shoal residency`: what a model asks of the fleet, such as copies that are always kept."""
 
 import enum
 import re
@@ -9,33 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from shoal import names
-from shoal.cli.calling import calling
-from shoal.cli.output import (
-    Document,
-    JsonFlag,
-    give,
-    memory,
-    message_json,
-    print_json,
-    seconds,
-    table,
-)
-from shoal.cli.units import UnitArgument, resource, server_of, short
+from shoal.cli.connections import connected
+from shoal.cli.output import Document, JsonFlag, give, message_json, seconds, table
+from shoal.cli.references import ModelArgument
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-Timeout = Annotated[
-    float, typer.Option(metavar="SECONDS", min=0.001, help="How long to wait until it is done.")
-]
-
 
 _DURATION: Final = re.compile(r"(\d{1,9}(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class Setting(enum.StrEnum):
-    """What --unset takes; the names of the options that set it."""
+    """The settings that --unset takes, named like the options that set them."""
 
     MIN_COPIES = "min-copies"
     MAX_COPIES = "max-copies"
@@ -46,102 +31,34 @@ class Setting(enum.StrEnum):
 
     @property
     def field(self) -> str:
-        """In shoal.registry.v1.Residency."""
+        """The field of shoal.registry.v1.Residency."""
         return "required_labels" if self is Setting.REQUIRE else self.replace("-", "_")
-
-
-def load(
-    context: typer.Context, model: UnitArgument, timeout: Timeout = 300.0, json: JsonFlag = False
-) -> None:
-    """Make a version resident now, rather than with the first request for it."""
-    from shoal.controller.v1.controller_service_pb2 import LoadModelRequest
-
-    with calling(context) as shoal:
-        request = LoadModelRequest(name=resource(shoal, model))
-        reply = shoal.call(shoal.controller.LoadModel, request, timeout=timeout)
-    _show_replica(message_json(reply.replica), json)
-
-
-def evict(
-    context: typer.Context, model: UnitArgument, timeout: Timeout = 120.0, json: JsonFlag = False
-) -> None:
-    """Take a version, or all versions of a model, out of memory on every server.
-
-    What is in flight is answered first. A later request loads it again.
-    """
-    from shoal.controller.v1.controller_service_pb2 import EvictModelRequest
-
-    with calling(context) as shoal:
-        request = EvictModelRequest(name=resource(shoal, model))
-        reply = shoal.call(shoal.controller.EvictModel, request, timeout=timeout)
-    if json:
-        print_json(message_json(reply))
-        return
-    for name in reply.evicted:
-        print(f"evicted {short(name)} from {server_of(name)}")
-    if not reply.evicted:
-        print(f"{model} was not resident")
-
-
-def pin(
-    context: typer.Context, model: UnitArgument, timeout: Timeout = 300.0, json: JsonFlag = False
-) -> None:
-    """Load a version and never evict it, until it is unpinned."""
-    from shoal.controller.v1.controller_service_pb2 import PinModelRequest
-
-    with calling(context) as shoal:
-        request = PinModelRequest(name=resource(shoal, model))
-        reply = shoal.call(shoal.controller.PinModel, request, timeout=timeout)
-    _show_replica(message_json(reply.replica), json)
-
-
-def unpin(
-    context: typer.Context, model: UnitArgument, timeout: Timeout = 30.0, json: JsonFlag = False
-) -> None:
-    """Let a pinned version be evicted again when room is needed."""
-    from shoal.controller.v1.controller_service_pb2 import UnpinModelRequest
-
-    with calling(context) as shoal:
-        request = UnpinModelRequest(name=resource(shoal, model))
-        reply = shoal.call(shoal.controller.UnpinModel, request, timeout=timeout)
-    if json:
-        print_json(message_json(reply))
-    else:
-        print(f"{model} is not pinned")
-
-
-def _show_replica(replica: Document, as_json: bool) -> None:
-    if as_json:
-        print_json({"replica": replica})
-        return
-    facts = [
-        f"{short(replica['name'])} is {replica['state']} on {server_of(replica['name'])}",
-        f"loaded in {seconds(replica['load_duration'])}" if replica["load_duration"] else "",
-        f"reserved {memory(replica['memory_reserved'])}" if replica["memory_reserved"] else "",
-        "pinned" if replica["pinned"] else "",
-    ]
-    print(", ".join(filter(None, facts)).replace("\n", ", "))
-
-
-# --- what a model asks of the fleet ---------------------------------------------------------------
 
 
 def residency(
     context: typer.Context,
-    model: str,
+    model: ModelArgument,
     min_copies: Annotated[
         int | None,
-        typer.Option(min=0, max=1000, help="Replicas of its default version that are always kept."),
+        typer.Option(
+            metavar="N",
+            min=0,
+            max=1000,
+            help="Always keep this many replicas of its default version.",
+        ),
     ] = None,
     max_copies: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="Replicas of one version at most.")
+        int | None,
+        typer.Option(
+            metavar="N", min=1, max=1000, help="Have at most this many replicas of one version."
+        ),
     ] = None,
     idle_ttl: Annotated[
         str | None,
         typer.Option(
             metavar="DURATION",
-            help="Evict it when not used for so long, such as 90s, 10m or 1h30m; 0: never for that "
-            "reason.",
+            help="Evict a replica after this time without use, such as 90s, 10m or 1h30m. 0 means "
+            "never for that reason.",
         ),
     ] = None,
     preload: Annotated[
@@ -152,27 +69,33 @@ def residency(
     ] = None,
     priority: Annotated[
         int | None,
-        typer.Option(min=-10, max=10, help="Of its loads among other models', the higher first."),
+        typer.Option(
+            metavar="N",
+            min=-10,
+            max=10,
+            help="Priority of its loads among those of other models. Higher priorities come first.",
+        ),
     ] = None,
     require: Annotated[
         list[str] | None,
         typer.Option(
             metavar="LABEL=VALUE",
-            help="Only servers that have all of these labels hold it. Replaces those set before.",
+            help="Place it only on servers with this label. Can be repeated. Replaces all labels "
+            "that were required before.",
         ),
     ] = None,
     unset: Annotated[
         list[Setting] | None,
         typer.Option(
             metavar="SETTING",
-            help=f"Back to the Controller's own: {', '.join(Setting)}. Can be repeated.",
+            help=f"Return to the Controller's own setting: {', '.join(Setting)}. Can be repeated.",
         ),
     ] = None,
     json: JsonFlag = False,
 ) -> None:
-    """Set what MODEL asks of the fleet, or without an option show it.
+    """Show what MODEL asks of the fleet, or change it.
 
-    What is not named stays as it is.
+    Settings that are not named stay as they are.
     """
     from shoal.registry.v1 import registry_service_pb2 as registry
 
@@ -186,7 +109,7 @@ def residency(
     }
     update = _update({name: value for name, value in given.items() if value is not None}, unset)
     name = names.model_name(model)
-    with calling(context) as shoal:
+    with connected(context) as shoal:
         if update.update_mask.paths:
             update.model.name = name
             found = shoal.call(shoal.registry.UpdateModel, update).model
@@ -196,7 +119,7 @@ def residency(
 
 
 def parse_duration(text: str) -> float:
-    """Seconds in `10m`, `1h30m`, `500ms`, or in a bare number. Raises typer.BadParameter."""
+    """Return the seconds in `10m`, `1h30m`, `500ms` or a number. Raises typer.BadParameter."""
     parts = _DURATION.findall(text)
     if text and "".join(map("".join, parts)) == text:
         return sum(float(number) * _SECONDS[unit] for number, unit in parts)
@@ -206,7 +129,7 @@ def parse_duration(text: str) -> float:
 
 
 def parse_label(text: str) -> tuple[str, str]:
-    """`LABEL=VALUE`, taken apart. Raises typer.BadParameter."""
+    """Parse `LABEL=VALUE`. Raises typer.BadParameter."""
     label, _, value = text.partition("=")
     if not label or not value:
         raise typer.BadParameter(f"{text!r} is not LABEL=VALUE, such as gpu=a100")
@@ -214,7 +137,7 @@ def parse_label(text: str) -> tuple[str, str]:
 
 
 def set_values(residency: Document | None) -> dict[str, str]:
-    """What is set of a model's residency, for people."""
+    """Return the settings of a model's residency that are set, for people."""
     if residency is None:
         return {}
     shown = {
@@ -229,7 +152,7 @@ def set_values(residency: Document | None) -> dict[str, str]:
 
 
 def _update(given: dict[str, Any], unset: Collection[Setting] | None) -> Any:
-    """The UpdateModelRequest, still without the model's name. Raises typer.BadParameter."""
+    """Return an UpdateModelRequest without the model's name. Raises typer.BadParameter."""
     from shoal.registry.v1.registry_service_pb2 import UpdateModelRequest
 
     cleared = {setting.field: setting for setting in unset or ()}

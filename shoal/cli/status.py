@@ -1,4 +1,4 @@
-"""`shoal status`: whether every part is there, and what to do where one is not."""
+"""`shoal status`: whether every part of a stack is ready, and what to do where one is not."""
 
 import contextlib
 import sys
@@ -10,9 +10,19 @@ import typer
 
 from shoal.cli import collector
 from shoal.cli.addresses import Addresses, NotAnnounced
-from shoal.cli.calling import EXIT_NOT_READY, START, cause, complain, where
-from shoal.cli.output import Document, JsonFlag, console, give, message_json, seconds, table
-from shoal.cli.units import short
+from shoal.cli.connections import find_addresses
+from shoal.cli.failures import EXIT_NOT_READY, START, cause, complain
+from shoal.cli.output import (
+    Document,
+    JsonFlag,
+    console,
+    counted,
+    give,
+    message_json,
+    seconds,
+    table,
+)
+from shoal.cli.references import short
 from shoal.sizes import format_size
 
 if TYPE_CHECKING:
@@ -20,8 +30,8 @@ if TYPE_CHECKING:
 
     from shoal.client import CallFailed, Client
 
-# One that was drained answers for what it holds: it is as somebody wants it.
-_WANTED: Final = frozenset({"HEALTHY", "DRAINING"})
+# A server is drained because an operator wants that, so it is no trouble.
+_FINE: Final = frozenset({"HEALTHY", "DRAINING"})
 
 _POLL: Final = 0.25  # seconds
 _ANSWER: Final = 2.0  # seconds for one answer
@@ -29,22 +39,19 @@ _ANSWER: Final = 2.0  # seconds for one answer
 _PARTS: Final = ("part", "address", "state", "")
 _SERVERS: Final = ("server", "address", "state", "models", "memory")
 
-# grpc.health.v1.HealthCheckResponse{status: SERVING}; its package is no dependency of the client.
-_SERVING: Final = b"\x08\x01"
-
 
 def status(
     context: typer.Context,
     wait: Annotated[
         float,
-        typer.Option(metavar="SECONDS", min=0, help="Wait that long until every part is ready."),
+        typer.Option(metavar="SECONDS", min=0, help="Time to wait until every part is ready."),
     ] = 0.0,
     json: JsonFlag = False,
 ) -> None:
-    """Say how Registry, Controller, Router, every Triton server and the trace collector are.
+    """Show whether the Registry, Controller, Router, Triton servers and trace collector are ready.
 
-    Exit status: 0 all are ready, 3 one of them is not; the collector may be missing, and some of
-    the servers may be drained.
+    Exit status: 0 all are ready, 3 one is not. The collector may be absent, and servers may be
+    drained while at least one is healthy.
     """
     with _waiting(wait):
         document = _awaited(context, time.monotonic() + wait)
@@ -63,7 +70,7 @@ def _awaited(context: typer.Context, deadline: float) -> Document:
     while True:
         late = time.monotonic() >= deadline
         try:
-            document = read(where(context))
+            document = read(find_addresses(context))
             if late or document["ready"]:
                 return document
         except NotAnnounced as error:
@@ -74,7 +81,10 @@ def _awaited(context: typer.Context, deadline: float) -> Document:
 
 
 def read(at: Addresses) -> Document:
-    """`{"ready", "parts": […], "servers": […]}`; `servers` is null where the Controller is away."""
+    """Return `{"ready", "parts": […], "servers": […]}`.
+
+    `servers` is null where the Controller is away.
+    """
     from shoal.client import CallFailed, connect
 
     parts = [_service("registry", at.registry), _service("controller", at.controller)]
@@ -88,30 +98,30 @@ def read(at: Addresses) -> Document:
 
 
 def usable(servers: Iterable[Document]) -> bool:
-    """Whether one of them takes models, and none is in trouble."""
+    """Return whether at least one server takes models, and none is in trouble."""
     states = {server["state"] for server in servers}
-    return "HEALTHY" in states and states <= _WANTED
+    return "HEALTHY" in states and states <= _FINE
 
 
 def _service(name: str, address: str) -> Document:
-    """By grpc.health.v1."""
+    """Return the state of a service by grpc.health.v1."""
     import grpc
 
-    from shoal.client import CHANNEL_OPTIONS, CallFailed
+    from shoal.client import CHANNEL_OPTIONS, CallFailed, health
 
     with grpc.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
-        check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
+        check: Any = channel.unary_unary(health.CHECK)
         try:
-            serving = check(b"", timeout=_ANSWER) == _SERVING
+            serving = check(b"", timeout=_ANSWER) == health.SERVING
         except grpc.RpcError as error:
             return _away(name, address, CallFailed.of(error, address))
     if serving:
         return _part(name, address, "ready")
-    return _part(name, address, "not ready", "it is starting, or waits for another part")
+    return _part(name, address, "not ready", "it is starting, or waiting for another part")
 
 
 def _router(shoal: "Client", address: str) -> Document:
-    """Ready by grpc.health.v1, and hearing from the Controller."""
+    """Return the state of the Router, which is ready only while it hears from the Controller."""
     from shoal.client import CallFailed
     from shoal.router.v1.router_service_pb2 import GetStatisticsRequest
 
@@ -125,21 +135,21 @@ def _router(shoal: "Client", address: str) -> Document:
     if not statistics.controller_connected:
         return _part(
             *("router", address, "not ready"),
-            "the Controller is not heard from: resident models answer, others cannot be loaded",
+            "it does not hear from the Controller: resident models answer, others cannot be loaded",
         )
     requests = sum(model.requests for model in statistics.models)
     uptime = seconds(message_json(statistics)["uptime"])
-    return _part("router", address, "ready", f"{requests} requests in {uptime}")
+    return _part("router", address, "ready", f"{counted(requests, 'request')} in {uptime}")
 
 
 def _collector(at: Addresses) -> Document:
     if at.collector is None:
-        return _part("collector", None, "absent", "traces go elsewhere, or nowhere")
+        return _part("collector", None, "absent", "no traces are made, or they are sent elsewhere")
     try:
         health = collector.get(at.collector, "/healthz", _ANSWER) or {}
     except collector.CollectorAway:
         return _part("collector", at.collector, "absent", "`shoal trace` has nothing to show")
-    return _part("collector", at.collector, "ready", f"{health.get('traces', 0)} traces")
+    return _part("collector", at.collector, "ready", counted(health.get("traces", 0), "trace"))
 
 
 def _away(name: str, address: str, error: "CallFailed") -> Document:
@@ -178,7 +188,7 @@ def _rendered(document: Document) -> "RenderableType":
     elif document["servers"] is not None:
         drawn.append(Text("The Controller has no Triton server: nothing can be loaded.", "red"))
     else:
-        drawn.append(Text("Servers and models are not known while the Controller is away.", "red"))
+        drawn.append(Text("The servers cannot be listed while the Controller is away.", "red"))
     if any(part["state"] == "unreachable" for part in document["parts"]):
         drawn.append(Text(START))
     return Group(*drawn)
@@ -200,11 +210,11 @@ def _server_row(server: Document) -> tuple[str, ...]:
 
 
 def _about(server: Document) -> Iterator[str]:
-    """What else there is to know of a server, a line for each."""
+    """Yield what else there is to know about a server, one line each."""
     if server["state_reason"]:
         yield server["state_reason"]
     if server["restart_wanted"]:
-        yield "nothing is in use on it any more: it waits to be restarted"
+        yield "no longer in use, waiting to be restarted"
     for resource, budget in server["memory_budget"].items():
         yield _memory(server, resource, budget)
     if server["labels"]:

@@ -1,4 +1,4 @@
-"""Tensors on the command line: `--input NAME=…` into arrays, and arrays into text."""
+"""Tensors on the command line: arrays from `--input NAME=VALUE`, and text from arrays."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from tritonclient.utils import (
-    serialize_byte_tensor,
-    triton_to_np_dtype,
-)
+
+from shoal.client.tensors import dtype_of
 
 Array = np.ndarray[Any, Any]
 
 SHOWN_VALUES: Final = 8
 SHOWN_TEXT: Final = 200  # characters
-# From so many values on, a row of floating-point numbers is taken for scores of classes.
+# A row of at least this many floating-point numbers is taken for the scores of classes.
 SCORES: Final = 20
 TOP: Final = 5
 _SHOWN_ROWS: Final = 4
@@ -24,11 +22,11 @@ _TRUTH: Final = {"true": True, "1": True, "false": False, "0": False}
 
 
 class UnusableInput(ValueError):
-    """An `--input` that the model cannot take; the text says what it takes."""
+    """An `--input` that the model does not accept. The text says what it accepts."""
 
 
 class Tensor(NamedTuple):
-    """What a model's metadata says of an input. In `shape` -1 is any size."""
+    """An input, as the model's metadata describe it. A size of -1 in `shape` is any size."""
 
     name: str
     datatype: str
@@ -39,7 +37,10 @@ class Tensor(NamedTuple):
 
 
 def parse_inputs(texts: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[str, Array]:
-    """`NAME=VALUE` of each; a NAME that is given again adds to its list. Raises UnusableInput."""
+    """Return arrays from texts of the form NAME=VALUE.
+
+    A NAME that is given again adds elements. Raises UnusableInput.
+    """
     values: dict[str, list[str]] = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -47,18 +48,10 @@ def parse_inputs(texts: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[st
             raise UnusableInput(f"--input {text!r} is not NAME=VALUE or NAME=FILE.npy")
         if name not in tensors:
             raise UnusableInput(
-                f"there is no input {name!r}; the model takes {_listed(tensors.values())}"
+                f"the model has no input {name!r}; it takes {_listed(tensors.values())}"
             )
         values.setdefault(name, []).append(value)
     return {name: _array(tensors[name], given) for name, given in values.items()}
-
-
-def serialized(array: Array, datatype: str) -> bytes:
-    """As Triton wants it in raw_input_contents."""
-    if datatype != "BYTES":
-        return array.tobytes()
-    packed = serialize_byte_tensor(array)
-    return bytes(packed.item()) if packed.size else b""
 
 
 def _listed(tensors: Iterable[Tensor]) -> str:
@@ -68,7 +61,7 @@ def _listed(tensors: Iterable[Tensor]) -> str:
 def _array(tensor: Tensor, values: list[str]) -> Array:
     if any(value.endswith(".npy") for value in values):
         if len(values) > 1:
-            raise UnusableInput(f"{tensor.name}: a .npy file is the whole tensor, give it alone")
+            raise UnusableInput(f"{tensor.name}: a .npy file is the whole tensor, so give it alone")
         return _batched(tensor, _loaded(tensor, Path(values[0])))
     if tensor.datatype == "BYTES":
         elements = np.empty(len(values), dtype=np.object_)
@@ -89,15 +82,15 @@ def _loaded(tensor: Tensor, path: Path) -> Array:
             f"{tensor.name}: {path} cannot be read: {error.strerror or error}"
         ) from error
     except (ValueError, EOFError) as error:
-        raise UnusableInput(f"{tensor.name}: {path} is no usable .npy file: {error}") from error
+        raise UnusableInput(f"{tensor.name}: {path} is not a usable .npy file: {error}") from error
     if tensor.datatype == "BYTES":
         return _byte_strings(tensor, path, array)
-    dtype = np.dtype(triton_to_np_dtype(tensor.datatype))
-    # numpy's files have no BF16.
+    dtype = dtype_of(tensor.datatype)
+    # A .npy file cannot hold BF16.
     wanted = np.dtype(np.float32) if tensor.datatype == "BF16" else dtype
     if array.dtype.newbyteorder("=") != wanted:
         raise UnusableInput(
-            f"{tensor.name}: {path} holds {array.dtype}, and the model takes {tensor.datatype} "
+            f"{tensor.name}: {path} holds {array.dtype}, but the model takes {tensor.datatype} "
             f"({wanted}): save it with .astype(numpy.{wanted})"
         )
     return array.astype(dtype, copy=False)
@@ -106,7 +99,7 @@ def _loaded(tensor: Tensor, path: Path) -> Array:
 def _byte_strings(tensor: Tensor, path: Path, array: Array) -> Array:
     if array.dtype.kind not in "SU":
         raise UnusableInput(
-            f"{tensor.name}: {path} holds {array.dtype}, and the model takes BYTES: save an array "
+            f"{tensor.name}: {path} holds {array.dtype}, but the model takes BYTES: save an array "
             "of strings"
         )
     strings = np.empty(array.size, dtype=np.object_)
@@ -115,7 +108,7 @@ def _byte_strings(tensor: Tensor, path: Path, array: Array) -> Array:
 
 
 def _batched(tensor: Tensor, array: Array) -> Array:
-    """With the batch dimension, where the model has one and the array hasn't."""
+    """Add the batch dimension where the model has one and the array does not."""
     lacks_it = tensor.shape[:1] == (-1,) and array.ndim == len(tensor.shape) - 1
     return array[np.newaxis] if lacks_it else array
 
@@ -124,7 +117,10 @@ def _batched(tensor: Tensor, array: Array) -> Array:
 
 
 def _element(tensor: Tensor, value: str) -> bytes:
-    """Text as it stands, or a file's content for @FILE; @@ is an @ at the beginning of a text."""
+    """Return a text as it stands, or the content of the file for @FILE.
+
+    A text that begins with @ is written with @@.
+    """
     if value.startswith("@@") or not value.startswith("@"):
         return value.removeprefix("@").encode("utf-8", "surrogateescape")
     try:
@@ -136,23 +132,24 @@ def _element(tensor: Tensor, value: str) -> bytes:
 
 
 def _numbers(tensor: Tensor, texts: list[str]) -> Array:
-    dtype = triton_to_np_dtype(tensor.datatype)
-    if dtype is None:
-        raise UnusableInput(f"{tensor.name}: no values can be given of {tensor.datatype}")
-    kind = "f" if tensor.datatype == "BF16" else np.dtype(dtype).kind
+    try:
+        dtype = dtype_of(tensor.datatype)
+    except TypeError as error:
+        raise UnusableInput(f"{tensor.name}: {error}") from error
+    kind = "f" if tensor.datatype == "BF16" else dtype.kind
     try:
         if kind == "b":
             return np.array([_TRUTH[text.lower()] for text in texts], dtype)
         return np.array([float(text) if kind == "f" else int(text, 0) for text in texts], dtype)
     except (ValueError, KeyError, OverflowError) as error:
         raise UnusableInput(
-            f"{tensor.name}: {','.join(texts)!r} is not a list of {tensor.datatype}; other forms "
-            "are NAME=FILE.npy and, for BYTES alone, text and @FILE"
+            f"{tensor.name}: {','.join(texts)!r} is not a list of {tensor.datatype} numbers; give "
+            "numbers separated by commas, or NAME=FILE.npy"
         ) from error
 
 
 def _fitted(tensor: Tensor, values: Array) -> Array:
-    """A flat list in the model's shape; a single number fills it. Raises UnusableInput."""
+    """Give a flat list the model's shape. A single number fills it. Raises UnusableInput."""
     known = int(np.prod([size for size in tensor.shape if size >= 0], dtype=np.int64))
     rest, over = divmod(values.size, known) if known else (0, 0)
     fills = values.size == 1 and known > 1 and tensor.datatype != "BYTES"
@@ -171,7 +168,7 @@ def _fitted(tensor: Tensor, values: Array) -> Array:
 
 
 def values_json(array: Array) -> list[Any]:
-    """All values, flat, as JSON has them: bytes as text, what is no number as null."""
+    """Return all values, flat, for JSON: bytes as text, and NaN and infinities as null."""
     array = _native(array)
     if array.dtype.kind == "f":
         return [value if np.isfinite(value) else None for value in array.ravel().tolist()]
@@ -181,7 +178,7 @@ def values_json(array: Array) -> list[Any]:
 
 
 def lines(array: Array) -> list[str]:
-    """A few lines that show what matters: the largest of many scores, else the first values."""
+    """Return a few lines that show what matters: the best of many scores, else the first values."""
     array = _native(array)
     width = array.shape[-1] if array.ndim else 0
     rows = array.size // width if width else 0
@@ -194,7 +191,7 @@ def lines(array: Array) -> list[str]:
 
 
 def _native(array: Array) -> Array:
-    """BF16, which isn't numpy's own, as FP32."""
+    """Return BF16, which numpy itself lacks, as FP32."""
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 

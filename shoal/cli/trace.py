@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from shoal.cli import collector
-from shoal.cli.calling import EXIT_NOT_READY, EXIT_REFUSED, addresses, complain
+from shoal.cli.connections import addresses
+from shoal.cli.failures import EXIT_NOT_READY, EXIT_REFUSED, complain
 from shoal.cli.output import Document, JsonFlag, give
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-# Seconds. Every part of a stack sends its spans half a second after they end.
+# Seconds. The parts of a stack send their spans within half a second of their end.
 QUIET: Final = 1.2
 _LONG_AGO: Final = 10.0
 _POLL: Final = 0.1
@@ -22,36 +23,39 @@ _ANSWER: Final = 5.0
 _PIPE_WIDTH: Final = 120  # cells
 
 _AWAY: Final = (
-    "`shoal up` starts a collector unless it is told where else traces go; SHOAL_OTLP_HTTP_PORT or "
-    "--announce say where it is."
+    "`shoal up` starts one unless traces are sent elsewhere. Say where it is with --announce or "
+    "SHOAL_OTLP_HTTP_PORT."
 )
 
 
 def trace(
     context: typer.Context,
     trace_id: Annotated[
-        str, typer.Argument(metavar="ID", help="32 hexadecimal digits.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="ID", help="ID of the trace: 32 hexadecimal digits.", show_default=False
+        ),
     ] = "",
-    last: Annotated[bool, typer.Option("--last", help="The newest one.")] = False,
+    last: Annotated[bool, typer.Option("--last", help="Show the newest trace.")] = False,
     wait: Annotated[
         float,
-        typer.Option(
-            metavar="SECONDS", min=0, help="How long to wait for its spans at most, if it is new."
-        ),
+        typer.Option(metavar="SECONDS", min=0, help="Time to wait for the spans of a new trace."),
     ] = 6.0,
     json: JsonFlag = False,
 ) -> None:
-    """Show what each part did for one request, and when, as the collector received it.
+    """Show one trace: what each part of the stack did for a request, and when.
 
-    `shoal infer --trace` makes a trace and prints its ID.
+    `shoal infer --trace` makes a trace and prints its ID. Only the newest traces are kept.
     """
     if last == bool(trace_id):
-        raise typer.BadParameter("give either a trace's ID or --last")
+        raise typer.BadParameter("give either the ID of a trace or --last")
     if trace_id and not _is_id(trace_id):
-        raise typer.BadParameter(f"{trace_id!r} is no trace's ID: 32 hexadecimal digits")
+        raise typer.BadParameter(
+            f"{trace_id!r} is not the ID of a trace, which has 32 hexadecimal digits"
+        )
     address = addresses(context).collector
     if address is None:
-        complain(f"no collector is known. {_AWAY}")
+        complain(f"there is no trace collector. {_AWAY}")
         raise typer.Exit(EXIT_NOT_READY)
     try:
         found = _read(address, trace_id.lower(), time.monotonic() + wait)
@@ -70,12 +74,12 @@ def _is_id(text: str) -> bool:
 
 def _missing(trace_id: str) -> str:
     if not trace_id:
-        return "no trace was received yet: `shoal infer MODEL --input … --trace` makes one"
-    return f"trace {trace_id} was not received, or is dropped again: the newest are kept"
+        return "no trace was received yet: make one with `shoal infer MODEL --input … --trace`"
+    return f"trace {trace_id} was not received, or is too old: only the newest are kept"
 
 
 def _read(address: str, trace_id: str, deadline: float) -> Document | None:
-    """The trace once it has stopped growing, the newest for ""; None where there is none."""
+    """Return the trace once it has stopped growing, or None. The newest trace for ""."""
     if trace_id:
         return settled(lambda: _spans(address, trace_id), _complete, deadline)
     newest = settled(lambda: _newest(address), lambda _: False, deadline)
@@ -98,7 +102,7 @@ def _size(found: Document) -> Hashable:
 
 
 def _complete(found: Document) -> bool:
-    """Whether the trace ended so long ago that the rest of it would be here."""
+    """Return whether the trace ended so long ago that all of it must have arrived."""
     ended = max(span["end_unix_nano"] for span in found["spans"])
     return bool(time.time_ns() - ended > _LONG_AGO * 1e9)
 
@@ -106,8 +110,10 @@ def _complete(found: Document) -> bool:
 def settled(
     read: Callable[[], Document | None], done: Callable[[Document], bool], deadline: float
 ) -> Document | None:
-    """What `read` gives once it is `done` or has kept its size for QUIET seconds, or at the
-    deadline."""
+    """Return what `read` returns, once it is `done`, or kept its size for QUIET seconds.
+
+    At the deadline, a `time.monotonic()`, it is returned as it is.
+    """
     size: Any = None
     since = time.monotonic()
     while True:
@@ -124,6 +130,6 @@ def settled(
 def _rendered(found: Document) -> "RenderableType":
     from shoal.cli.waterfall import waterfall
 
-    # What goes into a pipe is as wide as a page, or as COLUMNS says.
+    # Output to a pipe is as wide as a page, or as COLUMNS says.
     width = shutil.get_terminal_size((_PIPE_WIDTH, 24)).columns
     return waterfall(found["spans"], width)

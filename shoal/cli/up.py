@@ -1,4 +1,4 @@
-"""`shoal up`: the whole suite on this machine, in the foreground."""
+"""`shoal up`: a whole stack on this machine, in the foreground."""
 
 import os
 import sys
@@ -7,92 +7,108 @@ from typing import Annotated, Any
 
 import typer
 
-_PORT = "0 picks a free one and says which."
-_Port = Annotated[int | None, typer.Option(min=0, max=65535, show_default=False, help=_PORT)]
+
+def _port(what: str, default: int) -> Any:
+    text = f"Port of {what} ({default}). 0 picks a free one."
+    return typer.Option(metavar="PORT", min=0, max=65535, show_default=False, help=text)
 
 
 def up(
     repository: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A Triton model repository to serve; only read. Can be repeated. "
-            "In a checkout the default is its model_repository.",
+            metavar="DIR",
+            help="Triton model repository to serve. It is only read. Can be repeated. The default "
+            "in a checkout is its model_repository.",
         ),
     ] = None,
-    servers: Annotated[int | None, typer.Option(help="Triton servers to start (1).")] = None,
+    servers: Annotated[
+        int | None, typer.Option(metavar="N", help="Triton servers to start (1).")
+    ] = None,
     controllers: Annotated[
-        int | None, typer.Option(help="Controllers to start (1); one acts, the others stand by.")
+        int | None,
+        typer.Option(metavar="N", help="Controllers to start (1). One acts, the others stand by."),
     ] = None,
     router_workers: Annotated[
-        int | None, typer.Option(help="Router processes that share its ports (1).")
+        int | None,
+        typer.Option(metavar="N", help="Router processes, which share its ports (1)."),
     ] = None,
     memory_budget: Annotated[
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Memory for models on each server, such as 2GiB. The default shares out half of "
-            "what the machine has free.",
+            help="Memory for models on each server, such as 2GiB. By default, the servers share "
+            "half of the free memory of this machine.",
         ),
     ] = None,
     max_models: Annotated[
         int | None,
-        typer.Option(help="Model versions in memory at a time on each server; 0: no such limit."),
+        typer.Option(
+            metavar="N", help="Model versions on each server at a time. 0 means no such limit."
+        ),
     ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Keeps what is registered, and logs. The default is deleted at the end.",
+            help="Folder for the Registry's data and for logs. By default, it is temporary and "
+            "deleted at the end.",
         ),
     ] = None,
     otlp: Annotated[
         str | None,
         typer.Option(
             metavar="URL",
-            help="Send traces to this OTLP/HTTP collector (http://HOST:4318) instead of the "
-            "embedded one.",
+            help="Send traces to this OTLP/HTTP collector, such as http://HOST:4318, instead of "
+            "starting one.",
         ),
     ] = None,
-    no_otlp: Annotated[bool | None, typer.Option("--no-otlp", help="No traces at all.")] = None,
+    no_otlp: Annotated[bool | None, typer.Option("--no-otlp", help="Make no traces.")] = None,
     trace_ratio: Annotated[
         float | None,
         typer.Option(
-            help="Share of requests to trace (0.01). One that brings a sampled traceparent is "
-            "always traced.",
+            metavar="RATIO",
+            help="Share of requests to trace, from 0 to 1 (0.01). A request with a sampled "
+            "traceparent is always traced.",
         ),
     ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="TOML with the same keys as these flags. Flags come before environment variables "
-            "(SHOAL_MEMORY_BUDGET for --memory-budget), those before the file.",
+            help="TOML file with these options as keys. An option on the command line overrides "
+            "its environment variable, such as SHOAL_MEMORY_BUDGET for --memory-budget, and that "
+            "overrides the file.",
         ),
     ] = None,
-    router_grpc_port: _Port = None,
-    router_http_port: _Port = None,
-    registry_port: _Port = None,
-    registry_metrics_port: _Port = None,
-    controller_port: _Port = None,
-    controller_metrics_port: _Port = None,
-    otlp_grpc_port: _Port = None,
-    otlp_http_port: _Port = None,
+    router_grpc_port: Annotated[int | None, _port("the Router, for gRPC", 8001)] = None,
+    router_http_port: Annotated[int | None, _port("the Router, for HTTP", 8000)] = None,
+    registry_port: Annotated[int | None, _port("the Registry", 9101)] = None,
+    registry_metrics_port: Annotated[int | None, _port("the Registry's metrics", 9111)] = None,
+    controller_port: Annotated[int | None, _port("the Controller", 9102)] = None,
+    controller_metrics_port: Annotated[int | None, _port("the Controller's metrics", 9112)] = None,
+    otlp_grpc_port: Annotated[int | None, _port("the trace collector, for gRPC", 4317)] = None,
+    otlp_http_port: Annotated[int | None, _port("the trace collector, for HTTP", 4318)] = None,
     triton_venv: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Triton's environment, made by deploy/triton/setup.sh."),
+        typer.Option(
+            metavar="DIR", help="Environment with Triton, made by deploy/triton/setup.sh."
+        ),
     ] = None,
     announce: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Keep a JSON file with state, addresses and process numbers."
+            metavar="FILE",
+            help="Keep a JSON file with the state, addresses and process IDs of the stack.",
         ),
     ] = None,
 ) -> None:
-    """Start Triton servers, Registry, Controller and Router, and keep them running.
+    """Start a stack on this machine: Triton servers, Registry, Controller and Router.
 
-    Exit status: 0 after a stop, 2 settings that cannot be used, 69 Triton cannot run here, 70 a
-    part failed at the start, 73 the data folder is in use, 75 a port is taken, 130 killed by a
-    second Ctrl-C.
+    It runs in the foreground until Ctrl-C.
+
+    Exit status: 0 stopped, 2 invalid settings, 69 Triton cannot run here, 70 a part failed to
+    start, 73 the data folder is in use, 75 a port is in use, 130 killed by a second Ctrl-C.
     """
     flags = {key: value for key, value in locals().items() if value is not None and key != "config"}
     raise typer.Exit(_serve(flags, config))

@@ -1,4 +1,4 @@
-"""One trace as text: a row for each span, its bar where it lies in time."""
+"""One trace as text: a row for each span, with a bar that shows when it ran."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-# What an attribute's last word stands for; the others are left to the JSON.
+# Attributes that are shown, by the last part of their names. All others are in the JSON.
 _SHOWN: Final = {
     "model": "model",
     "model_name": "model",
@@ -22,17 +22,15 @@ _SHOWN: Final = {
 ORPHAN: Final = "┄ "
 _BAR, _CRITICAL_BAR, _BLANK = "░", "█", " "
 _SMALLEST_BAR: Final = 8  # cells
-_NUMBERS: Final = 24  # cells of both time columns and the gaps between all columns
-_LEGEND: Final = (
-    f"{_CRITICAL_BAR} on the critical path  {_BAR} beside it  {ORPHAN}parent not received"
-)
+_NUMBERS: Final = 24  # cells that both columns of times and the gaps between all columns take
+_LEGEND: Final = f"{_CRITICAL_BAR} on the critical path  {_BAR} off it  {ORPHAN}parent not received"
 
 
 def waterfall(spans: Sequence[Mapping[str, Any]], width: int) -> RenderableType:
-    """Renders `spans`, the list of that name in the answer of `GET /api/traces/{trace_id}`.
+    """Draw `spans`, the list of that name in the answer to `GET /api/traces/{trace_id}`.
 
-    They come in reading order, with `depth`, `orphan` and `critical`. All are of one trace and
-    their times are taken as one clock's. `width`: cells of the whole.
+    They are all of one trace and in the order of the rows, with `depth`, `orphan` and `critical`.
+    Their times are taken to be of one clock. `width` is in cells.
     """
     if not spans:
         return Text("This trace has no spans.")
@@ -43,8 +41,8 @@ def waterfall(spans: Sequence[Mapping[str, Any]], width: int) -> RenderableType:
     cells = _columns(width, max(map(len, labels)), max(map(len, details)))
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
     table.add_column("span", width=cells[0], no_wrap=True, overflow="ellipsis")
-    table.add_column("at ms", width=9, justify="right", no_wrap=True)
-    table.add_column("ms", width=9, justify="right", no_wrap=True)
+    table.add_column("start ms", width=9, justify="right", no_wrap=True)
+    table.add_column("took ms", width=9, justify="right", no_wrap=True)
     table.add_column("", width=cells[1], no_wrap=True)
     table.add_column("", width=cells[2], no_wrap=True, overflow="ellipsis")
     for span, label, detail in zip(spans, labels, details, strict=True):
@@ -63,7 +61,11 @@ def waterfall(spans: Sequence[Mapping[str, Any]], width: int) -> RenderableType:
 
 
 def bar(start: int, end: int, began: int, ended: int, cells: int) -> tuple[int, int]:
-    """Where a span that ran from `start` to `end` lies in a row of `cells`: (left, length ≥ 1)."""
+    """Return where the bar of a span lies in a row of `cells`: its left end, and its length.
+
+    The span ran from `start` to `end`, in a trace that ran from `began` to `ended`. The length is
+    1 or more.
+    """
     whole = max(1, ended - began)
     left = min(cells - 1, (start - began) * cells // whole)
     right = -(-(end - began) * cells // whole)
@@ -71,7 +73,7 @@ def bar(start: int, end: int, began: int, ended: int, cells: int) -> tuple[int, 
 
 
 def _columns(width: int, label: int, detail: int) -> tuple[int, int, int]:
-    """Cells for names, bars and details; bars get what the others leave."""
+    """Return the cells for names, bars and details. Bars get what the others leave."""
     free = max(3 * _SMALLEST_BAR, width - _NUMBERS)
     label = min(label, max(_SMALLEST_BAR, free * 2 // 5))
     detail = max(1, min(detail, (free - label) * 3 // 5))
@@ -118,5 +120,5 @@ def _ms(nanoseconds: int) -> str:
 
 
 def _plain(text: object) -> str:
-    """Without control characters: what a sender wrote mustn't steer the terminal."""
+    """Replace control characters, so that text from elsewhere cannot control the terminal."""
     return "".join(sign if sign.isprintable() else "·" for sign in str(text))

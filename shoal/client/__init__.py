@@ -1,12 +1,12 @@
-"""Shoal from Python: inference by name, and Registry, Controller and Router as plain calls.
+"""Shoal's Python client: inference, and the Registry, Controller and Router as method calls.
 
     with connect(router="localhost:8001", registry="localhost:9101") as shoal:
         result = shoal.infer("multiplier", {"INPUT": numpy.float32([[1, 2, 3]])}, version=2)
         print(result["OUTPUT"], result.version)
         shoal.set_alias("multiplier", "stable", 2)
 
-`connect_async` gives the same for asyncio. Needs grpcio and protobuf, and numpy for inference
-alone. docs/clients.md has examples of everything.
+`connect_async` returns the same client for asyncio. The package needs grpcio and protobuf;
+inference needs numpy, too. docs/clients.md has examples.
 """
 
 from shoal.client.aio import AsyncClient, connect_async
@@ -52,8 +52,9 @@ from shoal.client.resources import (
     Stay,
     VersionExplanation,
 )
+from shoal.client.retries import DEFAULT_RETRIES, DEFAULT_TIMEOUT
 from shoal.client.sequences import AsyncSequence, Sequence
-from shoal.client.sync import DEFAULT_RETRIES, DEFAULT_TIMEOUT, Client, connect
+from shoal.client.sync import Client, connect
 
 __all__ = [
     "CHANNEL_OPTIONS",

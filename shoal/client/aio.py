@@ -22,20 +22,12 @@ from shoal.client import catalogue, fleet, inference, streaming
 from shoal.client.channels import Services, given
 from shoal.client.errors import CallFailed
 from shoal.client.failover import SeveralAsyncChannels
+from shoal.client.headers import Headers, metadata_of
 from shoal.client.inference import Parameter, Request, Result
+from shoal.client.operations import Attempt, Operation, Pause, attempts, described, run_async
+from shoal.client.pages import next_page
+from shoal.client.retries import DEFAULT_RETRIES, DEFAULT_TIMEOUT, Limits, Tries
 from shoal.client.sequences import AsyncSequence
-from shoal.client.steps import (
-    Attempt,
-    Headers,
-    Limits,
-    Operation,
-    Pause,
-    Tries,
-    carried_out,
-    metadata_of,
-    run_async,
-)
-from shoal.client.sync import DEFAULT_RETRIES, DEFAULT_TIMEOUT, described, next_page
 
 if TYPE_CHECKING:
     from typing import Self
@@ -60,7 +52,12 @@ def _method(
 
 
 class AsyncClient:
-    """What `connect_async` gives: Client for asyncio."""
+    """A client of Shoal's services for asyncio, made by `connect_async`; otherwise like `Client`.
+
+    Attributes:
+        timeout: Seconds for each call that sets no timeout of its own.
+        retries: The most that a call is repeated.
+    """
 
     def __init__(
         self,
@@ -96,31 +93,28 @@ class AsyncClient:
         headers: Headers | None = None,
         timeout: float | None = None,
     ) -> AsyncGenerator[Result, None]:
-        """As Client.infer_stream; to leave early, close it with `contextlib.aclosing`."""
+        """Send one request and yield its answers as they arrive, as `Client.infer_stream` does.
+
+        To stop before the last answer, close the generator with `contextlib.aclosing`.
+        """
         request = Request(model, inputs, version, outputs, id, parameters or {}).serialized()
         metadata = metadata_of(headers)
-        address = self._services.address("inference")
         tries = Tries(timeout, self.retries)
         while True:
             call = self._services.infer_stream()(
                 iter((request,)), timeout=tries.left(), metadata=metadata
             )
-            begun, refusal = False, None
+            answers = streaming.Answers(self._services.address("inference"))
             try:
                 async for response in call:
-                    begun = True
-                    found = streaming.answer(response, address)
-                    if isinstance(found, CallFailed):
-                        refusal = refusal or found
-                    elif refusal is None and found.outputs:
-                        yield found
+                    if (result := answers.received(response)) is not None:
+                        yield result
             except grpc.RpcError as error:
                 failure = self._services.failure(error, "inference")
-                if begun:
+                if answers.begun:
                     raise failure from error
             else:
-                if refusal is not None:
-                    raise refusal
+                answers.ended()
                 return
             finally:
                 call.cancel()
@@ -133,7 +127,11 @@ class AsyncClient:
         headers: Headers | None = None,
         timeout: float | None = None,
     ) -> AsyncGenerator[Result | CallFailed, None]:
-        """As Client.infer_many; close it with `contextlib.aclosing`."""
+        """Send many requests in one stream and yield their answers, as `Client.infer_many` does.
+
+        `requests` can be an asynchronous iterable. To stop early, close the generator with
+        `contextlib.aclosing`.
+        """
         outgoing = streaming.Outgoing()
         call = self._services.infer_stream()(
             outgoing.serialized_async(requests), timeout=timeout, metadata=metadata_of(headers)
@@ -154,10 +152,10 @@ class AsyncClient:
         version: int | str = "",
         id: int | str | None = None,  # noqa: A002
     ) -> AsyncSequence:
-        """As Client.sequence, in an `async with` block."""
+        """Begin a sequence, as `Client.sequence` does, to use in an `async with` block."""
         return AsyncSequence(self, model, version, id)
 
-    # --- what exists --------------------------------------------------------------------------
+    # --- the catalogue ------------------------------------------------------------------------
 
     register = _method(catalogue.register)
     import_repository = _method(catalogue.import_repository)
@@ -173,7 +171,7 @@ class AsyncClient:
     set_traffic = _method(catalogue.set_traffic)
     clear_traffic = _method(catalogue.clear_traffic)
 
-    # --- where it lives -----------------------------------------------------------------------
+    # --- the fleet ----------------------------------------------------------------------------
 
     load = _method(fleet.load)
     evict = _method(fleet.evict)
@@ -191,16 +189,19 @@ class AsyncClient:
 
     @property
     def registry(self) -> "RegistryServiceAsyncStub":
+        """The generated stub of `shoal.registry.v1.RegistryService`."""
         stub: RegistryServiceAsyncStub = self._services.stub("registry")
         return stub
 
     @property
     def controller(self) -> "ControllerServiceAsyncStub":
+        """The generated stub of `shoal.controller.v1.ControllerService`."""
         stub: ControllerServiceAsyncStub = self._services.stub("controller")
         return stub
 
     @property
     def router(self) -> "RouterServiceAsyncStub":
+        """The generated stub of `shoal.router.v1.RouterService`."""
         stub: RouterServiceAsyncStub = self._services.stub("router")
         return stub
 
@@ -211,7 +212,7 @@ class AsyncClient:
         *,
         timeout: float | None = None,
     ) -> _Response:
-        """As Client.call."""
+        """Call a unary method of one of the stubs once, as `Client.call` does."""
         limit = self.timeout if timeout is None else timeout
         try:
             return await method(request, timeout=limit, metadata=metadata_of(None))
@@ -225,7 +226,7 @@ class AsyncClient:
         *,
         timeout: float | None = None,
     ) -> AsyncIterator[_Response]:
-        """As Client.pages."""
+        """Yield the pages of a List method of one of the stubs, as `Client.pages` does."""
         asked: _Request | None = request
         while asked is not None:
             page = await self.call(method, asked, timeout=timeout)
@@ -239,7 +240,10 @@ class AsyncClient:
         *,
         timeout: float | None = None,
     ) -> AsyncGenerator[_Response, None]:
-        """As Client.stream; close it with `contextlib.aclosing`."""
+        """Yield the responses of a Watch method of one of the stubs, as `Client.stream` does.
+
+        Close the generator with `contextlib.aclosing`.
+        """
         responses = method(request, timeout=timeout)
         try:
             async for response in responses:
@@ -249,13 +253,13 @@ class AsyncClient:
         finally:
             responses.cancel()
 
-    # --- life ---------------------------------------------------------------------------------
+    # --- calls and connections ----------------------------------------------------------------
 
     async def perform(self, operation: Operation[_T]) -> _T:
-        """As Client.perform."""
+        """Carry out an operation of this package, as `Client.perform` does."""
         limits = Limits(self.timeout, self.retries)
         try:
-            return await run_async(carried_out(operation, limits), self._do)
+            return await run_async(attempts(operation, limits), self._do)
         except CallFailed as error:
             raise error.with_traceback(None) from error.__cause__
 
@@ -270,7 +274,7 @@ class AsyncClient:
             raise self._services.failure(error, call.service) from error
 
     async def close(self) -> None:
-        """Ends the connections."""
+        """Close the connections."""
         for channel in self._services.channels.values():
             await channel.close()
 
@@ -295,5 +299,8 @@ def connect_async(
     retries: int = DEFAULT_RETRIES,
     options: Sequence[tuple[str, Any]] = (),
 ) -> AsyncClient:
-    """As `connect`, for asyncio. Call it, and close the client, in a running event loop."""
+    """Return a client for asyncio, as `connect` does. Arguments are the same.
+
+    Call this, and close the client, while the event loop is running.
+    """
     return AsyncClient(given(registry, controller, router), timeout, options, retries)

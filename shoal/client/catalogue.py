@@ -1,8 +1,4 @@
-"""What exists, as the Registry is asked and told.
-
-A `version` is a number or an alias. With an `etag`, a change is made only if it is still current.
-`timeout`: seconds; None: the client's own. All raise CallFailed.
-"""
+"""Operations on models, versions, aliases and traffic policies, at the Registry."""
 
 import os
 from collections.abc import Mapping
@@ -11,9 +7,10 @@ from typing import Final
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from shoal import names
-from shoal.client import reading, resources
-from shoal.client.lookup import Version, found_model, pages, resource
-from shoal.client.steps import Call, Operation
+from shoal.client import messages, resources
+from shoal.client.operations import Call, Operation
+from shoal.client.pages import all_pages
+from shoal.client.resolve import Version, registered_model, resource_name, traffic_target
 from shoal.registry.v1 import registry_service_pb2 as registry
 from shoal.registry.v1 import types_pb2 as catalogue
 
@@ -32,11 +29,26 @@ def register(
     request_id: str = "",
     timeout: float | None = STAGING,
 ) -> Operation[resources.ModelVersion]:
-    """Registers the files in `source` (a model's folder, or one version folder's content, on the
-    Registry's host) as a version of `model`, which is made where it is new.
+    """Register files as a version of a model. A new model is created.
 
-    `version` 0: the number of the folder, else the next free one. `pending`: not to be the default
-    until it is approved. The version's state is INVALID where it cannot be served.
+    Args:
+        model: The model's name.
+        source: A folder on the Registry's host: a model's folder (config.pbtxt and numbered version
+            folders) or the content of one version folder. It is only read.
+        version: The number of the version. 0 means the number of the version folder if there is one
+            in `source`, else the next free number.
+        pending: Whether the version must be approved before it can be the default.
+        declared_memory: Bytes that the version takes, by resource ("ram", "gpu:0"). Learned while
+            it runs if not given.
+        request_id: A repeated call with the same ID returns what the first one created.
+        timeout: Seconds for the call. None means the client's own.
+
+    Returns:
+        The version. Its state is INVALID if it cannot be served; `invalid_reason` says why.
+
+    Raises:
+        AlreadyExists: The version exists.
+        CallFailed: The call was refused for another reason, or nobody answered.
     """
     request = registry.RegisterModelVersionRequest(
         parent=names.model_name(model),
@@ -47,39 +59,76 @@ def register(
         request_id=request_id,
     )
     reply = yield Call("registry", "RegisterModelVersion", request, timeout)
-    return reading.version(reply.version)
+    return messages.version(reply.version)
 
 
 def import_repository(
     path: str | os.PathLike[str], *, timeout: float | None = STAGING
 ) -> Operation[resources.Imported]:
-    """Registers every version folder of a Triton model repository on the Registry's host."""
+    """Register every version folder of a Triton model repository.
+
+    Args:
+        path: A folder on the Registry's host. It is only read.
+        timeout: Seconds for the call. None means the client's own.
+
+    Returns:
+        The versions that were registered, and the folders that are not models.
+
+    Raises:
+        CallFailed: The call was refused, or nobody answered.
+    """
     request = registry.ImportRepositoryRequest(path=os.fspath(path))
     reply = yield Call("registry", "ImportRepository", request, timeout)
     return resources.Imported(
-        tuple(map(reading.version, reply.versions)),
+        tuple(map(messages.version, reply.versions)),
         {problem.path: problem.reason for problem in reply.problems},
     )
 
 
 def models(*, timeout: float | None = None) -> Operation[list[resources.Model]]:
-    found = yield from pages("registry", "ListModels", registry.ListModelsRequest(), timeout)
-    return [reading.model(one) for page in found for one in page.models]
+    """Return all models, ordered by name.
+
+    Args:
+        timeout: Seconds for each page of the list. None means the client's own.
+
+    Raises:
+        CallFailed: The call was refused, or nobody answered.
+    """
+    found = yield from all_pages("registry", "ListModels", registry.ListModelsRequest(), timeout)
+    return [messages.model(one) for page in found for one in page.models]
 
 
 def model(name: str, *, timeout: float | None = None) -> Operation[resources.Model]:
+    """Return a model.
+
+    Args:
+        name: The model's name.
+        timeout: Seconds for the call. None means the client's own.
+
+    Raises:
+        NotFound: There is no such model.
+        CallFailed: The call was refused for another reason, or nobody answered.
+    """
     request = registry.GetModelRequest(name=names.model_name(name))
     reply = yield Call("registry", "GetModel", request, timeout)
-    return reading.model(reply.model)
+    return messages.model(reply.model)
 
 
 def versions(
     model: str = "", *, timeout: float | None = None
 ) -> Operation[list[resources.ModelVersion]]:
-    """Of all models without one."""
+    """Return the versions of a model.
+
+    Args:
+        model: The model's name; "" for the versions of all models.
+        timeout: Seconds for each page of the list. None means the client's own.
+
+    Raises:
+        CallFailed: The call was refused, or nobody answered.
+    """
     request = registry.ListModelVersionsRequest(parent=names.model_name(model or "-"))
-    found = yield from pages("registry", "ListModelVersions", request, timeout)
-    return [reading.version(one) for page in found for one in page.versions]
+    found = yield from all_pages("registry", "ListModelVersions", request, timeout)
+    return [messages.version(one) for page in found for one in page.versions]
 
 
 def update_model(
@@ -92,8 +141,26 @@ def update_model(
     etag: str = "",
     timeout: float | None = None,
 ) -> Operation[resources.Model]:
-    """What is None stays as it is. `retry_policy`: ONCE or NEVER. A residency replaces the whole
-    one."""
+    """Change a model. Whatever is None stays as it is.
+
+    Args:
+        model: The model's name.
+        description: A text for people.
+        labels: Replaces all labels.
+        retry_policy: What the Router may do when a server is lost during a request: ONCE to send it
+            once more, NEVER for models whose requests change something.
+        residency: Replaces the whole residency, including what is None in it.
+        etag: If given, the change is made only while it is the model's current one.
+        timeout: Seconds for the call. None means the client's own.
+
+    Returns:
+        The model after the change.
+
+    Raises:
+        Aborted: The etag is not the current one.
+        CallFailed: The call was refused for another reason, or nobody answered.
+        ValueError: There is no such retry policy.
+    """
     message = catalogue.Model(
         name=names.model_name(model), description=description or "", labels=labels, etag=etag
     )
@@ -110,14 +177,26 @@ def update_model(
     mask = FieldMask(paths=[name for name, value in given.items() if value is not None])
     request = registry.UpdateModelRequest(model=message, update_mask=mask)
     reply = yield Call("registry", "UpdateModel", request, timeout)
-    return reading.model(reply.model)
+    return messages.model(reply.model)
 
 
 def delete(
     model: str, version: Version = "", *, etag: str = "", timeout: float | None = None
 ) -> Operation[None]:
-    """Deletes a version, or without one the model with all its versions."""
-    name = yield from resource(model, version)
+    """Delete a version, or a model with all its versions.
+
+    Args:
+        model: The model's name.
+        version: A version or an alias; "" deletes the model.
+        etag: If given, the version or the model is deleted only while it is its current one.
+        timeout: Seconds for the call. None means the client's own.
+
+    Raises:
+        Aborted: The etag is not the current one.
+        FailedPrecondition: An alias, a traffic policy or an ensemble uses it.
+        CallFailed: The call was refused for another reason, or nobody answered.
+    """
+    name = yield from resource_name(model, version)
     if version:
         one = registry.DeleteModelVersionRequest(name=name, etag=etag)
         yield Call("registry", "DeleteModelVersion", one, timeout)
@@ -129,76 +208,149 @@ def delete(
 def approve(
     model: str, version: Version, *, etag: str = "", timeout: float | None = None
 ) -> Operation[resources.ModelVersion]:
-    """Lets a PENDING or REJECTED version answer, and be the default if it is the highest."""
-    name = yield from resource(model, version)
+    """Approve a PENDING or REJECTED version.
+
+    Requests can then reach it. It becomes the default version if it is the highest approved one,
+    unless the alias "default" names another.
+
+    Args:
+        model: The model's name.
+        version: A version or an alias.
+        etag: If given, the change is made only while it is the version's current one.
+        timeout: Seconds for the call. None means the client's own.
+
+    Returns:
+        The version after the change.
+
+    Raises:
+        CallFailed: The call was refused, or nobody answered.
+    """
+    name = yield from resource_name(model, version)
     request = registry.ApproveModelVersionRequest(name=name, etag=etag)
     reply = yield Call("registry", "ApproveModelVersion", request, timeout)
-    return reading.version(reply.version)
+    return messages.version(reply.version)
 
 
 def reject(
     model: str, version: Version, *, etag: str = "", timeout: float | None = None
 ) -> Operation[resources.ModelVersion]:
-    """Lets a version answer no more."""
-    name = yield from resource(model, version)
+    """Reject a version. Requests for it are refused from then on.
+
+    Args:
+        model: The model's name.
+        version: A version or an alias.
+        etag: If given, the change is made only while it is the version's current one.
+        timeout: Seconds for the call. None means the client's own.
+
+    Returns:
+        The version after the change.
+
+    Raises:
+        CallFailed: The call was refused, or nobody answered.
+    """
+    name = yield from resource_name(model, version)
     request = registry.RejectModelVersionRequest(name=name, etag=etag)
     reply = yield Call("registry", "RejectModelVersion", request, timeout)
-    return reading.version(reply.version)
+    return messages.version(reply.version)
 
 
 def set_alias(
     model: str, alias: str, version: int, *, etag: str = "", timeout: float | None = None
 ) -> Operation[resources.Model]:
-    """Gives a version a name that can be asked for as a version; "default" answers when none is."""
+    """Create an alias for a version, or move it there.
+
+    Requests can name the alias as their version. The alias "default" is the version that answers
+    when none is requested.
+
+    Args:
+        model: The model's name.
+        alias: The alias: a letter, then letters, digits, "_" and "-".
+        version: The number of the version.
+        etag: If given, the change is made only while it is the model's current one.
+        timeout: Seconds for the call. None means the client's own.
+
+    Returns:
+        The model after the change.
+
+    Raises:
+        CallFailed: The call was refused, or nobody answered.
+    """
     request = registry.SetAliasRequest(
         name=names.alias_name(model, alias), version=version, etag=etag
     )
     reply = yield Call("registry", "SetAlias", request, timeout)
-    return reading.model(reply.model)
+    return messages.model(reply.model)
 
 
 def delete_alias(
     model: str, alias: str, *, etag: str = "", timeout: float | None = None
 ) -> Operation[resources.Model]:
+    """Delete an alias. The version that it names stays.
+
+    Args:
+        model: The model's name.
+        alias: The alias.
+        etag: If given, the change is made only while it is the model's current one.
+        timeout: Seconds for the call. None means the client's own.
+
+    Returns:
+        The model after the change.
+
+    Raises:
+        CallFailed: The call was refused, or nobody answered.
+    """
     request = registry.DeleteAliasRequest(name=names.alias_name(model, alias), etag=etag)
     reply = yield Call("registry", "DeleteAlias", request, timeout)
-    return reading.model(reply.model)
+    return messages.model(reply.model)
 
 
 def set_traffic(
     model: str, weights: Weights, *, etag: str = "", timeout: float | None = None
 ) -> Operation[resources.Model]:
-    """Shares out the requests that name no version: `{1: 95, 2: 5}`.
+    """Split the requests that name no version between several versions or models.
 
-    Each target is a version or an alias of `model`, another model, or "OTHER:VERSION"; the weights
-    are whole numbers, relative to each other.
+    Args:
+        model: The model's name.
+        weights: The weight of each target, such as `{1: 95, 2: 5}`. A target is a version or an
+            alias of `model`, another model, or "OTHER:VERSION". Weights are whole numbers relative
+            to each other.
+        etag: If given, the change is made only while it is the traffic policy's current one.
+        timeout: Seconds for the call. None means the client's own.
+
+    Returns:
+        The model after the change.
+
+    Raises:
+        CallFailed: The call was refused, or nobody answered.
     """
-    found = yield from found_model(model)
+    found = yield from registered_model(model)
     policy = catalogue.TrafficPolicy(name=names.policy_name(model), etag=etag)
     for target, weight in weights.items():
-        policy.arms.add(target=_target(model, str(target), found.aliases), weight=weight)
+        policy.arms.add(target=traffic_target(model, str(target), found.aliases), weight=weight)
     request = registry.SetTrafficPolicyRequest(traffic_policy=policy)
     reply = yield Call("registry", "SetTrafficPolicy", request, timeout)
-    return reading.model(reply.model)
+    return messages.model(reply.model)
 
 
 def clear_traffic(
     model: str, *, etag: str = "", timeout: float | None = None
 ) -> Operation[resources.Model]:
-    """Back to the default version alone."""
+    """Delete a model's traffic policy, so that its default version answers.
+
+    Args:
+        model: The model's name.
+        etag: If given, the change is made only while it is the traffic policy's current one.
+        timeout: Seconds for the call. None means the client's own.
+
+    Returns:
+        The model after the change.
+
+    Raises:
+        CallFailed: The call was refused, or nobody answered.
+    """
     request = registry.DeleteTrafficPolicyRequest(name=names.policy_name(model), etag=etag)
     reply = yield Call("registry", "DeleteTrafficPolicy", request, timeout)
-    return reading.model(reply.model)
-
-
-def _target(model: str, target: str, aliases: Mapping[str, int]) -> str:
-    other, colon, version = target.partition(":")
-    if colon:
-        kind = "aliases" if names.is_alias(version) else "versions"
-        return f"models/{other}/{kind}/{version}"
-    if names.parse_version(target) is not None:
-        return f"models/{model}/versions/{target}"
-    return names.alias_name(model, target) if target in aliases else names.model_name(target)
+    return messages.model(reply.model)
 
 
 def _set_residency(message: catalogue.Residency, residency: resources.Residency) -> None:

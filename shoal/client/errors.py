@@ -1,4 +1,4 @@
-"""What a call may end with: a class for each gRPC status, and what the service said beside it."""
+"""The errors that a call can end with: one class for each gRPC status."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -12,12 +12,17 @@ _DETAILS_KEY: Final = "grpc-status-details-bin"
 
 
 class CallFailed(Exception):
-    """A call that a service refused, or that nobody answered; the classes below say which status.
+    """A call that a service refused, or that nobody answered. Each status has its own subclass.
 
-    `reason`: a value of shoal.errors.v1.ErrorReason without its prefix; "" where the error is not
-    Shoal's own (Triton's, or gRPC's when nobody answered). `metadata`: the variables of `message`.
-    `retry_after`: seconds after which the same call may succeed, None where the service named
-    none. `address`: what was called, as it was given to `connect`.
+    Attributes:
+        code: The gRPC status code.
+        message: What went wrong and what to do, for people.
+        reason: A value of `shoal.errors.v1.ErrorReason` without its prefix; "" where the error is
+            not Shoal's own but Triton's, or gRPC's because nobody answered.
+        metadata: The variables in `message`.
+        retry_after: Seconds after which the same call may succeed; None where the service named
+            none.
+        address: The address that was called, as it was given to `connect`.
     """
 
     def __init__(
@@ -42,17 +47,23 @@ class CallFailed(Exception):
         return f"{self.reason or self.code.name}: {self.message}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exceptions cross to another process by their positional arguments, which are not enough.
+        # Exceptions are pickled by their positional arguments, which are not enough here.
         return _restored, (type(self), self.code, self.message, self.__dict__)
 
     @property
     def unreachable(self) -> bool:
-        """Whether nobody answers at the address, rather than a service that refused."""
+        """True if nobody answers at the address, False if a service refused the call."""
         return self.code is grpc.StatusCode.UNAVAILABLE and not self.reason
 
     @classmethod
     def of(cls, error: grpc.RpcError, address: str = "") -> "CallFailed":
-        """From what grpc raises, google.rpc.Status in the trailing metadata included."""
+        """Return the error for one that grpc raised, with the details that the service sent.
+
+        Args:
+            error: The error of a call, with `google.rpc.Status` in its trailing metadata if a
+                service sent one.
+            address: The address that was called.
+        """
         status = _status(error.trailing_metadata() or ())
         info = error_details_pb2.ErrorInfo()
         delay = error_details_pb2.RetryInfo()
@@ -73,51 +84,51 @@ class CallFailed(Exception):
 
 
 class InvalidArgument(CallFailed):
-    """Names, versions or tensors that cannot be used as they are."""
+    """A name, a version, a tensor or another field of the request is not valid."""
 
 
 class DeadlineExceeded(CallFailed):
-    """The call's time was over before it was answered."""
+    """The timeout of the call passed before it was answered."""
 
 
 class NotFound(CallFailed):
-    """No such model, version, alias or server."""
+    """There is no such model, version, alias or server."""
 
 
 class AlreadyExists(CallFailed):
-    """What was to be made is there."""
+    """The resource that the call would create exists already."""
 
 
 class PermissionDenied(CallFailed):
-    """The caller may not do this."""
+    """The caller is not allowed to do this."""
 
 
 class ResourceExhausted(CallFailed):
-    """Too much at once, or too large for what there is."""
+    """A limit is reached: of requests, of memory, or of the size of a message or a model."""
 
 
 class FailedPrecondition(CallFailed):
-    """The state of things does not allow it: a load that fails, a pin that holds."""
+    """The current state does not allow it: a load failed, or a pin holds the model in memory."""
 
 
 class Aborted(CallFailed):
-    """Somebody else was faster: read again, then repeat the change."""
+    """Somebody else made a change in between: read again, then repeat the change."""
 
 
 class Unimplemented(CallFailed):
-    """The service does not answer this call."""
+    """The service does not support this call."""
 
 
 class Internal(CallFailed):
-    """The service, or the model, failed at its work."""
+    """The service or the model failed, or its answer cannot be read."""
 
 
 class Unavailable(CallFailed):
-    """Nobody answers, or something that it takes is away just now."""
+    """Nobody answers, or something that the call needs is not available now."""
 
 
 class Cancelled(CallFailed):
-    """The call was given up by one of the two sides."""
+    """The caller or the service cancelled the call."""
 
 
 _BY_CODE: Final[Mapping[grpc.StatusCode, type[CallFailed]]] = {

@@ -1,8 +1,8 @@
 """Several Controllers behind one stub: each call goes to the one that acts.
 
-Each is asked for its health first, because a standby refuses, and a process that was stopped keeps
-its connections open and answers nothing. Where none serves, one that answers is called all the
-same: its refusal says who acts.
+Each Controller is asked for its health first: a standby refuses calls, and a process that was
+stopped keeps its connections open and never answers. Where no Controller is serving, one that
+answered is called anyway, because its refusal says which one acts.
 """
 
 import time
@@ -12,20 +12,18 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
-from shoal.client.steps import run, run_async
+from shoal.client import health
+from shoal.client.operations import run, run_async
 
 HEALTH_SECONDS: Final = 1.0  # for one answer
 
-_CHECK: Final = "/grpc.health.v1.Health/Check"
-_SERVING: Final = b"\x08\x01"  # grpc.health.v1.HealthCheckResponse{status: SERVING}
-
 
 class SeveralChannels:
-    """What a stub takes for a channel. `channels`: the Controllers', in any order."""
+    """One channel, as stubs see it, made of the channels to several Controllers."""
 
     def __init__(self, channels: Sequence[Any]) -> None:
         self._channels = channels
-        self._checks = [channel.unary_unary(_CHECK) for channel in channels]
+        self._checks = [channel.unary_unary(health.CHECK) for channel in channels]
         self._last = 0
 
     def unary_unary(self, *about: Any, **more: Any) -> Any:
@@ -42,7 +40,7 @@ class SeveralChannels:
             channel.close()
 
     def serving(self) -> Any:
-        """The place of the one to call."""
+        """Return the index of the channel to call."""
         return run(self._choice(), self._health)
 
     def _health(self, place: int) -> Any:
@@ -52,14 +50,17 @@ class SeveralChannels:
             return None
 
     def _choice(self) -> Generator[int, bytes | None, int]:
-        """Yields the place of each one to ask, and is sent its health, None where it is silent."""
+        """Yield the index of each channel to check; is sent the answer, None where there is none.
+
+        Returns the index of the channel to call.
+        """
         answering = None
         for place in sorted(range(len(self._checks)), key=lambda place: place != self._last):
-            health = yield place
-            if health == _SERVING:
+            answer = yield place
+            if answer == health.SERVING:
                 self._last = place
                 return place
-            if health is not None:
+            if answer is not None:
                 answering = place
         return self._last if answering is None else answering
 
@@ -68,7 +69,7 @@ class SeveralChannels:
 
 
 class SeveralAsyncChannels(SeveralChannels):
-    """The same for grpc.aio."""
+    """`SeveralChannels` for grpc.aio."""
 
     def unary_unary(self, *about: Any, **more: Any) -> Any:
         return _AsyncMethod(self.serving, self._methods("unary_unary", about, more))
@@ -94,6 +95,8 @@ class SeveralAsyncChannels(SeveralChannels):
 
 
 class _Method:
+    """A method of all Controllers, of which each call goes to the one that acts."""
+
     def __init__(self, serving: Callable[[], Any], methods: Sequence[Any]) -> None:
         self._serving = serving
         self._methods = methods
@@ -117,7 +120,7 @@ class _AsyncStreams(_Method):
 
 
 class _AsyncStream:
-    """Begins with the first read."""
+    """A stream that begins with its first read, because only then the Controller can be chosen."""
 
     def __init__(
         self,

@@ -1,116 +1,230 @@
-"""Triton's messages, and tensors into and out of them without a copy more than there has to be.
-
-They are made from third_party/triton in a descriptor pool of their own: tritonclient, KServe and
-others bring the same names into protobuf's common pool, and two of one name there are an error.
-"""
+"""Conversions from the services' messages to the values in `resources`."""
 
 from collections.abc import Iterable
-from functools import cache
-from pathlib import Path
-from typing import Any, Final
+from datetime import UTC, datetime
+from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.message import DecodeError
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
-# Made by: buf build third_party/triton --as-file-descriptor-set --exclude-source-info -o …
-DESCRIPTORS: Final = Path(__file__).with_name("triton.binpb")
-
-_RAW_INPUT: Final = 7  # ModelInferRequest.raw_input_contents
-_RAW_OUTPUT: Final = 6  # ModelInferResponse.raw_output_contents
-_STREAM_ERROR, _STREAM_RESPONSE = 1, 2  # of ModelStreamInferResponse
-
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+from shoal import names
+from shoal.client import resources
+from shoal.controller.v1 import controller_service_pb2 as controller
+from shoal.controller.v1 import types_pb2 as placed
+from shoal.names import ModelVersionName
+from shoal.registry.v1 import types_pb2 as catalogue
+from shoal.router.v1 import router_service_pb2 as router
 
 
-@cache
-def message(name: str) -> Any:
-    """The class of the message `inference.{name}`."""
-    return message_factory.GetMessageClass(_pool().FindMessageTypeByName(f"inference.{name}"))
+def model(message: catalogue.Model) -> resources.Model:
+    return resources.Model(
+        name=last(message.name),
+        description=message.description,
+        labels=dict(message.labels),
+        retry_policy=word(catalogue.RetryPolicy, message.retry_policy),
+        default_version=message.default_version or None,
+        aliases=dict(message.aliases),
+        traffic=tuple(arm(one) for one in message.traffic_policy.arms),
+        residency=residency(message.residency),
+        create_time=moment(message.create_time),
+        update_time=moment(message.update_time),
+        etag=message.etag,
+    )
 
 
-@cache
-def _pool() -> descriptor_pool.DescriptorPool:
-    pool = descriptor_pool.DescriptorPool()
-    for file in descriptor_pb2.FileDescriptorSet.FromString(DESCRIPTORS.read_bytes()).file:
-        pool.AddSerializedFile(file.SerializeToString())  # what it imports stands before it
-    return pool
+def arm(message: catalogue.Arm) -> resources.Arm:
+    _, name, *version = message.target.split("/")
+    return resources.Arm(name, version[-1] if version else "", message.weight)
 
 
-def request_bytes(request: Any, tensors: Iterable[Any]) -> bytes:
-    """A serialized ModelInferRequest with `tensors`, contiguous buffers, as its raw contents."""
-    parts = [request.SerializeToString()]
-    for tensor in tensors:
-        size = tensor.nbytes if hasattr(tensor, "nbytes") else len(tensor)
-        parts += (bytes((_RAW_INPUT << 3 | _BYTES,)), _varint_bytes(size), tensor)
-    return b"".join(parts)
+def residency(message: catalogue.Residency) -> resources.Residency:
+    def given(name: str) -> Any:
+        return getattr(message, name) if message.HasField(name) else None  # type: ignore[arg-type]
+
+    return resources.Residency(
+        min_copies=given("min_copies"),
+        max_copies=given("max_copies"),
+        idle_ttl=seconds(message.idle_ttl) if message.HasField("idle_ttl") else None,
+        preload=given("preload"),
+        priority=given("priority"),
+        required_labels=dict(message.required_labels),
+    )
 
 
-def response_parts(response: bytes | memoryview) -> tuple[Any, list[memoryview]]:
-    """A ModelInferResponse without its raw contents, and those as views into `response`.
+def version(message: catalogue.ModelVersion) -> resources.ModelVersion:
+    name = version_name(message.name)
+    return resources.ModelVersion(
+        model=name.model,
+        version=name.version,
+        state=word(catalogue.VersionState, message.state),
+        invalid_reason=message.invalid_reason,
+        source=message.source,
+        artifact_bytes=message.artifact_bytes,
+        declared_memory=dict(message.declared_memory),
+        requires=version_names(message.requires),
+        ensemble=message.ensemble,
+        pinned=message.pinned,
+        config_digest=message.config_digest,
+        fingerprint=message.fingerprint,
+        create_time=moment(message.create_time),
+        etag=message.etag,
+    )
 
-    Raises DecodeError.
+
+def server(message: placed.Server) -> resources.Server:
+    return resources.Server(
+        name=last(message.name),
+        address=message.address,
+        state=word(placed.ServerState, message.state),
+        state_reason=message.state_reason,
+        memory_budget=dict(message.memory_budget),
+        memory_reserved=dict(message.memory_reserved),
+        memory_measured=dict(message.memory_measured),
+        memory_soft_limit=dict(message.memory_soft_limit),
+        memory_leaked=dict(message.memory_leaked),
+        max_models=message.max_models,
+        models=message.models,
+        labels=dict(message.labels),
+        restart_wanted=message.restart_wanted,
+    )
+
+
+def replica(message: placed.Replica) -> resources.Replica:
+    name = version_name(message.version)
+    return resources.Replica(
+        server=message.name.split("/")[1],
+        model=name.model,
+        version=name.version,
+        state=word(placed.ReplicaState, message.state),
+        state_reason=message.state_reason,
+        memory_reserved=dict(message.memory_reserved),
+        memory_measured=dict(message.memory_measured),
+        idle=seconds(message.idle) if message.HasField("idle") else None,
+        in_flight=message.in_flight,
+        pinned=message.pinned,
+        held_by=version_names(message.held_by),
+        load_duration=(
+            seconds(message.load_duration) if message.HasField("load_duration") else None
+        ),
+    )
+
+
+def event(message: placed.Event) -> resources.Event:
+    return resources.Event(
+        epoch=message.epoch,
+        sequence=message.sequence,
+        time=moment(message.time),
+        kind=word(placed.EventKind, message.kind),
+        server=last(message.server),
+        version=version_name(message.version) if message.version else None,
+        reason=message.reason,
+        for_version=version_name(message.for_version) if message.for_version else None,
+        trace_id=message.trace_id,
+    )
+
+
+# --- explanations ---------------------------------------------------------------------------------
+
+
+def route_arm(message: router.RouteArm) -> resources.RouteArm:
+    return resources.RouteArm(
+        message.model, message.version, message.share, tuple(map(last, message.servers))
+    )
+
+
+def explanation(
+    name: str,
+    stays: controller.WhyResidentResponse,
+    absent: controller.WhyNotLoadedResponse,
+    evicted: controller.WhyEvictedResponse,
+) -> resources.VersionExplanation:
+    """Return the answers to three questions about one version as one value."""
+    return resources.VersionExplanation(
+        version=version_name(name),
+        reason=absent.reason,
+        waiters=absent.waiters,
+        turn=absent.turn or None,
+        failure=failure(absent.failure) if absent.HasField("failure") else None,
+        servers=tuple(map(verdict, absent.servers)),
+        stays=tuple(map(stay, stays.replicas)),
+        evictions=tuple(map(eviction, evicted.evictions)),
+    )
+
+
+def stay(message: controller.ReplicaExplanation) -> resources.Stay:
+    return resources.Stay(
+        replica=replica(message.replica),
+        placed=message.placed,
+        kept_by=tuple(message.kept_by),
+        eviction_turn=message.eviction_turn or None,
+        candidates=message.candidates,
+        weighed=dict(message.weighed),
+    )
+
+
+def eviction(message: controller.EvictionExplanation) -> resources.Eviction:
+    return resources.Eviction(
+        event(message.event),
+        tuple(
+            resources.Candidate(version_name(one.version), one.evicted, dict(one.weighed))
+            for one in message.candidates
+        ),
+    )
+
+
+def failure(message: controller.LoadFailure) -> resources.LoadFailure:
+    return resources.LoadFailure(
+        last(message.server), message.cause, message.count, seconds(message.retry_after)
+    )
+
+
+def verdict(message: controller.ServerVerdict) -> resources.ServerVerdict:
+    return resources.ServerVerdict(
+        server=last(message.server),
+        holds=message.holds,
+        possible=message.possible,
+        reason=message.reason,
+        score=message.score,
+        victims=version_names(message.victims),
+    )
+
+
+# --- values ---------------------------------------------------------------------------------------
+
+
+def last(name: str) -> str:
+    """Return the last part of a resource name, such as `m` of `models/m`; "" for ""."""
+    return name.rpartition("/")[2]
+
+
+def version_name(name: str) -> ModelVersionName:
+    """Return the parts of a version's name. Raises ValueError for any other name."""
+    found = names.parse_version_name(name)
+    if found is None:
+        raise ValueError(f"{name!r} is not models/MODEL/versions/VERSION")
+    return found
+
+
+def version_names(found: Iterable[str]) -> tuple[ModelVersionName, ...]:
+    return tuple(map(version_name, found))
+
+
+def seconds(duration: Duration) -> float:
+    return duration.ToNanoseconds() / 1e9
+
+
+def moment(timestamp: Timestamp) -> datetime:
+    return timestamp.ToDatetime(UTC)
+
+
+def word(kind: Any, number: int) -> str:
+    """Return the name of an enum's value without the enum's prefix.
+
+    A value that only a newer service knows is returned as its number.
     """
-    rest, tensors = _split(memoryview(response), _RAW_OUTPUT)
-    return message("ModelInferResponse").FromString(rest), tensors
-
-
-def stream_parts(response: bytes) -> tuple[str, memoryview]:
-    """The error and the ModelInferResponse of a ModelStreamInferResponse. Raises DecodeError."""
-    rest, found = _split(memoryview(response), _STREAM_RESPONSE)
-    error = message("ModelStreamInferResponse").FromString(rest).error_message
-    if len(found) > 1:  # protobuf would merge them; no server sends that
-        raise DecodeError("a stream's response holds more than one answer")
-    return error, found[0] if found else memoryview(b"")
-
-
-def _split(message_: memoryview, number: int) -> tuple[bytes, list[memoryview]]:
-    """What is not in the length-delimited field `number`, serialized, and that field's contents."""
-    wanted = number << 3 | _BYTES
-    rest: list[memoryview] = []
-    found: list[memoryview] = []
-    position, end = 0, len(message_)
-    while position < end:
-        start = position
-        tag, position = _varint(message_, position)
-        kind = tag & 7
-        if kind == _BYTES:
-            size, position = _varint(message_, position)
-            position += size
-            if tag == wanted and position <= end:
-                found.append(message_[position - size : position])
-                continue
-        elif kind == _VARINT:
-            _, position = _varint(message_, position)
-        elif kind == _FIXED64:
-            position += 8
-        elif kind == _FIXED32:
-            position += 4
-        else:
-            raise DecodeError(f"wire type {kind} at byte {start}")
-        if position > end:
-            raise DecodeError("the message ends in the middle of a field")
-        rest.append(message_[start:position])
-    return b"".join(rest), found
-
-
-def _varint(data: memoryview, position: int) -> tuple[int, int]:
-    """The number at `position`, and where it ends."""
-    number = 0
-    for shift in range(0, 70, 7):
-        if position >= len(data):
-            raise DecodeError("the message ends in the middle of a number")
-        byte = data[position]
-        position += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number, position
-    raise DecodeError("a number of more than 10 bytes")
-
-
-def _varint_bytes(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
+    descriptor = kind.DESCRIPTOR
+    known = descriptor.values_by_number.get(number)
+    if known is None:
+        return str(number)
+    prefix = descriptor.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    return str(known.name.removeprefix(prefix))

@@ -2,21 +2,33 @@
 
 import secrets
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from shoal.client.headers import Headers
 from shoal.client.inference import Parameter, Request, Result, answered
-from shoal.client.steps import Headers, Operation
+from shoal.client.operations import Operation
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Self
 
-    from shoal.client.aio import AsyncClient
-    from shoal.client.sync import Client
+_T = TypeVar("_T")
+
+
+class Performer(Protocol):
+    """The part of `Client` that a sequence needs."""
+
+    def perform(self, operation: Operation[_T]) -> _T: ...
+
+
+class AsyncPerformer(Protocol):
+    """The part of `AsyncClient` that a sequence needs."""
+
+    async def perform(self, operation: Operation[_T]) -> _T: ...
 
 
 class _Sequence:
-    """What both kinds share: which request begins, which one ends."""
+    """The state of a sequence: whether it has begun, and whether it has ended."""
 
     def __init__(self, model: str, version: int | str, id_: int | str | None) -> None:
         self.model = model
@@ -43,22 +55,29 @@ class _Sequence:
         return result
 
     def _left(self, error: BaseException | None) -> None:
-        """Raises RuntimeError where the block ended well and the sequence didn't."""
+        """Raise RuntimeError where the block ended without an error, but the sequence did not."""
         if error is None and self._begun and not self._ended:
             raise RuntimeError(
                 f"sequence {self.id} of model {self.model!r} was left open: give its last request "
-                "end=True, so that its place in the model is free again"
+                "end=True, so that the model can free its place"
             )
 
 
 class Sequence(_Sequence):
-    """Use it in a `with` block, and give its last request `end=True`. `id`: a random one for None.
+    """A sequence of requests to one model, made by `Client.sequence`.
 
-    After the first request nothing is repeated: what the model knows of it then cannot be known.
+    Use it in a `with` block, and give its last request `end=True`; leaving the block without that
+    raises RuntimeError. Only the first request is ever repeated: after it, the state that the model
+    has reached would be unknown.
+
+    Attributes:
+        model: The model's name.
+        version: A version or an alias; "" for the model's own choice.
+        id: The sequence's ID; a random number unless one was given.
     """
 
     def __init__(
-        self, client: "Client", model: str, version: int | str, id_: int | str | None
+        self, client: Performer, model: str, version: int | str, id_: int | str | None
     ) -> None:
         super().__init__(model, version, id_)
         self._client = client
@@ -72,7 +91,21 @@ class Sequence(_Sequence):
         headers: Headers | None = None,
         timeout: float | None = None,
     ) -> Result:
-        """The next request and its answer. Raises CallFailed."""
+        """Send the next request of the sequence and return its answer.
+
+        Args:
+            inputs: Arrays by input name, or values that numpy can make arrays of.
+            end: Whether this is the last request.
+            parameters: Further parameters of the request.
+            headers: gRPC metadata.
+            timeout: Seconds for the request, including a load that it needs. None means the
+                client's own.
+
+        Raises:
+            CallFailed: The request was refused, or nobody answered.
+            TypeError: The protocol has no datatype for one of the inputs.
+            ValueError: The sequence has ended.
+        """
         return self._client.perform(self._infer(inputs, end, parameters, headers, timeout))
 
     def __enter__(self) -> "Self":
@@ -82,16 +115,16 @@ class Sequence(_Sequence):
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        trace: "TracebackType | None",
+        trace: TracebackType | None,
     ) -> None:
         self._left(error)
 
 
 class AsyncSequence(_Sequence):
-    """Sequence for asyncio."""
+    """A `Sequence` for asyncio, used in an `async with` block."""
 
     def __init__(
-        self, client: "AsyncClient", model: str, version: int | str, id_: int | str | None
+        self, client: AsyncPerformer, model: str, version: int | str, id_: int | str | None
     ) -> None:
         super().__init__(model, version, id_)
         self._client = client
@@ -105,7 +138,7 @@ class AsyncSequence(_Sequence):
         headers: Headers | None = None,
         timeout: float | None = None,
     ) -> Result:
-        """The next request and its answer. Raises CallFailed."""
+        """Send the next request of the sequence and return its answer, as `Sequence.infer` does."""
         return await self._client.perform(self._infer(inputs, end, parameters, headers, timeout))
 
     async def __aenter__(self) -> "Self":
@@ -115,6 +148,6 @@ class AsyncSequence(_Sequence):
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        trace: "TracebackType | None",
+        trace: TracebackType | None,
     ) -> None:
         self._left(error)

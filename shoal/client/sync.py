@@ -1,10 +1,9 @@
 """The client for threads."""
 
-import inspect
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -13,28 +12,18 @@ from shoal.client import catalogue, fleet, inference, streaming
 from shoal.client.channels import Services, given
 from shoal.client.errors import CallFailed
 from shoal.client.failover import SeveralChannels
+from shoal.client.headers import Headers, metadata_of
 from shoal.client.inference import Parameter, Request, Result
+from shoal.client.operations import Attempt, Operation, Pause, attempts, described, run
+from shoal.client.pages import next_page
+from shoal.client.retries import DEFAULT_RETRIES, DEFAULT_TIMEOUT, Limits, Tries
 from shoal.client.sequences import Sequence as InferenceSequence
-from shoal.client.steps import (
-    Attempt,
-    Headers,
-    Limits,
-    Operation,
-    Pause,
-    Tries,
-    carried_out,
-    metadata_of,
-    run,
-)
 from shoal.controller.v1.controller_service_pb2_grpc import ControllerServiceStub
 from shoal.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from shoal.router.v1.router_service_pb2_grpc import RouterServiceStub
 
 if TYPE_CHECKING:
     from typing import Self
-
-DEFAULT_TIMEOUT: Final = 30.0  # seconds
-DEFAULT_RETRIES: Final = 5
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -49,26 +38,18 @@ def _method(operation: Callable[_P, Operation[_T]]) -> Callable[Concatenate["Cli
     return described(method, operation)
 
 
-def described(method: _T, operation: Callable[..., Any]) -> _T:
-    """The method with its operation's name, text and signature, for help() and editors."""
-    shown = inspect.signature(operation)
-    self = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-    about: Any = method
-    about.__name__ = about.__qualname__ = operation.__name__
-    about.__doc__ = operation.__doc__
-    about.__signature__ = shown.replace(
-        parameters=(self, *shown.parameters.values()), return_annotation=inspect.Signature.empty
-    )
-    return method
-
-
 class Client:
-    """What `connect` gives; threads may share it. What needs an address that was not given raises
-    ValueError.
+    """A client of Shoal's services, made by `connect`. Threads can share it.
 
-    Every method that takes a `timeout` takes seconds, for the call and all that is repeated of it.
-    A call is repeated only where its error says after which time (google.rpc.RetryInfo), not before
-    that, and only while its deadline allows.
+    A method raises ValueError where it needs a service whose address was not given.
+
+    A call is repeated only where its error names a time after which that may help
+    (`google.rpc.RetryInfo`): not before that time, at most `retries` times, and only if the timeout
+    allows. Every `timeout` is in seconds and covers the retries.
+
+    Attributes:
+        timeout: Seconds for each call that sets no timeout of its own.
+        retries: The most that a call is repeated.
     """
 
     def __init__(
@@ -103,37 +84,50 @@ class Client:
         headers: Headers | None = None,
         timeout: float | None = None,
     ) -> Generator[Result, None, None]:
-        """Every answer of a decoupled model to one request, as it comes; of another model the one.
+        """Send one request and yield its answers as they arrive.
 
-        `timeout`: seconds for all of them, None: no limit. To leave early, close it:
-        `with contextlib.closing(client.infer_stream(…)) as answers`. Raises CallFailed; for what
-        Triton refuses inside a stream, where it says no more than a text, when the stream has ended
-        and with the code UNKNOWN. It is repeated only while nothing has come.
+        A decoupled model answers any number of times, any other model once. To stop before the last
+        answer, close the generator: `with contextlib.closing(client.infer_stream(…)) as answers`.
+        The request is repeated only as long as nothing has arrived.
+
+        Args:
+            model: The model's name.
+            inputs: Arrays by input name, or values that numpy can make arrays of.
+            version: A version or an alias; "" for the model's own choice.
+            outputs: Names of the outputs to return, or a mapping of each name to the parameters of
+                that output. Empty for all outputs.
+            id: Returned with each answer.
+            parameters: Further parameters of the request.
+            headers: gRPC metadata.
+            timeout: Seconds for all answers. None means no limit.
+
+        Yields:
+            The answers that have outputs.
+
+        Raises:
+            CallFailed: The request was refused, or the stream broke. A refusal inside the stream is
+                raised when the stream has ended and has the code UNKNOWN, because Triton sends no
+                status there.
+            TypeError: The protocol has no datatype for one of the inputs.
         """
         request = Request(model, inputs, version, outputs, id, parameters or {}).serialized()
         metadata = metadata_of(headers)
-        address = self._services.address("inference")
         tries = Tries(timeout, self.retries)
         while True:
             call = self._services.infer_stream()(
                 iter((request,)), timeout=tries.left(), metadata=metadata
             )
-            begun, refusal = False, None
+            answers = streaming.Answers(self._services.address("inference"))
             try:
                 for response in call:
-                    begun = True
-                    found = streaming.answer(response, address)
-                    if isinstance(found, CallFailed):
-                        refusal = refusal or found
-                    elif refusal is None and found.outputs:
-                        yield found
+                    if (result := answers.received(response)) is not None:
+                        yield result
             except grpc.RpcError as error:
                 failure = self._services.failure(error, "inference")
-                if begun:
+                if answers.begun:
                     raise failure from error
             else:
-                if refusal is not None:
-                    raise refusal
+                answers.ended()
                 return
             finally:
                 call.cancel()
@@ -146,13 +140,25 @@ class Client:
         headers: Headers | None = None,
         timeout: float | None = None,
     ) -> Generator[Result | CallFailed, None, None]:
-        """Sends requests in one stream, for any models, and yields what is answered as it comes.
+        """Send many requests in one stream and yield their answers as they arrive.
 
-        Give each an `id` to know its answers by: those of one model come in its order. A refusal is
-        yielded, with the id in its metadata, and the others go on. `final` is true of the last
-        answer to a request; to one of a decoupled model that may be an answer without outputs.
-        `timeout`: seconds for all of it, None: no limit. Raises CallFailed when the stream breaks,
-        and after the last answer what `requests` raised.
+        The requests can be for several models, and can be made while answers arrive. Give each
+        request an `id` to tell its answers by. To stop early, close the generator with
+        `contextlib.closing`.
+
+        Args:
+            requests: The requests. If iterating them raises, the exception is raised after the last
+                answer.
+            headers: gRPC metadata of the stream.
+            timeout: Seconds for the whole stream. None means no limit.
+
+        Yields:
+            An answer, or the refusal of one request with its ID in `metadata["id"]`; the other
+            requests are not affected. `Result.final` is true of the last answer to a request, which
+            for a decoupled model can be one without outputs.
+
+        Raises:
+            CallFailed: The stream broke.
         """
         outgoing = streaming.Outgoing()
         call = self._services.infer_stream()(
@@ -174,10 +180,19 @@ class Client:
         version: int | str = "",
         id: int | str | None = None,  # noqa: A002
     ) -> InferenceSequence:
-        """Requests that belong together, for a model that keeps a state between them."""
+        """Begin a sequence of requests, for a model that keeps a state between them.
+
+        Args:
+            model: The model's name.
+            version: A version or an alias; "" for the model's own choice.
+            id: The ID of the sequence; a random number by default.
+
+        Returns:
+            The sequence, to use in a `with` block.
+        """
         return InferenceSequence(self, model, version, id)
 
-    # --- what exists --------------------------------------------------------------------------
+    # --- the catalogue ------------------------------------------------------------------------
 
     register = _method(catalogue.register)
     import_repository = _method(catalogue.import_repository)
@@ -193,7 +208,7 @@ class Client:
     set_traffic = _method(catalogue.set_traffic)
     clear_traffic = _method(catalogue.clear_traffic)
 
-    # --- where it lives -----------------------------------------------------------------------
+    # --- the fleet ----------------------------------------------------------------------------
 
     load = _method(fleet.load)
     evict = _method(fleet.evict)
@@ -211,16 +226,19 @@ class Client:
 
     @property
     def registry(self) -> RegistryServiceStub:
+        """The generated stub of `shoal.registry.v1.RegistryService`."""
         stub: RegistryServiceStub = self._services.stub("registry")
         return stub
 
     @property
     def controller(self) -> ControllerServiceStub:
+        """The generated stub of `shoal.controller.v1.ControllerService`."""
         stub: ControllerServiceStub = self._services.stub("controller")
         return stub
 
     @property
     def router(self) -> RouterServiceStub:
+        """The generated stub of `shoal.router.v1.RouterService`."""
         stub: RouterServiceStub = self._services.stub("router")
         return stub
 
@@ -231,10 +249,18 @@ class Client:
         *,
         timeout: float | None = None,
     ) -> _Response:
-        """The answer of one of the stubs' methods; never repeated. `timeout`: seconds, None: the
-        client's own.
+        """Call a unary method of one of the stubs once, without retries.
 
-        Raises CallFailed.
+        Args:
+            method: The method, such as `client.registry.GetModel`.
+            request: Its request message.
+            timeout: Seconds for the call. None means the client's own.
+
+        Returns:
+            The response message.
+
+        Raises:
+            CallFailed: The call was refused, or nobody answered.
         """
         limit = self.timeout if timeout is None else timeout
         try:
@@ -249,9 +275,18 @@ class Client:
         *,
         timeout: float | None = None,
     ) -> Iterator[_Response]:
-        """Every page of a List call, from `request` on. `timeout`: seconds for each.
+        """Yield the pages of a List method of one of the stubs.
 
-        Raises CallFailed.
+        Args:
+            method: The method, such as `client.registry.ListModels`.
+            request: The request for the first page.
+            timeout: Seconds for each page. None means the client's own.
+
+        Yields:
+            The response messages.
+
+        Raises:
+            CallFailed: A call was refused, or nobody answered.
         """
         asked: _Request | None = request
         while asked is not None:
@@ -266,9 +301,18 @@ class Client:
         *,
         timeout: float | None = None,
     ) -> Generator[_Response, None, None]:
-        """What a Watch call sends, until the iterator is closed or `timeout` seconds have passed.
+        """Yield the responses of a Watch method of one of the stubs, until it is closed.
 
-        Raises CallFailed.
+        Args:
+            method: The method, such as `client.controller.WatchEvents`.
+            request: Its request message.
+            timeout: Seconds for the whole stream. None means no limit.
+
+        Yields:
+            The response messages.
+
+        Raises:
+            CallFailed: The stream was refused, or broke.
         """
         responses = method(request, timeout=timeout)
         try:
@@ -278,16 +322,19 @@ class Client:
         finally:
             responses.cancel()
 
-    # --- life ---------------------------------------------------------------------------------
+    # --- calls and connections ----------------------------------------------------------------
 
     def perform(self, operation: Operation[_T]) -> _T:
-        """Carries out an operation of this package. Raises CallFailed."""
+        """Carry out an operation of this package.
+
+        Raises:
+            CallFailed: A call was refused, or nobody answered.
+        """
         try:
-            return run(carried_out(operation, Limits(self.timeout, self.retries)), self._do)
+            return run(attempts(operation, Limits(self.timeout, self.retries)), self._do)
         except CallFailed as error:
-            raise error.with_traceback(
-                None
-            ) from error.__cause__  # of our own steps it says nothing
+            # The traceback would show the steps of this package alone.
+            raise error.with_traceback(None) from error.__cause__
 
     def _do(self, step: Attempt | Pause) -> Any:
         if isinstance(step, Pause):
@@ -301,7 +348,7 @@ class Client:
             raise self._services.failure(error, call.service) from error
 
     def close(self) -> None:
-        """Ends the connections; a call after it raises ValueError."""
+        """Close the connections. Calls made after that raise ValueError."""
         for channel in self._services.channels.values():
             channel.close()
 
@@ -326,21 +373,21 @@ def connect(
     retries: int = DEFAULT_RETRIES,
     options: Sequence[tuple[str, Any]] = (),
 ) -> Client:
-    """A client of the services whose `host:port` is given; of several Controllers, separated by
-    commas, the one that acts is called. Nothing is sent before the first call.
+    """Return a client of the services whose addresses are given. Nothing is sent yet.
 
-    `router` may be a Triton too, for what is in Triton's protocol. `timeout`: seconds for each call
-    that sets none itself. `retries`: at most, of a call whose error offers one. `options`: of the
-    gRPC channels, beside CHANNEL_OPTIONS.
+    Close the client after use, or use it in a `with` block.
+
+    Args:
+        registry: HOST:PORT of the Registry.
+        controller: HOST:PORT of the Controller. Give several separated by commas, and calls go to
+            the one that acts.
+        router: HOST:PORT of the Router. For inference, health and metadata this can be a Triton
+            server instead.
+        timeout: Seconds for each call that sets no timeout of its own.
+        retries: The most that a call is repeated.
+        options: Options of the gRPC channels, on top of `CHANNEL_OPTIONS`.
+
+    Returns:
+        The client.
     """
     return Client(given(registry, controller, router), timeout, options, retries)
-
-
-def next_page(request: _Request, page: Any) -> _Request | None:
-    """The request for the page after `page`, None after the last."""
-    if not page.next_page_token:
-        return None
-    following: Any = type(request)()
-    following.CopyFrom(request)
-    following.page_token = page.next_page_token
-    return cast("_Request", following)

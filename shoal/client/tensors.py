@@ -1,8 +1,12 @@
-"""Tensors of Triton's protocol from numpy arrays, and back. Only this module needs numpy."""
+"""Tensors of Triton's protocol from numpy arrays, and back.
 
-import struct
+Only this module of the client needs numpy.
+"""
+
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
+
+from shoal.tensors import pack_elements, unpack_elements
 
 try:
     import numpy as np
@@ -11,7 +15,7 @@ except ImportError as error:
 
 Array = np.ndarray[Any, Any]
 
-# numpy's kind and size in bytes of each datatype; a BF16 is read and written as two plain bytes.
+# numpy's kind and size in bytes of each datatype of numbers, except BF16, which numpy lacks.
 _KINDS: Final = {
     "BOOL": "b1",
     **{f"UINT{8 * size}": f"u{size}" for size in (1, 2, 4, 8)},
@@ -19,11 +23,10 @@ _KINDS: Final = {
     **{f"FP{8 * size}": f"f{size}" for size in (2, 4, 8)},
 }
 _DATATYPES: Final = {kind: datatype for datatype, kind in _KINDS.items()}
-_LENGTH: Final = struct.Struct("<I")  # before each element of a BYTES tensor
 
 
 class Tensor(NamedTuple):
-    """`data`: contiguous and little-endian, as it stands in raw_input_contents."""
+    """A tensor as it is sent. `data` is contiguous and little-endian."""
 
     datatype: str
     shape: tuple[int, ...]
@@ -31,39 +34,63 @@ class Tensor(NamedTuple):
 
 
 def encoded(name: str, value: Any) -> Tensor:
-    """From an array, or from what numpy makes one of; text and bytes become BYTES.
+    """Encode an array, or anything that numpy can make an array of.
 
-    Numbers of Python become INT64 and FP64, as numpy has it. Raises TypeError for what the protocol
-    has no datatype for.
+    Text and bytes become BYTES; Python's numbers become INT64 and FP64, as in numpy. Raises
+    TypeError where the protocol has no datatype for the array; `name` is the input's name in it.
     """
     array = value if isinstance(value, np.ndarray) else _array(value)
-    if array.dtype.kind in "OSU":
-        return Tensor("BYTES", array.shape, b"".join(_prefixed(name, array)))
-    if array.dtype.name == "bfloat16":
-        return Tensor("BF16", array.shape, np.ascontiguousarray(array).view(np.uint16))
-    datatype = _DATATYPES.get(f"{array.dtype.kind}{array.dtype.itemsize}")
+    datatype = datatype_of(array)
     if datatype is None:
         raise TypeError(f"{name}: Triton's protocol has no datatype for numpy's {array.dtype}")
+    if datatype == "BYTES":
+        return Tensor("BYTES", array.shape, pack_elements(_bytes_of(name, array)))
+    if datatype == "BF16":
+        return Tensor("BF16", array.shape, np.ascontiguousarray(array).view(np.uint16))
     little = array.dtype.newbyteorder("<")
     return Tensor(datatype, array.shape, np.ascontiguousarray(array, dtype=little))
 
 
 def decoded(datatype: str, shape: tuple[int, ...], data: memoryview) -> Array:
-    """A read-only array: a view into `data` where that lies as the processor likes it, else a copy.
+    """Decode a tensor to a read-only array.
 
-    BYTES give an object array of `bytes`; BF16 needs ml_dtypes. Raises ValueError where data and
-    shape don't fit together, TypeError for an unknown datatype.
+    The array is a view into `data` where the alignment allows it, else a copy. BYTES become an
+    object array of `bytes`. BF16 needs ml_dtypes. Raises ValueError where the data do not fill the
+    shape, and TypeError for an unknown datatype.
     """
     if datatype == "BYTES":
         array = np.empty(shape, np.object_)
-        elements = list(_elements(data))
+        elements = list(unpack_elements(data))
         if len(elements) != array.size:
             raise ValueError(f"{len(elements)} elements do not fill the shape {list(shape)}")
         array.reshape(-1)[:] = elements
     else:
-        array = _numbers(_dtype(datatype), data).reshape(shape)
+        array = _numbers(dtype_of(datatype), data).reshape(shape)
     array.flags.writeable = False
     return array
+
+
+def datatype_of(array: Array) -> str | None:
+    """Return the datatype that an array is sent as, or None where there is none for it."""
+    if array.dtype.kind in "OSU":
+        return "BYTES"
+    if array.dtype.name == "bfloat16":
+        return "BF16"
+    return _DATATYPES.get(f"{array.dtype.kind}{array.dtype.itemsize}")
+
+
+def dtype_of(datatype: str) -> "np.dtype[Any]":
+    """Return the dtype of an array with this datatype. Raises TypeError for an unknown one."""
+    if datatype in _KINDS:
+        return np.dtype(f"<{_KINDS[datatype]}")
+    if datatype == "BYTES":
+        return np.dtype(np.object_)
+    if datatype == "BF16":
+        import ml_dtypes
+
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
+    raise TypeError(f"the datatype {datatype} is not known")
 
 
 def _array(value: Any) -> Array:
@@ -79,36 +106,14 @@ def _numbers(dtype: "np.dtype[Any]", data: memoryview) -> Array:
     return array if array.flags.aligned else array.copy()
 
 
-def _dtype(datatype: str) -> "np.dtype[Any]":
-    if datatype in _KINDS:
-        return np.dtype(f"<{_KINDS[datatype]}")
-    if datatype == "BF16":
-        import ml_dtypes
-
-        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return bfloat16
-    raise TypeError(f"the datatype {datatype} is not known")
-
-
-def _prefixed(name: str, array: Array) -> Iterator[bytes]:
+def _bytes_of(name: str, array: Array) -> Iterator[bytes | bytearray | memoryview]:
     for element in array.flat:
         if isinstance(element, str):
-            element = element.encode()
-        elif not isinstance(element, bytes | bytearray | memoryview):
+            yield element.encode()
+        elif isinstance(element, bytes | bytearray | memoryview):
+            yield element
+        else:
             raise TypeError(
-                f"{name}: an array of objects holds bytes or str, this one {type(element).__name__}"
+                f"{name}: an array of objects must hold bytes or str, and this one holds "
+                f"{type(element).__name__}"
             )
-        yield _LENGTH.pack(len(element))
-        yield element
-
-
-def _elements(data: memoryview) -> Iterator[bytes]:
-    position = 0
-    while position < data.nbytes:
-        start = position + _LENGTH.size
-        if start > data.nbytes:
-            raise ValueError("a BYTES tensor ends in the middle of a length")
-        position = start + _LENGTH.unpack_from(data, start - _LENGTH.size)[0]
-        if position > data.nbytes:
-            raise ValueError("a BYTES tensor ends in the middle of an element")
-        yield bytes(data[start:position])

@@ -1,4 +1,4 @@
-"""Commands against a real Registry that has no Controller and no Router beside it."""
+"""Commands against a real Registry without a Controller and a Router."""
 
 import io
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from services.embedded.settings import StackSettings
 from shoal.cli.__main__ import COMMANDS
 from tests.support.cli import (
     NO_CONTROLLER,
@@ -32,7 +33,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def run(tmp_path: Path) -> AsyncIterator[Shell]:
-    """Model m with versions 1 and 2."""
+    """A shell whose Registry has model m with versions 1 and 2."""
     python_model(tmp_path / "repo", "m", (1, 2))
     async with registry_alone(tmp_path / "data", repositories=(tmp_path / "repo",)) as shell:
         yield shell
@@ -41,7 +42,7 @@ async def run(tmp_path: Path) -> AsyncIterator[Shell]:
 async def test_models_are_listed_while_only_the_registry_is_there(run: Shell) -> None:
     done = await run("models", "--json")
     assert done.status == 0
-    assert "what is resident is not known: the Controller at" in done.err
+    assert "cannot tell what is resident: the Controller at" in done.err
     (model,) = done.json["models"]
     assert (model["name"], model["default_version"], model["aliases"]) == ("models/m", 2, {})
     first, second = model["versions"]
@@ -64,7 +65,7 @@ async def test_a_version_is_registered(run: Shell, tmp_path: Path) -> None:
         "register", source, "--name", "n", "--pending", "--memory", "ram=64MiB", "--json"
     )
     assert done.status == 0
-    assert "the Router does not answer by it yet: the Router at" in done.err
+    assert "the Router does not follow it yet: the Router at" in done.err
     version = done.json["version"]
     assert (version["name"], version["state"]) == ("models/n/versions/1", "PENDING")
     assert version["declared_memory"] == {"ram": 64 * 1024**2}
@@ -88,7 +89,7 @@ async def test_what_cannot_be_served_is_refused(run: Shell, tmp_path: Path) -> N
     empty = tmp_path / "empty"
     empty.mkdir()
     done = await run("register", empty, "--name", "n")
-    assert (done.status, done.out) == (1, "registered n:1: INVALID, 0 B in files\n")
+    assert (done.status, done.out) == (1, "registered n:1: INVALID, 0 B of files\n")
     assert done.err.startswith("shoal: n:1 cannot be served: ")
 
 
@@ -97,7 +98,7 @@ async def test_aliases(run: Shell) -> None:
     assert (await run("alias", "m", "default", 1, "--json")).json["model"]["default_version"] == 1
     assert "alias default; alias stable" in (await run("models")).out
     gone = await run("alias", "m", "stable", "--delete")
-    assert (gone.status, gone.out) == (0, "m has no alias stable any more\n")
+    assert (gone.status, gone.out) == (0, "m no longer has the alias stable\n")
     done = await run("approve", "m:stable")
     assert (done.status, done.out) == (1, "")
     assert "has no alias 'stable'; it has: default [VERSION_NOT_FOUND]" in done.err
@@ -106,13 +107,13 @@ async def test_aliases(run: Shell) -> None:
 async def test_traffic(run: Shell) -> None:
     await run("alias", "m", "stable", 1)
     done = await run("traffic", "m", "stable=95", "2=5")
-    assert (done.status, done.out) == (0, "m: 95 % to m:stable, 5 % to m:2\n")
+    assert (done.status, done.out) == (0, "m: 95% to m:stable, 5% to m:2\n")
     model = (await run("traffic", "m", "m:1=1", "m=3", "--json")).json["model"]
     assert [(arm["target"], arm["weight"]) for arm in model["traffic_policy"]["arms"]] == [
         ("models/m/versions/1", 1),
         ("models/m", 3),
     ]
-    assert "traffic 25 % to m:1, 75 % to m" in (await run("models")).out
+    assert "traffic 25% to m:1, 75% to m" in (await run("models")).out
     done = await run("traffic", "m", "--clear")
     assert done.out == "m has no traffic policy: version 2 answers\n"
     assert "MODEL_NOT_FOUND" in (await run("traffic", "m", "nope=1")).err
@@ -189,7 +190,7 @@ async def test_what_a_model_may_not_ask(run: Shell) -> None:
 async def test_a_version_and_a_model_are_deleted(run: Shell) -> None:
     done = await run("delete", "m:1", "--yes")
     assert (done.status, done.out) == (0, "deleted m:1\n")
-    assert "the Router does not answer by it yet: the Router at" in done.err
+    assert "the Router does not follow it yet: the Router at" in done.err
     assert [row.split()[1] for row in (await run("models")).out.splitlines()[1:]] == ["2*"]
     await run("alias", "m", "live", 2)
     held = await run("delete", "m:live", "-y")
@@ -236,7 +237,7 @@ def test_nobody_there_ends_with_3(arguments: tuple[str, ...], part: str) -> None
     done = shoal("--registry", NO_REGISTRY, *nowhere, *arguments)
     assert (done.status, done.out) == (3, "")
     assert done.err.startswith(f"shoal: the {part} at 127.0.0.1:")
-    assert "(Connection refused). `shoal up` starts a stack" in done.err
+    assert "(Connection refused). Start a stack with `shoal up`" in done.err
 
 
 @pytest.mark.parametrize(
@@ -259,8 +260,8 @@ def test_nobody_there_ends_with_3(arguments: tuple[str, ...], part: str) -> None
         (("residency", "m", "--preload", "--unset", "preload"), "preload is both given and"),
         (("residency", "m", "--unset", "all"), "'all' is not one of"),
         (("delete", "m:"), "is not MODEL or MODEL:VERSION"),
-        (("trace",), "give either a trace's ID or --last"),
-        (("trace", "xyz"), "is no trace's ID"),
+        (("trace",), "give either the ID of a trace or --last"),
+        (("trace", "xyz"), "is not the ID of a trace"),
         (("no-such-command",), "No such command"),
     ],
 )
@@ -286,7 +287,7 @@ async def test_status_of_a_part_of_a_stack(run: Shell) -> None:
     assert (controller["state"], controller["detail"]) == ("unreachable", "Connection refused")
     assert (router["name"], router["ready"]) == ("router", False)
     assert collector["name"] == "collector"
-    assert "`shoal up` starts a stack" in (await run("status")).out
+    assert "Start a stack with `shoal up`" in (await run("status")).out
 
 
 def test_status_waits_as_long_as_it_is_told(tmp_path: Path) -> None:
@@ -324,3 +325,17 @@ def test_with_the_client_alone_the_missing_extra_is_named() -> None:
     )
     assert done.returncode == 69
     assert done.stderr.endswith("(typer is missing): pip install 'shoal[cli]'\n")
+
+
+def test_the_help_of_up_names_the_default_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    shown = shoal("up", "--help").out
+    for name in (
+        *("servers", "controllers", "router_workers", "trace_ratio"),
+        *("router_grpc_port", "router_http_port", "registry_port", "registry_metrics_port"),
+        *("controller_port", "controller_metrics_port", "otlp_grpc_port", "otlp_http_port"),
+    ):
+        default = StackSettings.model_fields[name].default
+        option = f"--{name.replace('_', '-')} "
+        (line,) = [line for line in shown.splitlines() if option in line]
+        assert f"({default})" in line

@@ -1,4 +1,4 @@
-"""What is written on the command line, and what it means."""
+"""The meaning of what is written on the command line."""
 
 import json
 from pathlib import Path
@@ -13,10 +13,17 @@ from hypothesis import strategies as st
 from shoal.cli.addresses import Addresses, BadAddress, Given, NotAnnounced, find
 from shoal.cli.catalogue import parse_arm, target_name
 from shoal.cli.output import message_json, printable, seconds
+from shoal.cli.references import (
+    parse_reference,
+    parse_versioned,
+    server_of,
+    short,
+    version_of,
+)
 from shoal.cli.register import parse_memory
 from shoal.cli.residency import parse_duration, parse_label
-from shoal.cli.tensors import Tensor, UnusableInput, lines, parse_inputs, serialized, values_json
-from shoal.cli.units import parse_unit, parse_versioned, server_of, short
+from shoal.cli.tensors import Tensor, UnusableInput, lines, parse_inputs, values_json
+from shoal.client.tensors import encoded
 from shoal.controller.v1 import types_pb2 as controller
 from shoal.registry.v1 import types_pb2 as registry
 from shoal.sizes import format_size, parse_size
@@ -25,12 +32,12 @@ from shoal.sizes import format_size, parse_size
 
 
 def test_a_model_and_its_version() -> None:
-    assert parse_unit("resnet") == ("resnet", "")
-    assert parse_unit("resnet:2") == ("resnet", "2")
-    assert parse_unit("resnet:stable") == ("resnet", "stable")
+    assert parse_reference("resnet") == ("resnet", "")
+    assert parse_reference("resnet:2") == ("resnet", "2")
+    assert parse_reference("resnet:stable") == ("resnet", "stable")
     for text in ("", ":2", "resnet:"):
         with pytest.raises(typer.BadParameter, match="MODEL"):
-            parse_unit(text)
+            parse_reference(text)
     with pytest.raises(typer.BadParameter, match="names no version"):
         parse_versioned("resnet")
 
@@ -49,6 +56,7 @@ def test_a_model_and_its_version() -> None:
 def test_resource_names_in_tables(name: str, shown: str) -> None:
     assert short(name) == shown
     assert server_of("servers/t0/replicas/m:2") == "t0"
+    assert version_of("models/m/versions/2") == 2
 
 
 def test_declared_memory() -> None:
@@ -232,7 +240,8 @@ def test_a_list_takes_the_model_s_shape() -> None:
 def test_each_datatype_has_its_numbers(datatype: str, text: str, value: object) -> None:
     array = read(Tensor("x", datatype, (1,)), text)
     assert array.tolist() == [value]
-    assert len(serialized(array, datatype)) == array.itemsize
+    tensor = encoded("x", array)
+    assert (tensor.datatype, len(bytes(tensor.data))) == (datatype, array.itemsize)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +268,7 @@ def test_text_and_files_are_elements_of_bytes(tmp_path: Path) -> None:
     path.write_bytes(b"\x00\xff")
     array = read(TEXT, "a, b", "@@at", "=", f"@{path}", "")
     assert array.tolist() == [b"a, b", b"@at", b"=", b"\x00\xff", b""]
-    assert serialized(array[:1], "BYTES") == b"\x04\x00\x00\x00a, b"
+    assert encoded("text", array[:1]).data == b"\x04\x00\x00\x00a, b"
     assert shape(Tensor("text", "BYTES", (-1, 1)), "a", "b") == (2, 1)
     with pytest.raises(UnusableInput, match="cannot be read: No such file"):
         read(TEXT, "@/nowhere")
@@ -291,17 +300,19 @@ def test_a_file_of_another_type(tmp_path: Path) -> None:
     with pytest.raises(UnusableInput, match="give it alone"):
         read(IMAGE, str(path), "1")
     path.write_bytes(b"no array")
-    with pytest.raises(UnusableInput, match=r"no usable \.npy file"):
+    with pytest.raises(UnusableInput, match=r"not a usable \.npy file"):
         read(IMAGE, str(path))
     np.save(path, np.array([{}]), allow_pickle=True)
-    with pytest.raises(UnusableInput, match=r"no usable \.npy file"):
+    with pytest.raises(UnusableInput, match=r"not a usable \.npy file"):
         read(TEXT, str(path))
     with pytest.raises(UnusableInput, match="cannot be read"):
         read(IMAGE, str(tmp_path / "absent.npy"))
 
 
 def test_what_is_no_input() -> None:
-    with pytest.raises(UnusableInput, match=r"the model takes image FP32 \[3, 2, 2\]"):
+    with pytest.raises(
+        UnusableInput, match=r"has no input 'other'; it takes image FP32 \[3, 2, 2\]"
+    ):
         parse_inputs(["other=1"], {"image": IMAGE})
     for text in ("image", "=1", ""):
         with pytest.raises(UnusableInput, match="is not NAME=VALUE"):

@@ -1,4 +1,4 @@
-"""Which servers are as they should be."""
+"""The servers with which a stack counts as ready."""
 
 import pytest
 

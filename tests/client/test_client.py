@@ -1,4 +1,4 @@
-"""shoal.client against a real Registry."""
+"""Tests of shoal.client against a real Registry."""
 
 import asyncio
 import inspect
@@ -38,7 +38,7 @@ UNKNOWN = pb.GetModelRequest(name="models/nope")
 
 @pytest.fixture
 async def address(tmp_path: Path) -> AsyncIterator[str]:
-    """A Registry with models a, b and c."""
+    """The address of a Registry with models a, b and c."""
     for name in ("a", "b", "c"):
         python_model(tmp_path / "repo", name)
     async with registry_alone(tmp_path / "data", repositories=(tmp_path / "repo",)) as shell:
@@ -237,7 +237,7 @@ def test_help_shows_what_a_method_takes() -> None:
     for client in (Client, AsyncClient):
         shown = str(inspect.signature(client.set_alias))
         assert shown.startswith("(self, /, model: str, alias: str, version: int")
-        assert "answers when none is" in (client.set_alias.__doc__ or "")
+        assert "when none is requested" in (client.set_alias.__doc__ or "")
     with connect(registry=NO_REGISTRY) as shoal:
         assert str(inspect.signature(shoal.set_alias)).startswith("(model: str")
 

@@ -1,4 +1,4 @@
-"""A client that was given several Controllers calls the one that acts."""
+"""A client of several Controllers calls the one that acts."""
 
 import asyncio
 import socket
@@ -40,7 +40,7 @@ class Named(ControllerServiceServicer):
 
 @asynccontextmanager
 async def serving(name: str, *, acts: bool) -> AsyncIterator[str]:
-    """Its address."""
+    """Serve a Controller and yield its address."""
     rpc = RpcServer(CallerPolicy([]), open_methods=frozenset())
     rpc.announce(SERVICE)
     add_ControllerServiceServicer_to_server(Named(name, acts=acts), rpc.services)
@@ -54,7 +54,7 @@ async def serving(name: str, *, acts: bool) -> AsyncIterator[str]:
 
 @contextmanager
 def silent() -> Iterator[str]:
-    """A process that was stopped: the kernel takes connections for it, and nothing is said."""
+    """Yield the address of a stopped process: the kernel accepts calls, and nobody answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"127.0.0.1:{listener.getsockname()[1]}"
 

@@ -1,4 +1,4 @@
-"""shoal.client's inference against a server that says what a test wants: both kinds of client."""
+"""Inference with both clients, against a server that answers as a test says."""
 
 import asyncio
 import itertools
@@ -28,7 +28,8 @@ from shoal.client import (
     connect,
     connect_async,
 )
-from shoal.client.steps import Attempt, Call, Limits, Operation, Pause, carried_out, pause, run
+from shoal.client.operations import Attempt, Call, Operation, Pause, attempts, run
+from shoal.client.retries import Limits, pause
 from tests.support.clients import KINDS, Seen, echoed, either, scripted, spanned
 
 both = pytest.mark.parametrize("kind", KINDS)
@@ -47,7 +48,7 @@ def busy(retry_after: float | None = PAUSE) -> Busy:
 
 
 def refusing(times: int, error: ShoalError) -> Callable[[Seen], Awaitable[bytes]]:
-    """Refuses so many times, then answers."""
+    """Refuse so many times, then answer."""
     counted = itertools.count()
 
     async def answer(seen: Seen) -> bytes:
@@ -348,7 +349,7 @@ def test_each_try_has_what_is_left() -> None:
         return "answered"
 
     limits = Limits(timeout=30, retries=2)
-    assert run(carried_out(operation(), limits), do) == "answered"
+    assert run(attempts(operation(), limits), do) == "answered"
     assert timeouts[0] == pytest.approx(9, abs=0.01)
     for spent, earlier, later in zip(paused, timeouts, timeouts[1:], strict=False):
         assert PAUSE <= spent <= earlier - later

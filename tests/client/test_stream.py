@@ -1,4 +1,4 @@
-"""Streams and sequences of shoal.client, against a real Triton: both kinds of client."""
+"""Streams and sequences of both clients, against a real Triton."""
 
 import asyncio
 import queue

@@ -1,4 +1,4 @@
-"""The ways of docs/clients.md to generate stubs, with a plugin that says what it was asked for."""
+"""Generating stubs as docs/clients.md says, with a plugin that reports what it was asked for."""
 
 import json
 import re
@@ -29,7 +29,7 @@ sys.stdout.buffer.write(response.SerializeToString())
 
 
 def generated(template: str, folder: Path) -> list[list[Any]]:
-    """File, Go's package, Java's package and options, as each plugin was told."""
+    """Return file, Go package, Java package and options of each file that a plugin was given."""
     (folder / "plugin.py").write_text(PLUGIN)
     plugin = json.dumps([sys.executable, str(folder / "plugin.py")])
     template = re.sub(r"(?:remote|local): \S+", f"local: {plugin}", template)

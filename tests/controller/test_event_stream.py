@@ -139,7 +139,7 @@ async def test_events_are_followed_through_a_restart_of_the_controller() -> None
             add(first.loop.journal, "new")
             assert [event["reason"] for event in await lines(process, 1)] == ["new"]
             await ends.aclose()
-            assert (await said(process)).startswith("shoal: the Controller tells no events now (")
+            assert (await said(process)).startswith("shoal: no Controller sends events now (")
             port = int(first.address.rpartition(":")[2])
             async with controller(epoch=2, port=port) as second:
                 add(second.loop.journal, "after the restart")
@@ -147,7 +147,8 @@ async def test_events_are_followed_through_a_restart_of_the_controller() -> None
                 add(second.loop.journal, "and more")
                 found = await lines(process, 2)
                 assert [(event["epoch"], event["sequence"]) for event in found] == [(2, 1), (2, 7)]
-                assert await said(process) == "shoal: following again, from Controller epoch 2\n"
+                again = "shoal: following events again, from Controller epoch 2\n"
+                assert await said(process) == again
                 process.send_signal(signal.SIGINT)
                 async with asyncio.timeout(SECONDS):
                     assert await process.wait() == 130

@@ -134,7 +134,7 @@ async def test_from_the_first_load_to_the_eviction(triton: DirectTriton) -> None
 
         shown = await command(running, "explain", "a:1")
         assert shown.status == 0
-        assert "where a request would go is not known: the Router at" in shown.err
+        assert "cannot tell where a request would go: the Router at" in shown.err
         lines = [line.split() for line in shown.out.splitlines()]
         assert ["t0", "could", "hold", "it"] in [line[:4] for line in lines]
         assert ["a:1", "yes"] in [line[:2] for line in lines]
@@ -188,7 +188,7 @@ async def test_a_drained_server_says_so_until_it_is_taken_back(triton: DirectTri
         restarted = await command(running, "drain", "t0", "--restart", "--json")
         assert restarted.json["server"]["state_reason"] == "an operator wants it restarted"
         await until(running, lambda event: event.reason.startswith("it is empty and to be rest"))
-        assert "it waits to be restarted" in (await command(running, "status")).out
+        assert "waiting to be restarted" in (await command(running, "status")).out
         other = await command(running, "drain", "t9")
         assert (other.status, other.out) == (1, "")
         assert "[SERVER_NOT_FOUND]" in other.err

@@ -287,7 +287,7 @@ def test_what_is_registered_answers_at_once(run: Run, tripler: Path) -> None:
     assert run("load", "tripler:stable").out.startswith("tripler:1 is READY")
     assert run("reject", "tripler:2").err == ""
     assert run("infer", "tripler", *ask).json["model_version"] == "1"
-    assert run("traffic", "tripler", "stable=1").out == "tripler: 100 % to tripler:stable\n"
+    assert run("traffic", "tripler", "stable=1").out == "tripler: 100% to tripler:stable\n"
 
 
 # --- until Ctrl-C ---------------------------------------------------------------------------------

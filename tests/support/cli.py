@@ -34,7 +34,7 @@ class Done:
 
 
 def shoal(*arguments: object) -> Done:
-    """Runs it with what it prints captured; not for two at a time."""
+    """Run the command and capture what it prints. Not for two at a time."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -46,7 +46,7 @@ def shoal(*arguments: object) -> Done:
 
 @dataclass(frozen=True)
 class Shell:
-    """A Registry alone: neither Controller nor Router is there."""
+    """The command with a real Registry, and without a Controller and a Router."""
 
     registry: str
 
@@ -57,7 +57,7 @@ class Shell:
 
 @asynccontextmanager
 async def registry_alone(folder: Path, **settings: Any) -> AsyncIterator[Shell]:
-    """Yields once it is SERVING; `folder` keeps its data."""
+    """Start a Registry with its data in `folder`, and yield a shell once it is SERVING."""
     chosen = RegistrySettings(
         port=0, metrics_port=None, data_dir=folder, stop_grace_seconds=0.2, **settings
     )

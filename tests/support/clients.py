@@ -20,7 +20,7 @@ KINDS = ("sync", "aio")
 
 @dataclass(frozen=True)
 class Either:
-    """A client of one of the two kinds. What is called is awaited, whichever it is."""
+    """A client of either kind, whose methods are awaited."""
 
     client: Client | AsyncClient
 
@@ -30,7 +30,7 @@ class Either:
         return await getattr(self.client, name)(*arguments, **more)
 
     async def first(self, count: int | None, name: str, *arguments: Any, **more: Any) -> list[Any]:
-        """What a stream gives, `count` of it at most; it is closed after that."""
+        """Return at most `count` items of a stream, and close it."""
         if isinstance(self.client, Client):
 
             def read() -> list[Any]:
@@ -64,7 +64,7 @@ Behaviour = Callable[["Seen"], Awaitable[bytes]]
 
 @dataclass(frozen=True)
 class Seen:
-    """`at`, `left`: seconds."""
+    """A request as the server saw it: when, and how much of its time was left, in seconds."""
 
     request: Any
     metadata: dict[str, Any]
@@ -74,8 +74,11 @@ class Seen:
 
 @dataclass
 class Scripted:
-    """Answers ModelInfer with `behaviour`, and keeps what came. To a stream come as many answers as
-    its first request has as `id`, once `refusals` are used up."""
+    """A server that answers ModelInfer with `behaviour`, and keeps the requests.
+
+    A stream gets as many answers as the `id` of its first request says, once `refusals` are used
+    up.
+    """
 
     behaviour: Behaviour
     address: str = ""
@@ -129,7 +132,7 @@ async def scripted(behaviour: Behaviour) -> AsyncIterator[Scripted]:
 
 
 async def echoed(seen: Seen) -> bytes:
-    """The inputs as outputs."""
+    """Answer with the inputs as outputs."""
     request = seen.request
     response = service_pb2.ModelInferResponse(
         model_name=request.model_name, model_version=request.model_version or "1", id=request.id
@@ -142,7 +145,7 @@ async def echoed(seen: Seen) -> bytes:
 
 @contextmanager
 def spanned() -> Iterator[Any]:
-    """The context of a span that is current, of a tracer of its own."""
+    """Make a span of a tracer of its own the current one, and yield its context."""
     from opentelemetry.sdk.trace import TracerProvider
 
     with TracerProvider().get_tracer("test").start_as_current_span("caller") as span:

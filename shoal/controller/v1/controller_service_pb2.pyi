@@ -29,16 +29,16 @@ class _MissCause:
 class _MissCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MissCause.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     MISS_CAUSE_UNSPECIFIED: _MissCause.ValueType  # 0
-    """Not resident, or it broke off."""
+    """It was not resident, or its server was lost."""
     MISS_CAUSE_UNHEALTHY: _MissCause.ValueType  # 1
-    """It answers that it cannot work any more: a Python model whose process is dead."""
+    """It answered that it cannot work any more: a Python model whose process is dead."""
 
 class MissCause(_MissCause, metaclass=_MissCauseEnumTypeWrapper): ...
 
 MISS_CAUSE_UNSPECIFIED: MissCause.ValueType  # 0
-"""Not resident, or it broke off."""
+"""It was not resident, or its server was lost."""
 MISS_CAUSE_UNHEALTHY: MissCause.ValueType  # 1
-"""It answers that it cannot work any more: a Python model whose process is dead."""
+"""It answered that it cannot work any more: a Python model whose process is dead."""
 Global___MissCause: _TypeAlias = MissCause  # noqa: Y015
 
 class _ServerCall:
@@ -58,7 +58,7 @@ class _ServerCallEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ServerCall
     SERVER_CALL_CUDA_SHARED_MEMORY_UNREGISTER: _ServerCall.ValueType  # 8
 
 class ServerCall(_ServerCall, metaclass=_ServerCallEnumTypeWrapper):
-    """Calls of inference.GRPCInferenceService that Triton answers to administrators."""
+    """Calls of inference.GRPCInferenceService that are meant for administrators."""
 
 SERVER_CALL_UNSPECIFIED: ServerCall.ValueType  # 0
 SERVER_CALL_TRACE_SETTING: ServerCall.ValueType  # 1
@@ -78,7 +78,9 @@ class ListServersRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
+    """At most 1000; 0 means 100."""
     page_token: _builtins.str
+    """The next_page_token of the previous page; empty for the first page."""
     def __init__(
         self,
         *,
@@ -100,6 +102,7 @@ class ListServersResponse(_message.Message):
     SERVERS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
+    """Empty on the last page."""
     @_builtins.property
     def servers(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Server]: ...
     def __init__(
@@ -126,7 +129,9 @@ class ListReplicasRequest(_message.Message):
     model: _builtins.str
     """"models/{model}" or "models/{model}/versions/{version}"; empty: all."""
     page_size: _builtins.int
+    """At most 1000; 0 means 100."""
     page_token: _builtins.str
+    """The next_page_token of the previous page; empty for the first page."""
     def __init__(
         self,
         *,
@@ -149,6 +154,7 @@ class ListReplicasResponse(_message.Message):
     REPLICAS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
+    """Empty on the last page."""
     @_builtins.property
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Replica]: ...
     def __init__(
@@ -175,15 +181,16 @@ class MakeResidentRequest(_message.Message):
     MISSED_FIELD_NUMBER: _builtins.int
     MISSED_CAUSE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
+    """The model's name, without "models/"."""
     version: _builtins.int
     router: _builtins.str
-    """The Router process that asks, as in Subscribe."""
+    """ID of the Router process, as in Subscribe."""
     missed_cause: Global___MissCause.ValueType
-    """What the replica that was missed answered."""
+    """What went wrong with the replica in `missed`."""
     @_builtins.property
     def missed(self) -> _placement_pb2.ReplicaRef:
-        """A replica that was asked and answered "not resident", or broke off: its server is looked at
-        before this call is answered.
+        """A replica that turned out not to be resident, or whose server was lost. The Controller looks at
+        that server before it answers. Unset: there is none.
         """
 
     def __init__(
@@ -212,15 +219,17 @@ class MakeResidentResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     USE_LEASE_FIELD_NUMBER: _builtins.int
     address: _builtins.str
-    """host:port of the server."""
+    """HOST:PORT of the server's gRPC endpoint."""
     use_lease: _builtins.str
-    """The replica is not withdrawn until Started names this lease, or a few seconds have passed."""
+    """The replica is not withdrawn before a Started message names this lease, or a few seconds pass."""
     @_builtins.property
-    def replica(self) -> _placement_pb2.ReplicaRef: ...
+    def replica(self) -> _placement_pb2.ReplicaRef:
+        """A replica that is READY."""
+
     @_builtins.property
     def revision(self) -> _placement_pb2.Revision:
-        """The replica is READY from this revision on. If the Router has applied a withdrawal of it that
-        is newer, the answer is a miss: ask again.
+        """The replica is READY from this revision on. A Router that has applied a later withdrawal of it
+        must call again.
         """
 
     def __init__(
@@ -265,7 +274,9 @@ class LoadModelResponse(_message.Message):
 
     REPLICA_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def replica(self) -> _types_pb2.Replica: ...
+    def replica(self) -> _types_pb2.Replica:
+        """A replica that is READY."""
+
     def __init__(
         self,
         *,
@@ -288,7 +299,7 @@ class EvictModelRequest(_message.Message):
     name: _builtins.str
     """"models/{model}" (all its versions) or "models/{model}/versions/{version}"."""
     parts: _builtins.bool
-    """Of an ensemble: what it is made of too, where nothing else keeps that."""
+    """Whether to evict the versions that it requires, too, unless something else keeps them."""
     def __init__(
         self,
         *,
@@ -310,7 +321,7 @@ class EvictModelResponse(_message.Message):
     EVICTED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def evicted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """"servers/{server}/replicas/{model}:{version}" of each replica that is gone now."""
+        """Names of the replicas that are gone, "servers/{server}/replicas/{model}:{version}"."""
 
     def __init__(
         self,
@@ -351,7 +362,9 @@ class PinModelResponse(_message.Message):
 
     REPLICA_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def replica(self) -> _types_pb2.Replica: ...
+    def replica(self) -> _types_pb2.Replica:
+        """A replica that is READY."""
+
     def __init__(
         self,
         *,
@@ -407,6 +420,7 @@ class GetModelConfigRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
+    """The model's name, without "models/"."""
     version: _builtins.int
     def __init__(
         self,
@@ -429,8 +443,9 @@ class GetModelConfigResponse(_message.Message):
     CONFIG_FIELD_NUMBER: _builtins.int
     CONFIG_DIGEST_FIELD_NUMBER: _builtins.int
     config: _builtins.bytes
-    """A serialized inference.ModelConfig with the user's own version policy."""
+    """A serialized inference.ModelConfig, with the user's own version policy."""
     config_digest: _builtins.str
+    """Changes with the config."""
     def __init__(
         self,
         *,
@@ -452,7 +467,9 @@ class GetModelStatisticsRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Empty: every version that is resident or was since this Controller began to act."""
+    """The model's name, without "models/". Empty: every version that is resident or was since this
+    Controller began to act.
+    """
     version: _builtins.int
     """0: every version of the model."""
     def __init__(
@@ -475,8 +492,8 @@ class GetModelStatisticsResponse(_message.Message):
 
     STATISTICS_FIELD_NUMBER: _builtins.int
     statistics: _builtins.bytes
-    """A serialized inference.ModelStatisticsResponse. A version that was never resident has a row of
-    zeros when its model was asked for.
+    """A serialized inference.ModelStatisticsResponse. If a model was named, a version that was never
+    resident has a row of zeros.
     """
     def __init__(
         self,
@@ -500,10 +517,10 @@ class CallServersRequest(_message.Message):
     SERVERS_FIELD_NUMBER: _builtins.int
     call: Global___ServerCall.ValueType
     request: _builtins.bytes
-    """The serialized request of that call."""
+    """The serialized request message of that call."""
     @_builtins.property
     def servers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Ids of servers; empty: all."""
+        """Names of the servers to call, without "servers/"; empty: all."""
 
     def __init__(
         self,
@@ -526,7 +543,9 @@ class CallServersResponse(_message.Message):
 
     ANSWERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServerAnswer]: ...
+    def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServerAnswer]:
+        """One for each server that was to be called."""
+
     def __init__(
         self,
         *,
@@ -549,13 +568,13 @@ class ServerAnswer(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     RESPONSE_FIELD_NUMBER: _builtins.int
     server: _builtins.str
-    """Its id."""
+    """The server's name, without "servers/"."""
     code: _builtins.int
-    """A gRPC status code; 0: it did what it was told."""
+    """The gRPC status code of the call; 0 if it succeeded."""
     text: _builtins.str
-    """The server's own words, or why it was not called."""
+    """The server's error message, or why it was not called."""
     response: _builtins.bytes
-    """The serialized response."""
+    """The serialized response message of the call."""
     def __init__(
         self,
         *,
@@ -582,7 +601,9 @@ class ListEventsRequest(_message.Message):
     about: _builtins.str
     """"models/{model}", "models/{model}/versions/{version}" or "servers/{server}"; empty: all."""
     page_size: _builtins.int
+    """At most 1000; 0 means 100."""
     page_token: _builtins.str
+    """The next_page_token of the previous page; empty for the first page."""
     def __init__(
         self,
         *,
@@ -605,6 +626,7 @@ class ListEventsResponse(_message.Message):
     EVENTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
+    """Empty on the last page."""
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Event]: ...
     def __init__(
@@ -628,12 +650,12 @@ class WatchEventsRequest(_message.Message):
     AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
     AFTER_EPOCH_FIELD_NUMBER: _builtins.int
     after_sequence: _builtins.int
-    """Events after this sequence, as far as they are kept; 0: only new ones. A gap in the sequence
-    is what is kept no more.
+    """Send the events after this one, as far as they are kept; 0: only new ones. A gap in the sequence
+    means that events are no longer kept.
     """
     after_epoch: _builtins.int
-    """The epoch of `after_sequence`. Of an earlier one than the Controller's own: all events of its
-    own that are kept; those that the earlier one had not sent are gone with it. 0: its own.
+    """The epoch of `after_sequence`; 0: the Controller's own. If it is an earlier epoch, all kept
+    events of the Controller's own epoch are sent. Events of the earlier epoch are lost.
     """
     def __init__(
         self,
@@ -696,7 +718,7 @@ class WhyResidentResponse(_message.Message):
     REPLICAS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaExplanation]:
-        """Of each replica, whatever its state."""
+        """One for each replica, whatever its state."""
 
     def __init__(
         self,
@@ -742,20 +764,22 @@ class ReplicaExplanation(_message.Message):
     CANDIDATES_FIELD_NUMBER: _builtins.int
     WEIGHED_FIELD_NUMBER: _builtins.int
     placed: _builtins.str
-    """Why it was placed there, with the numbers."""
+    """Why it was placed there, with the numbers, for people."""
     eviction_turn: _builtins.int
-    """Its turn to leave among what may leave the server now, 1 the first; 0: it may not leave."""
+    """Its position among the replicas that can be evicted from the server now, the next one being 1;
+    0: it cannot be evicted.
+    """
     candidates: _builtins.int
-    """How many may leave the server now."""
+    """How many replicas can be evicted from the server now."""
     @_builtins.property
     def replica(self) -> _types_pb2.Replica: ...
     @_builtins.property
     def kept_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What keeps it from being evicted: "pinned", "its minimum of copies", ... Empty: nothing does."""
+        """What prevents its eviction, such as "pinned" or "its minimum of copies"; empty: nothing does."""
 
     @_builtins.property
     def weighed(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """What the eviction policy weighs: "idle_seconds", "bytes", "reload_seconds", "uses", ..."""
+        """The values that the eviction policy weighs: "idle_seconds", "bytes", "reload_seconds", "uses" …"""
 
     def __init__(
         self,
@@ -785,7 +809,9 @@ class WhyEvictedRequest(_message.Message):
     name: _builtins.str
     """"models/{model}" (its default version) or "models/{model}/versions/{version}"."""
     page_size: _builtins.int
+    """At most 1000; 0 means 100."""
     page_token: _builtins.str
+    """The next_page_token of the previous page; empty for the first page."""
     def __init__(
         self,
         *,
@@ -808,6 +834,7 @@ class WhyEvictedResponse(_message.Message):
     EVICTIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
+    """Empty on the last page."""
     @_builtins.property
     def evictions(self) -> _containers.RepeatedCompositeFieldContainer[Global___EvictionExplanation]: ...
     def __init__(
@@ -831,10 +858,14 @@ class EvictionExplanation(_message.Message):
     EVENT_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def event(self) -> _types_pb2.Event: ...
+    def event(self) -> _types_pb2.Event:
+        """The event of the eviction."""
+
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___EvictionCandidate]:
-        """How the policy ranked what could have left at that moment, the first to leave first; at most 20."""
+        """The replicas that could have been evicted at that moment, as the policy ranked them, the first
+        to be evicted first; at most 20.
+        """
 
     def __init__(
         self,
@@ -880,8 +911,11 @@ class EvictionCandidate(_message.Message):
     version: _builtins.str
     """"models/{model}/versions/{version}"."""
     evicted: _builtins.bool
+    """Whether it was evicted."""
     @_builtins.property
-    def weighed(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    def weighed(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """The values that the eviction policy weighed, as in ReplicaExplanation."""
+
     def __init__(
         self,
         *,
@@ -927,17 +961,19 @@ class WhyNotLoadedResponse(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     SERVERS_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """In one sentence."""
+    """The explanation in one sentence, for people."""
     waiters: _builtins.int
-    """Callers that wait for it now."""
+    """Callers that wait for the version now."""
     turn: _builtins.int
-    """Its turn among what waits for a place, 1 the first; 0: it does not wait."""
+    """Its position among the versions that wait for a place, from 1; 0: it does not wait."""
     @_builtins.property
     def failure(self) -> Global___LoadFailure:
-        """The last load that failed, while it counts."""
+        """The last load, if it failed and is not tried again yet."""
 
     @_builtins.property
-    def servers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServerVerdict]: ...
+    def servers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServerVerdict]:
+        """What each server could do for the version."""
+
     def __init__(
         self,
         *,
@@ -966,12 +1002,12 @@ class LoadFailure(_message.Message):
     server: _builtins.str
     """"servers/{server}"."""
     cause: _builtins.str
-    """Triton's own words."""
+    """Triton's error message."""
     count: _builtins.int
-    """In a row."""
+    """The number of failures in a row."""
     @_builtins.property
     def retry_after(self) -> _duration_pb2.Duration:
-        """Until it is tried again."""
+        """Time until the load is tried again."""
 
     def __init__(
         self,
@@ -1004,14 +1040,16 @@ class ServerVerdict(_message.Message):
     server: _builtins.str
     """"servers/{server}"."""
     holds: _builtins.bool
+    """Whether it holds the version."""
     possible: _builtins.bool
+    """Whether it could load the version."""
     reason: _builtins.str
-    """What it would take, or what stands in the way."""
+    """What that would take, or what prevents it, for people."""
     score: _builtins.float
-    """In [0, 1], of the placement's scores, when it is possible."""
+    """The server's placement score if it is possible, 0 to 1."""
     @_builtins.property
     def victims(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What would have to leave: "models/{model}/versions/{version}"."""
+        """Names of the versions that would be evicted, "models/{model}/versions/{version}"."""
 
     def __init__(
         self,
@@ -1040,6 +1078,7 @@ class DrainServerRequest(_message.Message):
     name: _builtins.str
     """"servers/{server}"."""
     restart: _builtins.bool
+    """Whether to restart the server once it is empty."""
     def __init__(
         self,
         *,

@@ -27,7 +27,11 @@ if _version_not_supported:
 
 
 class ControllerServiceStub(object):
-    """Where models live. The only writer of residency.
+    """Residency: which model version is on which server. Only this service changes it.
+
+    Every call refuses names that are not valid with INVALID_ARGUMENT, and models, versions and
+    servers that do not exist with NOT_FOUND. A Controller that stands by refuses calls with
+    UNAVAILABLE, and says which one acts.
     """
 
     def __init__(self, channel):
@@ -129,30 +133,38 @@ class ControllerServiceStub(object):
 
 
 class ControllerServiceServicer(object):
-    """Where models live. The only writer of residency.
+    """Residency: which model version is on which server. Only this service changes it.
+
+    Every call refuses names that are not valid with INVALID_ARGUMENT, and models, versions and
+    servers that do not exist with NOT_FOUND. A Controller that stands by refuses calls with
+    UNAVAILABLE, and says which one acts.
     """
 
     def ListServers(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Returns all servers, ordered by name.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListReplicas(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Returns replicas of any state, ordered by name.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def MakeResident(self, request, context):
-        """Answers once the version is READY on a server, within the caller's deadline.
+        """Makes a version resident for a Router, and answers once it is READY on a server. Within the
+        caller's deadline; FAILED_PRECONDITION if its load fails, RESOURCE_EXHAUSTED if it fits no
+        server, UNAVAILABLE if there is no room or no server now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def LoadModel(self, request, context):
-        """The same for people and scripts: answers with the replica, takes no use lease.
+        """Does the same for people and scripts: it answers with the replica and grants no use lease.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -160,98 +172,101 @@ class ControllerServiceServicer(object):
 
     def EvictModel(self, request, context):
         """Drains and unloads every replica of a version, or of all versions of a model.
+        FAILED_PRECONDITION if one is pinned, or if a resident ensemble needs it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PinModel(self, request, context):
-        """Loads a version, and never evicts it until UnpinModel.
+        """Loads a version, which is not evicted from then on until UnpinModel.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnpinModel(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Allows a pinned version to be evicted again.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModelConfig(self, request, context):
-        """The config that a client of Triton would see.
+        """Returns a version's config as a client of Triton would see it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModelStatistics(self, request, context):
-        """Triton's counters of versions, added up over servers and over reloads. They never go down while
-        this Controller acts; another one begins with what the servers count then.
+        """Returns Triton's counters of versions, added up over servers and reloads. They never decrease
+        while this Controller acts; the next one begins with the servers' counters of that time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CallServers(self, request, context):
-        """Calls every server, with a call of Triton's own protocol that no model's place hangs on.
+        """Makes one call of Triton's protocol at every server; only calls that do not affect residency.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WhyResident(self, request, context):
-        """Why a version is where it is, with the numbers that would decide whether it stays.
+        """Explains why a version is on its servers, and whether it could be evicted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WhyEvicted(self, request, context):
-        """Why replicas of a version had to leave, the newest first.
+        """Explains past evictions of a version, the newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WhyNotLoaded(self, request, context):
-        """Why a version is not READY anywhere, or on fewer servers than there are.
+        """Explains why a version is READY on no server, or on no more servers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DrainServer(self, request, context):
-        """Gives a server nothing new and has its replicas leave; with `restart`, it is marked to be
-        restarted once it is empty.
+        """Drains a server: it is given no new models, and its replicas leave. Answers at once. With
+        `restart`, the server is restarted once it is empty.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UndrainServer(self, request, context):
-        """Takes a drain back.
+        """Undoes a drain.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchPlacements(self, request_iterator, context):
-        """Placements and traffic policies to Routers, use back from them.
+        """Sends placements and traffic policies to a Router, and receives from it which replicas it uses.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListEvents(self, request, context):
-        """The newest events first.
+        """Returns the events that are kept, the newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchEvents(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Sends events as they happen, without end.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -358,7 +373,11 @@ def add_ControllerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ControllerService(object):
-    """Where models live. The only writer of residency.
+    """Residency: which model version is on which server. Only this service changes it.
+
+    Every call refuses names that are not valid with INVALID_ARGUMENT, and models, versions and
+    servers that do not exist with NOT_FOUND. A Controller that stands by refuses calls with
+    UNAVAILABLE, and says which one acts.
     """
 
     @staticmethod

@@ -28,107 +28,142 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ControllerServiceStub:
-    """Where models live. The only writer of residency."""
+    """Residency: which model version is on which server. Only this service changes it.
+
+    Every call refuses names that are not valid with INVALID_ARGUMENT, and models, versions and
+    servers that do not exist with NOT_FOUND. A Controller that stands by refuses calls with
+    UNAVAILABLE, and says which one acts.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ControllerServiceAsyncStub: ...
     ListServers: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.ListServersRequest, _controller_service_pb2.ListServersResponse]
+    """Returns all servers, ordered by name."""
     ListReplicas: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.ListReplicasRequest, _controller_service_pb2.ListReplicasResponse]
+    """Returns replicas of any state, ordered by name."""
     MakeResident: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.MakeResidentRequest, _controller_service_pb2.MakeResidentResponse]
-    """Answers once the version is READY on a server, within the caller's deadline."""
+    """Makes a version resident for a Router, and answers once it is READY on a server. Within the
+    caller's deadline; FAILED_PRECONDITION if its load fails, RESOURCE_EXHAUSTED if it fits no
+    server, UNAVAILABLE if there is no room or no server now.
+    """
     LoadModel: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.LoadModelRequest, _controller_service_pb2.LoadModelResponse]
-    """The same for people and scripts: answers with the replica, takes no use lease."""
+    """Does the same for people and scripts: it answers with the replica and grants no use lease."""
     EvictModel: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.EvictModelRequest, _controller_service_pb2.EvictModelResponse]
-    """Drains and unloads every replica of a version, or of all versions of a model."""
+    """Drains and unloads every replica of a version, or of all versions of a model.
+    FAILED_PRECONDITION if one is pinned, or if a resident ensemble needs it.
+    """
     PinModel: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.PinModelRequest, _controller_service_pb2.PinModelResponse]
-    """Loads a version, and never evicts it until UnpinModel."""
+    """Loads a version, which is not evicted from then on until UnpinModel."""
     UnpinModel: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.UnpinModelRequest, _controller_service_pb2.UnpinModelResponse]
+    """Allows a pinned version to be evicted again."""
     GetModelConfig: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.GetModelConfigRequest, _controller_service_pb2.GetModelConfigResponse]
-    """The config that a client of Triton would see."""
+    """Returns a version's config as a client of Triton would see it."""
     GetModelStatistics: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.GetModelStatisticsRequest, _controller_service_pb2.GetModelStatisticsResponse]
-    """Triton's counters of versions, added up over servers and over reloads. They never go down while
-    this Controller acts; another one begins with what the servers count then.
+    """Returns Triton's counters of versions, added up over servers and reloads. They never decrease
+    while this Controller acts; the next one begins with the servers' counters of that time.
     """
     CallServers: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.CallServersRequest, _controller_service_pb2.CallServersResponse]
-    """Calls every server, with a call of Triton's own protocol that no model's place hangs on."""
+    """Makes one call of Triton's protocol at every server; only calls that do not affect residency."""
     WhyResident: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.WhyResidentRequest, _controller_service_pb2.WhyResidentResponse]
-    """Why a version is where it is, with the numbers that would decide whether it stays."""
+    """Explains why a version is on its servers, and whether it could be evicted."""
     WhyEvicted: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.WhyEvictedRequest, _controller_service_pb2.WhyEvictedResponse]
-    """Why replicas of a version had to leave, the newest first."""
+    """Explains past evictions of a version, the newest first."""
     WhyNotLoaded: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.WhyNotLoadedRequest, _controller_service_pb2.WhyNotLoadedResponse]
-    """Why a version is not READY anywhere, or on fewer servers than there are."""
+    """Explains why a version is READY on no server, or on no more servers."""
     DrainServer: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.DrainServerRequest, _controller_service_pb2.DrainServerResponse]
-    """Gives a server nothing new and has its replicas leave; with `restart`, it is marked to be
-    restarted once it is empty.
+    """Drains a server: it is given no new models, and its replicas leave. Answers at once. With
+    `restart`, the server is restarted once it is empty.
     """
     UndrainServer: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.UndrainServerRequest, _controller_service_pb2.UndrainServerResponse]
-    """Takes a drain back."""
+    """Undoes a drain."""
     WatchPlacements: _grpc.StreamStreamMultiCallable[_placement_pb2.WatchPlacementsRequest, _placement_pb2.WatchPlacementsResponse]
-    """Placements and traffic policies to Routers, use back from them."""
+    """Sends placements and traffic policies to a Router, and receives from it which replicas it uses."""
     ListEvents: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.ListEventsRequest, _controller_service_pb2.ListEventsResponse]
-    """The newest events first."""
+    """Returns the events that are kept, the newest first."""
     WatchEvents: _grpc.UnaryStreamMultiCallable[_controller_service_pb2.WatchEventsRequest, _controller_service_pb2.WatchEventsResponse]
+    """Sends events as they happen, without end."""
 
 @_typing.type_check_only
 class ControllerServiceAsyncStub(ControllerServiceStub):
-    """Where models live. The only writer of residency."""
+    """Residency: which model version is on which server. Only this service changes it.
+
+    Every call refuses names that are not valid with INVALID_ARGUMENT, and models, versions and
+    servers that do not exist with NOT_FOUND. A Controller that stands by refuses calls with
+    UNAVAILABLE, and says which one acts.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListServers: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.ListServersRequest, _controller_service_pb2.ListServersResponse]  # type: ignore[assignment]
+    """Returns all servers, ordered by name."""
     ListReplicas: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.ListReplicasRequest, _controller_service_pb2.ListReplicasResponse]  # type: ignore[assignment]
+    """Returns replicas of any state, ordered by name."""
     MakeResident: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.MakeResidentRequest, _controller_service_pb2.MakeResidentResponse]  # type: ignore[assignment]
-    """Answers once the version is READY on a server, within the caller's deadline."""
+    """Makes a version resident for a Router, and answers once it is READY on a server. Within the
+    caller's deadline; FAILED_PRECONDITION if its load fails, RESOURCE_EXHAUSTED if it fits no
+    server, UNAVAILABLE if there is no room or no server now.
+    """
     LoadModel: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.LoadModelRequest, _controller_service_pb2.LoadModelResponse]  # type: ignore[assignment]
-    """The same for people and scripts: answers with the replica, takes no use lease."""
+    """Does the same for people and scripts: it answers with the replica and grants no use lease."""
     EvictModel: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.EvictModelRequest, _controller_service_pb2.EvictModelResponse]  # type: ignore[assignment]
-    """Drains and unloads every replica of a version, or of all versions of a model."""
+    """Drains and unloads every replica of a version, or of all versions of a model.
+    FAILED_PRECONDITION if one is pinned, or if a resident ensemble needs it.
+    """
     PinModel: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.PinModelRequest, _controller_service_pb2.PinModelResponse]  # type: ignore[assignment]
-    """Loads a version, and never evicts it until UnpinModel."""
+    """Loads a version, which is not evicted from then on until UnpinModel."""
     UnpinModel: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.UnpinModelRequest, _controller_service_pb2.UnpinModelResponse]  # type: ignore[assignment]
+    """Allows a pinned version to be evicted again."""
     GetModelConfig: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.GetModelConfigRequest, _controller_service_pb2.GetModelConfigResponse]  # type: ignore[assignment]
-    """The config that a client of Triton would see."""
+    """Returns a version's config as a client of Triton would see it."""
     GetModelStatistics: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.GetModelStatisticsRequest, _controller_service_pb2.GetModelStatisticsResponse]  # type: ignore[assignment]
-    """Triton's counters of versions, added up over servers and over reloads. They never go down while
-    this Controller acts; another one begins with what the servers count then.
+    """Returns Triton's counters of versions, added up over servers and reloads. They never decrease
+    while this Controller acts; the next one begins with the servers' counters of that time.
     """
     CallServers: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.CallServersRequest, _controller_service_pb2.CallServersResponse]  # type: ignore[assignment]
-    """Calls every server, with a call of Triton's own protocol that no model's place hangs on."""
+    """Makes one call of Triton's protocol at every server; only calls that do not affect residency."""
     WhyResident: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.WhyResidentRequest, _controller_service_pb2.WhyResidentResponse]  # type: ignore[assignment]
-    """Why a version is where it is, with the numbers that would decide whether it stays."""
+    """Explains why a version is on its servers, and whether it could be evicted."""
     WhyEvicted: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.WhyEvictedRequest, _controller_service_pb2.WhyEvictedResponse]  # type: ignore[assignment]
-    """Why replicas of a version had to leave, the newest first."""
+    """Explains past evictions of a version, the newest first."""
     WhyNotLoaded: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.WhyNotLoadedRequest, _controller_service_pb2.WhyNotLoadedResponse]  # type: ignore[assignment]
-    """Why a version is not READY anywhere, or on fewer servers than there are."""
+    """Explains why a version is READY on no server, or on no more servers."""
     DrainServer: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.DrainServerRequest, _controller_service_pb2.DrainServerResponse]  # type: ignore[assignment]
-    """Gives a server nothing new and has its replicas leave; with `restart`, it is marked to be
-    restarted once it is empty.
+    """Drains a server: it is given no new models, and its replicas leave. Answers at once. With
+    `restart`, the server is restarted once it is empty.
     """
     UndrainServer: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.UndrainServerRequest, _controller_service_pb2.UndrainServerResponse]  # type: ignore[assignment]
-    """Takes a drain back."""
+    """Undoes a drain."""
     WatchPlacements: _aio.StreamStreamMultiCallable[_placement_pb2.WatchPlacementsRequest, _placement_pb2.WatchPlacementsResponse]  # type: ignore[assignment]
-    """Placements and traffic policies to Routers, use back from them."""
+    """Sends placements and traffic policies to a Router, and receives from it which replicas it uses."""
     ListEvents: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.ListEventsRequest, _controller_service_pb2.ListEventsResponse]  # type: ignore[assignment]
-    """The newest events first."""
+    """Returns the events that are kept, the newest first."""
     WatchEvents: _aio.UnaryStreamMultiCallable[_controller_service_pb2.WatchEventsRequest, _controller_service_pb2.WatchEventsResponse]  # type: ignore[assignment]
+    """Sends events as they happen, without end."""
 
 class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Where models live. The only writer of residency."""
+    """Residency: which model version is on which server. Only this service changes it.
+
+    Every call refuses names that are not valid with INVALID_ARGUMENT, and models, versions and
+    servers that do not exist with NOT_FOUND. A Controller that stands by refuses calls with
+    UNAVAILABLE, and says which one acts.
+    """
 
     @_abc_1.abstractmethod
     def ListServers(
         self,
         request: _controller_service_pb2.ListServersRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_controller_service_pb2.ListServersResponse, _abc.Awaitable[_controller_service_pb2.ListServersResponse]]: ...
+    ) -> _typing.Union[_controller_service_pb2.ListServersResponse, _abc.Awaitable[_controller_service_pb2.ListServersResponse]]:
+        """Returns all servers, ordered by name."""
 
     @_abc_1.abstractmethod
     def ListReplicas(
         self,
         request: _controller_service_pb2.ListReplicasRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_controller_service_pb2.ListReplicasResponse, _abc.Awaitable[_controller_service_pb2.ListReplicasResponse]]: ...
+    ) -> _typing.Union[_controller_service_pb2.ListReplicasResponse, _abc.Awaitable[_controller_service_pb2.ListReplicasResponse]]:
+        """Returns replicas of any state, ordered by name."""
 
     @_abc_1.abstractmethod
     def MakeResident(
@@ -136,7 +171,10 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _controller_service_pb2.MakeResidentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_controller_service_pb2.MakeResidentResponse, _abc.Awaitable[_controller_service_pb2.MakeResidentResponse]]:
-        """Answers once the version is READY on a server, within the caller's deadline."""
+        """Makes a version resident for a Router, and answers once it is READY on a server. Within the
+        caller's deadline; FAILED_PRECONDITION if its load fails, RESOURCE_EXHAUSTED if it fits no
+        server, UNAVAILABLE if there is no room or no server now.
+        """
 
     @_abc_1.abstractmethod
     def LoadModel(
@@ -144,7 +182,7 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _controller_service_pb2.LoadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_controller_service_pb2.LoadModelResponse, _abc.Awaitable[_controller_service_pb2.LoadModelResponse]]:
-        """The same for people and scripts: answers with the replica, takes no use lease."""
+        """Does the same for people and scripts: it answers with the replica and grants no use lease."""
 
     @_abc_1.abstractmethod
     def EvictModel(
@@ -152,7 +190,9 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _controller_service_pb2.EvictModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_controller_service_pb2.EvictModelResponse, _abc.Awaitable[_controller_service_pb2.EvictModelResponse]]:
-        """Drains and unloads every replica of a version, or of all versions of a model."""
+        """Drains and unloads every replica of a version, or of all versions of a model.
+        FAILED_PRECONDITION if one is pinned, or if a resident ensemble needs it.
+        """
 
     @_abc_1.abstractmethod
     def PinModel(
@@ -160,14 +200,15 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _controller_service_pb2.PinModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_controller_service_pb2.PinModelResponse, _abc.Awaitable[_controller_service_pb2.PinModelResponse]]:
-        """Loads a version, and never evicts it until UnpinModel."""
+        """Loads a version, which is not evicted from then on until UnpinModel."""
 
     @_abc_1.abstractmethod
     def UnpinModel(
         self,
         request: _controller_service_pb2.UnpinModelRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_controller_service_pb2.UnpinModelResponse, _abc.Awaitable[_controller_service_pb2.UnpinModelResponse]]: ...
+    ) -> _typing.Union[_controller_service_pb2.UnpinModelResponse, _abc.Awaitable[_controller_service_pb2.UnpinModelResponse]]:
+        """Allows a pinned version to be evicted again."""
 
     @_abc_1.abstractmethod
     def GetModelConfig(
@@ -175,7 +216,7 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _controller_service_pb2.GetModelConfigRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_controller_service_pb2.GetModelConfigResponse, _abc.Awaitable[_controller_service_pb2.GetModelConfigResponse]]:
-        """The config that a client of Triton would see."""
+        """Returns a version's config as a client of Triton would see it."""
 
     @_abc_1.abstractmethod
     def GetModelStatistics(
@@ -183,8 +224,8 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _controller_service_pb2.GetModelStatisticsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_controller_service_pb2.GetModelStatisticsResponse, _abc.Awaitable[_controller_service_pb2.GetModelStatisticsResponse]]:
-        """Triton's counters of versions, added up over servers and over reloads. They never go down while
-        this Controller acts; another one begins with what the servers count then.
+        """Returns Triton's counters of versions, added up over servers and reloads. They never decrease
+        while this Controller acts; the next one begins with the servers' counters of that time.
         """
 
     @_abc_1.abstractmethod
@@ -193,7 +234,7 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _controller_service_pb2.CallServersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_controller_service_pb2.CallServersResponse, _abc.Awaitable[_controller_service_pb2.CallServersResponse]]:
-        """Calls every server, with a call of Triton's own protocol that no model's place hangs on."""
+        """Makes one call of Triton's protocol at every server; only calls that do not affect residency."""
 
     @_abc_1.abstractmethod
     def WhyResident(
@@ -201,7 +242,7 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _controller_service_pb2.WhyResidentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_controller_service_pb2.WhyResidentResponse, _abc.Awaitable[_controller_service_pb2.WhyResidentResponse]]:
-        """Why a version is where it is, with the numbers that would decide whether it stays."""
+        """Explains why a version is on its servers, and whether it could be evicted."""
 
     @_abc_1.abstractmethod
     def WhyEvicted(
@@ -209,7 +250,7 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _controller_service_pb2.WhyEvictedRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_controller_service_pb2.WhyEvictedResponse, _abc.Awaitable[_controller_service_pb2.WhyEvictedResponse]]:
-        """Why replicas of a version had to leave, the newest first."""
+        """Explains past evictions of a version, the newest first."""
 
     @_abc_1.abstractmethod
     def WhyNotLoaded(
@@ -217,7 +258,7 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _controller_service_pb2.WhyNotLoadedRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_controller_service_pb2.WhyNotLoadedResponse, _abc.Awaitable[_controller_service_pb2.WhyNotLoadedResponse]]:
-        """Why a version is not READY anywhere, or on fewer servers than there are."""
+        """Explains why a version is READY on no server, or on no more servers."""
 
     @_abc_1.abstractmethod
     def DrainServer(
@@ -225,8 +266,8 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _controller_service_pb2.DrainServerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_controller_service_pb2.DrainServerResponse, _abc.Awaitable[_controller_service_pb2.DrainServerResponse]]:
-        """Gives a server nothing new and has its replicas leave; with `restart`, it is marked to be
-        restarted once it is empty.
+        """Drains a server: it is given no new models, and its replicas leave. Answers at once. With
+        `restart`, the server is restarted once it is empty.
         """
 
     @_abc_1.abstractmethod
@@ -235,7 +276,7 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _controller_service_pb2.UndrainServerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_controller_service_pb2.UndrainServerResponse, _abc.Awaitable[_controller_service_pb2.UndrainServerResponse]]:
-        """Takes a drain back."""
+        """Undoes a drain."""
 
     @_abc_1.abstractmethod
     def WatchPlacements(
@@ -243,7 +284,7 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_placement_pb2.WatchPlacementsRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_placement_pb2.WatchPlacementsResponse], _abc.AsyncIterator[_placement_pb2.WatchPlacementsResponse]]:
-        """Placements and traffic policies to Routers, use back from them."""
+        """Sends placements and traffic policies to a Router, and receives from it which replicas it uses."""
 
     @_abc_1.abstractmethod
     def ListEvents(
@@ -251,13 +292,14 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _controller_service_pb2.ListEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_controller_service_pb2.ListEventsResponse, _abc.Awaitable[_controller_service_pb2.ListEventsResponse]]:
-        """The newest events first."""
+        """Returns the events that are kept, the newest first."""
 
     @_abc_1.abstractmethod
     def WatchEvents(
         self,
         request: _controller_service_pb2.WatchEventsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_controller_service_pb2.WatchEventsResponse], _abc.AsyncIterator[_controller_service_pb2.WatchEventsResponse]]: ...
+    ) -> _typing.Union[_abc.Iterator[_controller_service_pb2.WatchEventsResponse], _abc.AsyncIterator[_controller_service_pb2.WatchEventsResponse]]:
+        """Sends events as they happen, without end."""
 
 def add_ControllerServiceServicer_to_server(servicer: ControllerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -23,8 +23,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Revision(_message.Message):
-    """Where a placement stands: a new epoch at every start or take-over of a Controller, and a number
-    that grows within it. A Router refuses a lower epoch; another epoch begins with a snapshot.
+    """A point in the history of placements: an epoch, which is new whenever a Controller begins to act,
+    and a number, which grows within the epoch. A Router never follows an epoch lower than its own. A
+    new epoch begins with a snapshot.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -57,7 +58,9 @@ class ReplicaRef(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     server: _builtins.str
+    """The server's name, without "servers/"."""
     model: _builtins.str
+    """The model's name, without "models/"."""
     version: _builtins.int
     def __init__(
         self,
@@ -130,14 +133,14 @@ class Subscribe(_message.Message):
     KNOWN_FIELD_NUMBER: _builtins.int
     IN_USE_FIELD_NUMBER: _builtins.int
     router: _builtins.str
-    """New at every start of a Router process."""
+    """ID of the Router process, new at every start."""
     @_builtins.property
     def known(self) -> Global___Revision:
-        """What the Router holds already; unset when it holds nothing."""
+        """The revision that the Router knows; unset if it knows none."""
 
     @_builtins.property
     def in_use(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaRef]:
-        """Replicas with requests in flight: they are not unloaded before this Router has drained them."""
+        """Replicas with requests in flight. They are not unloaded before this Router has drained them."""
 
     def __init__(
         self,
@@ -156,7 +159,9 @@ Global___Subscribe: _TypeAlias = Subscribe  # noqa: Y015
 
 @_typing.final
 class Ack(_message.Message):
-    """Applied: nothing new is sent to what the revision withdrew. Never waits for work."""
+    """The Router has applied the revision: it sends nothing new to a replica that the revision withdrew.
+    It does not wait for requests in flight.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -178,13 +183,16 @@ Global___Ack: _TypeAlias = Ack  # noqa: Y015
 
 @_typing.final
 class Nack(_message.Message):
-    """Not applied, and why; the Controller sends a snapshot."""
+    """The Router could not apply the revision. The Controller answers with a snapshot. Shoal's own
+    Router never sends this.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REVISION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
+    """Why not, for people."""
     @_builtins.property
     def revision(self) -> Global___Revision: ...
     def __init__(
@@ -203,7 +211,7 @@ Global___Nack: _TypeAlias = Nack  # noqa: Y015
 
 @_typing.final
 class Drained(_message.Message):
-    """Nothing of this Router's is in flight on a replica that the revision withdrew."""
+    """The Router has no request in flight on a replica that the revision withdrew."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -229,12 +237,13 @@ Global___Drained: _TypeAlias = Drained  # noqa: Y015
 
 @_typing.final
 class Started(_message.Message):
-    """The request that a use lease was given for is on its way."""
+    """The request that a use lease was granted for has been sent to the replica."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     USE_LEASE_FIELD_NUMBER: _builtins.int
     use_lease: _builtins.str
+    """The lease in MakeResidentResponse."""
     def __init__(
         self,
         *,
@@ -250,7 +259,7 @@ Global___Started: _TypeAlias = Started  # noqa: Y015
 
 @_typing.final
 class Usage(_message.Message):
-    """Sent every heartbeat interval, and at once when a replica turns from idle to busy."""
+    """The use of replicas. Sent at a fixed interval, and at once when an idle replica is used again."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -280,15 +289,16 @@ class ReplicaUsage(_message.Message):
     REQUESTS_FIELD_NUMBER: _builtins.int
     SEQUENCES_FIELD_NUMBER: _builtins.int
     in_flight: _builtins.int
+    """Requests in flight."""
     requests: _builtins.int
     """Requests begun since the last Usage message of this stream."""
     sequences: _builtins.int
-    """Sequences that are tied to it: it is not evicted while there are any."""
+    """Open sequences that must stay on this replica. It is not evicted while there are any."""
     @_builtins.property
     def replica(self) -> Global___ReplicaRef: ...
     @_builtins.property
     def age(self) -> _duration_pb2.Duration:
-        """Since its last request began or ended."""
+        """Time since the last request began or ended."""
 
     def __init__(
         self,
@@ -309,7 +319,7 @@ Global___ReplicaUsage: _TypeAlias = ReplicaUsage  # noqa: Y015
 
 @_typing.final
 class Broke(_message.Message):
-    """A server was lost while it had a request."""
+    """A server was lost while it worked on a request."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -317,12 +327,12 @@ class Broke(_message.Message):
     EARLIER_FIELD_NUMBER: _builtins.int
     REPEATED_FIELD_NUMBER: _builtins.int
     repeated: _builtins.bool
-    """The Router sends it once more: if it was this request that crashed the server, that will show."""
+    """Whether the Router sends the request once more, which shows whether the request was to blame."""
     @_builtins.property
     def replica(self) -> Global___ReplicaRef: ...
     @_builtins.property
     def earlier(self) -> Global___ReplicaRef:
-        """Where the same request had been lost before, when it had."""
+        """The replica on which the same request was lost before; unset if it was not."""
 
     def __init__(
         self,
@@ -349,12 +359,12 @@ class WatchPlacementsResponse(_message.Message):
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     UNREGISTERED_RESIDENT_FIELD_NUMBER: _builtins.int
     unregistered_resident: _builtins.bool
-    """A server still holds a version that is not registered any more, or never was. Whether it is
-    decoupled, nothing here says.
+    """Whether a server still holds a version that is not registered. The placements do not say whether
+    such a version is decoupled.
     """
     @_builtins.property
     def revision(self) -> Global___Revision:
-        """The table is known up to this revision after this response."""
+        """With this response, the Router knows the placements up to this revision."""
 
     @_builtins.property
     def snapshot(self) -> Global___PlacementSnapshot: ...
@@ -383,8 +393,8 @@ Global___WatchPlacementsResponse: _TypeAlias = WatchPlacementsResponse  # noqa: 
 
 @_typing.final
 class PlacementSnapshot(_message.Message):
-    """Everything: what is not in it is not there. Entries of servers that are UNKNOWN are kept as they
-    were.
+    """All placements: whatever is not in it does not exist. A Router keeps what it knows about servers
+    whose state is UNKNOWN.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -418,15 +428,21 @@ class PlacementDelta(_message.Message):
     REMOVED_SERVERS_FIELD_NUMBER: _builtins.int
     REMOVED_MODELS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def servers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServerEndpoint]: ...
-    @_builtins.property
-    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelRoute]:
-        """Each replaces what was known of its model."""
+    def servers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServerEndpoint]:
+        """Each entry replaces what was known of its server."""
 
     @_builtins.property
-    def removed_servers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelRoute]:
+        """Each entry replaces what was known of its model."""
+
     @_builtins.property
-    def removed_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def removed_servers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of servers that are gone."""
+
+    @_builtins.property
+    def removed_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of models that are gone."""
+
     def __init__(
         self,
         *,
@@ -445,7 +461,9 @@ Global___PlacementDelta: _TypeAlias = PlacementDelta  # noqa: Y015
 
 @_typing.final
 class PlacementCheckpoint(_message.Message):
-    """Sent when nothing changes; the stream, and so the Router's lease, lives."""
+    """Sent when nothing has changed for a while, to show that the stream, and with it the Router's
+    lease, is alive.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -468,8 +486,9 @@ class ServerEndpoint(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     server: _builtins.str
+    """The server's name, without "servers/"."""
     address: _builtins.str
-    """host:port"""
+    """HOST:PORT of its gRPC endpoint."""
     state: _types_pb2.ServerState.ValueType
     def __init__(
         self,
@@ -488,7 +507,7 @@ Global___ServerEndpoint: _TypeAlias = ServerEndpoint  # noqa: Y015
 
 @_typing.final
 class ModelRoute(_message.Message):
-    """All that a Router needs to answer for a model."""
+    """All that a Router needs to answer requests for a model."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -519,16 +538,19 @@ class ModelRoute(_message.Message):
     ARMS_FIELD_NUMBER: _builtins.int
     RETRY_POLICY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
+    """The model's name, without "models/"."""
     default_version: _builtins.int
-    """0: no version is approved."""
+    """0 while no version is approved."""
     retry_policy: _types_pb2_1.RetryPolicy.ValueType
     @_builtins.property
-    def aliases(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    def aliases(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Versions by alias."""
+
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___VersionRoute]: ...
     @_builtins.property
     def arms(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArmRoute]:
-        """The traffic policy in effect; none: the default version."""
+        """The traffic policy; empty: the default version answers."""
 
     def __init__(
         self,
@@ -561,16 +583,18 @@ class VersionRoute(_message.Message):
     version: _builtins.int
     config_digest: _builtins.str
     reason: _builtins.str
-    """Why it is not READY anywhere, for people; empty when it is."""
+    """Why it is READY on no server, for people; empty if it is READY on one."""
     servable: _builtins.bool
-    """It may be asked for: READY, or made resident when it is asked for. False when it is rejected,
-    when its files cannot be served, and while a failed load is not tried again.
+    """Whether it can be requested: it is READY, or can be made resident. False if it is rejected, if
+    it cannot be served, and for a while after a load has failed.
     """
     decoupled: _builtins.bool
-    """It answers a request any number of times, so only in a stream. Unset where it is not known."""
+    """Whether it is decoupled: it answers a request any number of times, so it can only be requested
+    in a stream. Unset: not known.
+    """
     @_builtins.property
     def servers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Servers on which it is READY."""
+        """Names of the servers on which it is READY."""
 
     def __init__(
         self,
@@ -600,9 +624,11 @@ class ArmRoute(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
+    """The name of the model that answers."""
     version: _builtins.int
     """0: that model's default version."""
     weight: _builtins.int
+    """Relative to the weights of the other arms."""
     def __init__(
         self,
         *,

@@ -19,6 +19,11 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
+
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class _ServerState:
@@ -29,25 +34,29 @@ class _ServerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ServerSta
     DESCRIPTOR: _descriptor.EnumDescriptor
     SERVER_STATE_UNSPECIFIED: _ServerState.ValueType  # 0
     SERVER_STATE_UNKNOWN: _ServerState.ValueType  # 1
-    """Not inventoried yet."""
+    """It has not been asked yet what it holds."""
     SERVER_STATE_HEALTHY: _ServerState.ValueType  # 2
+    """It answers, and is given models."""
     SERVER_STATE_UNREACHABLE: _ServerState.ValueType  # 3
+    """It does not answer."""
     SERVER_STATE_UNUSABLE: _ServerState.ValueType  # 4
-    """It answers, and its answers cannot be trusted; state_reason says what to do."""
+    """It answers, but cannot be trusted; state_reason says what to do."""
     SERVER_STATE_DRAINING: _ServerState.ValueType  # 5
-    """It answers for what it holds and is given nothing new."""
+    """It answers requests for the models that it holds, and is given no new ones."""
 
 class ServerState(_ServerState, metaclass=_ServerStateEnumTypeWrapper): ...
 
 SERVER_STATE_UNSPECIFIED: ServerState.ValueType  # 0
 SERVER_STATE_UNKNOWN: ServerState.ValueType  # 1
-"""Not inventoried yet."""
+"""It has not been asked yet what it holds."""
 SERVER_STATE_HEALTHY: ServerState.ValueType  # 2
+"""It answers, and is given models."""
 SERVER_STATE_UNREACHABLE: ServerState.ValueType  # 3
+"""It does not answer."""
 SERVER_STATE_UNUSABLE: ServerState.ValueType  # 4
-"""It answers, and its answers cannot be trusted; state_reason says what to do."""
+"""It answers, but cannot be trusted; state_reason says what to do."""
 SERVER_STATE_DRAINING: ServerState.ValueType  # 5
-"""It answers for what it holds and is given nothing new."""
+"""It answers requests for the models that it holds, and is given no new ones."""
 Global___ServerState: _TypeAlias = ServerState  # noqa: Y015
 
 class _ReplicaState:
@@ -58,27 +67,33 @@ class _ReplicaStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReplicaS
     DESCRIPTOR: _descriptor.EnumDescriptor
     REPLICA_STATE_UNSPECIFIED: _ReplicaState.ValueType  # 0
     REPLICA_STATE_QUEUED: _ReplicaState.ValueType  # 1
-    """Has a place; waits for room, for its parts, or for its turn."""
+    """It has a place, and waits for room, for versions that it requires, or for its turn."""
     REPLICA_STATE_LOADING: _ReplicaState.ValueType  # 2
     REPLICA_STATE_READY: _ReplicaState.ValueType  # 3
     REPLICA_STATE_DRAINING: _ReplicaState.ValueType  # 4
-    """Withdrawn from the Routers; what is in flight finishes."""
+    """It is withdrawn from the Routers, and finishes the requests in flight."""
     REPLICA_STATE_UNLOADING: _ReplicaState.ValueType  # 5
-    REPLICA_STATE_FAILED: _ReplicaState.ValueType  # 6
-    """Could not be loaded; not tried again for a while."""
+    @_builtins.property
+    @_deprecated("""This enum value has been marked as deprecated using proto enum value options.""")
+    def REPLICA_STATE_FAILED(self) -> _ReplicaState.ValueType:   # 6
+        """Never sent: a replica whose load failed does not exist. The failure is in an event of kind
+        LOAD_FAILED and in WhyNotLoaded.
+        """
 
 class ReplicaState(_ReplicaState, metaclass=_ReplicaStateEnumTypeWrapper): ...
 
 REPLICA_STATE_UNSPECIFIED: ReplicaState.ValueType  # 0
 REPLICA_STATE_QUEUED: ReplicaState.ValueType  # 1
-"""Has a place; waits for room, for its parts, or for its turn."""
+"""It has a place, and waits for room, for versions that it requires, or for its turn."""
 REPLICA_STATE_LOADING: ReplicaState.ValueType  # 2
 REPLICA_STATE_READY: ReplicaState.ValueType  # 3
 REPLICA_STATE_DRAINING: ReplicaState.ValueType  # 4
-"""Withdrawn from the Routers; what is in flight finishes."""
+"""It is withdrawn from the Routers, and finishes the requests in flight."""
 REPLICA_STATE_UNLOADING: ReplicaState.ValueType  # 5
 REPLICA_STATE_FAILED: ReplicaState.ValueType  # 6
-"""Could not be loaded; not tried again for a while."""
+"""Never sent: a replica whose load failed does not exist. The failure is in an event of kind
+LOAD_FAILED and in WhyNotLoaded.
+"""
 Global___ReplicaState: _TypeAlias = ReplicaState  # noqa: Y015
 
 class _EventKind:
@@ -89,60 +104,74 @@ class _EventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventKind.V
     DESCRIPTOR: _descriptor.EnumDescriptor
     EVENT_KIND_UNSPECIFIED: _EventKind.ValueType  # 0
     EVENT_KIND_QUEUED: _EventKind.ValueType  # 1
+    """A version was given a place on a server."""
     EVENT_KIND_LOADING: _EventKind.ValueType  # 2
+    """A load began."""
     EVENT_KIND_READY: _EventKind.ValueType  # 3
+    """A load ended, and the replica answers requests."""
     EVENT_KIND_LOAD_FAILED: _EventKind.ValueType  # 4
     EVENT_KIND_EVICTING: _EventKind.ValueType  # 5
+    """A replica has to leave, and is withdrawn from the Routers."""
     EVENT_KIND_UNLOADING: _EventKind.ValueType  # 6
+    """An unload began."""
     EVENT_KIND_UNLOADED: _EventKind.ValueType  # 7
+    """A replica is gone."""
     EVENT_KIND_REFUSED: _EventKind.ValueType  # 8
+    """A caller that waited for a version was refused."""
     EVENT_KIND_PINNED: _EventKind.ValueType  # 9
     EVENT_KIND_UNPINNED: _EventKind.ValueType  # 10
     EVENT_KIND_UNEXPECTED: _EventKind.ValueType  # 11
-    """A change in a server's index that the Controller did not ask for."""
+    """A server's models changed without the Controller."""
     EVENT_KIND_SERVER_HEALTHY: _EventKind.ValueType  # 12
     EVENT_KIND_SERVER_LOST: _EventKind.ValueType  # 13
     EVENT_KIND_SERVER_UNUSABLE: _EventKind.ValueType  # 14
     EVENT_KIND_ROUTER_JOINED: _EventKind.ValueType  # 15
     EVENT_KIND_ROUTER_LOST: _EventKind.ValueType  # 16
     EVENT_KIND_SERVER_DRAINING: _EventKind.ValueType  # 17
-    """It takes nothing new; its replicas leave."""
+    """A server is given no new models, and its replicas leave."""
     EVENT_KIND_BROKEN: _EventKind.ValueType  # 18
-    """A replica that is READY by the server's index and does not answer."""
+    """A replica is READY according to its server, but does not work."""
     EVENT_KIND_SET_ASIDE: _EventKind.ValueType  # 19
-    """Not tried again for a while: its requests were in flight when servers crashed."""
+    """A version is not loaded for a while, because requests for it were in flight when servers crashed."""
 
 class EventKind(_EventKind, metaclass=_EventKindEnumTypeWrapper): ...
 
 EVENT_KIND_UNSPECIFIED: EventKind.ValueType  # 0
 EVENT_KIND_QUEUED: EventKind.ValueType  # 1
+"""A version was given a place on a server."""
 EVENT_KIND_LOADING: EventKind.ValueType  # 2
+"""A load began."""
 EVENT_KIND_READY: EventKind.ValueType  # 3
+"""A load ended, and the replica answers requests."""
 EVENT_KIND_LOAD_FAILED: EventKind.ValueType  # 4
 EVENT_KIND_EVICTING: EventKind.ValueType  # 5
+"""A replica has to leave, and is withdrawn from the Routers."""
 EVENT_KIND_UNLOADING: EventKind.ValueType  # 6
+"""An unload began."""
 EVENT_KIND_UNLOADED: EventKind.ValueType  # 7
+"""A replica is gone."""
 EVENT_KIND_REFUSED: EventKind.ValueType  # 8
+"""A caller that waited for a version was refused."""
 EVENT_KIND_PINNED: EventKind.ValueType  # 9
 EVENT_KIND_UNPINNED: EventKind.ValueType  # 10
 EVENT_KIND_UNEXPECTED: EventKind.ValueType  # 11
-"""A change in a server's index that the Controller did not ask for."""
+"""A server's models changed without the Controller."""
 EVENT_KIND_SERVER_HEALTHY: EventKind.ValueType  # 12
 EVENT_KIND_SERVER_LOST: EventKind.ValueType  # 13
 EVENT_KIND_SERVER_UNUSABLE: EventKind.ValueType  # 14
 EVENT_KIND_ROUTER_JOINED: EventKind.ValueType  # 15
 EVENT_KIND_ROUTER_LOST: EventKind.ValueType  # 16
 EVENT_KIND_SERVER_DRAINING: EventKind.ValueType  # 17
-"""It takes nothing new; its replicas leave."""
+"""A server is given no new models, and its replicas leave."""
 EVENT_KIND_BROKEN: EventKind.ValueType  # 18
-"""A replica that is READY by the server's index and does not answer."""
+"""A replica is READY according to its server, but does not work."""
 EVENT_KIND_SET_ASIDE: EventKind.ValueType  # 19
-"""Not tried again for a while: its requests were in flight when servers crashed."""
+"""A version is not loaded for a while, because requests for it were in flight when servers crashed."""
 Global___EventKind: _TypeAlias = EventKind  # noqa: Y015
 
 @_typing.final
 class Server(_message.Message):
-    """One Triton."""
+    """A Triton server. All maps of memory are from resource ("ram", "gpu:0") to bytes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -280,41 +309,41 @@ class Server(_message.Message):
     MEMORY_LEAKED_FIELD_NUMBER: _builtins.int
     RESTART_WANTED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """"servers/{server}"; {server} is what the Triton was started with as --id."""
+    """"servers/{server}", where {server} is the --id that the Triton server was started with."""
     address: _builtins.str
-    """host:port of its gRPC endpoint."""
+    """HOST:PORT of its gRPC endpoint."""
     state: Global___ServerState.ValueType
     state_reason: _builtins.str
-    """Why the state is what it is, when it is not HEALTHY."""
+    """Why it is in this state, unless it is HEALTHY."""
     max_models: _builtins.int
-    """At most this many (model, version) units; 0: no such limit."""
+    """The largest number of model versions on the server; 0: no such limit."""
     models: _builtins.int
-    """Units that count against max_models now."""
+    """Model versions on the server now that count against max_models."""
     restart_wanted: _builtins.bool
-    """It is to be restarted once it is empty; state_reason says why."""
+    """Whether it is to be restarted once it is empty; state_reason says why."""
     @_builtins.property
     def memory_budget(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Resource ("ram", "gpu:0") to bytes, over the server's own baseline."""
+        """Memory for models, on top of what the server takes when it is empty."""
 
     @_builtins.property
     def memory_reserved(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Reserved by what is loading, resident or not yet gone."""
+        """Memory set aside for replicas that are loading, resident, or not yet gone."""
 
     @_builtins.property
     def memory_measured(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Seen at the last measurement."""
+        """Memory that its models took at the last measurement."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """What models may require: "zone", "gpu", ..."""
+        """Labels that models can require, such as "zone" or "gpu"."""
 
     @_builtins.property
     def memory_soft_limit(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Reserved bytes beyond which what is idle is evicted ahead of need; empty: no such limit."""
+        """Reserved memory above which idle replicas are evicted ahead of need; empty: no such limit."""
 
     @_builtins.property
     def memory_leaked(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Measured beyond what its models take: not given back after unloads."""
+        """Measured memory that no replica accounts for, left by models that were unloaded."""
 
     def __init__(
         self,
@@ -406,21 +435,31 @@ class Replica(_message.Message):
     state_reason: _builtins.str
     """Why it is in this state."""
     in_flight: _builtins.int
+    """Requests in flight."""
     pinned: _builtins.bool
+    """Whether it is never evicted."""
     @_builtins.property
-    def memory_reserved(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    def memory_reserved(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Memory set aside for it: resource to bytes."""
+
     @_builtins.property
-    def memory_measured(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    def memory_measured(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Memory that it took at the last measurement: resource to bytes."""
+
     @_builtins.property
     def idle(self) -> _duration_pb2.Duration:
-        """Since it was last used; unset when it never was."""
+        """Time since it was last used; unset if it never was."""
 
     @_builtins.property
     def held_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Ensembles and models that need it here: "models/{model}/versions/{version}"."""
+        """Names of the ensembles and models that need it on this server,
+        "models/{model}/versions/{version}".
+        """
 
     @_builtins.property
-    def load_duration(self) -> _duration_pb2.Duration: ...
+    def load_duration(self) -> _duration_pb2.Duration:
+        """How long its load took; unset if that is not known."""
+
     def __init__(
         self,
         *,
@@ -446,7 +485,7 @@ Global___Replica: _TypeAlias = Replica  # noqa: Y015
 
 @_typing.final
 class Event(_message.Message):
-    """Something that happened to a model version or a server, and why."""
+    """Something that happened to a model version, a server or a Router, and why."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -463,18 +502,20 @@ class Event(_message.Message):
     """Grows by one with every event of an epoch."""
     kind: Global___EventKind.ValueType
     server: _builtins.str
-    """"servers/{server}"; empty where no server has a part in it."""
+    """"servers/{server}"; empty if no server is involved."""
     version: _builtins.str
-    """"models/{model}/versions/{version}"; empty for a server's own events."""
+    """"models/{model}/versions/{version}"; empty for an event of a server or a Router."""
     reason: _builtins.str
-    """The decision with its numbers."""
+    """Why it happened, with the numbers that decided, for people."""
     for_version: _builtins.str
-    """For EVICTING: what the room is for. "models/{model}/versions/{version}"."""
+    """For EVICTING, the version that the room is for, "models/{model}/versions/{version}"; empty if it
+    is for none.
+    """
     trace_id: _builtins.str
-    """Hexadecimal trace id of the request that caused it, where one did and was traced."""
+    """Trace ID of the request that caused it, in hexadecimal; empty if it was not traced."""
     epoch: _builtins.int
-    """Of the Controller that it happened in: it grows with each one that acts, and (epoch, sequence)
-    is never used twice.
+    """Epoch of the Controller that recorded it. It is new whenever a Controller begins to act, and
+    (epoch, sequence) is never used twice.
     """
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp: ...

@@ -28,7 +28,9 @@ class CreateModelRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """A repeated request with the same id is answered with what the first one made."""
+    """A repeated request with the same ID is answered with what the first one created. At most 128
+    characters; empty: none.
+    """
     @_builtins.property
     def model(self) -> _types_pb2.Model: ...
     def __init__(
@@ -71,6 +73,7 @@ class GetModelRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """"models/{model}"."""
     def __init__(
         self,
         *,
@@ -113,6 +116,7 @@ class ListModelsRequest(_message.Message):
     page_size: _builtins.int
     """At most 1000; 0 means 100."""
     page_token: _builtins.str
+    """The next_page_token of the previous page; empty for the first page."""
     def __init__(
         self,
         *,
@@ -134,6 +138,7 @@ class ListModelsResponse(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
+    """Empty on the last page."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Model]: ...
     def __init__(
@@ -158,11 +163,13 @@ class UpdateModelRequest(_message.Message):
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def model(self) -> _types_pb2.Model:
-        """With an etag, the change is made only if it is still the current one."""
+        """The model with its new values. Its etag is checked."""
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Of description, labels, retry_policy, residency and residency.FIELD; "*" means all of them."""
+        """Which fields to change: description, labels, retry_policy, residency and residency.FIELD; "*"
+        means all of them.
+        """
 
     def __init__(
         self,
@@ -205,7 +212,9 @@ class DeleteModelRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """"models/{model}"."""
     etag: _builtins.str
+    """The model's etag."""
     def __init__(
         self,
         *,
@@ -268,16 +277,23 @@ class RegisterModelVersionRequest(_message.Message):
     parent: _builtins.str
     """"models/{model}"."""
     source: _builtins.str
-    """A folder on the Registry's host: a model folder (config.pbtxt and numbered version folders) or
-    one version folder's content.
+    """A folder on the Registry's host: a model's folder (config.pbtxt and numbered version folders) or
+    the content of one version folder.
     """
     version: _builtins.int
-    """0: the number of the folder, else the next free one."""
+    """The number of the version. 0 means the number of the version folder if `source` has one, else
+    the next free number.
+    """
     pending: _builtins.bool
-    """Leave it PENDING instead of APPROVED."""
+    """Whether to leave the version PENDING instead of APPROVED."""
     request_id: _builtins.str
+    """A repeated request with the same ID is answered with what the first one created. At most 128
+    characters; empty: none.
+    """
     @_builtins.property
-    def declared_memory(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    def declared_memory(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Memory that the version takes: resource ("ram", "gpu:0") to bytes. Empty: it is learned."""
+
     def __init__(
         self,
         *,
@@ -322,6 +338,7 @@ class GetModelVersionRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """"models/{model}/versions/{version}"."""
     def __init__(
         self,
         *,
@@ -365,7 +382,9 @@ class ListModelVersionsRequest(_message.Message):
     parent: _builtins.str
     """"models/{model}", or "models/-" for the versions of all models."""
     page_size: _builtins.int
+    """At most 1000; 0 means 100."""
     page_token: _builtins.str
+    """The next_page_token of the previous page; empty for the first page."""
     def __init__(
         self,
         *,
@@ -388,6 +407,7 @@ class ListModelVersionsResponse(_message.Message):
     VERSIONS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
+    """Empty on the last page."""
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.ModelVersion]: ...
     def __init__(
@@ -411,10 +431,12 @@ class UpdateModelVersionRequest(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     UPDATE_MASK_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def version(self) -> _types_pb2.ModelVersion: ...
+    def version(self) -> _types_pb2.ModelVersion:
+        """The version with its new values. Its etag is checked."""
+
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Of declared_memory, pinned; "*" means both."""
+        """Which fields to change: declared_memory and pinned; "*" means both."""
 
     def __init__(
         self,
@@ -457,7 +479,9 @@ class ApproveModelVersionRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """"models/{model}/versions/{version}"."""
     etag: _builtins.str
+    """The version's etag."""
     def __init__(
         self,
         *,
@@ -499,7 +523,9 @@ class RejectModelVersionRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """"models/{model}/versions/{version}"."""
     etag: _builtins.str
+    """The version's etag."""
     def __init__(
         self,
         *,
@@ -541,7 +567,9 @@ class DeleteModelVersionRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """"models/{model}/versions/{version}"."""
     etag: _builtins.str
+    """The version's etag."""
     def __init__(
         self,
         *,
@@ -579,8 +607,9 @@ class SetAliasRequest(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """"models/{model}/aliases/{alias}"."""
+    """"models/{model}/aliases/{alias}". An alias begins with a letter."""
     version: _builtins.int
+    """The number of the version that it names."""
     etag: _builtins.str
     """The model's etag."""
     def __init__(
@@ -625,7 +654,9 @@ class DeleteAliasRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """"models/{model}/aliases/{alias}"."""
     etag: _builtins.str
+    """The model's etag."""
     def __init__(
         self,
         *,
@@ -667,7 +698,7 @@ class SetTrafficPolicyRequest(_message.Message):
     TRAFFIC_POLICY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def traffic_policy(self) -> _types_pb2.TrafficPolicy:
-        """With an etag, the change is made only if it is still the policy's current one."""
+        """The new policy. Its etag is checked against that of the present policy."""
 
     def __init__(
         self,
@@ -709,7 +740,9 @@ class DeleteTrafficPolicyRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """"models/{model}/trafficPolicy"."""
     etag: _builtins.str
+    """The policy's etag."""
     def __init__(
         self,
         *,
@@ -750,7 +783,7 @@ class ImportRepositoryRequest(_message.Message):
 
     PATH_FIELD_NUMBER: _builtins.int
     path: _builtins.str
-    """A folder on the Registry's host."""
+    """An absolute path of a folder on the Registry's host."""
     def __init__(
         self,
         *,
@@ -771,10 +804,12 @@ class ImportRepositoryResponse(_message.Message):
     VERSIONS_FIELD_NUMBER: _builtins.int
     PROBLEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def versions(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.ModelVersion]: ...
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.ModelVersion]:
+        """The versions that were found and registered."""
+
     @_builtins.property
     def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImportProblem]:
-        """Folders that are not models, and why."""
+        """The folders that are not models."""
 
     def __init__(
         self,
@@ -797,7 +832,9 @@ class ImportProblem(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     path: _builtins.str
+    """The folder."""
     reason: _builtins.str
+    """Why it is not a model, for people."""
     def __init__(
         self,
         *,
@@ -818,6 +855,7 @@ class WatchCatalogRequest(_message.Message):
 
     START_REVISION_FIELD_NUMBER: _builtins.int
     start_revision: _builtins.int
+    """The revision that the caller knows; 0: none."""
     def __init__(
         self,
         *,
@@ -840,7 +878,7 @@ class WatchCatalogResponse(_message.Message):
     DELTA_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The catalogue is known up to this revision after this response."""
+    """With this response, the caller knows the catalogue up to this revision."""
     @_builtins.property
     def snapshot(self) -> Global___CatalogSnapshot: ...
     @_builtins.property
@@ -867,7 +905,7 @@ Global___WatchCatalogResponse: _TypeAlias = WatchCatalogResponse  # noqa: Y015
 
 @_typing.final
 class CatalogSnapshot(_message.Message):
-    """Everything: what is not in it does not exist."""
+    """The whole catalogue: a model that is not in it does not exist."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -895,11 +933,11 @@ class CatalogDelta(_message.Message):
     REMOVED_MODELS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.CatalogEntry]:
-        """Each replaces what was known of its model."""
+        """Each entry replaces what was known of its model."""
 
     @_builtins.property
     def removed_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """"models/{model}"."""
+        """"models/{model}" of each model that was deleted."""
 
     def __init__(
         self,
@@ -917,7 +955,7 @@ Global___CatalogDelta: _TypeAlias = CatalogDelta  # noqa: Y015
 
 @_typing.final
 class CatalogCheckpoint(_message.Message):
-    """Sent when nothing changes, so that a silent stream is known to live."""
+    """Sent when nothing has changed for a while, to show that the stream is alive."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -938,7 +976,11 @@ class ReportFootprintsRequest(_message.Message):
 
     FOOTPRINTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def footprints(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Footprint]: ...
+    def footprints(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Footprint]:
+        """For each version and config, the highest amounts that were reported are kept. Footprints of
+        versions that are not registered are ignored.
+        """
+
     def __init__(
         self,
         *,
@@ -974,7 +1016,9 @@ class ListFootprintsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
+    """At most 1000; 0 means 100."""
     page_token: _builtins.str
+    """The next_page_token of the previous page; empty for the first page."""
     def __init__(
         self,
         *,
@@ -996,6 +1040,7 @@ class ListFootprintsResponse(_message.Message):
     FOOTPRINTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
+    """Empty on the last page."""
     @_builtins.property
     def footprints(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Footprint]: ...
     def __init__(
@@ -1020,11 +1065,13 @@ class HoldControllerLeaseRequest(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
     holder: _builtins.str
-    """A stable name of the Controller."""
+    """The name of the Controller, which stays the same when it restarts. At most 128 characters."""
     incarnation: _builtins.str
-    """New at every start of its process."""
+    """An ID of the Controller's process, new at every start. At most 128 characters."""
     @_builtins.property
-    def ttl(self) -> _duration_pb2.Duration: ...
+    def ttl(self) -> _duration_pb2.Duration:
+        """How long the lease lasts: 0.001 to 3600 seconds."""
+
     def __init__(
         self,
         *,
@@ -1046,6 +1093,7 @@ class HoldControllerLeaseResponse(_message.Message):
 
     EPOCH_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
+    """The same as before if the lease was renewed, else higher than every epoch before."""
     def __init__(
         self,
         *,

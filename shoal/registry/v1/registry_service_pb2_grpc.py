@@ -26,7 +26,11 @@ if _version_not_supported:
 
 
 class RegistryServiceStub(object):
-    """What exists: models, versions, aliases, approvals and traffic policies.
+    """The catalogue: models, versions, aliases, approvals and traffic policies.
+
+    Every call refuses names and other fields that are not valid with INVALID_ARGUMENT, and resources
+    that do not exist with NOT_FOUND. A call with an etag makes its change only while the etag is the
+    current one, and is refused with ABORTED otherwise; an empty etag is not checked.
     """
 
     def __init__(self, channel):
@@ -143,102 +147,124 @@ class RegistryServiceStub(object):
 
 
 class RegistryServiceServicer(object):
-    """What exists: models, versions, aliases, approvals and traffic policies.
+    """The catalogue: models, versions, aliases, approvals and traffic policies.
+
+    Every call refuses names and other fields that are not valid with INVALID_ARGUMENT, and resources
+    that do not exist with NOT_FOUND. A call with an etag makes its change only while the etag is the
+    current one, and is refused with ABORTED otherwise; an empty etag is not checked.
     """
 
     def CreateModel(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Creates a model without versions. ALREADY_EXISTS if it is registered.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Returns a model.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Returns all models, ordered by name.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateModel(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Changes fields of a model.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModel(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Deletes a model with all its versions. FAILED_PRECONDITION while another model uses it in its
+        traffic policy or an ensemble.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RegisterModelVersion(self, request, context):
-        """Stages the files behind `source` and registers them; creates the model when it is new.
+        """Stages the files in `source` and registers them as a version. A new model is created.
+        ALREADY_EXISTS if the version is registered and not INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModelVersion(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Returns a version.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModelVersions(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Returns the versions of one model or of all models, ordered by model and number.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateModelVersion(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Changes fields of a version.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ApproveModelVersion(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Moves a PENDING or REJECTED version to APPROVED. FAILED_PRECONDITION if it is INVALID.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RejectModelVersion(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Moves a version to REJECTED.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModelVersion(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Deletes a version. FAILED_PRECONDITION while an alias, a traffic policy or an ensemble uses it.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetAlias(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Creates an alias or moves it to another version. FAILED_PRECONDITION if that version does not
+        answer requests.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteAlias(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Deletes an alias. FAILED_PRECONDITION while a traffic policy uses it.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetTrafficPolicy(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Creates or replaces a model's traffic policy. FAILED_PRECONDITION if a target is not approved.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteTrafficPolicy(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Deletes a model's traffic policy, so that its default version answers.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -251,31 +277,32 @@ class RegistryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchCatalog(self, request, context):
-        """The catalogue from `start_revision` on. A revision that is no longer remembered, or none, is
-        answered with a snapshot first.
+        """Sends the changes of the catalogue after `start_revision`, without end. A snapshot comes first
+        if the revision is 0 or no longer remembered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReportFootprints(self, request, context):
-        """Learned sizes; outside the catalogue's revision.
+        """Stores learned footprints. They are not part of the catalogue's revision.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListFootprints(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Returns the footprints of all versions.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def HoldControllerLease(self, request, context):
-        """Says which Controller acts. A holder that asks again before the ttl has passed keeps its epoch;
-        everybody else is refused with ABORTED until it has. A new incarnation of the same holder takes
-        over at once, with a new epoch: whoever starts a holder under a name makes sure that the one
-        before is gone.
+        """Takes or renews the controller lease, which decides which Controller acts. A holder that calls
+        again before the ttl has passed keeps its epoch; until then all others are refused with ABORTED.
+        A new incarnation of the same holder takes over at once, with a new epoch: whoever starts a
+        holder must make sure that the previous process of that name has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -398,7 +425,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RegistryService(object):
-    """What exists: models, versions, aliases, approvals and traffic policies.
+    """The catalogue: models, versions, aliases, approvals and traffic policies.
+
+    Every call refuses names and other fields that are not valid with INVALID_ARGUMENT, and resources
+    that do not exist with NOT_FOUND. A call with an etag makes its change only while the etag is the
+    current one, and is refused with ABORTED otherwise; an empty etag is not checked.
     """
 
     @staticmethod

@@ -27,120 +27,186 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RegistryServiceStub:
-    """What exists: models, versions, aliases, approvals and traffic policies."""
+    """The catalogue: models, versions, aliases, approvals and traffic policies.
+
+    Every call refuses names and other fields that are not valid with INVALID_ARGUMENT, and resources
+    that do not exist with NOT_FOUND. A call with an etag makes its change only while the etag is the
+    current one, and is refused with ABORTED otherwise; an empty etag is not checked.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RegistryServiceAsyncStub: ...
     CreateModel: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.CreateModelRequest, _registry_service_pb2.CreateModelResponse]
+    """Creates a model without versions. ALREADY_EXISTS if it is registered."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetModelRequest, _registry_service_pb2.GetModelResponse]
+    """Returns a model."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListModelsRequest, _registry_service_pb2.ListModelsResponse]
+    """Returns all models, ordered by name."""
     UpdateModel: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.UpdateModelRequest, _registry_service_pb2.UpdateModelResponse]
+    """Changes fields of a model."""
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteModelRequest, _registry_service_pb2.DeleteModelResponse]
+    """Deletes a model with all its versions. FAILED_PRECONDITION while another model uses it in its
+    traffic policy or an ensemble.
+    """
     RegisterModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.RegisterModelVersionRequest, _registry_service_pb2.RegisterModelVersionResponse]
-    """Stages the files behind `source` and registers them; creates the model when it is new."""
+    """Stages the files in `source` and registers them as a version. A new model is created.
+    ALREADY_EXISTS if the version is registered and not INVALID.
+    """
     GetModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetModelVersionRequest, _registry_service_pb2.GetModelVersionResponse]
+    """Returns a version."""
     ListModelVersions: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListModelVersionsRequest, _registry_service_pb2.ListModelVersionsResponse]
+    """Returns the versions of one model or of all models, ordered by model and number."""
     UpdateModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.UpdateModelVersionRequest, _registry_service_pb2.UpdateModelVersionResponse]
+    """Changes fields of a version."""
     ApproveModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ApproveModelVersionRequest, _registry_service_pb2.ApproveModelVersionResponse]
+    """Moves a PENDING or REJECTED version to APPROVED. FAILED_PRECONDITION if it is INVALID."""
     RejectModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.RejectModelVersionRequest, _registry_service_pb2.RejectModelVersionResponse]
+    """Moves a version to REJECTED."""
     DeleteModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteModelVersionRequest, _registry_service_pb2.DeleteModelVersionResponse]
+    """Deletes a version. FAILED_PRECONDITION while an alias, a traffic policy or an ensemble uses it."""
     SetAlias: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.SetAliasRequest, _registry_service_pb2.SetAliasResponse]
+    """Creates an alias or moves it to another version. FAILED_PRECONDITION if that version does not
+    answer requests.
+    """
     DeleteAlias: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteAliasRequest, _registry_service_pb2.DeleteAliasResponse]
+    """Deletes an alias. FAILED_PRECONDITION while a traffic policy uses it."""
     SetTrafficPolicy: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.SetTrafficPolicyRequest, _registry_service_pb2.SetTrafficPolicyResponse]
+    """Creates or replaces a model's traffic policy. FAILED_PRECONDITION if a target is not approved."""
     DeleteTrafficPolicy: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteTrafficPolicyRequest, _registry_service_pb2.DeleteTrafficPolicyResponse]
+    """Deletes a model's traffic policy, so that its default version answers."""
     ImportRepository: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ImportRepositoryRequest, _registry_service_pb2.ImportRepositoryResponse]
     """Registers every version folder of a Triton model repository. The folder is only read."""
     WatchCatalog: _grpc.UnaryStreamMultiCallable[_registry_service_pb2.WatchCatalogRequest, _registry_service_pb2.WatchCatalogResponse]
-    """The catalogue from `start_revision` on. A revision that is no longer remembered, or none, is
-    answered with a snapshot first.
+    """Sends the changes of the catalogue after `start_revision`, without end. A snapshot comes first
+    if the revision is 0 or no longer remembered.
     """
     ReportFootprints: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ReportFootprintsRequest, _registry_service_pb2.ReportFootprintsResponse]
-    """Learned sizes; outside the catalogue's revision."""
+    """Stores learned footprints. They are not part of the catalogue's revision."""
     ListFootprints: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListFootprintsRequest, _registry_service_pb2.ListFootprintsResponse]
+    """Returns the footprints of all versions."""
     HoldControllerLease: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.HoldControllerLeaseRequest, _registry_service_pb2.HoldControllerLeaseResponse]
-    """Says which Controller acts. A holder that asks again before the ttl has passed keeps its epoch;
-    everybody else is refused with ABORTED until it has. A new incarnation of the same holder takes
-    over at once, with a new epoch: whoever starts a holder under a name makes sure that the one
-    before is gone.
+    """Takes or renews the controller lease, which decides which Controller acts. A holder that calls
+    again before the ttl has passed keeps its epoch; until then all others are refused with ABORTED.
+    A new incarnation of the same holder takes over at once, with a new epoch: whoever starts a
+    holder must make sure that the previous process of that name has ended.
     """
 
 @_typing.type_check_only
 class RegistryServiceAsyncStub(RegistryServiceStub):
-    """What exists: models, versions, aliases, approvals and traffic policies."""
+    """The catalogue: models, versions, aliases, approvals and traffic policies.
+
+    Every call refuses names and other fields that are not valid with INVALID_ARGUMENT, and resources
+    that do not exist with NOT_FOUND. A call with an etag makes its change only while the etag is the
+    current one, and is refused with ABORTED otherwise; an empty etag is not checked.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateModel: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.CreateModelRequest, _registry_service_pb2.CreateModelResponse]  # type: ignore[assignment]
+    """Creates a model without versions. ALREADY_EXISTS if it is registered."""
     GetModel: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetModelRequest, _registry_service_pb2.GetModelResponse]  # type: ignore[assignment]
+    """Returns a model."""
     ListModels: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListModelsRequest, _registry_service_pb2.ListModelsResponse]  # type: ignore[assignment]
+    """Returns all models, ordered by name."""
     UpdateModel: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.UpdateModelRequest, _registry_service_pb2.UpdateModelResponse]  # type: ignore[assignment]
+    """Changes fields of a model."""
     DeleteModel: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteModelRequest, _registry_service_pb2.DeleteModelResponse]  # type: ignore[assignment]
+    """Deletes a model with all its versions. FAILED_PRECONDITION while another model uses it in its
+    traffic policy or an ensemble.
+    """
     RegisterModelVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.RegisterModelVersionRequest, _registry_service_pb2.RegisterModelVersionResponse]  # type: ignore[assignment]
-    """Stages the files behind `source` and registers them; creates the model when it is new."""
+    """Stages the files in `source` and registers them as a version. A new model is created.
+    ALREADY_EXISTS if the version is registered and not INVALID.
+    """
     GetModelVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetModelVersionRequest, _registry_service_pb2.GetModelVersionResponse]  # type: ignore[assignment]
+    """Returns a version."""
     ListModelVersions: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListModelVersionsRequest, _registry_service_pb2.ListModelVersionsResponse]  # type: ignore[assignment]
+    """Returns the versions of one model or of all models, ordered by model and number."""
     UpdateModelVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.UpdateModelVersionRequest, _registry_service_pb2.UpdateModelVersionResponse]  # type: ignore[assignment]
+    """Changes fields of a version."""
     ApproveModelVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ApproveModelVersionRequest, _registry_service_pb2.ApproveModelVersionResponse]  # type: ignore[assignment]
+    """Moves a PENDING or REJECTED version to APPROVED. FAILED_PRECONDITION if it is INVALID."""
     RejectModelVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.RejectModelVersionRequest, _registry_service_pb2.RejectModelVersionResponse]  # type: ignore[assignment]
+    """Moves a version to REJECTED."""
     DeleteModelVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteModelVersionRequest, _registry_service_pb2.DeleteModelVersionResponse]  # type: ignore[assignment]
+    """Deletes a version. FAILED_PRECONDITION while an alias, a traffic policy or an ensemble uses it."""
     SetAlias: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.SetAliasRequest, _registry_service_pb2.SetAliasResponse]  # type: ignore[assignment]
+    """Creates an alias or moves it to another version. FAILED_PRECONDITION if that version does not
+    answer requests.
+    """
     DeleteAlias: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteAliasRequest, _registry_service_pb2.DeleteAliasResponse]  # type: ignore[assignment]
+    """Deletes an alias. FAILED_PRECONDITION while a traffic policy uses it."""
     SetTrafficPolicy: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.SetTrafficPolicyRequest, _registry_service_pb2.SetTrafficPolicyResponse]  # type: ignore[assignment]
+    """Creates or replaces a model's traffic policy. FAILED_PRECONDITION if a target is not approved."""
     DeleteTrafficPolicy: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteTrafficPolicyRequest, _registry_service_pb2.DeleteTrafficPolicyResponse]  # type: ignore[assignment]
+    """Deletes a model's traffic policy, so that its default version answers."""
     ImportRepository: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ImportRepositoryRequest, _registry_service_pb2.ImportRepositoryResponse]  # type: ignore[assignment]
     """Registers every version folder of a Triton model repository. The folder is only read."""
     WatchCatalog: _aio.UnaryStreamMultiCallable[_registry_service_pb2.WatchCatalogRequest, _registry_service_pb2.WatchCatalogResponse]  # type: ignore[assignment]
-    """The catalogue from `start_revision` on. A revision that is no longer remembered, or none, is
-    answered with a snapshot first.
+    """Sends the changes of the catalogue after `start_revision`, without end. A snapshot comes first
+    if the revision is 0 or no longer remembered.
     """
     ReportFootprints: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ReportFootprintsRequest, _registry_service_pb2.ReportFootprintsResponse]  # type: ignore[assignment]
-    """Learned sizes; outside the catalogue's revision."""
+    """Stores learned footprints. They are not part of the catalogue's revision."""
     ListFootprints: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListFootprintsRequest, _registry_service_pb2.ListFootprintsResponse]  # type: ignore[assignment]
+    """Returns the footprints of all versions."""
     HoldControllerLease: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.HoldControllerLeaseRequest, _registry_service_pb2.HoldControllerLeaseResponse]  # type: ignore[assignment]
-    """Says which Controller acts. A holder that asks again before the ttl has passed keeps its epoch;
-    everybody else is refused with ABORTED until it has. A new incarnation of the same holder takes
-    over at once, with a new epoch: whoever starts a holder under a name makes sure that the one
-    before is gone.
+    """Takes or renews the controller lease, which decides which Controller acts. A holder that calls
+    again before the ttl has passed keeps its epoch; until then all others are refused with ABORTED.
+    A new incarnation of the same holder takes over at once, with a new epoch: whoever starts a
+    holder must make sure that the previous process of that name has ended.
     """
 
 class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What exists: models, versions, aliases, approvals and traffic policies."""
+    """The catalogue: models, versions, aliases, approvals and traffic policies.
+
+    Every call refuses names and other fields that are not valid with INVALID_ARGUMENT, and resources
+    that do not exist with NOT_FOUND. A call with an etag makes its change only while the etag is the
+    current one, and is refused with ABORTED otherwise; an empty etag is not checked.
+    """
 
     @_abc_1.abstractmethod
     def CreateModel(
         self,
         request: _registry_service_pb2.CreateModelRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_registry_service_pb2.CreateModelResponse, _abc.Awaitable[_registry_service_pb2.CreateModelResponse]]: ...
+    ) -> _typing.Union[_registry_service_pb2.CreateModelResponse, _abc.Awaitable[_registry_service_pb2.CreateModelResponse]]:
+        """Creates a model without versions. ALREADY_EXISTS if it is registered."""
 
     @_abc_1.abstractmethod
     def GetModel(
         self,
         request: _registry_service_pb2.GetModelRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_registry_service_pb2.GetModelResponse, _abc.Awaitable[_registry_service_pb2.GetModelResponse]]: ...
+    ) -> _typing.Union[_registry_service_pb2.GetModelResponse, _abc.Awaitable[_registry_service_pb2.GetModelResponse]]:
+        """Returns a model."""
 
     @_abc_1.abstractmethod
     def ListModels(
         self,
         request: _registry_service_pb2.ListModelsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_registry_service_pb2.ListModelsResponse, _abc.Awaitable[_registry_service_pb2.ListModelsResponse]]: ...
+    ) -> _typing.Union[_registry_service_pb2.ListModelsResponse, _abc.Awaitable[_registry_service_pb2.ListModelsResponse]]:
+        """Returns all models, ordered by name."""
 
     @_abc_1.abstractmethod
     def UpdateModel(
         self,
         request: _registry_service_pb2.UpdateModelRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_registry_service_pb2.UpdateModelResponse, _abc.Awaitable[_registry_service_pb2.UpdateModelResponse]]: ...
+    ) -> _typing.Union[_registry_service_pb2.UpdateModelResponse, _abc.Awaitable[_registry_service_pb2.UpdateModelResponse]]:
+        """Changes fields of a model."""
 
     @_abc_1.abstractmethod
     def DeleteModel(
         self,
         request: _registry_service_pb2.DeleteModelRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_registry_service_pb2.DeleteModelResponse, _abc.Awaitable[_registry_service_pb2.DeleteModelResponse]]: ...
+    ) -> _typing.Union[_registry_service_pb2.DeleteModelResponse, _abc.Awaitable[_registry_service_pb2.DeleteModelResponse]]:
+        """Deletes a model with all its versions. FAILED_PRECONDITION while another model uses it in its
+        traffic policy or an ensemble.
+        """
 
     @_abc_1.abstractmethod
     def RegisterModelVersion(
@@ -148,77 +214,91 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.RegisterModelVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.RegisterModelVersionResponse, _abc.Awaitable[_registry_service_pb2.RegisterModelVersionResponse]]:
-        """Stages the files behind `source` and registers them; creates the model when it is new."""
+        """Stages the files in `source` and registers them as a version. A new model is created.
+        ALREADY_EXISTS if the version is registered and not INVALID.
+        """
 
     @_abc_1.abstractmethod
     def GetModelVersion(
         self,
         request: _registry_service_pb2.GetModelVersionRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_registry_service_pb2.GetModelVersionResponse, _abc.Awaitable[_registry_service_pb2.GetModelVersionResponse]]: ...
+    ) -> _typing.Union[_registry_service_pb2.GetModelVersionResponse, _abc.Awaitable[_registry_service_pb2.GetModelVersionResponse]]:
+        """Returns a version."""
 
     @_abc_1.abstractmethod
     def ListModelVersions(
         self,
         request: _registry_service_pb2.ListModelVersionsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_registry_service_pb2.ListModelVersionsResponse, _abc.Awaitable[_registry_service_pb2.ListModelVersionsResponse]]: ...
+    ) -> _typing.Union[_registry_service_pb2.ListModelVersionsResponse, _abc.Awaitable[_registry_service_pb2.ListModelVersionsResponse]]:
+        """Returns the versions of one model or of all models, ordered by model and number."""
 
     @_abc_1.abstractmethod
     def UpdateModelVersion(
         self,
         request: _registry_service_pb2.UpdateModelVersionRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_registry_service_pb2.UpdateModelVersionResponse, _abc.Awaitable[_registry_service_pb2.UpdateModelVersionResponse]]: ...
+    ) -> _typing.Union[_registry_service_pb2.UpdateModelVersionResponse, _abc.Awaitable[_registry_service_pb2.UpdateModelVersionResponse]]:
+        """Changes fields of a version."""
 
     @_abc_1.abstractmethod
     def ApproveModelVersion(
         self,
         request: _registry_service_pb2.ApproveModelVersionRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_registry_service_pb2.ApproveModelVersionResponse, _abc.Awaitable[_registry_service_pb2.ApproveModelVersionResponse]]: ...
+    ) -> _typing.Union[_registry_service_pb2.ApproveModelVersionResponse, _abc.Awaitable[_registry_service_pb2.ApproveModelVersionResponse]]:
+        """Moves a PENDING or REJECTED version to APPROVED. FAILED_PRECONDITION if it is INVALID."""
 
     @_abc_1.abstractmethod
     def RejectModelVersion(
         self,
         request: _registry_service_pb2.RejectModelVersionRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_registry_service_pb2.RejectModelVersionResponse, _abc.Awaitable[_registry_service_pb2.RejectModelVersionResponse]]: ...
+    ) -> _typing.Union[_registry_service_pb2.RejectModelVersionResponse, _abc.Awaitable[_registry_service_pb2.RejectModelVersionResponse]]:
+        """Moves a version to REJECTED."""
 
     @_abc_1.abstractmethod
     def DeleteModelVersion(
         self,
         request: _registry_service_pb2.DeleteModelVersionRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_registry_service_pb2.DeleteModelVersionResponse, _abc.Awaitable[_registry_service_pb2.DeleteModelVersionResponse]]: ...
+    ) -> _typing.Union[_registry_service_pb2.DeleteModelVersionResponse, _abc.Awaitable[_registry_service_pb2.DeleteModelVersionResponse]]:
+        """Deletes a version. FAILED_PRECONDITION while an alias, a traffic policy or an ensemble uses it."""
 
     @_abc_1.abstractmethod
     def SetAlias(
         self,
         request: _registry_service_pb2.SetAliasRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_registry_service_pb2.SetAliasResponse, _abc.Awaitable[_registry_service_pb2.SetAliasResponse]]: ...
+    ) -> _typing.Union[_registry_service_pb2.SetAliasResponse, _abc.Awaitable[_registry_service_pb2.SetAliasResponse]]:
+        """Creates an alias or moves it to another version. FAILED_PRECONDITION if that version does not
+        answer requests.
+        """
 
     @_abc_1.abstractmethod
     def DeleteAlias(
         self,
         request: _registry_service_pb2.DeleteAliasRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_registry_service_pb2.DeleteAliasResponse, _abc.Awaitable[_registry_service_pb2.DeleteAliasResponse]]: ...
+    ) -> _typing.Union[_registry_service_pb2.DeleteAliasResponse, _abc.Awaitable[_registry_service_pb2.DeleteAliasResponse]]:
+        """Deletes an alias. FAILED_PRECONDITION while a traffic policy uses it."""
 
     @_abc_1.abstractmethod
     def SetTrafficPolicy(
         self,
         request: _registry_service_pb2.SetTrafficPolicyRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_registry_service_pb2.SetTrafficPolicyResponse, _abc.Awaitable[_registry_service_pb2.SetTrafficPolicyResponse]]: ...
+    ) -> _typing.Union[_registry_service_pb2.SetTrafficPolicyResponse, _abc.Awaitable[_registry_service_pb2.SetTrafficPolicyResponse]]:
+        """Creates or replaces a model's traffic policy. FAILED_PRECONDITION if a target is not approved."""
 
     @_abc_1.abstractmethod
     def DeleteTrafficPolicy(
         self,
         request: _registry_service_pb2.DeleteTrafficPolicyRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_registry_service_pb2.DeleteTrafficPolicyResponse, _abc.Awaitable[_registry_service_pb2.DeleteTrafficPolicyResponse]]: ...
+    ) -> _typing.Union[_registry_service_pb2.DeleteTrafficPolicyResponse, _abc.Awaitable[_registry_service_pb2.DeleteTrafficPolicyResponse]]:
+        """Deletes a model's traffic policy, so that its default version answers."""
 
     @_abc_1.abstractmethod
     def ImportRepository(
@@ -234,8 +314,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.WatchCatalogRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_registry_service_pb2.WatchCatalogResponse], _abc.AsyncIterator[_registry_service_pb2.WatchCatalogResponse]]:
-        """The catalogue from `start_revision` on. A revision that is no longer remembered, or none, is
-        answered with a snapshot first.
+        """Sends the changes of the catalogue after `start_revision`, without end. A snapshot comes first
+        if the revision is 0 or no longer remembered.
         """
 
     @_abc_1.abstractmethod
@@ -244,14 +324,15 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.ReportFootprintsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.ReportFootprintsResponse, _abc.Awaitable[_registry_service_pb2.ReportFootprintsResponse]]:
-        """Learned sizes; outside the catalogue's revision."""
+        """Stores learned footprints. They are not part of the catalogue's revision."""
 
     @_abc_1.abstractmethod
     def ListFootprints(
         self,
         request: _registry_service_pb2.ListFootprintsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_registry_service_pb2.ListFootprintsResponse, _abc.Awaitable[_registry_service_pb2.ListFootprintsResponse]]: ...
+    ) -> _typing.Union[_registry_service_pb2.ListFootprintsResponse, _abc.Awaitable[_registry_service_pb2.ListFootprintsResponse]]:
+        """Returns the footprints of all versions."""
 
     @_abc_1.abstractmethod
     def HoldControllerLease(
@@ -259,10 +340,10 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.HoldControllerLeaseRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.HoldControllerLeaseResponse, _abc.Awaitable[_registry_service_pb2.HoldControllerLeaseResponse]]:
-        """Says which Controller acts. A holder that asks again before the ttl has passed keeps its epoch;
-        everybody else is refused with ABORTED until it has. A new incarnation of the same holder takes
-        over at once, with a new epoch: whoever starts a holder under a name makes sure that the one
-        before is gone.
+        """Takes or renews the controller lease, which decides which Controller acts. A holder that calls
+        again before the ttl has passed keeps its epoch; until then all others are refused with ABORTED.
+        A new incarnation of the same holder takes over at once, with a new epoch: whoever starts a
+        holder must make sure that the previous process of that name has ended.
         """
 
 def add_RegistryServiceServicer_to_server(servicer: RegistryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -29,17 +29,17 @@ class _RetryPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RetryPoli
     DESCRIPTOR: _descriptor.EnumDescriptor
     RETRY_POLICY_UNSPECIFIED: _RetryPolicy.ValueType  # 0
     RETRY_POLICY_ONCE: _RetryPolicy.ValueType  # 1
-    """One more try on another replica when the server was lost (the default)."""
+    """The Router may send a request once more, to another replica. This is the default."""
     RETRY_POLICY_NEVER: _RetryPolicy.ValueType  # 2
-    """For models whose requests change something."""
+    """The Router sends a request only once; for models whose requests change something."""
 
 class RetryPolicy(_RetryPolicy, metaclass=_RetryPolicyEnumTypeWrapper): ...
 
 RETRY_POLICY_UNSPECIFIED: RetryPolicy.ValueType  # 0
 RETRY_POLICY_ONCE: RetryPolicy.ValueType  # 1
-"""One more try on another replica when the server was lost (the default)."""
+"""The Router may send a request once more, to another replica. This is the default."""
 RETRY_POLICY_NEVER: RetryPolicy.ValueType  # 2
-"""For models whose requests change something."""
+"""The Router sends a request only once; for models whose requests change something."""
 Global___RetryPolicy: _TypeAlias = RetryPolicy  # noqa: Y015
 
 class _VersionState:
@@ -50,30 +50,30 @@ class _VersionStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VersionS
     DESCRIPTOR: _descriptor.EnumDescriptor
     VERSION_STATE_UNSPECIFIED: _VersionState.ValueType  # 0
     VERSION_STATE_PENDING: _VersionState.ValueType  # 1
-    """Registered; answers only when asked for by number."""
+    """It answers requests that name it by number or alias, but cannot be the default."""
     VERSION_STATE_APPROVED: _VersionState.ValueType  # 2
-    """May be the default."""
+    """It answers requests, and can be the default."""
     VERSION_STATE_REJECTED: _VersionState.ValueType  # 3
-    """Answers no more."""
+    """Requests for it are refused."""
     VERSION_STATE_INVALID: _VersionState.ValueType  # 4
-    """Its files or config cannot be served; invalid_reason says why."""
+    """Its files or its config cannot be served; invalid_reason says why."""
 
 class VersionState(_VersionState, metaclass=_VersionStateEnumTypeWrapper): ...
 
 VERSION_STATE_UNSPECIFIED: VersionState.ValueType  # 0
 VERSION_STATE_PENDING: VersionState.ValueType  # 1
-"""Registered; answers only when asked for by number."""
+"""It answers requests that name it by number or alias, but cannot be the default."""
 VERSION_STATE_APPROVED: VersionState.ValueType  # 2
-"""May be the default."""
+"""It answers requests, and can be the default."""
 VERSION_STATE_REJECTED: VersionState.ValueType  # 3
-"""Answers no more."""
+"""Requests for it are refused."""
 VERSION_STATE_INVALID: VersionState.ValueType  # 4
-"""Its files or config cannot be served; invalid_reason says why."""
+"""Its files or its config cannot be served; invalid_reason says why."""
 Global___VersionState: _TypeAlias = VersionState  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):
-    """A name that clients call, and the versions behind it."""
+    """A name that clients can request, and what belongs to it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -131,23 +131,26 @@ class Model(_message.Message):
     name: _builtins.str
     """"models/{model}"."""
     description: _builtins.str
+    """A text for people, at most 4096 characters."""
     retry_policy: Global___RetryPolicy.ValueType
-    """What the Router may do when a server breaks off during a request."""
+    """What the Router may do when a server is lost during a request."""
     default_version: _builtins.int
-    """Output only. Version answered when none is asked for: the alias "default", else the highest
-    approved version; 0 when no version is approved.
+    """Output only. The version that answers when none is requested: the one that the alias "default"
+    names, else the highest approved version; 0 while no version is approved.
     """
     etag: _builtins.str
-    """Changes with every change of the model, its aliases or its policy."""
+    """Changes with every change of the model, its aliases or its traffic policy."""
     @_builtins.property
-    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels for people and programs, at most 64."""
+
     @_builtins.property
     def aliases(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Output only. Alias to version."""
+        """Output only. Versions by alias."""
 
     @_builtins.property
     def traffic_policy(self) -> Global___TrafficPolicy:
-        """Output only. Set with SetTrafficPolicy."""
+        """Output only. Set by SetTrafficPolicy; unset if there is none."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -159,7 +162,7 @@ class Model(_message.Message):
 
     @_builtins.property
     def residency(self) -> Global___Residency:
-        """What it asks of the fleet."""
+        """What the model asks of the fleet. Unset: the Controller's own settings."""
 
     def __init__(
         self,
@@ -186,7 +189,7 @@ Global___Model: _TypeAlias = Model  # noqa: Y015
 
 @_typing.final
 class Residency(_message.Message):
-    """What a model asks of the fleet. What is unset is as the Controller's settings have it."""
+    """What a model asks of the fleet. An unset field means the Controller's own setting."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -217,22 +220,22 @@ class Residency(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     REQUIRED_LABELS_FIELD_NUMBER: _builtins.int
     min_copies: _builtins.int
-    """Replicas of its default version that are kept, whether they are used or not; 0 to 1000."""
+    """Replicas of the default version that are always kept, 0 to 1000."""
     max_copies: _builtins.int
-    """Replicas of one version at most; 1 to 1000."""
+    """The largest number of replicas of one version, 1 to 1000."""
     preload: _builtins.bool
-    """Its default version is loaded when a Controller starts. It may be evicted like any other."""
+    """Whether the default version is loaded when a Controller starts. It can be evicted later."""
     priority: _builtins.int
-    """Of its loads among those of other models, -10 to 10, the higher first: each step counts like
-    some seconds of waiting longer, so that nothing starves.
+    """Priority of loads among those of other models, -10 to 10, higher ones first. Each step counts
+    like some seconds of waiting, so that no load waits forever.
     """
     @_builtins.property
     def idle_ttl(self) -> _duration_pb2.Duration:
-        """Evicted when not used for so long; zero: never for that reason."""
+        """A replica that was not used for this long is evicted. Zero: never for that reason."""
 
     @_builtins.property
     def required_labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Only servers that have all of these labels hold it."""
+        """Labels that a server must have to hold the model, at most 64."""
 
     def __init__(
         self,
@@ -269,7 +272,7 @@ Global___Residency: _TypeAlias = Residency  # noqa: Y015
 
 @_typing.final
 class ModelVersion(_message.Message):
-    """One immutable set of files and one config."""
+    """An immutable set of files with a config."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -311,46 +314,53 @@ class ModelVersion(_message.Message):
     STATEFUL_FIELD_NUMBER: _builtins.int
     DECOUPLED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """"models/{model}/versions/{version}", version a whole number from 1 up."""
+    """"models/{model}/versions/{version}", where {version} is a whole number from 1 up."""
     state: Global___VersionState.ValueType
-    """Output only. Moved by ApproveModelVersion and RejectModelVersion."""
+    """Output only. Changed by ApproveModelVersion and RejectModelVersion."""
     source: _builtins.str
-    """Folder that holds the model in Triton's repository layout, or one version folder."""
+    """The folder that the version was registered from: a model's folder in the layout of Triton's
+    repository, or a version folder.
+    """
     config: _builtins.bytes
     """A serialized inference.ModelConfig: the user's own, completed. Its version_policy is the user's."""
     config_digest: _builtins.str
-    """Output only. Digest of the config without version_policy and instance_group: versions that share
-    it can be resident side by side on one server.
+    """Output only. A digest of the config without version_policy and instance_group. Versions that
+    share it can be resident side by side on one server.
     """
     artifact_bytes: _builtins.int
-    """Output only. Bytes of all files of the version."""
+    """Output only. Size of all files of the version in bytes."""
     ensemble: _builtins.bool
-    """Output only. An ensemble has no memory of its own."""
+    """Output only. Whether it is an ensemble, which takes no memory of its own."""
     pinned: _builtins.bool
-    """Never evicted while true."""
+    """Whether it is never evicted. Set by the Controller's PinModel and UnpinModel."""
     invalid_reason: _builtins.str
-    """Output only. Why the state is INVALID."""
+    """Output only. Why the state is INVALID; empty for other states."""
     etag: _builtins.str
+    """Changes with every change of the version."""
     fingerprint: _builtins.str
-    """Output only. Changes when its files or its config are changed in place."""
+    """Output only. Changes when the files or the config are changed in place."""
     probe: _builtins.bytes
-    """Output only. A serialized inference.ModelInferRequest that a server must answer before it counts
-    as READY there; empty: none. From the file shoal_probe.json.
+    """Output only. A serialized inference.ModelInferRequest, from the file shoal_probe.json. A replica
+    counts as READY only once it has answered it. Empty: there is none.
     """
     stateful: _builtins.bool
-    """Output only. It has sequence batching: requests of a sequence must reach the same replica, so it
-    has one copy unless its residency asks for more.
+    """Output only. Whether it has sequence batching: all requests of a sequence must reach the same
+    replica, so it has one replica unless its residency asks for more.
     """
     decoupled: _builtins.bool
-    """Output only. It answers a request any number of times, so only in a stream."""
+    """Output only. Whether it is decoupled: it answers a request any number of times, so it can only
+    be requested in a stream.
+    """
     @_builtins.property
     def declared_memory(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Memory that the user says it takes: resource ("ram", "gpu:0") to bytes. Empty: learned."""
+        """Memory that the version takes according to the user: resource ("ram", "gpu:0") to bytes. Empty:
+        it is learned.
+        """
 
     @_builtins.property
     def requires(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Output only. Versions that must be resident beside it: the steps of an ensemble, or what
-        `parameters { key: "shoal.requires" }` names. "models/{model}/versions/{version}".
+        """Output only. Names of the versions that must be resident on the same server: the steps of an
+        ensemble, or those listed in `parameters { key: "shoal.requires" }`.
         """
 
     @_builtins.property
@@ -390,7 +400,7 @@ Global___ModelVersion: _TypeAlias = ModelVersion  # noqa: Y015
 
 @_typing.final
 class TrafficPolicy(_message.Message):
-    """How requests that name no version are shared out."""
+    """How requests that name no version are split."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -400,9 +410,10 @@ class TrafficPolicy(_message.Message):
     name: _builtins.str
     """"models/{model}/trafficPolicy"."""
     etag: _builtins.str
+    """Changes with every change of the policy."""
     @_builtins.property
     def arms(self) -> _containers.RepeatedCompositeFieldContainer[Global___Arm]:
-        """At least one; weights are relative."""
+        """1 to 100 arms with different targets. At least one weight is not 0."""
 
     def __init__(
         self,
@@ -421,16 +432,18 @@ Global___TrafficPolicy: _TypeAlias = TrafficPolicy  # noqa: Y015
 
 @_typing.final
 class Arm(_message.Message):
+    """A target of a traffic policy, and its share of the requests."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TARGET_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
     target: _builtins.str
-    """"models/{model}/versions/{version}", "models/{model}/aliases/{alias}" or "models/{model}" (that
-    model's default version). Another model than the policy's own is allowed.
+    """"models/{model}/versions/{version}", "models/{model}/aliases/{alias}", or "models/{model}" for
+    that model's default version. The model can be another one than the policy's own.
     """
     weight: _builtins.int
-    """Relative, 0 to 10000."""
+    """0 to 10000, relative to the other arms."""
     def __init__(
         self,
         *,
@@ -447,7 +460,7 @@ Global___Arm: _TypeAlias = Arm  # noqa: Y015
 
 @_typing.final
 class Footprint(_message.Message):
-    """Memory learned by watching a version run."""
+    """The memory that a version was measured to take while it ran."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -478,10 +491,10 @@ class Footprint(_message.Message):
     version: _builtins.str
     """"models/{model}/versions/{version}"."""
     config_digest: _builtins.str
-    """A footprint counts only for the config it was learned with."""
+    """The config that it was learned with. It counts only for that config."""
     @_builtins.property
     def memory(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Resource to bytes: the high-water mark over load and residence."""
+        """Resource to bytes: the highest measurement while the version was loading and resident."""
 
     @_builtins.property
     def load_duration(self) -> _duration_pb2.Duration:

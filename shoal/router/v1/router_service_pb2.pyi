@@ -49,14 +49,14 @@ class ExplainRouteRequest(_message.Message):
     HEADERS_FIELD_NUMBER: _builtins.int
     SEQUENCE_ID_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """As in ModelInferRequest."""
+    """The model's name, as in ModelInferRequest."""
     version: _builtins.str
-    """As in ModelInferRequest: empty, a number, or an alias."""
+    """Empty, a version or an alias, as in ModelInferRequest."""
     sequence_id: _builtins.str
-    """The sequence that the request belongs to, as Triton's parameter has it; empty: none."""
+    """The sequence that the request belongs to, as in Triton's parameter; empty for none."""
     @_builtins.property
     def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Of the request's metadata; what decides nothing is ignored."""
+        """Headers of the request. Those that decide nothing are ignored."""
 
     def __init__(
         self,
@@ -83,15 +83,16 @@ class ExplainRouteResponse(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     priority: _builtins.str
-    """"high", "normal" or "low": who goes first where requests have to wait."""
+    """"high", "normal" or "low": which requests go first where they have to wait."""
     tenant: _builtins.str
+    """The tenant whose limits apply to the request."""
     @_builtins.property
     def arms(self) -> _containers.RepeatedCompositeFieldContainer[Global___RouteArm]:
-        """Every arm that could be drawn, with its share of the traffic."""
+        """Every version that the request could go to, with its share of the traffic."""
 
     @_builtins.property
     def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The steps of the decision, in order, for people."""
+        """The steps of the decision in order, for people."""
 
     def __init__(
         self,
@@ -118,12 +119,13 @@ class RouteArm(_message.Message):
     SHARE_FIELD_NUMBER: _builtins.int
     SERVERS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
+    """The model's name."""
     version: _builtins.int
     share: _builtins.float
-    """0 to 1."""
+    """Share of the traffic, 0 to 1."""
     @_builtins.property
     def servers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Servers on which it is resident; none: the Controller is asked."""
+        """Names of the servers on which it is resident. Empty if the Controller would be asked."""
 
     def __init__(
         self,
@@ -166,15 +168,21 @@ class GetStatisticsResponse(_message.Message):
     CONTROLLER_CONNECTED_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
     router: _builtins.str
-    """The Router process."""
+    """ID of the Router process."""
     controller_connected: _builtins.bool
-    """Whether the Controller is heard from."""
+    """Whether the Router hears from the Controller."""
     @_builtins.property
-    def uptime(self) -> _duration_pb2.Duration: ...
+    def uptime(self) -> _duration_pb2.Duration:
+        """Time since the Router started."""
+
     @_builtins.property
-    def revision(self) -> _placement_pb2.Revision: ...
+    def revision(self) -> _placement_pb2.Revision:
+        """Revision of the placements that the Router follows."""
+
     @_builtins.property
-    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelStatistics]: ...
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelStatistics]:
+        """One row for each version that had requests."""
+
     def __init__(
         self,
         *,
@@ -205,20 +213,24 @@ class ModelStatistics(_message.Message):
     TOTAL_DURATION_FIELD_NUMBER: _builtins.int
     COLD_DURATION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
+    """The model's name."""
     version: _builtins.int
     requests: _builtins.int
-    """Requests that were answered, whatever the answer."""
+    """Requests that were answered, with or without an error."""
     errors: _builtins.int
-    """Of those, answered with an error."""
+    """Requests that were answered with an error."""
     cold: _builtins.int
-    """Of those, that had to wait until the model was resident."""
+    """Requests that had to wait until the version was resident."""
     in_flight: _builtins.int
+    """Requests in flight now."""
     @_builtins.property
     def total_duration(self) -> _duration_pb2.Duration:
-        """Sums over all requests."""
+        """Time from arrival to answer, added up over all requests."""
 
     @_builtins.property
-    def cold_duration(self) -> _duration_pb2.Duration: ...
+    def cold_duration(self) -> _duration_pb2.Duration:
+        """Time that requests waited until the version was resident, added up over all requests."""
+
     def __init__(
         self,
         *,

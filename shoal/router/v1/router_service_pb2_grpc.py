@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class RouterServiceStub(object):
-    """What the Router knows and does, beside the inference protocol that it serves.
+    """What the Router knows and does, in addition to the inference protocol that it serves.
     """
 
     def __init__(self, channel):
@@ -48,18 +48,20 @@ class RouterServiceStub(object):
 
 
 class RouterServiceServicer(object):
-    """What the Router knows and does, beside the inference protocol that it serves.
+    """What the Router knows and does, in addition to the inference protocol that it serves.
     """
 
     def ExplainRoute(self, request, context):
-        """What would happen to a request now, without sending one.
+        """Explains what would happen to a request now, without sending one. NOT_FOUND where the model or
+        version is not registered, FAILED_PRECONDITION where no version could answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetStatistics(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Returns the Router's counters, added up over its worker processes.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -86,7 +88,7 @@ def add_RouterServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RouterService(object):
-    """What the Router knows and does, beside the inference protocol that it serves.
+    """What the Router knows and does, in addition to the inference protocol that it serves.
     """
 
     @staticmethod

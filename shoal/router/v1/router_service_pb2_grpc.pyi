@@ -27,27 +27,33 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RouterServiceStub:
-    """What the Router knows and does, beside the inference protocol that it serves."""
+    """What the Router knows and does, in addition to the inference protocol that it serves."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RouterServiceAsyncStub: ...
     ExplainRoute: _grpc.UnaryUnaryMultiCallable[_router_service_pb2.ExplainRouteRequest, _router_service_pb2.ExplainRouteResponse]
-    """What would happen to a request now, without sending one."""
+    """Explains what would happen to a request now, without sending one. NOT_FOUND where the model or
+    version is not registered, FAILED_PRECONDITION where no version could answer.
+    """
     GetStatistics: _grpc.UnaryUnaryMultiCallable[_router_service_pb2.GetStatisticsRequest, _router_service_pb2.GetStatisticsResponse]
+    """Returns the Router's counters, added up over its worker processes."""
 
 @_typing.type_check_only
 class RouterServiceAsyncStub(RouterServiceStub):
-    """What the Router knows and does, beside the inference protocol that it serves."""
+    """What the Router knows and does, in addition to the inference protocol that it serves."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ExplainRoute: _aio.UnaryUnaryMultiCallable[_router_service_pb2.ExplainRouteRequest, _router_service_pb2.ExplainRouteResponse]  # type: ignore[assignment]
-    """What would happen to a request now, without sending one."""
+    """Explains what would happen to a request now, without sending one. NOT_FOUND where the model or
+    version is not registered, FAILED_PRECONDITION where no version could answer.
+    """
     GetStatistics: _aio.UnaryUnaryMultiCallable[_router_service_pb2.GetStatisticsRequest, _router_service_pb2.GetStatisticsResponse]  # type: ignore[assignment]
+    """Returns the Router's counters, added up over its worker processes."""
 
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What the Router knows and does, beside the inference protocol that it serves."""
+    """What the Router knows and does, in addition to the inference protocol that it serves."""
 
     @_abc_1.abstractmethod
     def ExplainRoute(
@@ -55,13 +61,16 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _router_service_pb2.ExplainRouteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_router_service_pb2.ExplainRouteResponse, _abc.Awaitable[_router_service_pb2.ExplainRouteResponse]]:
-        """What would happen to a request now, without sending one."""
+        """Explains what would happen to a request now, without sending one. NOT_FOUND where the model or
+        version is not registered, FAILED_PRECONDITION where no version could answer.
+        """
 
     @_abc_1.abstractmethod
     def GetStatistics(
         self,
         request: _router_service_pb2.GetStatisticsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_router_service_pb2.GetStatisticsResponse, _abc.Awaitable[_router_service_pb2.GetStatisticsResponse]]: ...
+    ) -> _typing.Union[_router_service_pb2.GetStatisticsResponse, _abc.Awaitable[_router_service_pb2.GetStatisticsResponse]]:
+        """Returns the Router's counters, added up over its worker processes."""
 
 def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -39,10 +39,10 @@ class GetShareResponse(_message.Message):
     STATISTICS_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     metrics: _builtins.bytes
-    """Of this worker alone, in Prometheus's text format."""
+    """The metrics of this worker alone, in Prometheus's text format."""
     @_builtins.property
     def statistics(self) -> _router_service_pb2.GetStatisticsResponse:
-        """Of this worker alone."""
+        """The statistics of this worker alone."""
 
     def __init__(
         self,

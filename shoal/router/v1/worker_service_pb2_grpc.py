@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class WorkerServiceStub(object):
-    """What the worker processes of one Router tell each other, over sockets that nobody else reaches.
+    """Calls between the worker processes of one Router, over sockets that nobody else can reach.
     """
 
     def __init__(self, channel):
@@ -43,11 +43,12 @@ class WorkerServiceStub(object):
 
 
 class WorkerServiceServicer(object):
-    """What the worker processes of one Router tell each other, over sockets that nobody else reaches.
+    """Calls between the worker processes of one Router, over sockets that nobody else can reach.
     """
 
     def GetShare(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Returns what one worker contributes to the Router's statistics and metrics.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -69,7 +70,7 @@ def add_WorkerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class WorkerService(object):
-    """What the worker processes of one Router tell each other, over sockets that nobody else reaches.
+    """Calls between the worker processes of one Router, over sockets that nobody else can reach.
     """
 
     @staticmethod

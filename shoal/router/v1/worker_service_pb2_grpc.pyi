@@ -27,29 +27,32 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class WorkerServiceStub:
-    """What the worker processes of one Router tell each other, over sockets that nobody else reaches."""
+    """Calls between the worker processes of one Router, over sockets that nobody else can reach."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> WorkerServiceAsyncStub: ...
     GetShare: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.GetShareRequest, _worker_service_pb2.GetShareResponse]
+    """Returns what one worker contributes to the Router's statistics and metrics."""
 
 @_typing.type_check_only
 class WorkerServiceAsyncStub(WorkerServiceStub):
-    """What the worker processes of one Router tell each other, over sockets that nobody else reaches."""
+    """Calls between the worker processes of one Router, over sockets that nobody else can reach."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetShare: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.GetShareRequest, _worker_service_pb2.GetShareResponse]  # type: ignore[assignment]
+    """Returns what one worker contributes to the Router's statistics and metrics."""
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What the worker processes of one Router tell each other, over sockets that nobody else reaches."""
+    """Calls between the worker processes of one Router, over sockets that nobody else can reach."""
 
     @_abc_1.abstractmethod
     def GetShare(
         self,
         request: _worker_service_pb2.GetShareRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_worker_service_pb2.GetShareResponse, _abc.Awaitable[_worker_service_pb2.GetShareResponse]]: ...
+    ) -> _typing.Union[_worker_service_pb2.GetShareResponse, _abc.Awaitable[_worker_service_pb2.GetShareResponse]]:
+        """Returns what one worker contributes to the Router's statistics and metrics."""
 
 def add_WorkerServiceServicer_to_server(servicer: WorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

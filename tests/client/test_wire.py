@@ -1,4 +1,4 @@
-"""What shoal.client writes and reads is what Triton's own messages say, and both go together."""
+"""shoal.client reads and writes what Triton's own messages hold, and lives beside tritonclient."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as npst
 from tritonclient.grpc import InferResult, model_config_pb2, service_pb2
 from tritonclient.utils import np_to_triton_dtype
 
-from shoal.client import Internal, Request, messages
+from shoal.client import Internal, Request, wire
 from shoal.client.inference import result
 from shoal.client.tensors import decoded, encoded
 
@@ -120,7 +120,7 @@ def test_damaged_answers_are_read_as_protobuf_reads_them_or_refused(data: st.Dat
         damaged[data.draw(st.integers(0, len(SAMPLE) - 1))] = data.draw(st.integers(0, 255))
     answer = bytes(damaged[: data.draw(st.integers(0, len(SAMPLE)))])
     try:
-        head, raw = messages.response_parts(answer)
+        head, raw = wire.response_parts(answer)
     except DecodeError:
         return
     whole = service_pb2.ModelInferResponse.FromString(answer)
@@ -132,9 +132,9 @@ def test_damaged_answers_are_read_as_protobuf_reads_them_or_refused(data: st.Dat
 def test_a_streams_answer() -> None:
     inner = service_pb2.ModelInferResponse.FromString(SAMPLE)
     both = service_pb2.ModelStreamInferResponse(error_message="no", infer_response=inner)
-    error, content = messages.stream_parts(both.SerializeToString())
+    error, content = wire.stream_parts(both.SerializeToString())
     assert (error, bytes(content)) == ("no", SAMPLE)
-    assert messages.stream_parts(b"") == ("", memoryview(b""))
+    assert wire.stream_parts(b"") == ("", memoryview(b""))
 
 
 # --- the descriptors ------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def test_the_descriptors_are_those_of_the_protos(tmp_path: Path) -> None:
     buf = Path(sys.executable).with_name("buf")
     options = ["--as-file-descriptor-set", "--exclude-source-info", "-o", str(made)]
     subprocess.run([buf, "build", ROOT / "third_party" / "triton", *options], check=True)
-    assert made.read_bytes() == messages.DESCRIPTORS.read_bytes()
+    assert made.read_bytes() == wire.DESCRIPTORS.read_bytes()
 
 
 def fields(file: descriptor_pb2.FileDescriptorProto) -> set[tuple[Any, ...]]:
@@ -169,7 +169,7 @@ def fields(file: descriptor_pb2.FileDescriptorProto) -> set[tuple[Any, ...]]:
     ],
 )
 def test_tritonclients_messages_have_the_same_numbers(name: str, theirs: Any) -> None:
-    raw = messages.DESCRIPTORS.read_bytes()
+    raw = wire.DESCRIPTORS.read_bytes()
     files = {file.name: file for file in descriptor_pb2.FileDescriptorSet.FromString(raw).file}
     published = descriptor_pb2.FileDescriptorProto()
     theirs.CopyToProto(published)
