@@ -21,16 +21,18 @@ from services.controller import registry_watch
 from services.controller.catalog import Catalog
 from services.controller.changes import Changes, Timeouts
 from services.controller.core.residency import Engine
+from services.controller.core.view import FleetView
 from services.controller.gpus import Gpus
 from services.controller.journal import Journal
 from services.controller.lease import ACTING, EPOCH, Lease, LeaseLost
-from services.controller.loop import Loop
+from services.controller.loop import EngineLoop
 from services.controller.measurement import FootprintWatch, Remote
 from services.controller.metrics import FleetMetrics
 from services.controller.placements import Placements
 from services.controller.processes import Processes
 from services.controller.queues import QueueTimes
 from services.controller.registry_watch import RegistryWatch
+from services.controller.router_stream import RouterStreams
 from services.controller.servers import ServerWatch
 from services.controller.servicer import OPEN_METHODS, SERVICE, ControllerServicer
 from services.controller.settings import Settings, defaults, limits, metrics_url, server
@@ -114,14 +116,17 @@ async def _serve(
         first = epoch == 1  # of all Controllers on this Registry: no Router has another's table
         unload_from = now if first else now + settings.router_lease
         engine = Engine(limits(settings), known.values(), now, unload_from)
+        view = FleetView(engine.fleet)
+        journal = Journal(epoch)
+        placements = Placements(view, catalog, epoch)
         processes = Processes(local, Gpus.of_this_host())
         watches: dict[str, ServerWatch] = {}
-        statistics = StatisticsWatch(engine.fleet, tritons, catalog)
-        loop = Loop(
+        statistics = StatisticsWatch(view, tritons, catalog)
+        loop = EngineLoop(
             engine,
             catalog,
-            Placements(engine.fleet, catalog, epoch),
-            Journal(epoch),
+            placements,
+            journal,
             tasks,
             Changes(
                 tritons,
@@ -137,18 +142,30 @@ async def _serve(
             measure=lambda id_: footprints.measure(id_),
             fence=fence,
         )
-        footprints = FootprintWatch(loop, processes, tritons, remotes, settings.measure_interval)
-        REGISTRY.register(FleetMetrics(engine.fleet, loop.journal))
+        footprints = FootprintWatch(
+            view,
+            catalog,
+            processes,
+            tritons,
+            remotes,
+            feed=loop.feed,
+            interval=settings.measure_interval,
+        )
+        REGISTRY.register(FleetMetrics(view, journal))
         for id_, one in known.items():
             watches[id_] = ServerWatch(
                 one,
                 tritons[id_],
-                loop,
+                view,
+                catalog,
+                feed=loop.feed,
+                lost=loop.server_lost,
+                fence=fence,
                 interval=settings.health_interval,
                 selfcheck=settings.selfcheck_model,
             )
-        watch.changed = loop.catalog_changed
-        loop.catalog_changed(catalog.entries)
+        watch.changed = loop.catalogue_changed
+        loop.catalogue_changed(catalog.entries)
         gc.collect()
         gc.freeze()  # a large catalogue makes each full collection a pause of its own
         for server_watch in watches.values():
@@ -160,9 +177,22 @@ async def _serve(
         if settings.events_webhook is not None:
             url = str(settings.events_webhook.get_secret_value())
             source = f"/shoal/controllers/{settings.holder}"
-            tasks.create_task(Webhook(url, loop.journal, source).run())
+            tasks.create_task(Webhook(url, journal, source).run())
 
-        servicer = ControllerServicer(loop, watches, statistics, registry, settings.max_wait)
+        servicer = ControllerServicer(
+            view,
+            catalog,
+            journal,
+            RouterStreams(view, placements, feed=loop.feed, fence=fence),
+            statistics,
+            watches,
+            tritons,
+            registry,
+            epoch=epoch,
+            ask=loop.ask,
+            feed=loop.feed,
+            max_wait=settings.max_wait,
+        )
         add_ControllerServiceServicer_to_server(servicer, cast("grpc.aio.Server", standby))
         await rpc.set_ready(True)
 

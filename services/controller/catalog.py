@@ -1,6 +1,6 @@
 """The Registry's catalogue as the Controller holds it, and what residency needs of it."""
 
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from google.protobuf.duration_pb2 import Duration
@@ -59,9 +59,10 @@ class Catalog:
             self.gone = (self.gone | before) - self._units(changed)
         return frozenset(changed | gone)
 
-    def leftover(self, resident: Container[Unit]) -> bool:
-        """Whether any that was registered is still resident; the others are forgotten."""
-        self.gone = {unit for unit in self.gone if unit in resident}
+    def has_leftovers(self, is_resident: Callable[[Unit], bool]) -> bool:
+        """Return whether any unit that is registered no more is still resident, and forget the
+        others."""
+        self.gone = {unit for unit in self.gone if is_resident(unit)}
         return bool(self.gone)
 
     def _units(self, models: Iterable[str]) -> set[Unit]:

@@ -2,20 +2,21 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
 
 from services.controller import remote
+from services.controller.catalog import Catalog
 from services.controller.core import events as ev
 from services.controller.core import memory
 from services.controller.core.entities import Health, ReplicaKey, Unit
 from services.controller.core.memory import Memory
 from services.controller.core.states import State
+from services.controller.core.view import FleetView
 from services.controller.footprints import Footprints
-from services.controller.loop import Loop
 from services.controller.processes import Processes
 from services.controller.triton import READY, Triton, TritonGone, has_processes
 
@@ -58,19 +59,26 @@ class Baselines:
 
 
 class FootprintWatch:
-    """Feeds what the models on every healthy server take, every `interval` seconds: by their
-    processes on this host, by what Triton tells elsewhere. A replica whose process died is told
-    at once."""
+    """Feeds what the models on every healthy server take, every `interval` seconds.
+
+    On this host their processes are measured, elsewhere Triton's own numbers are read. A replica
+    whose process has died is fed at once.
+    """
 
     def __init__(
         self,
-        loop: Loop,
+        view: FleetView,
+        catalogue: Catalog,
         processes: Processes,
         tritons: Mapping[str, Triton],
         remotes: Mapping[str, Remote],
+        *,
+        feed: Callable[[ev.Event], None],
         interval: float,
     ) -> None:
-        self._loop = loop
+        self._view = view
+        self._catalogue = catalogue
+        self._feed = feed
         self._processes = processes
         self._tritons = tritons
         self._remotes = remotes
@@ -89,7 +97,7 @@ class FootprintWatch:
             return
         found = await self._processes.look(server)
         if found is not None:
-            self._loop.feed(ev.Measured(server, found.units, self._total(server, found)))
+            self._feed(ev.Measured(server, found.units, self._total(server, found)))
             await self._tell_of_the_dead(server)
 
     async def _watch(self, server: str) -> None:
@@ -110,10 +118,10 @@ class FootprintWatch:
         return memory.plus(memory.total(found.units.values()), grown)
 
     def _empty(self, server: str) -> bool:
-        return not self._loop.engine.fleet.replicas.get(server)
+        return not self._view.holds_any(server)
 
     async def _measure_remote(self, server: str, about: Remote) -> None:
-        if self._loop.engine.fleet.servers[server].health is not Health.HEALTHY:
+        if self._view.health(server) is not Health.HEALTHY:
             self._baselines.forget(server)  # it may come back as another process
             return
         empty = self._empty(server)
@@ -130,7 +138,7 @@ class FootprintWatch:
             total = memory.total(units.values())
         else:
             return  # its backends tell nothing
-        self._loop.feed(ev.Measured(server, units, total))
+        self._feed(ev.Measured(server, units, total))
 
     async def _tell_of_the_dead(self, server: str) -> None:
         suspects = self._suspects(server)
@@ -144,7 +152,7 @@ class FootprintWatch:
         await self._processes.look(server)
         for unit, cause in self._suspects(server).items():
             if unit in suspects and index.get(unit, ("", ""))[0] == READY:
-                self._loop.feed(ev.ReplicaBroken(ReplicaKey(server, unit), cause))
+                self._feed(ev.ReplicaBroken(ReplicaKey(server, unit), cause))
 
     def _suspects(self, server: str) -> dict[Unit, str]:
         """What has died there, of what the engine takes to be answering."""
@@ -152,7 +160,8 @@ class FootprintWatch:
         # Dead processes that were never seen alive belong to units that have no living one.
         unseen = self._processes.nameless(server) > 0
         found: dict[Unit, str] = {}
-        for unit, replica in self._loop.engine.fleet.replicas[server].items():
+        for replica in self._view.replicas_on(server):
+            unit = replica.unit
             if replica.state is not State.READY or replica.broken:
                 continue
             if unit in broken:
@@ -162,7 +171,7 @@ class FootprintWatch:
         return found
 
     def _has_died_unseen(self, server: str, unit: Unit) -> bool:
-        version = self._loop.catalog.version(unit)
+        version = self._catalogue.version(unit)
         expected = version is not None and has_processes(version.config)
         return expected and not self._processes.alive(server, unit)
 

@@ -6,9 +6,10 @@ from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 
+from services.controller.core import events as ev
 from services.controller.core.entities import Health, Replica, ReplicaKey, Server, Unit
-from services.controller.core.fleet import Fleet
 from services.controller.core.states import State
+from services.controller.core.view import FleetView
 from services.controller.placements import SERVER_STATES
 from shoal.controller.v1 import placement_pb2, types_pb2
 from shoal.names import replica_name, server_name, version_name
@@ -20,8 +21,7 @@ STATES: Final[dict[State, types_pb2.ReplicaState.ValueType]] = {
 }
 
 
-def server(fleet: Fleet, known: Server) -> types_pb2.Server:
-    account = fleet.accounts[known.id]
+def server(view: FleetView, known: Server) -> types_pb2.Server:
     draining = known.health is Health.HEALTHY and known.draining
     return types_pb2.Server(
         name=server_name(known.id),
@@ -29,20 +29,20 @@ def server(fleet: Fleet, known: Server) -> types_pb2.Server:
         state=types_pb2.SERVER_STATE_DRAINING if draining else SERVER_STATES[known.health],
         state_reason=known.draining if draining else known.reason,
         memory_budget=known.budget,
-        memory_reserved=account.occupied,
+        memory_reserved=view.reserved(known.id),
         memory_measured=known.measured,
         memory_soft_limit=known.soft,
         memory_leaked=known.leaked,
         max_models=known.max_models,
-        models=account.occupied_slots,
+        models=view.occupied_slots(known.id),
         labels=known.labels,
         restart_wanted=known.restart_wanted,
     )
 
 
-def replica(fleet: Fleet, known: Replica) -> types_pb2.Replica:
-    use = fleet.use(known.key)
-    users = fleet.holders(known.unit, known.key.server)
+def replica(view: FleetView, known: Replica) -> types_pb2.Replica:
+    use = view.use(known.key)
+    users = view.holders(known.key)
     message = types_pb2.Replica(
         name=replica_name(known.key.server, *known.unit),
         version=version_name(*known.unit),
@@ -51,7 +51,7 @@ def replica(fleet: Fleet, known: Replica) -> types_pb2.Replica:
         memory_reserved=known.reserved,
         memory_measured=known.measured,
         in_flight=use.in_flight,
-        pinned=known.unit in fleet.pinned,
+        pinned=view.is_pinned(known.unit),
         held_by=[version_name(*unit) for unit in sorted(users)],
     )
     message.idle.CopyFrom(_duration(max(0.0, time.monotonic() - use.last_used)))
@@ -62,6 +62,15 @@ def replica(fleet: Fleet, known: Replica) -> types_pb2.Replica:
 
 def key(ref: placement_pb2.ReplicaRef) -> ReplicaKey:
     return ReplicaKey(ref.server, Unit(ref.model, ref.version))
+
+
+def usage(told: placement_pb2.Usage) -> dict[ReplicaKey, ev.Usage]:
+    return {
+        key(row.replica): ev.Usage(
+            row.age.ToTimedelta().total_seconds(), row.in_flight, row.requests, row.sequences
+        )
+        for row in told.replicas
+    }
 
 
 def _duration(seconds: float) -> Duration:

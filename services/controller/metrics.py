@@ -9,9 +9,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from services.controller.core.entities import Health, Server
-from services.controller.core.fleet import Fleet
 from services.controller.core.memory import Memory
 from services.controller.core.states import State
+from services.controller.core.view import FleetView
 from services.controller.journal import Journal
 
 LOAD_SECONDS: Final = Histogram(
@@ -23,10 +23,13 @@ LOAD_SECONDS: Final = Histogram(
 
 
 class FleetMetrics(Collector):
-    """Read from the exporter's thread, so every container is copied before it is walked."""
+    """The state of the fleet, and counts of the journal, as Prometheus metrics.
 
-    def __init__(self, fleet: Fleet, journal: Journal) -> None:
-        self._fleet = fleet
+    The exporter's thread reads them, so every container is copied before it is walked.
+    """
+
+    def __init__(self, view: FleetView, journal: Journal) -> None:
+        self._view = view
         self._journal = journal
 
     def collect(self) -> Iterator[Metric]:
@@ -50,10 +53,10 @@ class FleetMetrics(Collector):
             "Bytes for models: budget, soft limit, reserved, measured, leaked.",
             labels=("server", "resource", "what"),
         )
-        for server in list(self._fleet.servers.values()):
+        for server in list(self._view.servers.values()):
             healthy.add_metric((server.id,), server.health is Health.HEALTHY)
             draining.add_metric((server.id,), bool(server.draining))
-            models.add_metric((server.id,), self._fleet.accounts[server.id].occupied_slots)
+            models.add_metric((server.id,), self._view.occupied_slots(server.id))
             for what, amounts in self._memory(server).items():
                 for resource, amount in list(amounts.items()):
                     memory.add_metric((server.id, resource, what), amount)
@@ -63,7 +66,7 @@ class FleetMetrics(Collector):
         return {
             "budget": server.budget,
             "soft_limit": server.soft,
-            "reserved": self._fleet.accounts[server.id].occupied,
+            "reserved": self._view.reserved(server.id),
             "measured": server.measured,
             "leaked": server.leaked,
         }
@@ -72,20 +75,18 @@ class FleetMetrics(Collector):
         states = GaugeMetricFamily(
             "shoal_replicas", "Replicas by server and state.", labels=("server", "state")
         )
-        ready: Counter[object] = Counter()
-        for server, here in list(self._fleet.replicas.items()):
-            replicas = list(here.values())
-            for state, count in Counter(replica.state for replica in replicas).items():
-                states.add_metric((server, state.value), count)
-            ready.update(replica.unit for replica in replicas if replica.state is State.READY)
+        replicas = list(self._view.replicas())
+        counts = Counter((replica.key.server, replica.state) for replica in replicas)
+        for (server, state), count in counts.items():
+            states.add_metric((server, state.value), count)
+        ready = Counter(replica.unit for replica in replicas if replica.state is State.READY)
         yield states
         yield _gauge("shoal_resident_versions", "Versions that are READY somewhere.", len(ready))
         copies = sum(count - 1 for count in ready.values())
         yield _gauge("shoal_copies", "READY replicas beyond the first of their version.", copies)
 
     def _waiting(self) -> Iterator[Metric]:
-        waiters = sum(len(waiting) for waiting in list(self._fleet.waiting.values()))
-        yield _gauge("shoal_waiters", "Callers that wait for a load.", waiters)
+        yield _gauge("shoal_waiters", "Callers that wait for a load.", self._view.waiters())
         wants = GaugeMetricFamily(
             "shoal_wants",
             "Versions that are to be loaded, by purpose and by whether they have a place.",
@@ -93,13 +94,13 @@ class FleetMetrics(Collector):
         )
         counts = Counter(
             (want.purpose.name.lower(), "yes" if want.server is not None else "no")
-            for want in list(self._fleet.wants.values())
+            for want in self._view.wants()
         )
         for labels, count in counts.items():
             wants.add_metric(labels, count)
         yield wants
-        failures = list(self._fleet.failures.values())
-        yield _gauge("shoal_load_backoffs", "Versions that are not tried again yet.", len(failures))
+        failures = self._view.failures()
+        yield _gauge("shoal_load_backoffs", "Versions that are not tried again yet.", failures)
 
     def _counters(self) -> Iterator[Metric]:
         events = CounterMetricFamily(
@@ -112,12 +113,11 @@ class FleetMetrics(Collector):
         )
         for reason, count in list(self._journal.evictions_by.items()):
             evictions.add_metric((reason,), count)
+        made, hit = self._view.predictions()
         predictions = CounterMetricFamily(
-            "shoal_predictions", "Loads ahead of their expected use.", self._fleet.predictions
+            "shoal_predictions", "Loads ahead of their expected use.", made
         )
-        hits = CounterMetricFamily(
-            "shoal_predictions_hit", "Of those, used in time.", self._fleet.predictions_hit
-        )
+        hits = CounterMetricFamily("shoal_predictions_hit", "Of those, used in time.", hit)
         yield from (events, evictions, predictions, hits)
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from services.controller.catalog import ANSWERABLE, Catalog, unit_of
-from services.controller.core.entities import Health, Unit
-from services.controller.core.fleet import Fleet
+from services.controller.core.entities import Health
+from services.controller.core.view import FleetView
 from shoal.controller.v1 import placement_pb2 as wire
 from shoal.controller.v1 import types_pb2
 from shoal.names import parse_alias_name, parse_model_name, parse_version_name
@@ -47,9 +47,9 @@ class Subscriber:
 class Placements:
     """`epoch`: of this Controller process; revisions count within it."""
 
-    def __init__(self, fleet: Fleet, catalog: Catalog, epoch: int) -> None:
-        self._fleet = fleet
-        self._catalog = catalog
+    def __init__(self, view: FleetView, catalogue: Catalog, epoch: int) -> None:
+        self._view = view
+        self._catalogue = catalogue
         self.epoch = epoch
         self._subscribers: set[Subscriber] = set()
         self._models_at: dict[str, int] = {}
@@ -58,45 +58,47 @@ class Placements:
     def subscribe(self, known: wire.Revision) -> Subscriber:
         """For a Router that holds the table of `known`: what has changed since. Everything, where
         that was another epoch."""
-        resumes = self.current(known)
+        resumes = self.is_own(known)
         subscriber = Subscriber(snapshot=not resumes)
         if resumes:
             subscriber.mark(_since(self._models_at, known), _since(self._servers_at, known))
         self._subscribers.add(subscriber)
         return subscriber
 
-    def current(self, revision: wire.Revision) -> bool:
-        """Whether it is one of this Controller's."""
+    def is_own(self, revision: wire.Revision) -> bool:
+        """Return whether the revision is one of this Controller's."""
         return revision.epoch == self.epoch
 
     def unsubscribe(self, subscriber: Subscriber) -> None:
         self._subscribers.discard(subscriber)
 
     def mark(self, models: Iterable[str], servers: Iterable[str]) -> None:
-        revision = self._fleet.revision
+        revision = self._view.revision
         self._models_at.update(dict.fromkeys(models, revision))
         self._servers_at.update(dict.fromkeys(servers, revision))
         for subscriber in self._subscribers:
             subscriber.mark(models, servers)
 
     def revision(self) -> wire.Revision:
-        return wire.Revision(epoch=self.epoch, number=self._fleet.revision)
+        return wire.Revision(epoch=self.epoch, number=self._view.revision)
 
     def next_message(self, subscriber: Subscriber) -> wire.WatchPlacementsResponse:
         """What the subscriber lacks, as of now; a checkpoint when it lacks nothing."""
-        unregistered = self._catalog.leftover(self._fleet.where) or bool(self._fleet.strangers)
+        unregistered = (
+            self._catalogue.has_leftovers(self._view.is_resident) or self._view.has_strangers()
+        )
         message = wire.WatchPlacementsResponse(
             revision=self.revision(), unregistered_resident=unregistered
         )
         if subscriber.snapshot:
-            message.snapshot.servers.extend(self._endpoint(s) for s in self._fleet.servers)
-            message.snapshot.models.extend(self._route(model) for model in self._catalog.entries)
+            message.snapshot.servers.extend(self._endpoint(s) for s in self._view.servers)
+            message.snapshot.models.extend(self._route(model) for model in self._catalogue.entries)
         elif subscriber.models or subscriber.servers or subscriber.first:
             message.delta.SetInParent()  # a Router acks what it applies, be it nothing
             delta = message.delta
             delta.servers.extend(self._endpoint(server) for server in sorted(subscriber.servers))
             for model in sorted(subscriber.models):
-                if model in self._catalog.entries:
+                if model in self._catalogue.entries:
                     delta.models.append(self._route(model))
                 else:
                     delta.removed_models.append(model)
@@ -109,13 +111,13 @@ class Placements:
         return message
 
     def _endpoint(self, id_: str) -> wire.ServerEndpoint:
-        server = self._fleet.servers[id_]
+        server = self._view.servers[id_]
         return wire.ServerEndpoint(
             server=server.id, address=server.address, state=SERVER_STATES[server.health]
         )
 
     def _route(self, model: str) -> wire.ModelRoute:
-        entry = self._catalog.entries[model]
+        entry = self._catalogue.entries[model]
         return wire.ModelRoute(
             model=model,
             default_version=entry.model.default_version,
@@ -128,20 +130,16 @@ class Placements:
     def _version(self, version: registry.ModelVersion) -> wire.VersionRoute:
         unit = unit_of(version)
         answerable = version.state in ANSWERABLE
-        ready = self._fleet.ready(unit) if answerable else []
+        ready = self._view.ready(unit) if answerable else []
+        loadable = answerable and not self._view.is_backed_off(unit, time.monotonic())
         return wire.VersionRoute(
             version=unit.version,
             config_digest=version.config_digest,
             servers=[replica.key.server for replica in ready],
-            reason=self._fleet.status(unit) if answerable else _refusal(version),
-            servable=answerable and (bool(ready) or not self._failed(unit)),
+            reason=self._view.status(unit) if answerable else _refusal(version),
+            servable=bool(ready) or loadable,
             decoupled=version.decoupled if version.HasField("decoupled") else None,
         )
-
-    def _failed(self, unit: Unit) -> bool:
-        """Whether it failed to load and is not tried again yet."""
-        failure = self._fleet.failures.get(unit)
-        return failure is not None and failure.until > time.monotonic()
 
     def _arm(self, arm: registry.Arm) -> wire.ArmRoute:
         version = parse_version_name(arm.target)
@@ -150,9 +148,8 @@ class Placements:
         alias = parse_alias_name(arm.target)
         if alias is not None:
             model, name = alias
-            aliases = (
-                self._catalog.entries[model].model.aliases if model in self._catalog.entries else {}
-            )
+            entry = self._catalogue.entries.get(model)
+            aliases = entry.model.aliases if entry is not None else {}
             return wire.ArmRoute(model=model, version=aliases.get(name, 0), weight=arm.weight)
         return wire.ArmRoute(model=parse_model_name(arm.target) or "", weight=arm.weight)
 

@@ -1,87 +1,107 @@
-"""A Router's stream: placements to it; acks, drains and use back from it."""
+"""The streams of Routers: placements to them; acks, drains and use back from them."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from services.common.errors import InvalidField, NotReady, ShoalError
 from services.common.rpc import Context
 from services.controller import messages
 from services.controller.core import events as ev
-from services.controller.loop import Loop
-from services.controller.placements import Subscriber
+from services.controller.core.view import FleetView
+from services.controller.lease import Fence
+from services.controller.placements import Placements, Subscriber
 from shoal.controller.v1 import placement_pb2
 
 CHECKPOINT_SECONDS: Final = 1.0
 
-Heard = AsyncIterator[placement_pb2.WatchPlacementsRequest]
+Messages = AsyncIterator[placement_pb2.WatchPlacementsRequest]
 
 
-async def follow(loop: Loop, heard: Heard, context: Context) -> None:
-    """Until the Router ends it. Raises ShoalError when the Router has to subscribe again."""
-    first = await anext(heard, placement_pb2.WatchPlacementsRequest())
-    subscribe = first.subscribe
-    if not subscribe.router:
-        raise InvalidField(field="message", problem="a stream begins with subscribe.router")
-    if subscribe.known.epoch > loop.placements.epoch:
-        loop.fence.overtaken()
-    in_use = frozenset(map(messages.key, subscribe.in_use))
-    loop.feed(ev.RouterJoined(subscribe.router, in_use))
-    subscriber = loop.placements.subscribe(subscribe.known)
-    try:
-        async with asyncio.TaskGroup() as group:
-            sender = group.create_task(_send(loop, subscriber, context))
-            async for message in heard:
-                _hear(loop, subscribe.router, message, subscriber)
-            sender.cancel()
-    except* ShoalError as errors:
-        raise errors.exceptions[0] from None
-    finally:
-        loop.placements.unsubscribe(subscriber)
+class RouterStreams:
+    """What serves the Routers' streams.
 
+    `fence`: while it is closed, nothing is sent, for the table may be another Controller's to tell.
+    """
 
-async def _send(loop: Loop, subscriber: Subscriber, context: Context) -> None:
-    while True:
-        await loop.fence.passed()
-        await context.write(loop.placements.next_message(subscriber))
+    def __init__(
+        self,
+        view: FleetView,
+        placements: Placements,
+        *,
+        feed: Callable[[ev.Event], None],
+        fence: Fence,
+    ) -> None:
+        self._view = view
+        self._placements = placements
+        self._feed = feed
+        self._fence = fence
+
+    async def serve(self, messages_: Messages, context: Context) -> None:
+        """Serve one Router until it ends the stream.
+
+        Raises a ShoalError when the Router has to subscribe again.
+        """
+        first = await anext(messages_, placement_pb2.WatchPlacementsRequest())
+        subscribe = first.subscribe
+        if not subscribe.router:
+            raise InvalidField(field="message", problem="a stream begins with subscribe.router")
+        if subscribe.known.epoch > self._placements.epoch:
+            self._fence.overtaken()
+        in_use = frozenset(map(messages.key, subscribe.in_use))
+        self._feed(ev.RouterJoined(subscribe.router, in_use))
+        subscriber = self._placements.subscribe(subscribe.known)
         try:
-            async with asyncio.timeout(CHECKPOINT_SECONDS):
-                await subscriber.changed.wait()
-        except TimeoutError:
-            continue
+            async with asyncio.TaskGroup() as group:
+                sender = group.create_task(self._send(subscriber, context))
+                async for message in messages_:
+                    self._receive(subscribe.router, message, subscriber)
+                sender.cancel()
+        except* ShoalError as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            self._placements.unsubscribe(subscriber)
 
+    async def _send(self, subscriber: Subscriber, context: Context) -> None:
+        while True:
+            await self._fence.passed()
+            await context.write(self._placements.next_message(subscriber))
+            try:
+                async with asyncio.timeout(CHECKPOINT_SECONDS):
+                    await subscriber.changed.wait()
+            except TimeoutError:
+                continue
 
-def _hear(
-    loop: Loop,
-    router: str,
-    message: placement_pb2.WatchPlacementsRequest,
-    subscriber: Subscriber,
-) -> None:
-    if router not in loop.engine.fleet.routers:
-        raise NotReady(
-            service="the placement stream",
-            cause=f"router {router} was not heard from for too long; subscribe again",
-        )
-    kind = message.WhichOneof("message")
-    if kind == "ack" and loop.placements.current(message.ack.revision):
-        loop.feed(ev.RouterAcked(router, message.ack.revision.number))
-    elif kind == "nack":
-        subscriber.restart()
-    elif kind == "drained" and loop.placements.current(message.drained.revision):
-        drained = message.drained
-        replica = messages.key(drained.replica)
-        loop.feed(ev.RouterDrained(router, replica, drained.revision.number))
-    elif kind == "started":
-        loop.feed(ev.RouterStarted(router, message.started.use_lease))
-    elif kind == "usage":
-        usage = {
-            messages.key(row.replica): ev.Usage(
-                row.age.ToTimedelta().total_seconds(), row.in_flight, row.requests, row.sequences
+    def _receive(
+        self, router: str, message: placement_pb2.WatchPlacementsRequest, subscriber: Subscriber
+    ) -> None:
+        if not self._view.follows(router):
+            raise NotReady(
+                service="the placement stream",
+                cause=f"router {router} was not heard from for too long; subscribe again",
             )
-            for row in message.usage.replicas
-        }
-        loop.feed(ev.RouterUsed(router, usage))
-    elif kind == "broke":
-        broke = message.broke
-        earlier = messages.key(broke.earlier) if broke.HasField("earlier") else None
-        loop.feed(ev.RouterBroke(router, messages.key(broke.replica), earlier, broke.repeated))
+        kind = message.WhichOneof("message")
+        if kind == "nack":
+            subscriber.restart()
+            return
+        event = self._event(router, message)
+        if event is not None:
+            self._feed(event)
+
+    def _event(self, router: str, message: placement_pb2.WatchPlacementsRequest) -> ev.Event | None:
+        """Return what the message says happened; None for what is of another epoch."""
+        match message.WhichOneof("message"):
+            case "ack" if self._placements.is_own(message.ack.revision):
+                return ev.RouterAcked(router, message.ack.revision.number)
+            case "drained" if self._placements.is_own(message.drained.revision):
+                replica = messages.key(message.drained.replica)
+                return ev.RouterDrained(router, replica, message.drained.revision.number)
+            case "started":
+                return ev.RouterStarted(router, message.started.use_lease)
+            case "usage":
+                return ev.RouterUsed(router, messages.usage(message.usage))
+            case "broke":
+                broke = message.broke
+                earlier = messages.key(broke.earlier) if broke.HasField("earlier") else None
+                return ev.RouterBroke(router, messages.key(broke.replica), earlier, broke.repeated)
+        return None

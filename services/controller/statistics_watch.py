@@ -9,7 +9,7 @@ from tritonclient.grpc import service_pb2
 
 from services.controller.catalog import ANSWERABLE, Catalog, unit_of
 from services.controller.core.entities import Health, ReplicaKey, Unit
-from services.controller.core.fleet import Fleet
+from services.controller.core.view import FleetView
 from services.controller.model_statistics import Totals, rows
 from services.controller.triton import Triton, TritonGone
 
@@ -27,10 +27,10 @@ _log = structlog.get_logger(__name__)
 
 
 class StatisticsWatch:
-    def __init__(self, fleet: Fleet, tritons: Mapping[str, Triton], catalog: Catalog) -> None:
-        self._fleet = fleet
+    def __init__(self, view: FleetView, tritons: Mapping[str, Triton], catalogue: Catalog) -> None:
+        self._view = view
         self._tritons = tritons
-        self._catalog = catalog
+        self._catalogue = catalogue
         self._totals = Totals()
         # What was read first has to be told first.
         self._reading = {server: asyncio.Lock() for server in tritons}
@@ -58,7 +58,7 @@ class StatisticsWatch:
 
     async def _read(self, server: str) -> Mapping[Unit, Any] | None:
         """None when the server does not answer: then what was read last stands."""
-        if self._fleet.servers[server].health is not Health.HEALTHY:
+        if self._view.health(server) is not Health.HEALTHY:
             return None
         async with self._reading[server]:
             try:
@@ -100,10 +100,10 @@ class StatisticsWatch:
         """An inference.ModelStatisticsResponse: of one version, with 0 of all of the model, with ""
         of every version that is resident or was."""
         if model:
-            entry = self._catalog.entries.get(model)
+            entry = self._catalogue.entries.get(model)
             units = [unit_of(known) for known in entry.versions] if entry is not None else []
             wanted = [u for u in units if version in (0, u.version) and self._known(u)]
-            await self._read_all({r.key.server for u in wanted for r in self._fleet.everywhere(u)})
+            await self._read_all({r.key.server for u in wanted for r in self._view.replicas_of(u)})
         else:
             await self._read_all(self._tritons)
             wanted = [unit for unit in self._totals.counted() if self._known(unit)]
@@ -112,5 +112,5 @@ class StatisticsWatch:
         )
 
     def _known(self, unit: Unit) -> bool:
-        version = self._catalog.version(unit)
+        version = self._catalogue.version(unit)
         return version is not None and version.state in ANSWERABLE

@@ -10,7 +10,7 @@ import pytest
 
 from services.controller.core import events as ev
 from services.controller.lease import MARGIN, PAUSE, Fence, Lease, LeaseLost
-from services.controller.loop import Loop
+from services.controller.loop import EngineLoop
 from shoal.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from tests.support.registry import Registry, registry
 
@@ -216,7 +216,7 @@ class Heard:
 async def test_events_wait_in_order_while_the_fence_is_closed(fence: Fence, clock: Clock) -> None:
     heard: Any = Heard()
     nothing: Any = None
-    loop = Loop(heard, *[nothing] * 6, fence=fence)
+    loop = EngineLoop(heard, *[nothing] * 6, fence=fence)
     joined, gone = ev.RouterJoined("r", frozenset()), ev.WaiterGone(1)
     loop.feed(joined)
     clock.now += 3 * TTL

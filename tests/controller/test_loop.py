@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -21,10 +22,12 @@ from services.controller.core.entities import ReplicaKey, Server, Unit
 from services.controller.core.events import Kind
 from services.controller.core.limits import Limits
 from services.controller.core.residency import Engine
+from services.controller.core.view import FleetView
 from services.controller.footprints import RAM
 from services.controller.gpus import Gpus
 from services.controller.journal import Journal
-from services.controller.loop import Loop
+from services.controller.lease import Fence
+from services.controller.loop import EngineLoop
 from services.controller.measurement import FootprintWatch, Remote
 from services.controller.metrics import FleetMetrics
 from services.controller.placements import Placements
@@ -59,12 +62,12 @@ def triton_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DirectTr
 
 @dataclass
 class Controller:
-    loop: Loop
+    loop: EngineLoop
     server: Server
 
     async def resident(self, unit: Unit, seconds: float = SECONDS) -> ev.Granted | ev.Refused:
         deadline = time.monotonic() + seconds
-        answer = await self.loop.ask(ev.ResidentWanted, unit=unit, deadline=deadline)
+        answer = await self.loop.ask(partial(ev.ResidentWanted, unit=unit, deadline=deadline))
         assert not isinstance(answer, ev.Evicted)
         return answer
 
@@ -83,7 +86,7 @@ class Controller:
     def metrics(self) -> dict[str, float]:
         """Samples by name, with their labels' values."""
         collectors = CollectorRegistry()
-        collectors.register(FleetMetrics(self.loop.engine.fleet, self.loop.journal))
+        collectors.register(FleetMetrics(FleetView(self.loop.engine.fleet), self.loop.journal))
         return {
             " ".join((sample.name, *sample.labels.values())): sample.value
             for family in collectors.collect()
@@ -120,6 +123,7 @@ async def controller(
     server = Server(running.spec.id, running.address, **about)  # type: ignore[arg-type]
     now = time.monotonic()
     engine = Engine(limits or Limits(), [server], now, now)
+    view, fence = FleetView(engine.fleet), Fence()
     known = catalog(*MODELS, "hangs")
     async with (
         Triton(server.id, server.address, running.spec.admin_secret) as triton,
@@ -131,8 +135,8 @@ async def controller(
         remotes = {} if local else {server.id: Remote(triton, url)}
         timeouts = Timeouts(load=load_within, unload=SECONDS)
         changes = Changes(tritons, known, processes, timeouts, lambda id_: watch.verify())
-        placements = Placements(engine.fleet, known, 1)
-        loop = Loop(
+        placements = Placements(view, known, 1)
+        loop = EngineLoop(
             engine,
             known,
             placements,
@@ -141,10 +145,21 @@ async def controller(
             changes,
             measure=lambda id_: footprints.measure(id_),
         )
-        footprints = FootprintWatch(loop, processes, tritons, remotes, 0.1)
-        watch = ServerWatch(server, triton, loop, interval=0.1, selfcheck="")
-        statistics = StatisticsWatch(engine.fleet, tritons, known)
-        loop.catalog_changed(known.entries)
+        footprints = FootprintWatch(
+            view, known, processes, tritons, remotes, feed=loop.feed, interval=0.1
+        )
+        watch = ServerWatch(
+            server,
+            triton,
+            view,
+            known,
+            feed=loop.feed,
+            lost=loop.server_lost,
+            fence=fence,
+            interval=0.1,
+        )
+        statistics = StatisticsWatch(view, tritons, known)
+        loop.catalogue_changed(known.entries)
         running_tasks = [
             tasks.create_task(work)
             for work in (
@@ -158,7 +173,7 @@ async def controller(
         try:
             yield one
             for unit in [Unit(name, 1) for name in (*MODELS, "hangs")]:
-                await loop.ask(ev.EvictionWanted, units=(unit,))
+                await loop.ask(partial(ev.EvictionWanted, units=(unit,)))
         finally:
             for task in running_tasks:
                 task.cancel()
@@ -240,7 +255,7 @@ async def test_the_metrics_of_what_is_resident(triton_server: DirectTriton) -> N
         assert found["shoal_copies"] == 0
         assert found["shoal_waiters"] == 0
         assert found["shoal_predictions_total"] == found["shoal_predictions_hit_total"] == 0
-        await one.loop.ask(ev.EvictionWanted, units=(Unit("a", 1),))
+        await one.loop.ask(partial(ev.EvictionWanted, units=(Unit("a", 1),)))
         assert one.metrics()["shoal_evictions_total request"] == 1
 
 

@@ -7,6 +7,7 @@ import pytest
 from services.controller.catalog import Catalog
 from services.controller.core.limits import Limits
 from services.controller.core.residency import Engine
+from services.controller.core.view import FleetView
 from services.controller.placements import Placements, Subscriber
 from services.registry.api.messages import version as told
 from services.registry.core.catalogue import Version, VersionState
@@ -38,7 +39,8 @@ def published(version: registry.ModelVersion) -> placement_pb2.WatchPlacementsRe
     catalog, now = Catalog(), time.monotonic()
     model = registry.Model(name=model_name("m"), default_version=1)
     catalog.replace([registry.CatalogEntry(model=model, versions=[version])], (), all_=True)
-    return Placements(Engine(Limits(), [], now, now).fleet, catalog, 1).next_message(Subscriber())
+    view = FleetView(Engine(Limits(), [], now, now).fleet)
+    return Placements(view, catalog, 1).next_message(Subscriber())
 
 
 def in_table(version: registry.ModelVersion) -> tuple[bool | None, bool]:

@@ -17,11 +17,14 @@ from services.controller.changes import Changes, Timeouts
 from services.controller.core.entities import Server
 from services.controller.core.limits import Limits
 from services.controller.core.residency import Engine
+from services.controller.core.view import FleetView
 from services.controller.gpus import Gpus
 from services.controller.journal import Journal
-from services.controller.loop import Loop
+from services.controller.lease import Fence
+from services.controller.loop import EngineLoop
 from services.controller.placements import Placements
 from services.controller.processes import Processes
+from services.controller.router_stream import RouterStreams
 from services.controller.servers import ServerWatch
 from services.controller.servicer import OPEN_METHODS, SERVICE, ControllerServicer
 from services.controller.statistics_watch import StatisticsWatch
@@ -41,7 +44,8 @@ SECONDS = 20.0
 class Alone:
     """`stub`: of grpc.aio."""
 
-    loop: Loop
+    loop: EngineLoop
+    view: FleetView
     address: str
     stub: Any
 
@@ -72,6 +76,7 @@ async def controller(
     catalog.replace(entries, (), all_=True)
     now = time.monotonic()
     engine = Engine(limits or Limits(), servers, now, now)
+    view, fence, journal = FleetView(engine.fleet), Fence(), Journal(epoch)
     watches: dict[str, ServerWatch] = {}
     async with AsyncExitStack() as stack:
         # Its log lines would stand between what a command prints.
@@ -83,7 +88,7 @@ async def controller(
             for server in servers
         }
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
-        statistics = StatisticsWatch(engine.fleet, tritons, catalog)
+        statistics = StatisticsWatch(view, tritons, catalog)
         changes = Changes(
             tritons,
             catalog,
@@ -94,24 +99,46 @@ async def controller(
             unloads=statistics.ends,
             probed=statistics.probed,
         )
-        placements = Placements(engine.fleet, catalog, epoch)
-        loop = Loop(engine, catalog, placements, Journal(epoch), tasks, changes, _unmeasured)
-        loop.catalog_changed(catalog.entries)
+        placements = Placements(view, catalog, epoch)
+        loop = EngineLoop(engine, catalog, placements, journal, tasks, changes, _unmeasured, fence)
+        loop.catalogue_changed(catalog.entries)
         work = [tasks.create_task(loop.tick())]
         for server in servers:
-            watch = ServerWatch(server, tritons[server.id], loop, interval=0.2, selfcheck="")
+            watch = ServerWatch(
+                server,
+                tritons[server.id],
+                view,
+                catalog,
+                feed=loop.feed,
+                lost=loop.server_lost,
+                fence=fence,
+                interval=0.2,
+            )
             watches[server.id] = watch
             work.append(tasks.create_task(watch.run()))
         stack.callback(lambda: [task.cancel() for task in work])
         rpc = RpcServer(CallerPolicy(), open_methods=OPEN_METHODS)
         rpc.announce(SERVICE)
-        servicer = ControllerServicer(loop, watches, statistics, None, SECONDS)
+        servicer = ControllerServicer(
+            view,
+            catalog,
+            journal,
+            RouterStreams(view, placements, feed=loop.feed, fence=fence),
+            statistics,
+            watches,
+            tritons,
+            None,
+            epoch=epoch,
+            ask=loop.ask,
+            feed=loop.feed,
+            max_wait=SECONDS,
+        )
         add_ControllerServiceServicer_to_server(servicer, rpc.services)
         address = f"127.0.0.1:{await rpc.start('127.0.0.1', port)}"
         stack.push_async_callback(rpc.stop, 0)
         await rpc.set_ready(True)
         channel = await stack.enter_async_context(channels.control(address))
-        yield Alone(loop, address, ControllerServiceStub(channel))
+        yield Alone(loop, view, address, ControllerServiceStub(channel))
 
 
 async def _unmeasured(server: str) -> None:
