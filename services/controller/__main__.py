@@ -17,29 +17,29 @@ from prometheus_client import REGISTRY
 from services.common import channels, metrics, process
 from services.common.caller import CallerPolicy
 from services.common.rpc import RpcServer
-from services.controller import registry_watch
-from services.controller.catalog import Catalog
-from services.controller.changes import Changes, Timeouts
+from services.controller.api.servicer import OPEN_METHODS, SERVICE, ControllerServicer
+from services.controller.api.standby import Standby
 from services.controller.core.residency import Engine
 from services.controller.core.view import FleetView
-from services.controller.gpus import Gpus
-from services.controller.journal import Journal
-from services.controller.lease import ACTING, EPOCH, Lease, LeaseLost
 from services.controller.loop import EngineLoop
-from services.controller.measurement import FootprintWatch, Remote
-from services.controller.metrics import FleetMetrics
-from services.controller.placements import Placements
-from services.controller.processes import Processes
-from services.controller.queues import QueueTimes
-from services.controller.registry_watch import RegistryWatch
-from services.controller.router_stream import RouterStreams
-from services.controller.servers import ServerWatch
-from services.controller.servicer import OPEN_METHODS, SERVICE, ControllerServicer
+from services.controller.measurement.footprint_watch import FootprintWatch, Remote
+from services.controller.measurement.gpus import Gpus
+from services.controller.measurement.processes import Processes
+from services.controller.measurement.queues import QueueTimes
+from services.controller.measurement.statistics_watch import StatisticsWatch
+from services.controller.registry import watch as registry_watch
+from services.controller.registry.catalogue import Catalogue
+from services.controller.registry.lease import ACTING, EPOCH, Lease, LeaseLost
+from services.controller.registry.watch import RegistryWatch
+from services.controller.routers.placements import Placements
+from services.controller.routers.stream import RouterStreams
+from services.controller.servers.changes import Changes, Timeouts
+from services.controller.servers.watch import ServerWatch
 from services.controller.settings import Settings, defaults, limits, metrics_url, server
-from services.controller.standby import Standby
-from services.controller.statistics_watch import StatisticsWatch
-from services.controller.triton import Triton
-from services.controller.webhook import Webhook
+from services.controller.telemetry.journal import Journal
+from services.controller.telemetry.metrics import FleetMetrics
+from services.controller.telemetry.webhook import Webhook
+from services.controller.triton.client import Triton
 from shoal.controller.v1.controller_service_pb2_grpc import (
     add_ControllerServiceServicer_to_server,
 )
@@ -94,8 +94,8 @@ async def _serve(
     standby = Standby(lease)
     rpc.services.add_generic_rpc_handlers((standby,))
     await rpc.start(settings.host, settings.port)
-    catalog = Catalog(defaults(settings))
-    watch = RegistryWatch(registry, catalog)
+    catalogue = Catalogue(defaults(settings))
+    watch = RegistryWatch(registry, catalogue)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(watch.run())
         epoch, fence = await lease.acquire()
@@ -118,19 +118,19 @@ async def _serve(
         engine = Engine(limits(settings), known.values(), now, unload_from)
         view = FleetView(engine.fleet)
         journal = Journal(epoch)
-        placements = Placements(view, catalog, epoch)
+        placements = Placements(view, catalogue, epoch)
         processes = Processes(local, Gpus.of_this_host())
         watches: dict[str, ServerWatch] = {}
-        statistics = StatisticsWatch(view, tritons, catalog)
+        statistics = StatisticsWatch(view, tritons, catalogue)
         loop = EngineLoop(
             engine,
-            catalog,
+            catalogue,
             placements,
             journal,
             tasks,
             Changes(
                 tritons,
-                catalog,
+                catalogue,
                 processes,
                 Timeouts(settings.load_timeout, settings.unload_timeout, settings.probe_timeout),
                 verify=lambda id_: watches[id_].verify(),
@@ -144,7 +144,7 @@ async def _serve(
         )
         footprints = FootprintWatch(
             view,
-            catalog,
+            catalogue,
             processes,
             tritons,
             remotes,
@@ -157,7 +157,7 @@ async def _serve(
                 one,
                 tritons[id_],
                 view,
-                catalog,
+                catalogue,
                 feed=loop.feed,
                 lost=loop.server_lost,
                 fence=fence,
@@ -165,7 +165,7 @@ async def _serve(
                 selfcheck=settings.selfcheck_model,
             )
         watch.changed = loop.catalogue_changed
-        loop.catalogue_changed(catalog.entries)
+        loop.catalogue_changed(catalogue.entries)
         gc.collect()
         gc.freeze()  # a large catalogue makes each full collection a pause of its own
         for server_watch in watches.values():
@@ -181,7 +181,7 @@ async def _serve(
 
         servicer = ControllerServicer(
             view,
-            catalog,
+            catalogue,
             journal,
             RouterStreams(view, placements, feed=loop.feed, fence=fence),
             statistics,

@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from services.controller.catalog import Catalog, Learnt
-from services.controller.changes import Changes
 from services.controller.core import events as ev
 from services.controller.core.residency import Engine
-from services.controller.journal import Journal
-from services.controller.lease import Fence
-from services.controller.placements import Placements
+from services.controller.registry.catalogue import Catalogue, LearnedFootprint
+from services.controller.registry.lease import Fence
+from services.controller.routers.placements import Placements
+from services.controller.servers.changes import Changes
+from services.controller.telemetry.journal import Journal
 
 TICK_SECONDS: Final = 0.5  # between two ticks, when nothing becomes due earlier
 MEASURE_AFTER_SECONDS: Final = 0.4
@@ -38,7 +38,7 @@ class EngineLoop:
 
     engine: Engine
     #: What the Registry says of the models, which the engine is told as specs.
-    catalogue: Catalog
+    catalogue: Catalogue
     #: The table that Routers follow.
     placements: Placements
     journal: Journal
@@ -122,7 +122,7 @@ class EngineLoop:
             case ev.Publish():
                 self.placements.mark(instruction.models, instruction.servers)
             case ev.Learned():
-                self.catalogue.learnt[instruction.unit] = Learnt(
+                self.catalogue.learned[instruction.unit] = LearnedFootprint(
                     instruction.config_digest, instruction.memory, instruction.load_seconds
                 )
                 self.learned.put_nowait(instruction)

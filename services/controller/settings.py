@@ -16,10 +16,10 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from services.controller.catalog import Defaults
 from services.controller.core import memory
 from services.controller.core.entities import Server
 from services.controller.core.limits import Limits
+from services.controller.registry.catalogue import Defaults
 
 Address = Annotated[str, StringConstraints(pattern=r"^.+:\d+$")]
 Resource = Annotated[str, StringConstraints(pattern=r"^(ram|gpu:\d+)$")]

@@ -9,8 +9,8 @@ import grpc
 import pytest
 
 from services.controller.core import events as ev
-from services.controller.lease import MARGIN, PAUSE, Fence, Lease, LeaseLost
 from services.controller.loop import EngineLoop
+from services.controller.registry.lease import MARGIN, PAUSE, Fence, Lease, LeaseLost
 from shoal.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from tests.support.registry import Registry, registry
 

@@ -15,27 +15,27 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from services.controller import loop as loop_module
-from services.controller.catalog import Catalog
-from services.controller.changes import Changes, Timeouts
 from services.controller.core import events as ev
 from services.controller.core.entities import ReplicaKey, Server, Unit
 from services.controller.core.events import Kind
 from services.controller.core.limits import Limits
 from services.controller.core.residency import Engine
 from services.controller.core.view import FleetView
-from services.controller.footprints import RAM
-from services.controller.gpus import Gpus
-from services.controller.journal import Journal
-from services.controller.lease import Fence
 from services.controller.loop import EngineLoop
-from services.controller.measurement import FootprintWatch, Remote
-from services.controller.metrics import FleetMetrics
-from services.controller.placements import Placements
-from services.controller.processes import Processes
-from services.controller.queues import QueueTimes
-from services.controller.servers import ServerWatch
-from services.controller.statistics_watch import StatisticsWatch
-from services.controller.triton import Triton
+from services.controller.measurement.footprint_watch import FootprintWatch, Remote
+from services.controller.measurement.footprints import RAM
+from services.controller.measurement.gpus import Gpus
+from services.controller.measurement.processes import Processes
+from services.controller.measurement.queues import QueueTimes
+from services.controller.measurement.statistics_watch import StatisticsWatch
+from services.controller.registry.catalogue import Catalogue
+from services.controller.registry.lease import Fence
+from services.controller.routers.placements import Placements
+from services.controller.servers.changes import Changes, Timeouts
+from services.controller.servers.watch import ServerWatch
+from services.controller.telemetry.journal import Journal
+from services.controller.telemetry.metrics import FleetMetrics
+from services.controller.triton.client import Triton
 from shoal.controller.v1 import types_pb2 as kinds
 from shoal.names import model_name, version_name
 from shoal.registry.v1 import types_pb2 as registry
@@ -94,8 +94,8 @@ class Controller:
         }
 
 
-def catalog(*names: str) -> Catalog:
-    found = Catalog()
+def catalogue(*names: str) -> Catalogue:
+    found = Catalogue()
     for name in names:
         version = registry.ModelVersion(
             name=version_name(name, 1),
@@ -124,7 +124,7 @@ async def controller(
     now = time.monotonic()
     engine = Engine(limits or Limits(), [server], now, now)
     view, fence = FleetView(engine.fleet), Fence()
-    known = catalog(*MODELS, "hangs")
+    known = catalogue(*MODELS, "hangs")
     async with (
         Triton(server.id, server.address, running.spec.admin_secret) as triton,
         asyncio.TaskGroup() as tasks,

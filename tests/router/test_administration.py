@@ -21,7 +21,7 @@ from tritonclient.grpc import service_pb2
 from services.common.status import error_info
 from services.controller.core.entities import Server
 from services.controller.core.states import State
-from services.controller.triton import ADMIN_KEY_HEADER
+from services.controller.triton.client import ADMIN_KEY_HEADER
 from services.router.control import calls as controller_calls
 from shoal.controller.v1 import controller_service_pb2 as wire
 from shoal.registry.v1 import types_pb2 as registry

@@ -12,23 +12,23 @@ from structlog.testing import capture_logs
 from services.common import channels
 from services.common.caller import CallerPolicy
 from services.common.rpc import RpcServer
-from services.controller.catalog import Catalog
-from services.controller.changes import Changes, Timeouts
+from services.controller.api.servicer import OPEN_METHODS, SERVICE, ControllerServicer
 from services.controller.core.entities import Server
 from services.controller.core.limits import Limits
 from services.controller.core.residency import Engine
 from services.controller.core.view import FleetView
-from services.controller.gpus import Gpus
-from services.controller.journal import Journal
-from services.controller.lease import Fence
 from services.controller.loop import EngineLoop
-from services.controller.placements import Placements
-from services.controller.processes import Processes
-from services.controller.router_stream import RouterStreams
-from services.controller.servers import ServerWatch
-from services.controller.servicer import OPEN_METHODS, SERVICE, ControllerServicer
-from services.controller.statistics_watch import StatisticsWatch
-from services.controller.triton import Triton
+from services.controller.measurement.gpus import Gpus
+from services.controller.measurement.processes import Processes
+from services.controller.measurement.statistics_watch import StatisticsWatch
+from services.controller.registry.catalogue import Catalogue
+from services.controller.registry.lease import Fence
+from services.controller.routers.placements import Placements
+from services.controller.routers.stream import RouterStreams
+from services.controller.servers.changes import Changes, Timeouts
+from services.controller.servers.watch import ServerWatch
+from services.controller.telemetry.journal import Journal
+from services.controller.triton.client import Triton
 from shoal.controller.v1.controller_service_pb2_grpc import (
     ControllerServiceStub,
     add_ControllerServiceServicer_to_server,
@@ -72,8 +72,8 @@ async def controller(
     limits: Limits | None = None,
 ) -> AsyncIterator[Alone]:
     """Yields once it answers. `keys`: each server's admin key."""
-    catalog = Catalog()
-    catalog.replace(entries, (), all_=True)
+    catalogue = Catalogue()
+    catalogue.replace(entries, (), all_=True)
     now = time.monotonic()
     engine = Engine(limits or Limits(), servers, now, now)
     view, fence, journal = FleetView(engine.fleet), Fence(), Journal(epoch)
@@ -88,10 +88,10 @@ async def controller(
             for server in servers
         }
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
-        statistics = StatisticsWatch(view, tritons, catalog)
+        statistics = StatisticsWatch(view, tritons, catalogue)
         changes = Changes(
             tritons,
-            catalog,
+            catalogue,
             Processes({server.id: server.address for server in servers}, Gpus()),
             Timeouts(SECONDS, SECONDS, SECONDS),
             verify=lambda server: watches[server].verify(),
@@ -99,16 +99,18 @@ async def controller(
             unloads=statistics.ends,
             probed=statistics.probed,
         )
-        placements = Placements(view, catalog, epoch)
-        loop = EngineLoop(engine, catalog, placements, journal, tasks, changes, _unmeasured, fence)
-        loop.catalogue_changed(catalog.entries)
+        placements = Placements(view, catalogue, epoch)
+        loop = EngineLoop(
+            engine, catalogue, placements, journal, tasks, changes, _unmeasured, fence
+        )
+        loop.catalogue_changed(catalogue.entries)
         work = [tasks.create_task(loop.tick())]
         for server in servers:
             watch = ServerWatch(
                 server,
                 tritons[server.id],
                 view,
-                catalog,
+                catalogue,
                 feed=loop.feed,
                 lost=loop.server_lost,
                 fence=fence,
@@ -121,7 +123,7 @@ async def controller(
         rpc.announce(SERVICE)
         servicer = ControllerServicer(
             view,
-            catalog,
+            catalogue,
             journal,
             RouterStreams(view, placements, feed=loop.feed, fence=fence),
             statistics,

@@ -10,7 +10,7 @@ from typing import Final
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.controller.core.memory import Memory
-from services.controller.footprints import RAM
+from services.controller.measurement.footprints import RAM
 
 GPU_USED: Final = "nv_gpu_memory_used_bytes"
 CPU_USED: Final = "nv_cpu_memory_used_bytes"

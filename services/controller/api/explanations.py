@@ -6,15 +6,15 @@ from itertools import islice
 from typing import Final
 
 from services.common import paging
-from services.controller import messages
-from services.controller.catalog import ANSWERABLE
+from services.controller.api import messages
+from services.controller.api.names import Names
 from services.controller.core.entities import Unit
 from services.controller.core.events import Weighed
 from services.controller.core.explain import Absence, Stay, Verdict
 from services.controller.core.fleet import Failure
 from services.controller.core.view import FleetView
-from services.controller.journal import Entry, Journal
-from services.controller.names import Names
+from services.controller.registry.catalogue import ANSWERABLE
+from services.controller.telemetry.journal import Entry, Journal
 from shoal.controller.v1 import controller_service_pb2 as wire
 from shoal.names import server_name, version_name
 from shoal.registry.v1 import types_pb2 as registry

@@ -8,8 +8,8 @@ from typing import Any, Final
 import grpc
 import structlog
 
-from services.controller.catalog import Catalog
 from services.controller.core.events import Learned
+from services.controller.registry.catalogue import Catalogue
 from shoal.names import version_name
 from shoal.registry.v1 import registry_service_pb2 as wire
 from shoal.registry.v1 import types_pb2
@@ -26,9 +26,9 @@ class RegistryWatch:
     """`connected`: whether the Registry is heard from; the catalogue is kept while it is not.
     `changed`: told which models changed."""
 
-    def __init__(self, stub: Any, catalog: Catalog) -> None:
+    def __init__(self, stub: Any, catalogue: Catalogue) -> None:
         self._stub = stub
-        self._catalog = catalog
+        self._catalogue = catalogue
         self._revision = 0
         self.connected = False
         self.synchronized = asyncio.Event()
@@ -46,7 +46,7 @@ class RegistryWatch:
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             for footprint in page.footprints:
-                self._catalog.learn(footprint)
+                self._catalogue.learn(footprint)
             token = page.next_page_token
             if not token:
                 return
@@ -68,10 +68,10 @@ class RegistryWatch:
     def _apply(self, response: wire.WatchCatalogResponse) -> None:
         kind = response.WhichOneof("event")
         if kind == "snapshot":
-            self.changed(self._catalog.replace(response.snapshot.entries, (), all_=True))
+            self.changed(self._catalogue.replace(response.snapshot.entries, (), all_=True))
         elif kind == "delta":
             delta = response.delta
-            self.changed(self._catalog.replace(delta.entries, delta.removed_models, all_=False))
+            self.changed(self._catalogue.replace(delta.entries, delta.removed_models, all_=False))
         self._revision = response.revision
         self.synchronized.set()
 

@@ -8,17 +8,18 @@ from typing import Final
 
 import structlog
 
-from services.controller import remote
-from services.controller.catalog import Catalog
 from services.controller.core import events as ev
 from services.controller.core import memory
 from services.controller.core.entities import Health, ReplicaKey, Unit
 from services.controller.core.memory import Memory
 from services.controller.core.states import State
 from services.controller.core.view import FleetView
-from services.controller.footprints import Footprints
-from services.controller.processes import Processes
-from services.controller.triton import READY, Triton, TritonGone, has_processes
+from services.controller.measurement import remote
+from services.controller.measurement.footprints import Footprints
+from services.controller.measurement.processes import Processes
+from services.controller.registry.catalogue import Catalogue
+from services.controller.triton.client import READY, Triton, TritonGone
+from services.controller.triton.config import has_processes
 
 # A reload ends one process of a unit and has another: only one that stays dead has died.
 SURE_SECONDS: Final = 0.1
@@ -68,7 +69,7 @@ class FootprintWatch:
     def __init__(
         self,
         view: FleetView,
-        catalogue: Catalog,
+        catalogue: Catalogue,
         processes: Processes,
         tritons: Mapping[str, Triton],
         remotes: Mapping[str, Remote],

@@ -7,11 +7,12 @@ from typing import Any, Final
 import structlog
 from tritonclient.grpc import service_pb2
 
-from services.controller.catalog import ANSWERABLE, Catalog, unit_of
 from services.controller.core.entities import Health, ReplicaKey, Unit
 from services.controller.core.view import FleetView
-from services.controller.model_statistics import Totals, rows
-from services.controller.triton import Triton, TritonGone
+from services.controller.measurement.model_statistics import Totals
+from services.controller.registry.catalogue import ANSWERABLE, Catalogue, unit_of
+from services.controller.triton.client import Triton, TritonGone
+from services.controller.triton.statistics import by_unit
 
 # A server that crashes takes along what it has counted since it was last read.
 READ_SECONDS: Final = 2.0
@@ -27,7 +28,9 @@ _log = structlog.get_logger(__name__)
 
 
 class StatisticsWatch:
-    def __init__(self, view: FleetView, tritons: Mapping[str, Triton], catalogue: Catalog) -> None:
+    def __init__(
+        self, view: FleetView, tritons: Mapping[str, Triton], catalogue: Catalogue
+    ) -> None:
         self._view = view
         self._tritons = tritons
         self._catalogue = catalogue
@@ -62,7 +65,7 @@ class StatisticsWatch:
             return None
         async with self._reading[server]:
             try:
-                found = rows(await self._tritons[server].model_statistics())
+                found = by_unit(await self._tritons[server].model_statistics())
             except TritonGone as gone:
                 _log.debug("no statistics", server=server, cause=str(gone))
                 return None
@@ -91,7 +94,7 @@ class StatisticsWatch:
     async def _told(self, key: ReplicaKey) -> Mapping[Unit, Any]:
         """Nothing, where the server does not answer or has not got it."""
         try:
-            return rows(await self._tritons[key.server].model_statistics(key.unit))
+            return by_unit(await self._tritons[key.server].model_statistics(key.unit))
         except TritonGone as gone:
             _log.debug("no statistics", replica=str(key), cause=str(gone))
             return {}

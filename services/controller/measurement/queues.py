@@ -5,7 +5,7 @@ from typing import Any
 
 from services.controller.core import events as ev
 from services.controller.core.entities import Unit
-from services.controller.triton import Statistics, counted
+from services.controller.triton.statistics import Statistics
 
 
 class QueueTimes:
@@ -17,7 +17,7 @@ class QueueTimes:
 
     def seen(self, server: str, rows: Mapping[Unit, Any]) -> None:
         """`rows`: an inference.ModelStatistics of every unit that is READY there."""
-        now = {unit: counted(row) for unit, row in rows.items()}
+        now = {unit: Statistics.of(row) for unit, row in rows.items()}
         self._feed(ev.QueuesSeen(server, waits(self._before.get(server, {}), now)))
         self._before[server] = now
 

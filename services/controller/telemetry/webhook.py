@@ -19,7 +19,7 @@ import structlog
 from google.protobuf import json_format
 from prometheus_client import Counter
 
-from services.controller.journal import Journal
+from services.controller.telemetry.journal import Journal
 from shoal.controller.v1 import types_pb2
 
 CONTENT_TYPE: Final = "application/cloudevents+json; charset=utf-8"

@@ -7,10 +7,17 @@ from typing import Any, Final
 from google.protobuf.message import Message
 from tritonclient.grpc import model_config_pb2
 
-from services.controller.catalog import Catalog
 from services.controller.core import events as ev
 from services.controller.core.entities import Server, Unit
-from services.controller.triton import LOADING, READY, UNLOADING, Index, Triton, TritonRefused
+from services.controller.registry.catalogue import Catalogue
+from services.controller.triton.client import (
+    LOADING,
+    READY,
+    UNLOADING,
+    Index,
+    Triton,
+    TritonRefused,
+)
 
 # They differ between versions that share a server, and are changed in place.
 FREE: Final = ("version_policy", "instance_group")
@@ -26,7 +33,7 @@ FILLED: Final = frozenset(
 
 
 async def inventory(
-    server: Server, triton: Triton, index: Index, catalog: Catalog, selfcheck: str
+    server: Server, triton: Triton, index: Index, catalogue: Catalogue, selfcheck: str
 ) -> ev.ServerFound:
     """`selfcheck`: the model that is no part of it. Raises TritonGone."""
     resident = units_in(index, READY, selfcheck)
@@ -35,7 +42,7 @@ async def inventory(
         resident,
         loading=units_in(index, LOADING, selfcheck),
         unloading=units_in(index, UNLOADING, selfcheck),
-        outdated=await _outdated(triton, resident, catalog),
+        outdated=await _outdated(triton, resident, catalogue),
         idle=await _idle(triton) if resident else {},
     )
 
@@ -47,10 +54,12 @@ def units_in(index: Index, wanted: str, selfcheck: str) -> frozenset[Unit]:
     )
 
 
-async def _outdated(triton: Triton, resident: frozenset[Unit], catalog: Catalog) -> frozenset[Unit]:
+async def _outdated(
+    triton: Triton, resident: frozenset[Unit], catalogue: Catalogue
+) -> frozenset[Unit]:
     found = set()
     for unit in resident:
-        version = catalog.version(unit)
+        version = catalogue.version(unit)
         if version is None:
             continue
         try:

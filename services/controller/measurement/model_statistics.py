@@ -10,7 +10,6 @@ from typing import Any, Final
 from tritonclient.grpc import service_pb2
 
 from services.controller.core.entities import ReplicaKey, Unit
-from shoal.names import parse_version
 
 _COUNTERS: Final = ("inference_count", "execution_count")
 
@@ -98,16 +97,6 @@ class Totals:
             ended = service_pb2.ModelStatistics(name=unit.model, version=str(unit.version))
             self._ended[unit] = ended
         _add(ended, life)
-
-
-def rows(statistics: Iterable[Any]) -> dict[Unit, Any]:
-    """By unit."""
-    found = {}
-    for row in statistics:
-        version = parse_version(row.version)
-        if version is not None:
-            found[Unit(row.name, version)] = row
-    return found
 
 
 def _fell(before: Any, now: Any) -> bool:

@@ -14,7 +14,7 @@ ANSWERABLE = frozenset({registry.VERSION_STATE_APPROVED, registry.VERSION_STATE_
 
 
 @dataclass
-class Learnt:
+class LearnedFootprint:
     """A footprint from the Registry; it counts only for the config it was learned with."""
 
     config_digest: str
@@ -33,13 +33,13 @@ class Defaults:
 
 
 @dataclass
-class Catalog:
-    """`entries` by model name; `learnt` by unit, also of units that are not registered now.
+class Catalogue:
+    """`entries` by model name; `learned` by unit, also of units that are not registered now.
     `gone`: units that were registered, and may be resident still."""
 
     defaults: Defaults = field(default_factory=Defaults)
     entries: dict[str, registry.CatalogEntry] = field(default_factory=dict)
-    learnt: dict[Unit, Learnt] = field(default_factory=dict)
+    learned: dict[Unit, LearnedFootprint] = field(default_factory=dict)
     gone: set[Unit] = field(default_factory=set)
 
     def replace(
@@ -73,7 +73,7 @@ class Catalog:
         name = parse_version_name(footprint.version)
         if name is not None:
             seconds = footprint.load_duration.ToTimedelta().total_seconds()
-            self.learnt[Unit(*name)] = Learnt(
+            self.learned[Unit(*name)] = LearnedFootprint(
                 footprint.config_digest, dict(footprint.memory), seconds or None
             )
 
@@ -102,17 +102,17 @@ class Catalog:
         preload = (
             asked.preload if asked.HasField("preload") else bool(names & self.defaults.preload)
         )
-        learnt = self.learnt.get(unit)
-        if learnt is not None and learnt.config_digest != version.config_digest:
-            learnt = None
+        learned = self.learned.get(unit)
+        if learned is not None and learned.config_digest != version.config_digest:
+            learned = None
         return UnitSpec(
             unit=unit,
             config_digest=version.config_digest,
             fingerprint=version.fingerprint,
             artifact_bytes=version.artifact_bytes,
             declared=dict(version.declared_memory),
-            learned=learnt.memory if learnt is not None else {},
-            load_seconds=learnt.load_seconds if learnt is not None else None,
+            learned=learned.memory if learned is not None else {},
+            load_seconds=learned.load_seconds if learned is not None else None,
             requires=tuple(
                 Unit(*name)
                 for name in map(parse_version_name, version.requires)

@@ -5,13 +5,13 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from services.controller.catalog import Catalog
 from services.controller.core import events as ev
 from services.controller.core.entities import Health, Server
 from services.controller.core.view import FleetView
-from services.controller.inventory import inventory, units_in
-from services.controller.lease import Fence
-from services.controller.triton import READY, Index, Triton, TritonGone
+from services.controller.registry.catalogue import Catalogue
+from services.controller.registry.lease import Fence
+from services.controller.servers.inventory import inventory, units_in
+from services.controller.triton.client import READY, Index, Triton, TritonGone
 
 STRIKES: Final = 2  # failed looks in a row after which a server is lost
 STRIKE_SECONDS: Final = 0.1
@@ -35,7 +35,7 @@ class ServerWatch:
         server: Server,
         triton: Triton,
         view: FleetView,
-        catalogue: Catalog,
+        catalogue: Catalogue,
         *,
         feed: Callable[[ev.Event], None],
         lost: Lost,

@@ -6,12 +6,11 @@ from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 
-from services.controller.core import events as ev
-from services.controller.core.entities import Health, Replica, ReplicaKey, Server, Unit
+from services.controller.core.entities import Health, Replica, Server
 from services.controller.core.states import State
 from services.controller.core.view import FleetView
-from services.controller.placements import SERVER_STATES
-from shoal.controller.v1 import placement_pb2, types_pb2
+from services.controller.routers.messages import SERVER_STATES
+from shoal.controller.v1 import types_pb2
 from shoal.names import replica_name, server_name, version_name
 
 STATES: Final[dict[State, types_pb2.ReplicaState.ValueType]] = {
@@ -58,19 +57,6 @@ def replica(view: FleetView, known: Replica) -> types_pb2.Replica:
     if known.load_seconds is not None:
         message.load_duration.CopyFrom(_duration(known.load_seconds))
     return message
-
-
-def key(ref: placement_pb2.ReplicaRef) -> ReplicaKey:
-    return ReplicaKey(ref.server, Unit(ref.model, ref.version))
-
-
-def usage(told: placement_pb2.Usage) -> dict[ReplicaKey, ev.Usage]:
-    return {
-        key(row.replica): ev.Usage(
-            row.age.ToTimedelta().total_seconds(), row.in_flight, row.requests, row.sequences
-        )
-        for row in told.replicas
-    }
 
 
 def _duration(seconds: float) -> Duration:

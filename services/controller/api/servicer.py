@@ -23,19 +23,21 @@ from services.common.errors import (
     VersionNotFound,
 )
 from services.common.rpc import Context, deadline_of
-from services.controller import messages, names, server_calls
-from services.controller.catalog import ANSWERABLE, Catalog
+from services.controller.api import messages, names
+from services.controller.api.explanations import Explanations
+from services.controller.api.names import Names
 from services.controller.core import events as ev
 from services.controller.core.entities import ReplicaKey, Unit
 from services.controller.core.view import FleetView
-from services.controller.explanations import Explanations
-from services.controller.journal import Journal
 from services.controller.loop import Ask
-from services.controller.names import Names
-from services.controller.router_stream import RouterStreams
-from services.controller.servers import ServerWatch
-from services.controller.statistics_watch import StatisticsWatch
-from services.controller.triton import Triton
+from services.controller.measurement.statistics_watch import StatisticsWatch
+from services.controller.registry.catalogue import ANSWERABLE, Catalogue
+from services.controller.routers.messages import replica_key
+from services.controller.routers.stream import RouterStreams
+from services.controller.servers import calls as server_calls
+from services.controller.servers.watch import ServerWatch
+from services.controller.telemetry.journal import Journal
+from services.controller.triton.client import Triton
 from shoal.controller.v1 import controller_service_pb2 as wire
 from shoal.controller.v1 import placement_pb2, types_pb2
 from shoal.controller.v1.controller_service_pb2_grpc import ControllerServiceServicer
@@ -65,7 +67,7 @@ class ControllerServicer(ControllerServiceServicer):
     def __init__(
         self,
         view: FleetView,
-        catalogue: Catalog,
+        catalogue: Catalogue,
         journal: Journal,
         streams: RouterStreams,
         statistics: StatisticsWatch,
@@ -184,7 +186,7 @@ class ControllerServicer(ControllerServiceServicer):
         if request.HasField("missed") and request.missed.server in self._watches:
             if request.missed_cause == wire.MISS_CAUSE_UNHEALTHY:
                 cause = "a request was answered that its process is not healthy"
-                self._feed(ev.ReplicaBroken(messages.key(request.missed), cause))
+                self._feed(ev.ReplicaBroken(replica_key(request.missed), cause))
             else:
                 await self._watches[request.missed.server].verify()
         granted = await self._resident(unit, context, request.router or None)

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 import psutil
 
-from services.controller import footprints
 from services.controller.core.entities import Unit
-from services.controller.footprints import Footprints, Stub
-from services.controller.gpus import Gpus
+from services.controller.measurement import footprints
+from services.controller.measurement.footprints import Footprints, Stub
+from services.controller.measurement.gpus import Gpus
 
 
 class Processes:

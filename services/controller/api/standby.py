@@ -6,7 +6,7 @@ from typing import Any, Final
 import grpc
 
 from services.common.errors import StandsBy
-from services.controller.lease import Lease
+from services.controller.registry.lease import Lease
 from shoal.controller.v1 import controller_service_pb2
 
 RETRY_SECONDS: Final = 0.5

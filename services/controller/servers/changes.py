@@ -9,13 +9,13 @@ from typing import Final, TypeVar
 
 import structlog
 
-from services.controller.catalog import Catalog
 from services.controller.core import events as ev
 from services.controller.core.entities import ReplicaKey, Unit
-from services.controller.lease import Fence
-from services.controller.metrics import LOAD_SECONDS
-from services.controller.processes import Processes
-from services.controller.triton import (
+from services.controller.measurement.processes import Processes
+from services.controller.registry.catalogue import Catalogue
+from services.controller.registry.lease import Fence
+from services.controller.telemetry.metrics import LOAD_SECONDS
+from services.controller.triton.client import (
     READY,
     SOON_SECONDS,
     UNLOADED,
@@ -24,8 +24,8 @@ from services.controller.triton import (
     TritonGone,
     TritonRefused,
     TritonSlow,
-    decoupled,
 )
+from services.controller.triton.config import decoupled
 
 CALL_ATTEMPTS: Final = 5
 
@@ -61,7 +61,7 @@ class Changes:
     ask it."""
 
     tritons: dict[str, Triton]
-    catalog: Catalog
+    catalogue: Catalogue
     processes: Processes
     timeouts: Timeouts
     verify: Callable[[str], Awaitable[None]]
@@ -107,7 +107,7 @@ class Changes:
         else:
             seconds = time.monotonic() - began
             if isinstance(order, ev.Settle):  # it began earlier, nobody knows when
-                seconds = max(seconds, self._learnt_seconds(key.unit))
+                seconds = max(seconds, self._learned_seconds(key.unit))
             outcome = ev.Loaded(key, order.attempt, seconds)
         if isinstance(order, ev.Load):
             told = {ev.Loaded: "ready", ev.LoadFailedOnServer: "failed", ev.LoadHung: "hung"}
@@ -122,7 +122,7 @@ class Changes:
 
     async def _probe(self, key: ReplicaKey) -> None:
         """Ask what is READY for the first time. One that does not answer is unloaded again."""
-        version = self.catalog.version(key.unit)
+        version = self.catalogue.version(key.unit)
         if version is None or not version.probe or decoupled(version.config):
             return
         triton, probe = self.tritons[key.server], version.probe
@@ -229,10 +229,10 @@ class Changes:
                 await self.verify(server)
         raise TritonSlow(f"the call broke off {CALL_ATTEMPTS} times: {cause}")
 
-    def _learnt_seconds(self, unit: Unit) -> float:
-        learnt = self.catalog.learnt.get(unit)
-        return (learnt.load_seconds if learnt is not None else None) or 0.0
+    def _learned_seconds(self, unit: Unit) -> float:
+        learned = self.catalogue.learned.get(unit)
+        return (learned.load_seconds if learned is not None else None) or 0.0
 
     def _config(self, unit: Unit) -> bytes:
-        version = self.catalog.version(unit)
+        version = self.catalogue.version(unit)
         return version.config if version is not None else b""

@@ -7,9 +7,9 @@ from services.common.errors import (
     ShoalError,
     VersionNotFound,
 )
-from services.controller.catalog import ANSWERABLE, Catalog, unit_of
 from services.controller.core.entities import Unit
 from services.controller.core.view import FleetView
+from services.controller.registry.catalogue import ANSWERABLE, Catalogue, unit_of
 from shoal.names import parse_model_name, parse_version_name
 from shoal.registry.v1 import types_pb2 as registry
 
@@ -31,7 +31,7 @@ def parse(name: str) -> tuple[str, int | None]:
 class Names:
     """The meaning of names in one Controller's catalogue."""
 
-    def __init__(self, catalogue: Catalog, view: FleetView) -> None:
+    def __init__(self, catalogue: Catalogue, view: FleetView) -> None:
         self._catalogue = catalogue
         self._view = view
 

@@ -6,16 +6,16 @@ from typing import Final
 
 from services.common.errors import InvalidField, NotReady, ShoalError
 from services.common.rpc import Context
-from services.controller import messages
 from services.controller.core import events as ev
 from services.controller.core.view import FleetView
-from services.controller.lease import Fence
-from services.controller.placements import Placements, Subscriber
+from services.controller.registry.lease import Fence
+from services.controller.routers import messages
+from services.controller.routers.placements import Placements, Subscriber
 from shoal.controller.v1 import placement_pb2
 
 CHECKPOINT_SECONDS: Final = 1.0
 
-Messages = AsyncIterator[placement_pb2.WatchPlacementsRequest]
+Heard = AsyncIterator[placement_pb2.WatchPlacementsRequest]
 
 
 class RouterStreams:
@@ -37,24 +37,24 @@ class RouterStreams:
         self._feed = feed
         self._fence = fence
 
-    async def serve(self, messages_: Messages, context: Context) -> None:
+    async def serve(self, heard: Heard, context: Context) -> None:
         """Serve one Router until it ends the stream.
 
         Raises a ShoalError when the Router has to subscribe again.
         """
-        first = await anext(messages_, placement_pb2.WatchPlacementsRequest())
+        first = await anext(heard, placement_pb2.WatchPlacementsRequest())
         subscribe = first.subscribe
         if not subscribe.router:
             raise InvalidField(field="message", problem="a stream begins with subscribe.router")
         if subscribe.known.epoch > self._placements.epoch:
             self._fence.overtaken()
-        in_use = frozenset(map(messages.key, subscribe.in_use))
+        in_use = frozenset(map(messages.replica_key, subscribe.in_use))
         self._feed(ev.RouterJoined(subscribe.router, in_use))
         subscriber = self._placements.subscribe(subscribe.known)
         try:
             async with asyncio.TaskGroup() as group:
                 sender = group.create_task(self._send(subscriber, context))
-                async for message in messages_:
+                async for message in heard:
                     self._receive(subscribe.router, message, subscriber)
                 sender.cancel()
         except* ShoalError as errors:
@@ -80,28 +80,9 @@ class RouterStreams:
                 service="the placement stream",
                 cause=f"router {router} was not heard from for too long; subscribe again",
             )
-        kind = message.WhichOneof("message")
-        if kind == "nack":
+        if message.HasField("nack"):
             subscriber.restart()
             return
-        event = self._event(router, message)
+        event = messages.event(router, message, self._placements.epoch)
         if event is not None:
             self._feed(event)
-
-    def _event(self, router: str, message: placement_pb2.WatchPlacementsRequest) -> ev.Event | None:
-        """Return what the message says happened; None for what is of another epoch."""
-        match message.WhichOneof("message"):
-            case "ack" if self._placements.is_own(message.ack.revision):
-                return ev.RouterAcked(router, message.ack.revision.number)
-            case "drained" if self._placements.is_own(message.drained.revision):
-                replica = messages.key(message.drained.replica)
-                return ev.RouterDrained(router, replica, message.drained.revision.number)
-            case "started":
-                return ev.RouterStarted(router, message.started.use_lease)
-            case "usage":
-                return ev.RouterUsed(router, messages.usage(message.usage))
-            case "broke":
-                broke = message.broke
-                earlier = messages.key(broke.earlier) if broke.HasField("earlier") else None
-                return ev.RouterBroke(router, messages.key(broke.replica), earlier, broke.repeated)
-        return None

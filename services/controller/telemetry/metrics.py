@@ -12,7 +12,7 @@ from services.controller.core.entities import Health, Server
 from services.controller.core.memory import Memory
 from services.controller.core.states import State
 from services.controller.core.view import FleetView
-from services.controller.journal import Journal
+from services.controller.telemetry.journal import Journal
 
 LOAD_SECONDS: Final = Histogram(
     "shoal_load_seconds",

@@ -3,22 +3,13 @@
 import asyncio
 import time
 from collections.abc import Iterable, Mapping
-from typing import Final
 
-from services.controller.catalog import ANSWERABLE, Catalog, unit_of
-from services.controller.core.entities import Health
 from services.controller.core.view import FleetView
+from services.controller.registry.catalogue import ANSWERABLE, Catalogue, unit_of
+from services.controller.routers.messages import SERVER_STATES
 from shoal.controller.v1 import placement_pb2 as wire
-from shoal.controller.v1 import types_pb2
 from shoal.names import parse_alias_name, parse_model_name, parse_version_name
 from shoal.registry.v1 import types_pb2 as registry
-
-SERVER_STATES: Final = {
-    Health.UNKNOWN: types_pb2.SERVER_STATE_UNKNOWN,
-    Health.HEALTHY: types_pb2.SERVER_STATE_HEALTHY,
-    Health.UNREACHABLE: types_pb2.SERVER_STATE_UNREACHABLE,
-    Health.UNUSABLE: types_pb2.SERVER_STATE_UNUSABLE,
-}
 
 
 class Subscriber:
@@ -47,7 +38,7 @@ class Subscriber:
 class Placements:
     """`epoch`: of this Controller process; revisions count within it."""
 
-    def __init__(self, view: FleetView, catalogue: Catalog, epoch: int) -> None:
+    def __init__(self, view: FleetView, catalogue: Catalogue, epoch: int) -> None:
         self._view = view
         self._catalogue = catalogue
         self.epoch = epoch
@@ -58,16 +49,12 @@ class Placements:
     def subscribe(self, known: wire.Revision) -> Subscriber:
         """For a Router that holds the table of `known`: what has changed since. Everything, where
         that was another epoch."""
-        resumes = self.is_own(known)
+        resumes = known.epoch == self.epoch
         subscriber = Subscriber(snapshot=not resumes)
         if resumes:
             subscriber.mark(_since(self._models_at, known), _since(self._servers_at, known))
         self._subscribers.add(subscriber)
         return subscriber
-
-    def is_own(self, revision: wire.Revision) -> bool:
-        """Return whether the revision is one of this Controller's."""
-        return revision.epoch == self.epoch
 
     def unsubscribe(self, subscriber: Subscriber) -> None:
         self._subscribers.discard(subscriber)

@@ -8,7 +8,7 @@ import grpc
 
 from services.common.errors import InvalidField, ServerNotFound
 from services.controller.core.entities import Health, Server
-from services.controller.triton import Triton
+from services.controller.triton.client import Triton
 from shoal.controller.v1 import controller_service_pb2 as wire
 
 SECONDS: Final = 5.0  # for one call of one server

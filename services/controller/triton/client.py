@@ -1,23 +1,20 @@
 """One Triton, driven through its own gRPC API. Only the Controller has its admin key."""
 
 import asyncio
-import json
 import struct
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 import grpc
-from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError
-from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from services.common import channels
 from services.controller.core.entities import Unit
-from services.controller.core.memory import Memory
-from services.controller.model_statistics import rows
+from services.controller.triton.config import config_override
+from services.controller.triton.statistics import Statistics, by_unit
 from shoal.names import parse_version
 
 SERVICE: Final = "inference.GRPCInferenceService"
@@ -35,9 +32,6 @@ CALL_SECONDS: Final = 2.0
 SELFCHECK_SECONDS: Final = 60.0
 SELFCHECK_VALUES: Final = (1.5, -2.25, 3.0)
 
-# ModelStatistics.memory_usage says "GPU" with the device's number, or where on the host it is.
-GPU_MEMORY: Final = "GPU"
-
 Index = Mapping[Unit, tuple[str, str]]
 
 
@@ -51,18 +45,6 @@ class TritonRefused(Exception):
 
 class TritonSlow(Exception):
     """A load or an unload was not over in its time. It may still come to an end."""
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """Since the unit was loaded: requests that left its queue, and the seconds that they spent
-    there, all together. `memory`: bytes by resource, where the backend tells. `last_inference`:
-    seconds since the epoch, 0 when there was none."""
-
-    queued: int
-    queue_seconds: float
-    memory: Memory
-    last_inference: float = 0.0
 
 
 class Deadline(NamedTuple):
@@ -152,7 +134,8 @@ class Triton:
 
     async def statistics(self) -> Mapping[Unit, Statistics]:
         """Of every unit that is READY. Raises TritonGone."""
-        return {unit: counted(row) for unit, row in rows(await self.model_statistics()).items()}
+        rows = by_unit(await self.model_statistics())
+        return {unit: Statistics.of(row) for unit, row in rows.items()}
 
     async def config(self, unit: Unit) -> bytes:
         """The serialized inference.ModelConfig that the unit was loaded with, as Triton has
@@ -325,44 +308,3 @@ class Triton:
                 raise TritonGone(f"{error.code().name}: {error.details()}") from error
             raise TritonRefused(error.details() or error.code().name) from error
         return True
-
-
-def config_override(config: bytes, versions: tuple[int, ...]) -> str:
-    """The `config` parameter that has exactly `versions` loaded.
-
-    Triton takes the change in place only when all but `version_policy` and `instance_group` is
-    identical to what it has, so the rest is passed on as it was registered.
-    """
-    message = model_config_pb2.ModelConfig.FromString(config)
-    message.version_policy.Clear()
-    message.version_policy.specific.versions.extend(versions)
-    return json.dumps(MessageToDict(message, preserving_proto_field_name=True))
-
-
-def decoupled(config: bytes) -> bool:
-    """Whether the model answers a request any number of times, so not through ModelInfer.
-    `config`: a serialized inference.ModelConfig."""
-    message = model_config_pb2.ModelConfig.FromString(config)
-    return bool(message.model_transaction_policy.decoupled)
-
-
-def has_processes(config: bytes) -> bool:
-    """Whether the model surely runs in processes of its own. `config`: a serialized
-    inference.ModelConfig."""
-    return bool(model_config_pb2.ModelConfig.FromString(config).backend == "python")
-
-
-def counted(row: Any) -> Statistics:
-    """What an inference.ModelStatistics tells."""
-    queue = row.inference_stats.queue
-    memory, last = told_memory(row.memory_usage), row.last_inference / 1000
-    return Statistics(queue.count, queue.ns / 1e9, memory, last)
-
-
-def told_memory(usage: Any) -> Memory:
-    """Bytes by resource, of ModelStatistics.memory_usage."""
-    found: dict[str, int] = {}
-    for row in usage:
-        resource = f"gpu:{row.id}" if row.type.upper() == GPU_MEMORY else "ram"
-        found[resource] = found.get(resource, 0) + row.byte_size
-    return found
