@@ -46,8 +46,8 @@ class EngineLoop:
     tasks: asyncio.TaskGroup
     #: The hands that load and unload.
     changes: Changes
-    #: Measure a server's models and feed the result, where that is possible.
-    measure: Callable[[str], Awaitable[None]]
+    #: Measures a server's models and feeds the result; None where nothing is measured.
+    measure: Callable[[str], Awaitable[None]] | None = None
     #: While it is closed, events are held back and nothing is begun on a server.
     fence: Fence = field(default_factory=Fence)
     #: Footprints that are still to be reported to the Registry.
@@ -139,10 +139,11 @@ class EngineLoop:
             self.changes.load(order) if isinstance(order, ev.Load) else self.changes.settle(order)
         )
         self.feed(await change)
-        # Not at once: reading the processes takes milliseconds of a core that the first request,
-        # which has waited for the load, can use better.
-        await asyncio.sleep(MEASURE_AFTER_SECONDS)
-        await self.measure(order.key.server)
+        if self.measure is not None:
+            # Not at once: reading the processes takes milliseconds of a core that the first
+            # request, which has waited for the load, can use better.
+            await asyncio.sleep(MEASURE_AFTER_SECONDS)
+            await self.measure(order.key.server)
 
     async def _unload(self, order: ev.Unload | ev.Settle) -> None:
         change = (

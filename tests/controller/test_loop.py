@@ -15,30 +15,21 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from services.controller import loop as loop_module
+from services.controller.assembly import Acting, acting
 from services.controller.core import events as ev
 from services.controller.core.entities import ReplicaKey, Server, Unit
 from services.controller.core.events import Kind
 from services.controller.core.limits import Limits
-from services.controller.core.residency import Engine
-from services.controller.core.view import FleetView
 from services.controller.loop import EngineLoop
-from services.controller.measurement.footprint_watch import FootprintWatch, Remote
+from services.controller.measurement.footprint_watch import Remote
 from services.controller.measurement.footprints import RAM
-from services.controller.measurement.gpus import Gpus
-from services.controller.measurement.processes import Processes
-from services.controller.measurement.queues import QueueTimes
-from services.controller.measurement.statistics_watch import StatisticsWatch
 from services.controller.registry.catalogue import Catalogue
-from services.controller.registry.lease import Fence
-from services.controller.routers.placements import Placements
-from services.controller.servers.changes import Changes, Timeouts
-from services.controller.servers.watch import ServerWatch
-from services.controller.telemetry.journal import Journal
 from services.controller.telemetry.metrics import FleetMetrics
 from services.controller.triton.client import Triton
 from shoal.controller.v1 import types_pb2 as kinds
 from shoal.names import model_name, version_name
 from shoal.registry.v1 import types_pb2 as registry
+from tests.support.controller import settings
 from tests.support.triton_direct import DirectTriton, triton_direct, triton_python
 from tests.support.triton_models import ask, pids, wire, write
 
@@ -62,8 +53,12 @@ def triton_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DirectTr
 
 @dataclass
 class Controller:
-    loop: EngineLoop
+    parts: Acting
     server: Server
+
+    @property
+    def loop(self) -> EngineLoop:
+        return self.parts.loop
 
     async def resident(self, unit: Unit, seconds: float = SECONDS) -> ev.Granted | ev.Refused:
         deadline = time.monotonic() + seconds
@@ -86,7 +81,7 @@ class Controller:
     def metrics(self) -> dict[str, float]:
         """Samples by name, with their labels' values."""
         collectors = CollectorRegistry()
-        collectors.register(FleetMetrics(FleetView(self.loop.engine.fleet), self.loop.journal))
+        collectors.register(FleetMetrics(self.parts.view, self.parts.journal))
         return {
             " ".join((sample.name, *sample.labels.values())): sample.value
             for family in collectors.collect()
@@ -121,62 +116,24 @@ async def controller(
 ) -> AsyncIterator[Controller]:
     """All of a Controller that needs no other service."""
     server = Server(running.spec.id, running.address, **about)  # type: ignore[arg-type]
-    now = time.monotonic()
-    engine = Engine(limits or Limits(), [server], now, now)
-    view, fence = FleetView(engine.fleet), Fence()
-    known = catalogue(*MODELS, "hangs")
+    timing = settings(load_timeout=load_within, health_interval=0.1, measure_interval=0.1)
+    url = f"http://127.0.0.1:{running.spec.metrics_port}/metrics"
     async with (
         Triton(server.id, server.address, running.spec.admin_secret) as triton,
-        asyncio.TaskGroup() as tasks,
+        acting(
+            timing,
+            [server],
+            limits or Limits(),
+            {server.id: triton},
+            catalogue(*MODELS, "hangs"),
+            epoch=1,
+            remotes={} if local else {server.id: Remote(triton, url)},
+        ) as parts,
     ):
-        tritons = {server.id: triton}
-        processes = Processes({server.id: server.address} if local else {}, Gpus())
-        url = f"http://127.0.0.1:{running.spec.metrics_port}/metrics"
-        remotes = {} if local else {server.id: Remote(triton, url)}
-        timeouts = Timeouts(load=load_within, unload=SECONDS)
-        changes = Changes(tritons, known, processes, timeouts, lambda id_: watch.verify())
-        placements = Placements(view, known, 1)
-        loop = EngineLoop(
-            engine,
-            known,
-            placements,
-            Journal(),
-            tasks,
-            changes,
-            measure=lambda id_: footprints.measure(id_),
-        )
-        footprints = FootprintWatch(
-            view, known, processes, tritons, remotes, feed=loop.feed, interval=0.1
-        )
-        watch = ServerWatch(
-            server,
-            triton,
-            view,
-            known,
-            feed=loop.feed,
-            lost=loop.server_lost,
-            fence=fence,
-            interval=0.1,
-        )
-        statistics = StatisticsWatch(view, tritons, known)
-        loop.catalogue_changed(known.entries)
-        running_tasks = [
-            tasks.create_task(work)
-            for work in (
-                loop.tick(),
-                watch.run(),
-                footprints.run(),
-                statistics.run(QueueTimes(loop.feed).seen),
-            )
-        ]
-        one = Controller(loop, server)
-        try:
-            yield one
-            for unit in [Unit(name, 1) for name in (*MODELS, "hangs")]:
-                await loop.ask(partial(ev.EvictionWanted, units=(unit,)))
-        finally:
-            for task in running_tasks:
-                task.cancel()
+        one = Controller(parts, server)
+        yield one
+        for unit in [Unit(name, 1) for name in (*MODELS, "hangs")]:
+            await parts.loop.ask(partial(ev.EvictionWanted, units=(unit,)))
 
 
 @pytest.mark.triton
@@ -232,7 +189,7 @@ async def test_a_server_that_keeps_what_its_models_gave_back_is_to_be_restarted(
         assert isinstance(await one.resident(Unit("a", 1)), ev.Granted)
         id_ = one.server.id
         one.loop.feed(ev.Measured(id_, {}, {RAM: 2 * GIB}))
-        await one.until(lambda: one.loop.engine.fleet.servers[id_].restart_wanted)
+        await one.until(lambda: one.parts.view.servers[id_].restart_wanted)
         assert not pids(triton_server, "a")
         *_, drained = one.told(Kind.SERVER_DRAINING)
         assert drained.reason.endswith("not given back by models that are gone")
@@ -265,11 +222,11 @@ async def test_a_server_elsewhere_is_measured_by_what_it_tells(
 ) -> None:
     async with controller(triton_server, local=False, budget={RAM: 64 * GIB}) as one:
         assert isinstance(await one.resident(Unit("a", 1)), ev.Granted)
-        fleet = one.loop.engine.fleet
+        servers = one.parts.view.servers
         async with asyncio.timeout(SECONDS):
-            while RAM not in fleet.servers[one.server.id].measured:  # noqa: ASYNC110
+            while RAM not in servers[one.server.id].measured:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
-        assert fleet.servers[one.server.id].measured[RAM] < 64 * GIB
+        assert servers[one.server.id].measured[RAM] < 64 * GIB
 
 
 @pytest.mark.triton

@@ -1,7 +1,5 @@
 """A Controller's service in this process, over the Tritons that a test has, without a Registry."""
 
-import asyncio
-import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -12,22 +10,14 @@ from structlog.testing import capture_logs
 from services.common import channels
 from services.common.caller import CallerPolicy
 from services.common.rpc import RpcServer
-from services.controller.api.servicer import OPEN_METHODS, SERVICE, ControllerServicer
+from services.controller.api.servicer import OPEN_METHODS, SERVICE
+from services.controller.assembly import acting
 from services.controller.core.entities import Server
 from services.controller.core.limits import Limits
-from services.controller.core.residency import Engine
 from services.controller.core.view import FleetView
 from services.controller.loop import EngineLoop
-from services.controller.measurement.gpus import Gpus
-from services.controller.measurement.processes import Processes
-from services.controller.measurement.statistics_watch import StatisticsWatch
 from services.controller.registry.catalogue import Catalogue
-from services.controller.registry.lease import Fence
-from services.controller.routers.placements import Placements
-from services.controller.routers.stream import RouterStreams
-from services.controller.servers.changes import Changes, Timeouts
-from services.controller.servers.watch import ServerWatch
-from services.controller.telemetry.journal import Journal
+from services.controller.settings import Settings
 from services.controller.triton.client import Triton
 from shoal.controller.v1.controller_service_pb2_grpc import (
     ControllerServiceStub,
@@ -61,6 +51,12 @@ def entry(model: str, *versions: int, **more: Any) -> registry.CatalogEntry:
     )
 
 
+def settings(**more: Any) -> Settings:
+    """Settings with short intervals and timeouts; the servers are given apart from them."""
+    times = dict.fromkeys(("load_timeout", "unload_timeout", "probe_timeout", "max_wait"), SECONDS)
+    return Settings(**{"health_interval": 0.2, **times, **more})
+
+
 @asynccontextmanager
 async def controller(
     servers: Sequence[Server] = (),
@@ -71,13 +67,9 @@ async def controller(
     port: int = 0,
     limits: Limits | None = None,
 ) -> AsyncIterator[Alone]:
-    """Yields once it answers. `keys`: each server's admin key."""
+    """A Controller that answers. `keys`: each server's admin key."""
     catalogue = Catalogue()
     catalogue.replace(entries, (), all_=True)
-    now = time.monotonic()
-    engine = Engine(limits or Limits(), servers, now, now)
-    view, fence, journal = FleetView(engine.fleet), Fence(), Journal(epoch)
-    watches: dict[str, ServerWatch] = {}
     async with AsyncExitStack() as stack:
         # Its log lines would stand between what a command prints.
         stack.enter_context(capture_logs())
@@ -87,61 +79,22 @@ async def controller(
             )
             for server in servers
         }
-        tasks = await stack.enter_async_context(asyncio.TaskGroup())
-        statistics = StatisticsWatch(view, tritons, catalogue)
-        changes = Changes(
-            tritons,
-            catalogue,
-            Processes({server.id: server.address for server in servers}, Gpus()),
-            Timeouts(SECONDS, SECONDS, SECONDS),
-            verify=lambda server: watches[server].verify(),
-            loads=statistics.begins,
-            unloads=statistics.ends,
-            probed=statistics.probed,
-        )
-        placements = Placements(view, catalogue, epoch)
-        loop = EngineLoop(
-            engine, catalogue, placements, journal, tasks, changes, _unmeasured, fence
-        )
-        loop.catalogue_changed(catalogue.entries)
-        work = [tasks.create_task(loop.tick())]
-        for server in servers:
-            watch = ServerWatch(
-                server,
-                tritons[server.id],
-                view,
+        parts = await stack.enter_async_context(
+            acting(
+                settings(),
+                servers,
+                limits or Limits(),
+                tritons,
                 catalogue,
-                feed=loop.feed,
-                lost=loop.server_lost,
-                fence=fence,
-                interval=0.2,
+                epoch=epoch,
+                measured=False,
             )
-            watches[server.id] = watch
-            work.append(tasks.create_task(watch.run()))
-        stack.callback(lambda: [task.cancel() for task in work])
+        )
         rpc = RpcServer(CallerPolicy(), open_methods=OPEN_METHODS)
         rpc.announce(SERVICE)
-        servicer = ControllerServicer(
-            view,
-            catalogue,
-            journal,
-            RouterStreams(view, placements, feed=loop.feed, fence=fence),
-            statistics,
-            watches,
-            tritons,
-            None,
-            epoch=epoch,
-            ask=loop.ask,
-            feed=loop.feed,
-            max_wait=SECONDS,
-        )
-        add_ControllerServiceServicer_to_server(servicer, rpc.services)
+        add_ControllerServiceServicer_to_server(parts.servicer, rpc.services)
         address = f"127.0.0.1:{await rpc.start('127.0.0.1', port)}"
         stack.push_async_callback(rpc.stop, 0)
         await rpc.set_ready(True)
         channel = await stack.enter_async_context(channels.control(address))
-        yield Alone(loop, view, address, ControllerServiceStub(channel))
-
-
-async def _unmeasured(server: str) -> None:
-    """What its models take is not looked at."""
+        yield Alone(parts.loop, parts.view, address, ControllerServiceStub(channel))

@@ -23,16 +23,23 @@ _log = structlog.get_logger(__name__)
 
 
 class RegistryWatch:
-    """`connected`: whether the Registry is heard from; the catalogue is kept while it is not.
-    `changed`: told which models changed."""
+    """The watch that keeps a catalogue as the Registry has it.
+
+    `connected`: whether the Registry is heard from; while it is not, the catalogue stays as it is.
+    `synchronized`: set once the catalogue has been heard for the first time.
+    """
 
     def __init__(self, stub: Any, catalogue: Catalogue) -> None:
         self._stub = stub
         self._catalogue = catalogue
         self._revision = 0
+        self._listeners: list[Callable[[frozenset[str]], None]] = []
         self.connected = False
         self.synchronized = asyncio.Event()
-        self.changed: Callable[[frozenset[str]], None] = lambda models: None
+
+    def listen(self, listener: Callable[[frozenset[str]], None]) -> None:
+        """Have `listener` called with the names of the models that change, each time."""
+        self._listeners.append(listener)
 
     async def load_footprints(self) -> None:
         """Read everything learned so far, once the Registry answers."""
@@ -68,12 +75,16 @@ class RegistryWatch:
     def _apply(self, response: wire.WatchCatalogResponse) -> None:
         kind = response.WhichOneof("event")
         if kind == "snapshot":
-            self.changed(self._catalogue.replace(response.snapshot.entries, (), all_=True))
+            self._tell(self._catalogue.replace(response.snapshot.entries, (), all_=True))
         elif kind == "delta":
             delta = response.delta
-            self.changed(self._catalogue.replace(delta.entries, delta.removed_models, all_=False))
+            self._tell(self._catalogue.replace(delta.entries, delta.removed_models, all_=False))
         self._revision = response.revision
         self.synchronized.set()
+
+    def _tell(self, models: frozenset[str]) -> None:
+        for listener in self._listeners:
+            listener(models)
 
 
 async def report(stub: Any, queue: "asyncio.Queue[Learned]") -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
@@ -60,7 +60,7 @@ class Changes:
     before a unit is loaded or unloaded; `probed`: after it has answered its probe, before others
     ask it."""
 
-    tritons: dict[str, Triton]
+    tritons: Mapping[str, Triton]
     catalogue: Catalogue
     processes: Processes
     timeouts: Timeouts
