@@ -180,9 +180,9 @@ async def acting(
             Timeouts(settings.load_timeout, settings.unload_timeout, settings.probe_timeout),
             verify=lambda id_: watches[id_].verify(),
             fence=fence,
-            loads=statistics.begins,
-            unloads=statistics.ends,
-            probed=statistics.probed,
+            before_load=statistics.before_load,
+            before_unload=statistics.before_unload,
+            after_probe=statistics.after_probe,
         )
         loop = EngineLoop(
             engine,

@@ -62,7 +62,7 @@ class EngineLoop:
 
     def feed(self, event: ev.Event) -> None:
         """Have the engine react to `event`, and carry out what it decides."""
-        if not self.fence.open():
+        if not self.fence.is_open():
             if not isinstance(event, PASSING):
                 self._held.append(event)
             return

@@ -86,7 +86,7 @@ def test_a_dead_process_takes_nothing_and_its_unit_is_broken(parent: psutil.Proc
 async def test_what_is_on_another_host_is_not_seen() -> None:
     processes = Processes({"here": "127.0.0.1:1"}, Gpus())
     for server in ("here", "elsewhere"):
-        assert processes.sees(server) == (server == "here")
+        assert processes.is_local(server) == (server == "here")
         assert await processes.look(server) is None
         assert processes.broken(server) == {}
         assert not processes.alive(server, UNIT)

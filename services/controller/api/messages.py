@@ -1,4 +1,4 @@
-"""What the Controller knows, as its messages say it."""
+"""Conversions from what the engine knows to the messages of the service."""
 
 import time
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""What resource names mean: models and versions, as the catalogue has them."""
+"""The meaning of resource names: models and versions, as the catalogue has them."""
 
 from services.common.errors import (
     InvalidName,

@@ -58,10 +58,11 @@ _tracer = trace.get_tracer("shoal.controller")
 
 
 class ControllerServicer(ControllerServiceServicer):
-    """The service.
+    """The service of a Controller that acts.
 
-    `ask` and `feed` are the ways into the engine. `registry`: the Registry's stub, for pins; None
-    where there is no Registry. `max_wait`: seconds for callers that set no deadline.
+    `registry`: the Registry's stub, for pins; None where there is no Registry. `epoch`: the
+    Controller's. `ask` and `feed` are the ways into the engine. `max_wait`: seconds that callers
+    without a deadline wait at most.
     """
 
     def __init__(
@@ -137,8 +138,8 @@ class ControllerServicer(ControllerServiceServicer):
     async def GetModelStatistics(
         self, request: wire.GetModelStatisticsRequest, context: Context
     ) -> wire.GetModelStatisticsResponse:
-        told = await self._statistics.of(request.model, request.version)
-        return wire.GetModelStatisticsResponse(statistics=told.SerializeToString())
+        found = await self._statistics.statistics(request.model, request.version)
+        return wire.GetModelStatisticsResponse(statistics=found.SerializeToString())
 
     async def ListEvents(
         self, request: wire.ListEventsRequest, context: Context
@@ -316,16 +317,6 @@ class ControllerServicer(ControllerServiceServicer):
         deadline = deadline_of(context)
         return longest if deadline is None else min(deadline, longest)
 
-    # --- Routers ----------------------------------------------------------------------------------
-
-    # Written to the context as it comes: a generator could not read and write at once.
-    async def WatchPlacements(  # type: ignore[override]
-        self,
-        request_iterator: AsyncIterator[placement_pb2.WatchPlacementsRequest],
-        context: Context,
-    ) -> None:
-        await self._streams.serve(request_iterator, context)
-
     def _explained(self, error: ShoalError, unit: Unit) -> ShoalError:
         """Return the error that the caller sees.
 
@@ -343,6 +334,16 @@ class ControllerServicer(ControllerServiceServicer):
         if replica is None:
             raise NotReady(service=str(key), cause="it was evicted again meanwhile")
         return messages.replica(self._view, replica)
+
+    # --- Routers ----------------------------------------------------------------------------------
+
+    # Written to the context as it comes: a generator could not read and write at once.
+    async def WatchPlacements(  # type: ignore[override]
+        self,
+        request_iterator: AsyncIterator[placement_pb2.WatchPlacementsRequest],
+        context: Context,
+    ) -> None:
+        await self._streams.serve(request_iterator, context)
 
 
 def _matches(unit: Unit, model: str, version: int | None) -> bool:

@@ -1,4 +1,4 @@
-"""What a Controller answers while another one acts."""
+"""The answers of a Controller on standby, while another one acts."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -12,7 +12,7 @@ from shoal.controller.v1 import controller_service_pb2
 RETRY_SECONDS: Final = 0.5
 
 _SERVICE: Final = controller_service_pb2.DESCRIPTOR.services_by_name["ControllerService"]
-_KINDS: Final = {  # by whether requests and responses are streams
+_KINDS: Final = {  # by (request is a stream, response is a stream)
     (False, False): grpc.unary_unary_rpc_method_handler,
     (False, True): grpc.unary_stream_rpc_method_handler,
     (True, False): grpc.stream_unary_rpc_method_handler,
@@ -21,8 +21,11 @@ _KINDS: Final = {  # by whether requests and responses are streams
 
 
 class Standby(grpc.GenericRpcHandler):
-    """The service's handler from the start on: says who has the lease until a servicer is added to
-    it as to a server. (A real server takes none once it answers.)"""
+    """The handler of the service from the start of the process.
+
+    It refuses every call, naming who has the lease, until a servicer is added to it as to a server.
+    (A real server takes no servicer once it has started.)
+    """
 
     def __init__(self, lease: Lease) -> None:
         self._lease = lease
@@ -38,7 +41,7 @@ class Standby(grpc.GenericRpcHandler):
         self._servicers.extend(handlers)
 
     def add_registered_method_handlers(self, service_name: str, handlers: object) -> None:
-        """The generic ones are the same."""
+        """Do nothing: the generic ones are the same."""
 
     def service(
         self, handler_call_details: grpc.HandlerCallDetails

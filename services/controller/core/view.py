@@ -1,7 +1,7 @@
 """The questions that the shell asks of the engine's state.
 
-Asking changes nothing. Answers that are containers may be the engine's own: they are to be read,
-and not to be kept beyond the next event.
+Asking changes nothing. A container in an answer may be the engine's own: read it, and do not keep
+it beyond the next event.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,18 +15,14 @@ from services.controller.core.waiting import Want
 
 
 class Predictions(NamedTuple):
-    """How many loads were begun ahead of their expected use, and how many of those were used in
-    time."""
+    """The number of loads begun ahead of their expected use, and of those used in time."""
 
     made: int
     hit: int
 
 
 class FleetView:
-    """A view of the fleet that cannot change it.
-
-    Methods that say so may be called from another thread than the engine's.
-    """
+    """A view of the fleet that cannot change it."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
@@ -85,7 +81,7 @@ class FleetView:
         return unit in self._fleet.where
 
     def has_strangers(self) -> bool:
-        """Return whether any server holds a unit that was never registered."""
+        """Return whether any server holds a unit that is not in the catalogue."""
         return bool(self._fleet.strangers)
 
     def use(self, key: ReplicaKey) -> Use:
@@ -98,11 +94,11 @@ class FleetView:
     # --- units ------------------------------------------------------------------------------------
 
     def is_loadable(self, unit: Unit) -> bool:
-        """Return whether the catalogue, as the engine was told of it, has the unit."""
+        """Return whether the unit may be loaded: it is in the catalogue and was not refused."""
         return unit in self._fleet.specs
 
     def units_of(self, model: str) -> list[Unit]:
-        """Return the model's loadable units, the oldest version first."""
+        """Return the model's units that may be loaded, the lowest version first."""
         return sorted(self._fleet.versions.get(model, ()))
 
     def parts_of(self, unit: Unit) -> tuple[Unit, ...]:

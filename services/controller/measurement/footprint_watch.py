@@ -1,4 +1,4 @@
-"""What the models on each server take, and which of them have died."""
+"""The watch over footprints: what the models on each server take, and which have died."""
 
 import asyncio
 import time
@@ -21,20 +21,22 @@ from services.controller.registry.catalogue import Catalogue
 from services.controller.triton.client import READY, Triton, TritonGone
 from services.controller.triton.config import has_processes
 
-# A reload ends one process of a unit and has another: only one that stays dead has died.
+# A reload ends a unit's process and starts another: only one that stays dead has died.
 SURE_SECONDS: Final = 0.1
 
-# Triton's own metrics are no fresher.
-REST: Final = 50  # times what a look takes, which grows with the number of processes
-REMOTE_SECONDS: Final = 2.0
+REST: Final = 50  # times as long as a look takes, which grows with the number of processes
+REMOTE_SECONDS: Final = 2.0  # how often Triton renews its own metrics
 
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A server on another host. `metrics_url`: of its metrics endpoint, empty when that is not
-    known; not to be used where another server shares the host, since it tells of the whole host."""
+    """A server on another host.
+
+    `metrics_url`: where its metrics are read, empty when that is not known. Not to be given where
+    another server shares the host, for the numbers are of the whole host.
+    """
 
     triton: Triton
     metrics_url: str = ""
@@ -42,12 +44,15 @@ class Remote:
 
 @dataclass
 class Baselines:
-    """What each server takes without a model, by the first reading of its process."""
+    """The memory that each server takes without a model: the first reading of its process."""
 
     _of: dict[str, tuple[float, Memory]] = field(default_factory=dict)
 
     def grown(self, server: str, incarnation: float, now: Memory, *, empty: bool) -> Memory:
-        """What it takes over its baseline; nothing where there was none to be had yet."""
+        """Return what the server takes beyond its baseline, in bytes by resource.
+
+        The first reading of an `empty` process is its baseline; until there is one, nothing counts.
+        """
         known = self._of.get(server)
         if known is None or known[0] != incarnation:
             if not empty:
@@ -87,23 +92,23 @@ class FootprintWatch:
         self._baselines = Baselines()
 
     async def run(self) -> None:
-        """Measure, for ever."""
+        """Measure every server again and again, for ever."""
         async with asyncio.TaskGroup() as tasks:
             for server in self._tritons:
                 tasks.create_task(self._watch(server))
 
     async def measure(self, server: str) -> None:
-        """Feed what the models on `server` take now; nothing where it is not on this host."""
-        if not self._processes.sees(server):
+        """Feed what the models on `server` take; nothing where it is not on this host."""
+        if not self._processes.is_local(server):
             return
         found = await self._processes.look(server)
         if found is not None:
             self._feed(ev.Measured(server, found.units, self._total(server, found)))
-            await self._tell_of_the_dead(server)
+            await self._feed_the_dead(server)
 
     async def _watch(self, server: str) -> None:
         while True:
-            if self._processes.sees(server):
+            if self._processes.is_local(server):
                 began = time.monotonic()
                 await self.measure(server)
                 took = time.monotonic() - began
@@ -127,21 +132,21 @@ class FootprintWatch:
             return
         empty = self._empty(server)
         try:
-            told = await about.triton.statistics()
+            found = await about.triton.statistics()
             whole = await _whole(about)
         except (TritonGone, OSError, ValueError) as error:
             _log.debug("not measured", server=server, cause=str(error))
             return
-        units = {unit: found.memory for unit, found in told.items() if found.memory}
+        units = {unit: one.memory for unit, one in found.items() if one.memory}
         if whole is not None:
             total = self._baselines.grown(server, 0.0, whole, empty=empty)
         elif units:
             total = memory.total(units.values())
         else:
-            return  # its backends tell nothing
+            return  # its backends report nothing
         self._feed(ev.Measured(server, units, total))
 
-    async def _tell_of_the_dead(self, server: str) -> None:
+    async def _feed_the_dead(self, server: str) -> None:
         suspects = self._suspects(server)
         if not suspects:
             return
@@ -149,14 +154,14 @@ class FootprintWatch:
         try:
             index = await self._tritons[server].index()
         except TritonGone:
-            return  # all of them went with it
+            return  # they went with the server
         await self._processes.look(server)
         for unit, cause in self._suspects(server).items():
             if unit in suspects and index.get(unit, ("", ""))[0] == READY:
                 self._feed(ev.ReplicaBroken(ReplicaKey(server, unit), cause))
 
     def _suspects(self, server: str) -> dict[Unit, str]:
-        """What has died there, of what the engine takes to be answering."""
+        """Return what seems to have died, of what the engine takes to be answering, and why."""
         broken = self._processes.broken(server)
         # Dead processes that were never seen alive belong to units that have no living one.
         unseen = self._processes.nameless(server) > 0
@@ -168,7 +173,7 @@ class FootprintWatch:
             if unit in broken:
                 found[unit] = broken[unit]
             elif unseen and self._has_died_unseen(server, unit):
-                found[unit] = "it has no process any more"
+                found[unit] = "it has no process any longer"
         return found
 
     def _has_died_unseen(self, server: str, unit: Unit) -> bool:

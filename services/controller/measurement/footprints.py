@@ -1,10 +1,10 @@
-"""How much memory each resident unit takes on this host, read from the processes themselves.
+"""Footprints: the memory that each resident unit takes on this host, read from its processes.
 
-Triton runs a process of its own for every instance of a Python (or Python-based) model:
+For every instance of a Python (or Python-based) model, Triton runs a process of its own,
 `triton_python_backend_stub <repository>/<model>/<version>/<file> …`, a child of tritonserver. Its
-proportional set size counts what it shares with others once in all. Peaks between two looks
-count too. One that was killed stays a zombie, without a command line, until Triton unloads its
-unit: so which process is whose is remembered.
+proportional set size counts memory that processes share only once in all. Peaks between two looks
+count as well. A process that was killed stays a zombie, without a command line, until Triton
+unloads its unit, so it is remembered which process belongs to which unit.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,19 +22,19 @@ from shoal.names import parse_version
 STUB: Final = "triton_python_backend_stub"
 RAM: Final = "ram"
 
-_COMMAND_NAME: Final = STUB[:15]  # as much of it as the kernel keeps of a zombie
+_COMMAND_NAME: Final = STUB[:15]  # what the kernel keeps of a zombie's name
 
 
 @dataclass(frozen=True, slots=True)
 class Stub:
-    """A process of a unit's."""
+    """A process of a unit, which Triton's Python backend calls a stub."""
 
     unit: Unit
     process: psutil.Process
 
     @property
     def alive(self) -> bool:
-        """Whether it holds memory: it is there, and no zombie."""
+        """True while the process holds memory: it exists and is no zombie."""
         try:
             return self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE
         except psutil.Error:
@@ -43,8 +43,11 @@ class Stub:
 
 @dataclass(frozen=True, slots=True)
 class Footprints:
-    """Bytes by unit and resource. `others`: the server process itself. `stubs`: the processes that
-    it has, dead ones included, by pid; `nameless`: how many dead ones cannot be told apart."""
+    """The bytes that the units on a server take, by unit and resource.
+
+    `others`: bytes of the server process itself. `stubs`: the units' processes by pid, dead ones
+    included. `nameless`: how many more are dead, without it being known whose they were.
+    """
 
     units: Mapping[Unit, Memory]
     others: Memory
@@ -53,8 +56,10 @@ class Footprints:
 
 
 def find_server(address: str) -> psutil.Process | None:
-    """The tritonserver on this host that listens on the port of `address` (host:port). Its id is
-    no good for that: another fleet on the host may use the same."""
+    """Return the tritonserver on this host that listens on the port of `address` (host:port).
+
+    Its id would not do: another fleet on the host may use the same one.
+    """
     port = int(address.rpartition(":")[2])
     for process in psutil.process_iter(["name"]):
         if process.info["name"] == "tritonserver" and _listens(process, port):
@@ -75,10 +80,10 @@ def measure(
     known: Mapping[int, Stub] | None = None,
     on_gpus: Mapping[int, Memory] | None = None,
 ) -> Footprints | None:
-    """What each unit on `server` takes now; None when the server is gone. Costs about a
-    millisecond a process, so it belongs in a thread.
+    """Return what each unit on `server` takes; None when the server is gone.
 
-    `known`: the processes as of the last look. `on_gpus`: bytes on GPUs by pid (`gpus`).
+    Takes about a millisecond for each process, so it belongs in a thread. `known`: the processes as
+    of the last look. `on_gpus`: bytes on GPUs by pid and resource.
     """
     units: dict[Unit, Memory] = {}
     gpu = on_gpus or {}
@@ -98,8 +103,10 @@ def measure(
 
 
 def stubs_of(server: psutil.Process, known: Mapping[int, Stub]) -> tuple[Mapping[int, Stub], int]:
-    """The processes of its units by pid, dead ones included, and how many more dead ones it has.
-    Raises psutil.Error."""
+    """Return the processes of the server's units by pid, and the number of dead nameless ones.
+
+    Dead processes of known units are among the former. Raises psutil.Error.
+    """
     stubs: dict[int, Stub] = {}
     nameless = 0
     for child in server.children():
@@ -112,20 +119,20 @@ def stubs_of(server: psutil.Process, known: Mapping[int, Stub]) -> tuple[Mapping
 
 
 def broken(units: Iterable[Unit], found: Footprints) -> Mapping[Unit, str]:
-    """Which of `units`, all with processes of their own, cannot answer any more, and why."""
-    told: dict[Unit, str] = {}
+    """Return which of `units`, all of which had processes, cannot answer any longer, and why."""
+    causes: dict[Unit, str] = {}
     for unit in units:
         alive = {pid: stub.alive for pid, stub in found.stubs.items() if stub.unit == unit}
         dead = sorted(pid for pid, living in alive.items() if not living)
         if dead:
-            told[unit] = f"its process {', '.join(map(str, dead))} is dead"
+            causes[unit] = f"its process {', '.join(map(str, dead))} is dead"
         elif not alive:
-            told[unit] = "its process is gone"
-    return told
+            causes[unit] = "its process is gone"
+    return causes
 
 
 def stub_unit(command: list[str]) -> Unit | None:
-    """The unit that a stub's command line names: `[stub, …/<model>/<version>/<file>, …]`."""
+    """Return the unit that a stub's command line names: `[stub, …/<model>/<version>/<file>, …]`."""
     if len(command) < 2 or PurePosixPath(command[0]).name != STUB:
         return None
     parts = PurePosixPath(command[1]).parts
@@ -153,10 +160,11 @@ def _is_dead_stub(process: psutil.Process) -> bool:
 
 
 def _proportional(process: psutil.Process) -> int:
-    """Proportional set size, as it was when the process was at its largest.
+    """Return the proportional set size in bytes, as it was when the process was at its largest.
 
-    The kernel keeps the high-water mark of the resident size alone. What a process had then beyond
-    what it has now was its own: work space of a load or of an inference."""
+    The kernel keeps the high-water mark of the resident size only. What the process had then beyond
+    what it has at present counts as its own: it was the working space of a load or an inference.
+    """
     shared_out = int(process.memory_full_info().pss)
     sizes = dict.fromkeys((b"VmHWM", b"VmRSS"), 0)
     for line in Path(f"/proc/{process.pid}/status").read_bytes().splitlines():

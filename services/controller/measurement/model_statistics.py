@@ -1,7 +1,7 @@
 """Triton's counters of every unit, added up over servers and over lives.
 
-A life is what a unit counts on one server from one load to the next; with it, Triton's counters
-begin at nothing. The messages are inference.ModelStatistics.
+A life is what a unit counts on one server from one load to the next; Triton's counters begin at
+zero with each. A row is an inference.ModelStatistics.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,8 +15,11 @@ _COUNTERS: Final = ("inference_count", "execution_count")
 
 
 class Totals:
-    """Never go down, whatever servers and units do, where every server's counters are told in the
-    order in which they were read."""
+    """The sums over all lives.
+
+    They never go down, whatever becomes of servers and units, as long as every server's counters
+    are taken in in the order in which they were read.
+    """
 
     def __init__(self) -> None:
         self._living: dict[str, dict[Unit, Any]] = {}
@@ -24,14 +27,14 @@ class Totals:
         self._ended: dict[Unit, Any] = {}
 
     def all_seen(self, server: str, rows: Mapping[Unit, Any]) -> None:
-        """What the server counts now, of all that is READY there."""
+        """Take in the rows of all that is READY on the server."""
         here = self._living.setdefault(server, {})
         for unit in here.keys() - rows.keys():
             self._end(unit, here.pop(unit))
         self.seen(server, rows)
 
     def seen(self, server: str, rows: Mapping[Unit, Any]) -> None:
-        """What it counts now, of some units."""
+        """Take in the rows of some units on the server."""
         here = self._living.setdefault(server, {})
         for unit, row in rows.items():
             now = self._asked(ReplicaKey(server, unit), row)
@@ -40,12 +43,12 @@ class Totals:
             here[unit] = now
 
     def own(self, server: str, rows: Mapping[Unit, Any]) -> None:
-        """What units count there before anybody has asked them: it is left out of their life."""
+        """Leave out what the units have counted on the server before any client asked them."""
         for unit, row in rows.items():
             self._own[ReplicaKey(server, unit)] = row
 
     def _asked(self, key: ReplicaKey, row: Any) -> Any:
-        """The row without what was counted before anybody asked."""
+        """Return the row without what was counted before any client asked."""
         own = self._own.get(key)
         if own is None:
             return row
@@ -63,24 +66,26 @@ class Totals:
         return asked
 
     def begins(self, key: ReplicaKey) -> None:
-        """The unit is about to be loaded there: a new life."""
+        """Begin a new life of the unit, which is about to be loaded there."""
         self._own.pop(key, None)
         before = self._living.get(key.server, {}).pop(key.unit, None)
         if before is not None:
             self._end(key.unit, before)
 
     def counted(self) -> set[Unit]:
-        """Every unit that there are counters of."""
+        """Return every unit that has counters."""
         return set(self._ended).union(*self._living.values())
 
     def forget(self, units: Iterable[Unit]) -> None:
-        """What was counted in lives that have ended."""
+        """Drop what the units counted in lives that have ended."""
         for unit in units:
             self._ended.pop(unit, None)
 
     def of(self, unit: Unit) -> Any:
-        """All that was counted of the unit; of memory, what it takes now. Where there is nothing,
-        zeros that are set, as Triton sets them: clients that read JSON look for them."""
+        """Return a row with all that was counted of the unit, and the memory that it takes.
+
+        What was never counted is set to zero, as Triton does, for clients that read JSON expect it.
+        """
         total = service_pb2.ModelStatistics(name=unit.model, version=str(unit.version))
         for field in total.inference_stats.DESCRIPTOR.fields:
             getattr(total.inference_stats, field.name).SetInParent()
@@ -100,7 +105,7 @@ class Totals:
 
 
 def _fell(before: Any, now: Any) -> bool:
-    """Whether a counter is lower than it was: it began anew in between."""
+    """Return whether a counter is lower than before: it has begun anew in between."""
     if any(getattr(now, name) < getattr(before, name) for name in _COUNTERS):
         return True
     return any(
@@ -110,8 +115,11 @@ def _fell(before: Any, now: Any) -> bool:
 
 
 def _add(total: Any, life: Any, sign: int = 1) -> None:
-    """`sign` -1: take away; nothing falls below zero, as it would where somebody else has loaded
-    the unit anew, whose probe took less long."""
+    """Add `life` to `total`, or with `sign` -1 subtract it.
+
+    Nothing falls below zero, as it would where somebody else has loaded the unit anew and its probe
+    took less time.
+    """
     total.last_inference = max(total.last_inference, life.last_inference)
     for name in _COUNTERS:
         setattr(total, name, max(0, getattr(total, name) + sign * getattr(life, name)))
@@ -128,7 +136,7 @@ def _add(total: Any, life: Any, sign: int = 1) -> None:
 
 
 def _add_durations(total: Any, more: Any, sign: int) -> None:
-    """Of every field that is an inference.StatisticDuration."""
+    """Add every field that is an inference.StatisticDuration."""
     for field, duration in more.ListFields():
         if field.message_type is not None:
             into = getattr(total, field.name)

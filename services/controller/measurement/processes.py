@@ -1,4 +1,4 @@
-"""The processes of the servers on this host, as they were when they were looked at last."""
+"""The processes of the servers on this host, as of the last look at them."""
 
 import asyncio
 import contextlib
@@ -14,56 +14,66 @@ from services.controller.measurement.gpus import Gpus
 
 
 class Processes:
-    """`addresses`: host:port of the gRPC endpoints of the servers on this host, by server id."""
+    """The processes of all servers on this host, as far as they are known.
+
+    `addresses`: host:port of the servers' gRPC endpoints, by server id.
+    """
 
     def __init__(self, addresses: Mapping[str, str], gpus: Gpus) -> None:
-        self._servers = {server: _Server(address, gpus) for server, address in addresses.items()}
+        self._servers = {
+            server: _ServerProcesses(address, gpus) for server, address in addresses.items()
+        }
 
-    def sees(self, server: str) -> bool:
-        """Whether the server is on this host."""
+    def is_local(self, server: str) -> bool:
+        """Return whether the server is on this host."""
         return server in self._servers
 
     async def look(self, server: str) -> Footprints | None:
-        """What its units take now; None when it is not there, or not on this host."""
+        """Measure what the server's units take; None when it is not there, or not on this host."""
         if server not in self._servers:
             return None
         return await self._servers[server].look()
 
     async def identify(self, server: str) -> None:
-        """Find out whose its processes are, without measuring them."""
+        """Find out which units the server's processes belong to, without measuring them."""
         if server in self._servers:
             await self._servers[server].identify()
 
     def broken(self, server: str) -> Mapping[Unit, str]:
-        """Units that had processes and cannot answer any more, and why."""
+        """Return the units that had processes and cannot answer any longer, and why."""
         return self._servers[server].broken if server in self._servers else {}
 
     def alive(self, server: str, unit: Unit) -> bool:
-        """Whether a process that the unit was seen to have is still there, at this moment."""
+        """Return whether a known process of the unit is alive at this moment."""
         return server in self._servers and self._servers[server].alive(unit)
 
     def ended(self, server: str, unit: Unit) -> bool:
-        """Whether the unit had processes, and none of them is there at this moment. False where
-        that cannot be seen."""
+        """Return whether the unit had processes of which none is alive at this moment.
+
+        False where that cannot be seen.
+        """
         return server in self._servers and self._servers[server].ended(unit)
 
     def nameless(self, server: str) -> int:
-        """How many dead processes of units it has that were never seen alive."""
+        """Return how many dead processes the server has that were never seen alive."""
         found = self._servers[server].found if server in self._servers else None
         return found.nameless if found is not None else 0
 
     def forget(self, server: str, unit: Unit) -> None:
-        """The unit was unloaded: that it has no process is as it should be."""
+        """Note that the unit was unloaded, so that it should have no process."""
         if server in self._servers:
             self._servers[server].forget(unit)
 
     def incarnation(self, server: str) -> float:
-        """When the process that was looked at last was started; another one begins anew."""
+        """Return when the server's process was started: another time means another process."""
         return self._servers[server].started
 
 
-class _Server:
-    """One look at a time; who asks while one is under way gets the next one."""
+class _ServerProcesses:
+    """The processes of one server.
+
+    There is one look at a time. Whoever asks while one is under way gets the next one.
+    """
 
     def __init__(self, address: str, gpus: Gpus) -> None:
         self._address = address
@@ -100,7 +110,7 @@ class _Server:
     def ended(self, unit: Unit) -> bool:
         if self.alive(unit):
             return False
-        # A dead process that was never seen alive may be its own: it has none that lives.
+        # A dead process that was never seen alive may be this unit's, which has none that lives.
         return unit in self._seen or (self.found is not None and self.found.nameless > 0)
 
     def _read(self) -> tuple[psutil.Process | None, float, Footprints | None]:

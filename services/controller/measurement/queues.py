@@ -1,4 +1,4 @@
-"""How long requests wait in the servers' own queues."""
+"""The time that requests spend in the servers' own queues."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,14 +9,14 @@ from services.controller.triton.statistics import Statistics
 
 
 class QueueTimes:
-    """Feeds the mean time in queue of a server's units, from one reading to the next."""
+    """Feeds the mean time in queue of a server's units between two readings of its counters."""
 
     def __init__(self, feed: Callable[[ev.QueuesSeen], None]) -> None:
         self._feed = feed
         self._before: dict[str, Mapping[Unit, Statistics]] = {}
 
     def seen(self, server: str, rows: Mapping[Unit, Any]) -> None:
-        """`rows`: an inference.ModelStatistics of every unit that is READY there."""
+        """Take in a reading: an inference.ModelStatistics of every unit that is READY there."""
         now = {unit: Statistics.of(row) for unit, row in rows.items()}
         self._feed(ev.QueuesSeen(server, waits(self._before.get(server, {}), now)))
         self._before[server] = now
@@ -25,8 +25,10 @@ class QueueTimes:
 def waits(
     before: Mapping[Unit, Statistics], now: Mapping[Unit, Statistics]
 ) -> Mapping[Unit, float]:
-    """Mean seconds in queue of the requests since `before`, of the units that had any. The counters
-    begin anew when a unit is loaded."""
+    """Return the mean seconds in queue of the requests since `before`, of units that had any.
+
+    A unit's counters begin anew when it is loaded.
+    """
     found: dict[Unit, float] = {}
     for unit, statistics in now.items():
         count, seconds = statistics.queued, statistics.queue_seconds

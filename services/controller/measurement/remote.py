@@ -1,7 +1,7 @@
-"""How much memory a server on another host takes, as its own metrics endpoint tells.
+"""The memory that a server on another host takes, as its own metrics endpoint reports it.
 
-Triton tells the bytes used of each GPU (`nv_gpu_memory_used_bytes`, by UUID) and of the whole
-host (`nv_cpu_memory_used_bytes`), whoever uses them. Neither says which model has them.
+Triton reports the bytes used of each GPU (`nv_gpu_memory_used_bytes`, by UUID) and of the whole
+host (`nv_cpu_memory_used_bytes`), by whatever program. Neither says which model has them.
 """
 
 import urllib.request
@@ -18,15 +18,20 @@ READ_SECONDS: Final = 2.0
 
 
 def read(url: str) -> Memory:
-    """What is used there now; blocks. Raises OSError, ValueError."""
-    # pydantic has let only http and https through.
+    """Return what is used there, in bytes by resource. Blocks.
+
+    Raises OSError, ValueError.
+    """
+    # The settings let only http and https through.
     with urllib.request.urlopen(url, timeout=READ_SECONDS) as answer:  # noqa: S310
         return used(answer.read().decode())
 
 
 def used(page: str) -> Memory:
-    """The bytes by resource that a page of Triton's metrics tells; GPUs are numbered in the order
-    of their UUIDs. Raises ValueError."""
+    """Return the bytes by resource that a page of Triton's metrics reports.
+
+    GPUs are numbered in the order of their UUIDs. Raises ValueError.
+    """
     found: dict[str, int] = {}
     gpus: dict[str, int] = {}
     for family in text_string_to_metric_families(page):

@@ -1,4 +1,7 @@
-"""Reading the servers' counters: now and then, when somebody asks, and before a unit leaves."""
+"""The watch over the servers' counters.
+
+They are read every now and then, when somebody asks, and before a unit is unloaded.
+"""
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
@@ -14,20 +17,22 @@ from services.controller.registry.catalogue import ANSWERABLE, Catalogue, unit_o
 from services.controller.triton.client import Triton, TritonGone
 from services.controller.triton.statistics import by_unit
 
-# A server that crashes takes along what it has counted since it was last read.
+# When a server crashes, what it has counted since its last reading is lost.
 READ_SECONDS: Final = 2.0
 FORGET_SECONDS: Final = 5.0
-# Triton counts a request when it has been answered, a moment later.
+# Triton counts a request a moment after it has answered.
 PROBE_SECONDS: Final = 0.002
 PROBE_LOOKS: Final = 10
 
-# Given what a server counts now of every unit that is READY there, each time that it was read.
+# Called with a server and its rows, of every unit that is READY there, at each reading.
 Tell = Callable[[str, Mapping[Unit, Any]], None]
 
 _log = structlog.get_logger(__name__)
 
 
 class StatisticsWatch:
+    """Triton's statistics over the whole fleet, which no restart or unload sets back."""
+
     def __init__(
         self, view: FleetView, tritons: Mapping[str, Triton], catalogue: Catalogue
     ) -> None:
@@ -35,11 +40,11 @@ class StatisticsWatch:
         self._tritons = tritons
         self._catalogue = catalogue
         self._totals = Totals()
-        # What was read first has to be told first.
+        # Rows have to be taken in in the order in which they were read.
         self._reading = {server: asyncio.Lock() for server in tritons}
 
     async def run(self, tell: Tell) -> None:
-        """Read, for ever."""
+        """Read every server again and again, for ever, and `tell` what was read."""
         async with asyncio.TaskGroup() as tasks:
             for server in self._tritons:
                 tasks.create_task(self._watch(server, tell))
@@ -60,7 +65,7 @@ class StatisticsWatch:
                 tasks.create_task(self._read(server))
 
     async def _read(self, server: str) -> Mapping[Unit, Any] | None:
-        """None when the server does not answer: then what was read last stands."""
+        """Read the server's rows; None when it does not answer: the last ones stand."""
         if self._view.health(server) is not Health.HEALTHY:
             return None
         async with self._reading[server]:
@@ -72,36 +77,39 @@ class StatisticsWatch:
             self._totals.all_seen(server, found)
             return found
 
-    def begins(self, key: ReplicaKey) -> None:
-        """It is about to be loaded: its counters will begin anew."""
+    def before_load(self, key: ReplicaKey) -> None:
+        """Note that the replica is about to be loaded, and its counters begin anew."""
         self._totals.begins(key)
 
-    async def probed(self, key: ReplicaKey) -> None:
-        """What it has counted until now was Shoal's own."""
+    async def after_probe(self, key: ReplicaKey) -> None:
+        """Note that all that the replica has counted so far was Shoal's own probe."""
         async with self._reading[key.server]:
             for _ in range(PROBE_LOOKS):
-                told = await self._told(key)
-                self._totals.own(key.server, told)
-                if all(row.inference_stats.success.count for row in told.values()):
+                found = await self._rows_of(key)
+                self._totals.own(key.server, found)
+                if all(row.inference_stats.success.count for row in found.values()):
                     return
                 await asyncio.sleep(PROBE_SECONDS)
 
-    async def ends(self, key: ReplicaKey) -> None:
-        """It is about to be unloaded: read its counters for the last time."""
+    async def before_unload(self, key: ReplicaKey) -> None:
+        """Read the counters of a replica for the last time, as it is about to be unloaded."""
         async with self._reading[key.server]:
-            self._totals.seen(key.server, await self._told(key))
+            self._totals.seen(key.server, await self._rows_of(key))
 
-    async def _told(self, key: ReplicaKey) -> Mapping[Unit, Any]:
-        """Nothing, where the server does not answer or has not got it."""
+    async def _rows_of(self, key: ReplicaKey) -> Mapping[Unit, Any]:
+        """Read a replica's row; none where the server does not answer or does not have it."""
         try:
             return by_unit(await self._tritons[key.server].model_statistics(key.unit))
         except TritonGone as gone:
             _log.debug("no statistics", replica=str(key), cause=str(gone))
             return {}
 
-    async def of(self, model: str, version: int) -> Any:
-        """An inference.ModelStatisticsResponse: of one version, with 0 of all of the model, with ""
-        of every version that is resident or was."""
+    async def statistics(self, model: str, version: int) -> Any:
+        """Return an inference.ModelStatisticsResponse of one version.
+
+        Version 0 stands for all versions of the model, and model "" for every version that has
+        been resident.
+        """
         if model:
             entry = self._catalogue.entries.get(model)
             units = [unit_of(known) for known in entry.versions] if entry is not None else []

@@ -1,4 +1,4 @@
-"""The Registry's catalogue as the Controller holds it, and what residency needs of it."""
+"""The Registry's catalogue as the Controller holds it, and the specs that the engine gets."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ ANSWERABLE = frozenset({registry.VERSION_STATE_APPROVED, registry.VERSION_STATE_
 
 @dataclass
 class LearnedFootprint:
-    """A footprint from the Registry; it counts only for the config it was learned with."""
+    """A footprint that the Registry keeps. It counts only for the config it was learned with."""
 
     config_digest: str
     memory: Memory
@@ -24,8 +24,10 @@ class LearnedFootprint:
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What counts for models that ask for nothing themselves. `preload`, `pinned`: "model" (its
-    default version) or "model:version"."""
+    """The settings of models that ask for nothing themselves.
+
+    `preload`, `pinned`: "model" for its default version, or "model:version".
+    """
 
     min_copies: int = 0
     preload: frozenset[str] = frozenset()
@@ -34,8 +36,11 @@ class Defaults:
 
 @dataclass
 class Catalogue:
-    """`entries` by model name; `learned` by unit, also of units that are not registered now.
-    `gone`: units that were registered, and may be resident still."""
+    """The models that exist, and what was learned of them.
+
+    `entries`: by model name. `learned`: by unit, unregistered ones included. `gone`: units that are
+    no longer registered, and may still be resident.
+    """
 
     defaults: Defaults = field(default_factory=Defaults)
     entries: dict[str, registry.CatalogEntry] = field(default_factory=dict)
@@ -45,7 +50,7 @@ class Catalogue:
     def replace(
         self, entries: Iterable[registry.CatalogEntry], removed: Iterable[str], *, all_: bool
     ) -> frozenset[str]:
-        """Take in a change, or with `all_` a whole catalogue. Returns the models concerned."""
+        """Take in a change, or with `all_` a whole catalogue; return the models that changed."""
         fresh = {model_of(entry): entry for entry in entries}
         gone = {name for name in map(parse_model_name, removed) if name is not None}
         if all_:
@@ -60,8 +65,10 @@ class Catalogue:
         return frozenset(changed | gone)
 
     def has_leftovers(self, is_resident: Callable[[Unit], bool]) -> bool:
-        """Return whether any unit that is registered no more is still resident, and forget the
-        others."""
+        """Return whether any unit that is no longer registered is still resident.
+
+        Those that are not are forgotten.
+        """
         self.gone = {unit for unit in self.gone if is_resident(unit)}
         return bool(self.gone)
 
@@ -70,6 +77,7 @@ class Catalogue:
         return {unit_of(version) for entry in entries for version in entry.versions}
 
     def learn(self, footprint: registry.Footprint) -> None:
+        """Take in a footprint that the Registry keeps."""
         name = parse_version_name(footprint.version)
         if name is not None:
             seconds = footprint.load_duration.ToTimedelta().total_seconds()
@@ -78,6 +86,7 @@ class Catalogue:
             )
 
     def version(self, unit: Unit) -> registry.ModelVersion | None:
+        """Return what the Registry says of the unit; None where it is not registered."""
         entry = self.entries.get(unit.model)
         for version in entry.versions if entry is not None else ():
             if unit_of(version) == unit:
@@ -85,7 +94,7 @@ class Catalogue:
         return None
 
     def specs(self, models: Iterable[str]) -> tuple[UnitSpec, ...]:
-        """What the engine may load of these models."""
+        """Return what the engine may load of these models."""
         return tuple(
             self._spec(self.entries[model].model, version)
             for model in sorted(models)
@@ -121,7 +130,7 @@ class Catalogue:
             ensemble=version.ensemble,
             pinned=version.pinned or bool(names & self.defaults.pinned),
             min_copies=copies if default else 0,
-            max_copies=_most(asked, version),
+            max_copies=_max_copies(asked, version),
             idle_ttl=_seconds(asked.idle_ttl) if asked.HasField("idle_ttl") else None,
             preload=preload and (default or str(unit) in self.defaults.preload),
             priority=asked.priority,
@@ -129,10 +138,10 @@ class Catalogue:
         )
 
 
-def _most(asked: registry.Residency, version: registry.ModelVersion) -> int | None:
+def _max_copies(asked: registry.Residency, version: registry.ModelVersion) -> int | None:
     if asked.HasField("max_copies"):
         return asked.max_copies
-    # A sequence's requests come in by any Router, and all have to find the one replica it is on.
+    # The requests of a sequence come by any Router, and all must find the one replica it is on.
     return max(1, asked.min_copies) if version.stateful else None
 
 

@@ -1,7 +1,7 @@
-"""The right to act: a lease of the Registry's, and the fence that keeps to it.
+"""The right to act: a lease that the Registry gives, and the fence that guards it.
 
-Triton takes calls from anybody, whatever epoch they are of. So it is the holder itself that must
-not act once its lease may be another's, also when it was stopped for a while and did not notice.
+Triton takes calls from any Controller, whatever its epoch. So the holder itself must not act once
+its lease may be another's, even when its process was stopped for a while and did not notice.
 """
 
 import asyncio
@@ -22,17 +22,19 @@ from shoal.registry.v1 import registry_service_pb2 as wire
 CALL_SECONDS: Final = 5.0
 RETRY_SECONDS: Final = 0.5
 RELEASE_SECONDS: Final = 0.5
-MARGIN: Final = 0.2  # of the ttl: what is begun before the end is with the servers before the end
-PAUSE: Final = 0.5  # of the ttl; a process that runs looks at its lease more often
+MARGIN: Final = 0.2  # of the ttl: calls begun earlier reach the servers before the lease ends
+PAUSE: Final = 0.5  # of the ttl: a process that runs looks at its lease more often than this
 
 ACTING: Final = Gauge("shoal_controller_acting", "1 when this Controller acts, 0 on standby.")
-EPOCH: Final = Gauge("shoal_controller_epoch", "The epoch in which it acts; 0: none yet.")
+EPOCH: Final = Gauge(
+    "shoal_controller_epoch", "The epoch in which this Controller acts; 0: none yet."
+)
 DOUBTS: Final = Counter(
     "shoal_controller_lease_doubts",
-    "Times that it stopped acting until the Registry had said whose the lease is.",
+    "How often this Controller stopped acting until the Registry said whose the lease is.",
 )
 
-_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # the first is Linux's alone
+_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # the former on Linux only
 
 _log = structlog.get_logger(__name__)
 
@@ -42,19 +44,23 @@ class LeaseLost(Exception):
 
 
 def boot_seconds() -> float:
-    """A clock that goes on while the process is stopped and, unlike the monotonic one, while the
-    machine is suspended. (Neither sees a virtual machine that its host has paused.)"""
+    """Return the seconds of a clock that goes on while the process is stopped.
+
+    Unlike the monotonic clock, it also goes on while the machine is suspended. Neither notices that
+    a virtual machine was paused by its host.
+    """
     return time.clock_gettime(_CLOCK)
 
 
 class Fence:
-    """Whether its Controller may act now. Without a ttl it always may.
+    """The guard that says whether a Controller may act at this moment.
 
-    `open` up to a margin before the lease ends. Beyond, only while the Registry cannot be asked
-    and the process has not paused: it then knows of no answer that it has missed. Once closed, it
-    opens with the Registry's next answer alone.
+    It is open until a margin before the lease ends. After that it stays open only while the
+    Registry cannot be asked and the process has not paused, for then no answer was missed. Once
+    closed, nothing but the Registry's next answer opens it.
 
-    `ttl`: seconds. `clock`: seconds that only grow.
+    `ttl`: seconds that a lease lasts; without one, the fence is always open. `clock`: returns
+    seconds that never go back.
     """
 
     def __init__(self, ttl: float = math.inf, clock: Callable[[], float] = boot_seconds) -> None:
@@ -66,7 +72,8 @@ class Fence:
         self._opened = asyncio.Event()
         self._opened.set()
 
-    def open(self) -> bool:
+    def is_open(self) -> bool:
+        """Return whether the Controller may act now."""
         now = self._clock()
         paused = now - self._seen > self._ttl * PAUSE
         self._seen = now
@@ -75,7 +82,7 @@ class Fence:
         return self._opened.is_set()
 
     def overtaken(self) -> None:
-        """A Router knows of a later epoch: while the Registry cannot be asked, that counts."""
+        """Note that a Router knows a later epoch: it counts while the Registry is away."""
         if self._registry_away:
             self._close()
 
@@ -85,27 +92,31 @@ class Fence:
             DOUBTS.inc()
             _log.warning("nothing is done until the registry says who acts")
 
-    async def passed(self) -> None:
-        """Return once it is open."""
-        while not self.open():
+    async def wait_open(self) -> None:
+        """Return once the fence is open."""
+        while not self.is_open():
             await self._opened.wait()
 
     def granted(self, asked: float) -> None:
-        """The Registry has given the lease, for a question of the moment `asked`."""
+        """Note that the Registry has given the lease, in answer to a question asked at `asked`."""
         self._until = asked + self._ttl * (1 - MARGIN)
         self._registry_away = False
         if self._clock() < self._until:
             self._opened.set()
 
     def unanswered(self) -> None:
-        """The Registry could not be asked."""
-        self.open()
+        """Note that the Registry could not be asked."""
+        self.is_open()
         self._registry_away = True
 
 
 class Lease:
-    """`holder`: the name that it is asked for under; `held_by`: who has it, empty where that is not
-    known; `waits_for`: why this one does not act, in words. `ttl`: seconds."""
+    """The Controllers' lease, as one of them asks for it.
+
+    `holder`: the name of the one that asks; `incarnation`: a name of its process alone. `ttl`:
+    seconds. `held_by`: who has the lease, empty where that is not known; `waits_for`: why this one
+    does not act, in words.
+    """
 
     def __init__(self, stub: Any, holder: str, incarnation: str, ttl: float) -> None:
         self._stub = stub
@@ -120,13 +131,13 @@ class Lease:
         self.waits_for = "it has just been started"
 
     async def acquire(self) -> tuple[int, Fence]:
-        """The epoch, and the fence to act behind, once nobody else holds the lease."""
+        """Wait until nobody else holds the lease; return the epoch, and the fence to act behind."""
         while True:
             asked = boot_seconds()
             try:
                 reply = await self._stub.HoldControllerLease(self._request, timeout=CALL_SECONDS)
             except grpc.aio.AioRpcError as error:
-                self._told(error)
+                self._explain(error)
                 await asyncio.sleep(min(RETRY_SECONDS, self._ttl / 4))
             else:
                 self.held_by = self.holder
@@ -136,13 +147,16 @@ class Lease:
                 return self._epoch, fence
 
     async def keep(self, fence: Fence) -> None:
-        """Renew for ever. Raises LeaseLost when another holder has it, or had it meanwhile."""
+        """Renew the lease for ever.
+
+        Raises LeaseLost when another holder has it, or has had it in the meantime.
+        """
         answer_within = min(CALL_SECONDS, self._ttl / 3)
         pause = self._ttl / 3
         while True:
             await asyncio.sleep(pause)
             asked = boot_seconds()
-            fence.open()
+            fence.is_open()
             try:
                 reply = await self._stub.HoldControllerLease(self._request, timeout=answer_within)
             except grpc.aio.AioRpcError as error:
@@ -151,7 +165,7 @@ class Lease:
                 fence.unanswered()
                 pause = min(RETRY_SECONDS, self._ttl / 4)
             else:
-                # One more: it had run out, and nobody else was given it in between.
+                # One more: the lease had run out, and nobody else took it in between.
                 if reply.epoch not in (self._epoch, self._epoch + 1):
                     raise LeaseLost(f"others acted since epoch {self._epoch}, it is {reply.epoch}")
                 self._epoch = reply.epoch
@@ -159,14 +173,17 @@ class Lease:
                 pause = self._ttl / 3
 
     async def release(self) -> None:
-        """Let the next one act at once, where this one did; nothing must be begun any more."""
+        """Give the lease back, so that the next one acts at once.
+
+        Nothing may be begun on a server from this call on.
+        """
         if not self._epoch:
             return
         self._request.ttl.FromMilliseconds(1)
         with contextlib.suppress(grpc.aio.AioRpcError):
             await self._stub.HoldControllerLease(self._request, timeout=RELEASE_SECONDS)
 
-    def _told(self, error: grpc.aio.AioRpcError) -> None:
+    def _explain(self, error: grpc.aio.AioRpcError) -> None:
         before = self.held_by, self.waits_for
         info = error_info(tuple(error.trailing_metadata() or ()))
         self.held_by = info.metadata.get("holder", "") if info is not None else ""

@@ -1,4 +1,4 @@
-"""The Controller's side of the Registry: the catalogue, and what was learned."""
+"""The exchange with the Registry: the catalogue from it, and what was learned to it."""
 
 import asyncio
 import functools
@@ -15,7 +15,7 @@ from shoal.registry.v1 import registry_service_pb2 as wire
 from shoal.registry.v1 import types_pb2
 
 CALL_SECONDS: Final = 5.0
-GATHER_SECONDS: Final = 1.0  # what is learned within them is reported at once
+GATHER_SECONDS: Final = 1.0  # what is learned in this time is reported in one call
 RETRY_SECONDS: Final = 0.5
 PAGE: Final = 1000
 
@@ -42,14 +42,14 @@ class RegistryWatch:
         self._listeners.append(listener)
 
     async def load_footprints(self) -> None:
-        """Read everything learned so far, once the Registry answers."""
+        """Read all that was learned so far, as soon as the Registry answers."""
         token = ""
         while True:
             request = wire.ListFootprintsRequest(page_size=PAGE, page_token=token)
             try:
                 page = await self._stub.ListFootprints(request, timeout=CALL_SECONDS)
             except grpc.aio.AioRpcError as error:
-                _log.warning("what was learned cannot be read yet", cause=error.details())
+                _log.warning("footprints cannot be read yet", cause=error.details())
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             for footprint in page.footprints:
@@ -59,7 +59,7 @@ class RegistryWatch:
                 return
 
     async def run(self) -> None:
-        """Keep the catalogue as the Registry has it, for ever."""
+        """Follow the Registry, for ever."""
         while True:
             try:
                 request = wire.WatchCatalogRequest(start_revision=self._revision)
@@ -68,7 +68,7 @@ class RegistryWatch:
                     self._apply(response)
             except grpc.aio.AioRpcError as error:
                 if self.connected:
-                    _log.warning("registry lost, the catalogue is kept", cause=error.details())
+                    _log.warning("registry lost, its catalogue is kept", cause=error.details())
             self.connected = False
             await asyncio.sleep(RETRY_SECONDS)
 
@@ -88,7 +88,7 @@ class RegistryWatch:
 
 
 async def report(stub: Any, queue: "asyncio.Queue[Learned]") -> None:
-    """Bring what was learned to the Registry, for ever; while it is away, later."""
+    """Report what was learned to the Registry, for ever; while it is away, wait for it."""
     while True:
         batch = [await queue.get()]
         await asyncio.sleep(GATHER_SECONDS)
@@ -105,7 +105,7 @@ async def _until_done(call: Callable[[], Awaitable[object]]) -> None:
             await call()
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.UNAVAILABLE:
-                _log.warning("footprints refused by the registry", cause=error.details())
+                _log.warning("the registry refused footprints", cause=error.details())
                 return
             await asyncio.sleep(RETRY_SECONDS)
         else:

@@ -1,4 +1,4 @@
-"""The placement table as Routers are told of it: snapshots, then what changed."""
+"""The placement table as Routers hear of it: a snapshot first, then what changes."""
 
 import asyncio
 import time
@@ -13,8 +13,10 @@ from shoal.registry.v1 import types_pb2 as registry
 
 
 class Subscriber:
-    """One Router's stream: what it has not been told yet. Changes that come faster than the Router
-    reads are told once, as they are then."""
+    """The changes that one Router has not been told yet.
+
+    Changes that come faster than the Router reads are told once, in their latest state.
+    """
 
     def __init__(self, snapshot: bool = True) -> None:
         self.snapshot = snapshot
@@ -25,18 +27,22 @@ class Subscriber:
         self.changed.set()
 
     def mark(self, models: Iterable[str], servers: Iterable[str]) -> None:
+        """Note what has changed."""
         self.models.update(models)
         self.servers.update(servers)
         self.changed.set()
 
     def restart(self) -> None:
-        """Tell everything anew."""
+        """Have everything told anew."""
         self.snapshot = True
         self.changed.set()
 
 
 class Placements:
-    """`epoch`: of this Controller process; revisions count within it."""
+    """The table, and the Routers that follow it.
+
+    `epoch`: of the Controller that acts. Revisions are counted within it.
+    """
 
     def __init__(self, view: FleetView, catalogue: Catalogue, epoch: int) -> None:
         self._view = view
@@ -47,8 +53,10 @@ class Placements:
         self._servers_at: dict[str, int] = {}
 
     def subscribe(self, known: wire.Revision) -> Subscriber:
-        """For a Router that holds the table of `known`: what has changed since. Everything, where
-        that was another epoch."""
+        """Follow the table for a Router that holds it as of revision `known`.
+
+        The Router is told what has changed since, or everything where that was another epoch.
+        """
         resumes = known.epoch == self.epoch
         subscriber = Subscriber(snapshot=not resumes)
         if resumes:
@@ -60,6 +68,7 @@ class Placements:
         self._subscribers.discard(subscriber)
 
     def mark(self, models: Iterable[str], servers: Iterable[str]) -> None:
+        """Note that the placements of `models`, or `servers`, have changed with this revision."""
         revision = self._view.revision
         self._models_at.update(dict.fromkeys(models, revision))
         self._servers_at.update(dict.fromkeys(servers, revision))
@@ -70,7 +79,7 @@ class Placements:
         return wire.Revision(epoch=self.epoch, number=self._view.revision)
 
     def next_message(self, subscriber: Subscriber) -> wire.WatchPlacementsResponse:
-        """What the subscriber lacks, as of now; a checkpoint when it lacks nothing."""
+        """Return what the subscriber lacks; a checkpoint when it lacks nothing."""
         unregistered = (
             self._catalogue.has_leftovers(self._view.is_resident) or self._view.has_strangers()
         )
@@ -81,7 +90,7 @@ class Placements:
             message.snapshot.servers.extend(self._endpoint(s) for s in self._view.servers)
             message.snapshot.models.extend(self._route(model) for model in self._catalogue.entries)
         elif subscriber.models or subscriber.servers or subscriber.first:
-            message.delta.SetInParent()  # a Router acks what it applies, be it nothing
+            message.delta.SetInParent()  # even if empty: a Router acks what it applies
             delta = message.delta
             delta.servers.extend(self._endpoint(server) for server in sorted(subscriber.servers))
             for model in sorted(subscriber.models):

@@ -19,9 +19,9 @@ Heard = AsyncIterator[placement_pb2.WatchPlacementsRequest]
 
 
 class RouterStreams:
-    """What serves the Routers' streams.
+    """The streams of all Routers.
 
-    `fence`: while it is closed, nothing is sent, for the table may be another Controller's to tell.
+    `fence`: while it is closed, nothing is sent, since another Controller may have the table.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class RouterStreams:
 
     async def _send(self, subscriber: Subscriber, context: Context) -> None:
         while True:
-            await self._fence.passed()
+            await self._fence.wait_open()
             await context.write(self._placements.next_message(subscriber))
             try:
                 async with asyncio.timeout(CHECKPOINT_SECONDS):

@@ -1,4 +1,4 @@
-"""Calls of Triton's protocol that go to every server."""
+"""Calls of Triton's own protocol that go to every server."""
 
 import asyncio
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from services.controller.core.entities import Health, Server
 from services.controller.triton.client import Triton
 from shoal.controller.v1 import controller_service_pb2 as wire
 
-SECONDS: Final = 5.0  # for one call of one server
+CALL_SECONDS: Final = 5.0  # for one server
 
 METHODS: Final = {
     wire.SERVER_CALL_TRACE_SETTING: "TraceSetting",
@@ -28,11 +28,14 @@ METHODS: Final = {
 async def call(
     servers: Mapping[str, Server], tritons: Mapping[str, Triton], request: wire.CallServersRequest
 ) -> wire.CallServersResponse:
-    """Every server's answer, in the order of their ids. One that is not reached answers
-    UNAVAILABLE. Raises InvalidField, ServerNotFound."""
+    """Call the servers that `request` names, or all; return their answers by id.
+
+    A server that cannot be reached counts as one that answers UNAVAILABLE. Raises InvalidField,
+    ServerNotFound.
+    """
     method = METHODS.get(request.call)
     if method is None:
-        raise InvalidField(field="call", problem=f"{request.call} is none")
+        raise InvalidField(field="call", problem=f"{request.call} is not a call")
     for server in request.servers:
         if server not in tritons:
             raise ServerNotFound(server=server, servers=", ".join(sorted(tritons)) or "none")
@@ -51,7 +54,7 @@ async def _answer(server: Server, triton: Triton, method: str, request: bytes) -
         answer.text = f"it is unreachable: {server.reason}"
         return answer
     try:
-        answer.response = await triton.ask(method, request, SECONDS)
+        answer.response = await triton.ask(method, request, CALL_SECONDS)
     except grpc.aio.AioRpcError as error:
         answer.code = error.code().value[0]
         answer.text = error.details() or error.code().name

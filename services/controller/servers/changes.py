@@ -1,4 +1,4 @@
-"""Loads and unloads, each seen to its end and answered with an event."""
+"""Loads and unloads on the servers, each followed to its end, which becomes an event."""
 
 import asyncio
 import time
@@ -29,9 +29,9 @@ from services.controller.triton.config import decoupled
 
 CALL_ATTEMPTS: Final = 5
 
-# Between Triton's word that a unit is gone and the end of its processes lie milliseconds.
+# A unit's processes end milliseconds after Triton has said that the unit is gone.
 PROCESS_SECONDS: Final = 5.0
-# A unit that stays UNLOADING for so long after its processes have ended stays so for ever.
+# A unit that is still UNLOADING so long after its processes have ended stays so for ever.
 STUCK_SECONDS: Final = 2.0
 
 Outcome = ev.Loaded | ev.LoadFailedOnServer | ev.LoadHung | ev.Unloaded | ev.UnloadHung
@@ -40,13 +40,13 @@ T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 
 
-async def _nobody_told(key: ReplicaKey) -> None:
-    """Where there is nothing to be done."""
+async def _nothing(key: ReplicaKey) -> None:
+    """Do nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds that one load, unload or probe may take."""
+    """The seconds that one load, unload or probe may take."""
 
     load: float
     unload: float
@@ -55,10 +55,13 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What changes the servers. `verify`: looks at a server at once, and cancels what is under way
-    there when it is lost. `fence`: nothing is begun while it is closed. `loads`, `unloads`: told
-    before a unit is loaded or unloaded; `probed`: after it has answered its probe, before others
-    ask it."""
+    """The hands that load and unload.
+
+    `verify`: looks at a server at once, and cancels what is under way there when it is lost.
+    `fence`: nothing is begun while it is closed. `before_load`, `before_unload`: called before a
+    unit is loaded or unloaded; `after_probe`: once it has answered its probe, before anybody else
+    asks it.
+    """
 
     tritons: Mapping[str, Triton]
     catalogue: Catalogue
@@ -66,13 +69,13 @@ class Changes:
     timeouts: Timeouts
     verify: Callable[[str], Awaitable[None]]
     fence: Fence = field(default_factory=Fence)
-    loads: Callable[[ReplicaKey], None] = lambda key: None
-    unloads: Callable[[ReplicaKey], Awaitable[None]] = _nobody_told
-    probed: Callable[[ReplicaKey], Awaitable[None]] = _nobody_told
+    before_load: Callable[[ReplicaKey], None] = lambda key: None
+    before_unload: Callable[[ReplicaKey], Awaitable[None]] = _nothing
+    after_probe: Callable[[ReplicaKey], Awaitable[None]] = _nothing
 
     async def load(self, order: ev.Load) -> Outcome:
         triton, unit = self.tritons[order.key.server], order.key.unit
-        self.loads(order.key)
+        self.before_load(order.key)
 
         async def apply() -> None:
             await triton.apply(self._config(unit), order.versions, unit, self.timeouts.load)
@@ -80,11 +83,11 @@ class Changes:
         return await self._loaded(order, apply)
 
     async def unload(self, order: ev.Unload) -> Outcome:
-        await self.unloads(order.key)
+        await self.before_unload(order.key)
         return await self._unloaded(order, lambda: self._drop(order.key, order.versions))
 
     async def settle(self, order: ev.Settle) -> Outcome:
-        """See what comes of a load or an unload that somebody else has begun."""
+        """Follow a load or an unload that somebody else has begun."""
         if order.loading:
             return await self._loaded(order, lambda: self._settle_load(order.key))
         return await self._unloaded(order, lambda: self._settle_unload(order.key))
@@ -106,12 +109,12 @@ class Changes:
             outcome = ev.LoadHung(key, order.attempt, str(slow))
         else:
             seconds = time.monotonic() - began
-            if isinstance(order, ev.Settle):  # it began earlier, nobody knows when
+            if isinstance(order, ev.Settle):  # it began earlier, at an unknown time
                 seconds = max(seconds, self._learned_seconds(key.unit))
             outcome = ev.Loaded(key, order.attempt, seconds)
         if isinstance(order, ev.Load):
-            told = {ev.Loaded: "ready", ev.LoadFailedOnServer: "failed", ev.LoadHung: "hung"}
-            LOAD_SECONDS.labels(told[type(outcome)]).observe(time.monotonic() - began)
+            labels = {ev.Loaded: "ready", ev.LoadFailedOnServer: "failed", ev.LoadHung: "hung"}
+            LOAD_SECONDS.labels(labels[type(outcome)]).observe(time.monotonic() - began)
         return outcome
 
     async def _settle_load(self, key: ReplicaKey) -> None:
@@ -121,7 +124,7 @@ class Changes:
             raise TritonRefused(reason or f"{key.unit} is {state or 'not in the index'}")
 
     async def _probe(self, key: ReplicaKey) -> None:
-        """Ask what is READY for the first time. One that does not answer is unloaded again."""
+        """Send a unit that has become READY its probe, and unload it where it does not answer."""
         version = self.catalogue.version(key.unit)
         if version is None or not version.probe or decoupled(version.config):
             return
@@ -131,18 +134,21 @@ class Changes:
                 key.server, lambda: triton.probe(key.unit, probe, self.timeouts.probe)
             )
         except TritonRefused as refusal:
-            await self._withdraw(key, str(refusal))
+            await self._unload_unanswering(key, str(refusal))
             raise
-        await self.probed(key)
+        await self.after_probe(key)
 
-    async def _withdraw(self, key: ReplicaKey, why: str) -> None:
-        """Raises TritonSlow when the unit stays, with its memory."""
+    async def _unload_unanswering(self, key: ReplicaKey, why: str) -> None:
+        """Unload a unit that did not answer its probe.
 
-        async def withdraw() -> None:
-            await self._drop(key, await self._others(key))
+        Raises TritonSlow when the unit stays, and with it its memory.
+        """
+
+        async def unload() -> None:
+            await self._drop(key, await self._other_versions(key))
 
         try:
-            await self._through_breaks(key.server, withdraw)
+            await self._through_breaks(key.server, unload)
         except (TritonRefused, TritonSlow) as stuck:
             raise TritonSlow(f"{why}; and it cannot be unloaded: {stuck}") from stuck
 
@@ -161,7 +167,7 @@ class Changes:
         triton = self.tritons[key.server]
         config, timeout = self._config(key.unit), self.timeouts.unload
         if not self.processes.alive(key.server, key.unit):
-            await self.processes.identify(key.server)  # it may have come since they were looked at
+            await self.processes.identify(key.server)  # it may have started since the last look
         lives = partial(self.processes.alive, key.server, key.unit)
         await triton.drop(config, versions, key.unit, timeout, self._stuck(key), lives)
         await self._until_memory_is_back(key)
@@ -171,13 +177,16 @@ class Changes:
         await self.processes.look(key.server)
         state, _ = await triton.settled(key.unit, deadline, self._stuck(key))
         if state == READY:  # it was loaded again
-            await self._drop(key, await self._others(key))
+            await self._drop(key, await self._other_versions(key))
         else:
             await self._until_memory_is_back(key)
 
     def _stuck(self, key: ReplicaKey) -> Callable[[], bool]:
-        """Says whether the unit stays UNLOADING though its memory is back: Triton waits for ever
-        for the answer of a process that died under a request. It can be loaded again."""
+        """Return a function that says whether the unit stays UNLOADING though its memory is back.
+
+        Triton waits for ever for the answer of a process that died under a request. Such a unit can
+        be loaded again.
+        """
         since: float | None = None
 
         def stuck() -> bool:
@@ -189,7 +198,7 @@ class Changes:
             since = now if since is None else since
             if now - since < STUCK_SECONDS:
                 return False
-            _log.warning("stuck unloading, its processes have ended", replica=str(key))
+            _log.warning("stuck in UNLOADING though its processes have ended", replica=str(key))
             return True
 
         return stuck
@@ -198,15 +207,15 @@ class Changes:
         deadline = Deadline.within(PROCESS_SECONDS)
         while self.processes.alive(key.server, key.unit):
             if not deadline.left:
-                _log.warning("unloaded, and its processes are still there", replica=str(key))
+                _log.warning("unloaded, but its processes are still there", replica=str(key))
                 break
             await asyncio.sleep(SOON_SECONDS)
         self.processes.forget(key.server, key.unit)
 
     # --- both -------------------------------------------------------------------------------------
 
-    async def _others(self, key: ReplicaKey) -> tuple[int, ...]:
-        """The versions of the model that answer beside it."""
+    async def _other_versions(self, key: ReplicaKey) -> tuple[int, ...]:
+        """Return the other versions of the model that are READY on the server."""
         index = await self.tritons[key.server].index()
         return tuple(
             sorted(
@@ -217,11 +226,13 @@ class Changes:
         )
 
     async def _through_breaks(self, server: str, call: Callable[[], Awaitable[T]]) -> T:
-        """Repeat a call that broke off while its server is there. When the server is lost, this
-        task is cancelled: its replicas went with it. Raises TritonSlow when nothing helps: what
-        became of the call is not known."""
+        """Make a call, and repeat it when it breaks off though its server is still there.
+
+        When the server is lost, this task is cancelled, for the replicas are lost with it. Raises
+        TritonSlow when repeating does not help: what became of the call is not known.
+        """
         for _ in range(CALL_ATTEMPTS):
-            await self.fence.passed()
+            await self.fence.wait_open()
             try:
                 return await call()
             except TritonGone as gone:

@@ -1,4 +1,7 @@
-"""What a server holds when it is taken into the fleet: by its index, configs and statistics."""
+"""The inventory: what a server holds when it joins the fleet.
+
+It is read from the server's index, configs and statistics.
+"""
 
 import time
 from collections.abc import Mapping
@@ -19,11 +22,11 @@ from services.controller.triton.client import (
     TritonRefused,
 )
 
-# They differ between versions that share a server, and are changed in place.
+# Fields that differ between versions that share a server, and are changed in place.
 FREE: Final = ("version_policy", "instance_group")
-# Of these Triton changes nothing; of what is in the others it may complete a part.
+# Fields that Triton leaves as they are; in others it may complete a part.
 EXACT: Final = ("input", "output", "parameters")
-# Triton fills these in where they were left out.
+# Fields that Triton fills in where they were left out.
 FILLED: Final = frozenset(
     {
         *("default_model_filename", "platform", "backend", "runtime"),
@@ -35,7 +38,10 @@ FILLED: Final = frozenset(
 async def inventory(
     server: Server, triton: Triton, index: Index, catalogue: Catalogue, selfcheck: str
 ) -> ev.ServerFound:
-    """`selfcheck`: the model that is no part of it. Raises TritonGone."""
+    """Return what the server holds, without the model `selfcheck`.
+
+    Raises TritonGone.
+    """
     resident = units_in(index, READY, selfcheck)
     return ev.ServerFound(
         server,
@@ -48,7 +54,7 @@ async def inventory(
 
 
 def units_in(index: Index, wanted: str, selfcheck: str) -> frozenset[Unit]:
-    """The units that are in the state `wanted`, without those of the model `selfcheck`."""
+    """Return the units in the state `wanted`, without those of the model `selfcheck`."""
     return frozenset(
         unit for unit, (state, _) in index.items() if state == wanted and unit.model != selfcheck
     )
@@ -65,7 +71,7 @@ async def _outdated(
         try:
             if not same(version.config, await triton.config(unit)):
                 found.add(unit)
-        except TritonRefused:  # it has left meanwhile
+        except TritonRefused:  # it is no longer there
             continue
     return frozenset(found)
 
@@ -80,9 +86,11 @@ async def _idle(triton: Triton) -> Mapping[Unit, float]:
 
 
 def same(registered: bytes, loaded: bytes) -> bool:
-    """Whether a server that has `loaded` was told `registered`, both serialized
-    inference.ModelConfig. What Triton fills in by itself, and what may be changed in place, does
-    not count."""
+    """Return whether `loaded` is what a server makes of the config `registered`.
+
+    Both are serialized inference.ModelConfig. What Triton fills in by itself, and what may be
+    changed in place, does not count.
+    """
     ours = model_config_pb2.ModelConfig.FromString(registered)
     theirs = model_config_pb2.ModelConfig.FromString(loaded)
     for field in FREE:
@@ -92,13 +100,13 @@ def same(registered: bytes, loaded: bytes) -> bool:
         return False
     if any(getattr(ours, field) != getattr(theirs, field) for field in EXACT):
         return False
-    told = {field.name for field, _ in ours.ListFields()}
-    more = {field.name for field, _ in theirs.ListFields()} - told
-    return more <= FILLED and _within(ours, theirs)
+    given = {field.name for field, _ in ours.ListFields()}
+    added = {field.name for field, _ in theirs.ListFields()} - given
+    return added <= FILLED and _within(ours, theirs)
 
 
 def _within(ours: Message, theirs: Message) -> bool:
-    """Whether all that is set in `ours` is the same in `theirs`."""
+    """Return whether all that is set in `ours` is the same in `theirs`."""
     return all(
         _same_value(value, getattr(theirs, field.name)) for field, value in ours.ListFields()
     )

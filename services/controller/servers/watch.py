@@ -18,7 +18,7 @@ STRIKE_SECONDS: Final = 0.1
 
 
 class Lost(Protocol):
-    """What is called when a server does not answer (`usable`) or answers wrongly (not `usable`)."""
+    """The callback for a server that does not answer (`usable`) or answers wrongly (not)."""
 
     def __call__(self, server: str, reason: str, *, usable: bool = True) -> None: ...
 
@@ -112,7 +112,7 @@ class ServerWatch:
 
         A server that holds models has been checked before, and goes on serving.
         """
-        if not self._fence.open():
+        if not self._fence.is_open():
             return  # the self-check loads a model
         try:
             found = await inventory(

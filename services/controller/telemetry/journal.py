@@ -1,4 +1,4 @@
-"""What happened and why, newest last; bounded."""
+"""The journal: what happened and why, within bounds."""
 
 import asyncio
 from collections import Counter, OrderedDict, deque
@@ -14,10 +14,8 @@ from shoal.controller.v1 import types_pb2
 from shoal.names import parse_model_name, parse_version_name, server_name, version_name
 
 LENGTH: Final = 10_000  # events kept
-# Of a model whose own are long gone from among those: its last ones, of the models that had any
-# most recently.
-LENGTH_PER_MODEL: Final = 20
-MODELS: Final = 2_000
+LENGTH_PER_MODEL: Final = 20  # a model's last events, kept even when those above have moved on
+MODELS: Final = 2_000  # for the models with the latest events
 
 _WARNINGS: Final = frozenset(
     {
@@ -29,16 +27,19 @@ _log = structlog.get_logger(__name__)
 
 
 class Entry(NamedTuple):
-    """`weighed`: of an eviction, what could have left then, the first to leave first."""
+    """An event; for an eviction with what was `weighed`: all that could leave, in that order."""
 
     event: types_pb2.Event
     weighed: tuple[Weighed, ...]
 
 
 class Journal:
-    """`epoch`: of its Controller, which grows with each that acts; (epoch, sequence) names an event
-    for good. `counts`: of all entries so far, by kind. `evictions_by`: of the evictions, by why in
-    a word: "room" for another unit, "idle", "headroom", "over_limit", "copies", "request", ..."""
+    """The events of one Controller, newest last.
+
+    `epoch`: the Controller's; (epoch, sequence) names an event for good. `counts`: all entries so
+    far, by kind. `evictions_by`: all evictions so far, by their reason in a word: "room" for
+    another unit, "idle", "headroom", "over_limit", "copies", "request", …
+    """
 
     def __init__(self, epoch: int = 0) -> None:
         self._epoch = epoch
@@ -50,6 +51,7 @@ class Journal:
         self._wakers: set[asyncio.Event] = set()
 
     def add(self, record: Record) -> None:
+        """Add an entry, log it, and wake those that follow."""
         self._sequence += 1
         self.counts[record.kind] += 1
         if record.why is not None:
@@ -90,11 +92,11 @@ class Journal:
             self._of_models.popitem(last=False)
 
     def newest(self, about: str) -> Iterator[types_pb2.Event]:
-        """Events about a model, a version or a server (all for ""), the newest first."""
+        """Yield the events about a model, a version or a server (all for ""), newest first."""
         return (entry.event for entry in self._newest(about))
 
     def evictions(self, unit: Unit) -> Iterator[Entry]:
-        """The evictions of a version, the newest first."""
+        """Yield the evictions of a version, newest first."""
         kind = types_pb2.EVENT_KIND_EVICTING
         return (e for e in self._newest(version_name(*unit)) if e.event.kind == kind)
 
@@ -106,8 +108,11 @@ class Journal:
         return (entry for entry in both if _is_about(entry.event, about))
 
     async def follow(self, after: int, epoch: int = 0) -> AsyncIterator[types_pb2.Event]:
-        """Events with a sequence above `after` (0: only new ones, -1: all that are kept), for ever.
-        `epoch`: of `after`, 0 for its own; after one of an earlier epoch come all that are kept."""
+        """Yield the events with a sequence above `after`, for ever.
+
+        0 stands for new ones only, -1 for all that are kept. `epoch`: the epoch of `after`, 0 for
+        this Controller's own; after an event of an earlier epoch come all that are kept.
+        """
         seen = self._seen(after, epoch)
         waker = asyncio.Event()
         self._wakers.add(waker)
@@ -122,14 +127,14 @@ class Journal:
             self._wakers.discard(waker)
 
     def _seen(self, after: int, epoch: int) -> int:
-        if epoch > self._epoch:  # from one that came later: this one is about to end
+        if epoch > self._epoch:  # of a successor: this Controller is about to end
             return self._sequence
         if 0 < epoch < self._epoch or after > self._sequence:
             return 0
         return after or self._sequence
 
     def _after(self, sequence: int) -> list[types_pb2.Event]:
-        """The events since then, the oldest first."""
+        """Return the events since then, oldest first."""
         found: list[types_pb2.Event] = []
         for entry in reversed(self._entries):
             if entry.event.sequence <= sequence:
@@ -139,7 +144,7 @@ class Journal:
 
 
 def _model(about: str) -> str:
-    """The model that it names, alone or with a version; empty where it names none."""
+    """Return the model that a name means, alone or with a version; empty where it means none."""
     version = parse_version_name(about)
     return version.model if version is not None else parse_model_name(about) or ""
 

@@ -1,4 +1,4 @@
-"""The fleet as Prometheus metrics, made when they are read."""
+"""The Prometheus metrics of the fleet, computed when they are read."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -40,10 +40,12 @@ class FleetMetrics(Collector):
 
     def _servers(self) -> Iterator[Metric]:
         healthy = GaugeMetricFamily(
-            "shoal_server_healthy", "1 when the server is used.", labels=("server",)
+            "shoal_server_healthy", "1 when the server is healthy and in use.", labels=("server",)
         )
         draining = GaugeMetricFamily(
-            "shoal_server_draining", "1 when it is given nothing new.", labels=("server",)
+            "shoal_server_draining",
+            "1 when nothing new is placed on the server.",
+            labels=("server",),
         )
         models = GaugeMetricFamily(
             "shoal_server_models", "Units that count against max_models.", labels=("server",)
@@ -109,7 +111,7 @@ class FleetMetrics(Collector):
         for kind, count in list(self._journal.counts.items()):
             events.add_metric((kind.name.lower(),), count)
         evictions = CounterMetricFamily(
-            "shoal_evictions", "Replicas that had to leave, by why.", labels=("reason",)
+            "shoal_evictions", "Replicas that had to leave, by reason.", labels=("reason",)
         )
         for reason, count in list(self._journal.evictions_by.items()):
             evictions.add_metric((reason,), count)
@@ -117,7 +119,11 @@ class FleetMetrics(Collector):
         predictions = CounterMetricFamily(
             "shoal_predictions", "Loads ahead of their expected use.", made
         )
-        hits = CounterMetricFamily("shoal_predictions_hit", "Of those, used in time.", hit)
+        hits = CounterMetricFamily(
+            "shoal_predictions_hit",
+            "Loads ahead of their expected use that were used in time.",
+            hit,
+        )
         yield from (events, evictions, predictions, hits)
 
 

@@ -1,9 +1,9 @@
 """Events for other systems: each is posted to a URL, in order, as a CloudEvent.
 
-CloudEvents 1.0 (https://github.com/cloudevents/spec), the HTTP binding's structured mode; `data` is
-the event in protobuf's JSON. The journal is the queue: while the receiver is away, as many events
-wait as the journal keeps, and an older one that it lets go of is lost and counted. An event may
-come twice, never out of order; (`source`, `id`) names it for good.
+They follow CloudEvents 1.0 (https://github.com/cloudevents/spec) in the structured mode of its HTTP
+binding; `data` is the event in protobuf's JSON. The journal is the queue: while the receiver is
+away, events wait there, and those that the journal drops meanwhile are lost and counted. An event
+may come twice, but never out of order; (`source`, `id`) names it for good.
 """
 
 import asyncio
@@ -23,10 +23,10 @@ from services.controller.telemetry.journal import Journal
 from shoal.controller.v1 import types_pb2
 
 CONTENT_TYPE: Final = "application/cloudevents+json; charset=utf-8"
-POST_SECONDS: Final = 5.0  # for each step of one request; the process may end so much later
+POST_SECONDS: Final = 5.0  # for each step of one request, which may delay the process's end
 RETRY_SECONDS: Final = (0.5, 30.0)  # at first, and at most
 
-# What a receiver says of the event itself, so that sending it again is of no use.
+# Statuses that are about the event itself, so that sending it again is of no use.
 REFUSALS: Final = frozenset({400, 413, 415, 422})
 
 EVENTS: Final = Counter(
@@ -34,15 +34,18 @@ EVENTS: Final = Counter(
     "Events for the webhook, by outcome: sent, refused by the receiver, lost while it was away.",
     ["outcome"],
 )
-FAILURES: Final = Counter("shoal_webhook_failures", "Posts that are tried again.")
+FAILURES: Final = Counter("shoal_webhook_failures", "Posts that failed and are tried again.")
 
 _log = structlog.get_logger(__name__)
 
 
 class Webhook:
-    """`url`: of the receiver; its user and password go into a header, and none of it but scheme,
+    """The sender that posts events to one receiver.
+
+    `url`: the receiver's. A user and password in it go into a header, and nothing of it but scheme,
     host and port is ever logged. `source`: a URI reference that no other fleet uses. `retry`:
-    seconds between two tries, at first and at most."""
+    seconds between two tries, at first and at most.
+    """
 
     def __init__(
         self,
@@ -86,7 +89,7 @@ class Webhook:
             if isinstance(problem, urllib.error.HTTPError) and problem.code in REFUSALS:
                 EVENTS.labels("refused").inc()
                 self._log.warning(
-                    "refused by the webhook", sequence=event.sequence, why=_cause(problem)
+                    "the webhook refused an event", sequence=event.sequence, why=_cause(problem)
                 )
                 return
             FAILURES.inc()
@@ -100,8 +103,8 @@ class Webhook:
             self._log.info("the webhook takes events again", tries=tries)
 
     def _post(self, body: bytes) -> Exception | None:
-        """What went wrong, None where it was taken; blocks."""
-        # pydantic has let only http and https through.
+        """Post once; return what went wrong, None where the event was taken. Blocks."""
+        # The settings let only http and https through.
         request = urllib.request.Request(  # noqa: S310
             self._url, body, self._headers, method="POST"
         )
@@ -116,14 +119,14 @@ class Webhook:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirected POST would become a GET without the event."""
+    """Redirects are not followed: the POST would become a GET without the event."""
 
     def redirect_request(self, *about: Any, **more: Any) -> None:
         return None
 
 
 def cloud_event(event: types_pb2.Event, source: str) -> dict[str, Any]:
-    """As CloudEvents' JSON format has it."""
+    """Return the event in CloudEvents' JSON format."""
     kind = types_pb2.EventKind.Name(event.kind).removeprefix("EVENT_KIND_").lower()
     return {
         "specversion": "1.0",
@@ -138,7 +141,7 @@ def cloud_event(event: types_pb2.Event, source: str) -> dict[str, Any]:
 
 
 def _cause(problem: Exception) -> str:
-    """In words that hold nothing of the URL."""
+    """Return what went wrong, in words that hold nothing of the URL."""
     if isinstance(problem, urllib.error.HTTPError):
         return f"HTTP status {problem.code}"
     reason = getattr(problem, "reason", problem)

@@ -1,4 +1,4 @@
-"""One Triton, driven through its own gRPC API. Only the Controller has its admin key."""
+"""The client of one Triton's own gRPC API. Nobody but the Controller has its admin key."""
 
 import asyncio
 import struct
@@ -21,7 +21,7 @@ SERVICE: Final = "inference.GRPCInferenceService"
 ADMIN_KEY_HEADER: Final = "triton-grpc-protocol-admin-key"
 
 READY: Final = "READY"
-UNLOADED: Final = "unloaded"  # the index's reason for what was, rather than for what failed to load
+UNLOADED: Final = "unloaded"  # the reason in the index, unless a load has failed
 LOADING: Final = "LOADING"
 UNLOADING: Final = "UNLOADING"
 BUSY: Final = frozenset({LOADING, UNLOADING})
@@ -40,15 +40,15 @@ class TritonGone(Exception):
 
 
 class TritonRefused(Exception):
-    """The server answered that it can't: its own words."""
+    """The server refused, in its own words."""
 
 
 class TritonSlow(Exception):
-    """A load or an unload was not over in its time. It may still come to an end."""
+    """A load or an unload did not end in time. It may still end."""
 
 
 class Deadline(NamedTuple):
-    """`seconds` from `began` (time.monotonic())."""
+    """A point in time: `seconds` after `began`, by time.monotonic()."""
 
     began: float
     seconds: float
@@ -67,18 +67,23 @@ class Deadline(NamedTuple):
 
 
 def until_next_look(state: str, spent: float) -> float:
-    """Seconds. An idle Python model takes a little over a second to unload, whoever asks; what
-    waits for its room should hear of it soon after that."""
+    """Return the seconds to wait before the next look at the index.
+
+    An idle Python model takes a little over a second to unload, and what waits for its memory
+    should hear of that soon.
+    """
     if state == UNLOADING and spent < IDLE_UNLOAD_SECONDS:
         return min(POLL_SECONDS, IDLE_UNLOAD_SECONDS - spent)
     return SOON_SECONDS if spent < 2 * IDLE_UNLOAD_SECONDS else POLL_SECONDS
 
 
 async def _while(lives: Callable[[], bool], seconds: float) -> None:
-    """Return when it does not any more, or after `seconds`: a look at a process costs next to
-    nothing, a look at an index keeps two processes busy."""
+    """Return once `lives()` is false, or after `seconds`.
+
+    A look at a process costs next to nothing; a look at an index keeps two processes busy.
+    """
     end = time.monotonic() + seconds
-    while lives() and time.monotonic() < end:  # noqa: ASYNC110  nobody tells of a process's end
+    while lives() and time.monotonic() < end:  # noqa: ASYNC110  nothing announces the end of a process
         await asyncio.sleep(SOON_SECONDS)
 
 
@@ -87,7 +92,10 @@ def _never() -> bool:
 
 
 class Triton:
-    """`id`: what it was started with as --id. `address`: host:port of its gRPC endpoint."""
+    """One Triton.
+
+    `id`: what it was started with as --id. `address`: host:port of its gRPC endpoint.
+    """
 
     def __init__(self, id_: str, address: str, admin_key: str) -> None:
         self.id = id_
@@ -110,12 +118,18 @@ class Triton:
         await self._channel.close(None)
 
     async def name(self) -> str:
-        """The id that the server itself says it has. Raises TritonGone."""
+        """Return the id that the server says it has.
+
+        Raises TritonGone.
+        """
         reply = await self._call(self._stub.ServerMetadata, service_pb2.ServerMetadataRequest())
         return str(reply.name)
 
     async def index(self) -> Index:
-        """State and reason of every unit that the server knows of. Raises TritonGone."""
+        """Return the state and reason of every unit that the server knows.
+
+        Raises TritonGone.
+        """
         reply = await self._call(self._stub.RepositoryIndex, service_pb2.RepositoryIndexRequest())
         found: dict[Unit, tuple[str, str]] = {}
         for row in reply.models:
@@ -125,28 +139,35 @@ class Triton:
         return found
 
     async def model_statistics(self, unit: Unit | None = None) -> Any:
-        """An inference.ModelStatistics of every unit that is READY, or of one. Raises TritonGone,
-        also when that one is not READY."""
+        """Return an inference.ModelStatistics of every READY unit, or of `unit` alone.
+
+        Raises TritonGone, also when `unit` is not READY.
+        """
         request = service_pb2.ModelStatisticsRequest()
         if unit is not None:
             request.name, request.version = unit.model, str(unit.version)
         return (await self._call(self._stub.ModelStatistics, request)).model_stats
 
     async def statistics(self) -> Mapping[Unit, Statistics]:
-        """Of every unit that is READY. Raises TritonGone."""
+        """Return the statistics of every READY unit.
+
+        Raises TritonGone.
+        """
         rows = by_unit(await self.model_statistics())
         return {unit: Statistics.of(row) for unit, row in rows.items()}
 
     async def config(self, unit: Unit) -> bytes:
-        """The serialized inference.ModelConfig that the unit was loaded with, as Triton has
-        completed it. Raises TritonRefused when it is not READY, TritonGone."""
+        """Return the serialized inference.ModelConfig of a READY unit, as Triton has completed it.
+
+        Raises TritonRefused when the unit is not READY, TritonGone.
+        """
         request = service_pb2.ModelConfigRequest(name=unit.model, version=str(unit.version))
         try:
             reply = await self._stub.ModelConfig(
                 request, metadata=self._metadata, timeout=CALL_SECONDS
             )
         except grpc.aio.AioRpcError as error:
-            await self.index()  # whether it is the server that does not answer
+            await self.index()  # raises TritonGone where the server itself does not answer
             raise TritonRefused(f"{error.code().name}: {error.details()}") from error
         return bytes(reply.config.SerializeToString())
 
@@ -165,7 +186,7 @@ class Triton:
         state, reason = await self.settled(unit, deadline)
         if state == READY:
             return
-        if not over:  # somebody else's call came in between, and Triton holds this one back
+        if not over:  # somebody else's call came first, and Triton holds this one back
             raise TritonSlow(f"the load of {unit} was not begun within {timeout:.3g} s")
         raise TritonRefused(reason or f"{unit} is {state or 'not in the index'} after the load")
 
@@ -178,8 +199,9 @@ class Triton:
         ended: Callable[[], bool] = _never,
         lives: Callable[[], bool] = _never,
     ) -> None:
-        """Leave only `versions` of the model loaded, and wait until `unit` is gone, or `ended`.
-        `lives`: whether a process of it is seen, without which it will be gone soon.
+        """Leave only `versions` of the model loaded, and wait until `unit` is gone or `ended()`.
+
+        `lives`: whether a process of the unit is seen. Without one, the unit is gone soon.
 
         Raises TritonRefused, TritonSlow when it is not over after `timeout` seconds, TritonGone.
         """
@@ -202,8 +224,11 @@ class Triton:
         ended: Callable[[], bool] = _never,
         lives: Callable[[], bool] = _never,
     ) -> tuple[str, str]:
-        """The unit's state and reason once it is neither LOADING nor UNLOADING; while UNLOADING,
-        also when `ended`. Raises TritonSlow when the deadline has passed, TritonGone."""
+        """Return the unit's state and reason once it is neither LOADING nor UNLOADING.
+
+        A unit that is UNLOADING counts as settled when `ended()`. Raises TritonSlow when the
+        deadline has passed, TritonGone.
+        """
         while True:
             state, reason = (await self.index()).get(unit, ("", ""))
             if state not in BUSY or (state == UNLOADING and ended()):
@@ -216,7 +241,7 @@ class Triton:
                 await asyncio.sleep(until_next_look(state, deadline.spent))
 
     async def probe(self, unit: Unit, request: bytes, timeout: float) -> None:
-        """Have the unit answer `request`, a serialized inference.ModelInferRequest.
+        """Send the unit `request`, a serialized inference.ModelInferRequest, and await its answer.
 
         Raises TritonRefused when it answers with an error or not within `timeout` seconds,
         TritonGone.
@@ -233,14 +258,16 @@ class Triton:
                 raise TritonRefused(
                     f"the probe of {unit} was not answered within {timeout:.3g} s"
                 ) from error
-            await self.index()  # whether it is the server that does not answer
+            await self.index()  # raises TritonGone where the server itself does not answer
             raise TritonRefused(
                 f"the probe of {unit} was answered {error.code().name}: {error.details()}"
             ) from error
 
     async def selfcheck(self, model: str) -> str | None:
-        """What is wrong with the server's answers, or None: an identity model is loaded, asked,
-        compared and unloaded. Raises TritonGone."""
+        """Load an identity model, ask it, compare its answer and unload it.
+
+        Returns what is wrong with the server's answers; None when nothing is. Raises TritonGone.
+        """
         deadline = Deadline.within(SELFCHECK_SECONDS)
         load = service_pb2.RepositoryModelLoadRequest(model_name=model)
         try:
@@ -271,7 +298,10 @@ class Triton:
         return None
 
     async def ask(self, method: str, request: bytes, timeout: float) -> bytes:
-        """The serialized answer to a serialized request. Raises AioRpcError."""
+        """Make any call of Triton's service; return its serialized response.
+
+        Raises AioRpcError.
+        """
         call: Any = self._channel.unary_unary(f"/{SERVICE}/{method}")
         return bytes(await call(request, metadata=self._metadata, timeout=timeout))
 
@@ -284,8 +314,9 @@ class Triton:
     async def _loaded(self, model: str, deadline: Deadline) -> None:
         """Return once no version of the model is LOADING.
 
-        Triton holds calls about the model back until then. Release 24.10 was seen to end with
-        SIGSEGV, rarely, when such a load came to its end while an unload was held back."""
+        Until then Triton holds back calls about the model. Release 24.10 was seen to die of
+        SIGSEGV, rarely, when such a load ended while an unload was held back.
+        """
         for unit, (state, _) in (await self.index()).items():
             if unit.model == model and state == LOADING:
                 await self.settled(unit, deadline)
@@ -298,7 +329,7 @@ class Triton:
         return await self._change(self._stub.RepositoryModelLoad, request, deadline)
 
     async def _change(self, method: Any, request: Any, deadline: Deadline) -> bool:
-        """Whether the call came to its end; when not, it goes on inside the server."""
+        """Make a call; return whether it ended in time. If not, it goes on inside the server."""
         try:
             await method(request, metadata=self._metadata, timeout=deadline.left)
         except grpc.aio.AioRpcError as error:

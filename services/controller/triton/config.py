@@ -22,8 +22,10 @@ def config_override(config: bytes, versions: tuple[int, ...]) -> str:
 
 
 def decoupled(config: bytes) -> bool:
-    """Return whether the model may answer a request any number of times, and so not through
-    ModelInfer."""
+    """Return whether the model may answer a request any number of times.
+
+    Such a model cannot be asked through ModelInfer.
+    """
     message = model_config_pb2.ModelConfig.FromString(config)
     return bool(message.model_transaction_policy.decoupled)
 

@@ -17,7 +17,7 @@ GPU_MEMORY: Final = "GPU"
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What a unit has counted since it was loaded.
+    """The counts of a unit since it was loaded.
 
     `queued`: requests that left its queue; `queue_seconds`: what they spent there, all together.
     `memory`: bytes by resource, where the backend tells. `last_inference`: seconds since the epoch,
