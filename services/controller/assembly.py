@@ -119,11 +119,16 @@ async def _serve(
             watch.listen(controller.loop.catalogue_changed)
             gc.collect()
             gc.freeze()  # a large catalogue makes each full collection a pause of its own
-            REGISTRY.register(FleetMetrics(controller.view, controller.journal))
-            servicer_of = cast("grpc.aio.Server", standby)
-            add_ControllerServiceServicer_to_server(controller.servicer, servicer_of)
-            await rpc.set_ready(True)
-            await asyncio.Event().wait()
+            add_ControllerServiceServicer_to_server(
+                controller.servicer, cast("grpc.aio.Server", standby)
+            )
+            collector = FleetMetrics(controller.view, controller.journal)
+            REGISTRY.register(collector)
+            try:
+                await rpc.set_ready(True)
+                await asyncio.Event().wait()
+            finally:
+                REGISTRY.unregister(collector)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from shoal.names import parse_model_name, parse_version_name
 from shoal.registry.v1 import types_pb2 as registry
 
 
-def parse(name: str) -> tuple[str, int | None]:
+def parse_name(name: str) -> tuple[str, int | None]:
     """Return the model that a resource name means, and its version where it means one.
 
     Raises InvalidName.
@@ -40,7 +40,7 @@ class Names:
 
         A version need not be registered. Raises InvalidName, ModelNotFound, NoApprovedVersion.
         """
-        model, version = parse(name)
+        model, version = parse_name(name)
         if version is not None:
             return Unit(model, version)
         entry = self._catalogue.entries.get(model)
@@ -55,7 +55,7 @@ class Names:
 
         Raises InvalidName, ModelNotFound, VersionNotFound.
         """
-        model, version = parse(name)
+        model, version = parse_name(name)
         if model not in self._catalogue.entries:
             raise ModelNotFound(model=model)
         if version is None:

@@ -23,9 +23,9 @@ from services.common.errors import (
     VersionNotFound,
 )
 from services.common.rpc import Context, deadline_of
-from services.controller.api import messages, names
+from services.controller.api import messages
 from services.controller.api.explanations import Explanations
-from services.controller.api.names import Names
+from services.controller.api.names import Names, parse_name
 from services.controller.core import events as ev
 from services.controller.core.entities import ReplicaKey, Unit
 from services.controller.core.view import FleetView
@@ -112,7 +112,7 @@ class ControllerServicer(ControllerServiceServicer):
         self, request: wire.ListReplicasRequest, context: Context
     ) -> wire.ListReplicasResponse:
         page = paging.page("replicas", request.page_size, request.page_token)
-        wanted = names.parse(request.model) if request.model else None
+        wanted = parse_name(request.model) if request.model else None
         found = {
             replica_name(replica.key.server, *replica.unit): replica
             for replica in self._view.replicas()
@@ -350,9 +350,9 @@ def _matches(unit: Unit, model: str, version: int | None) -> bool:
     return unit.model == model and version in (None, unit.version)
 
 
-def _token(scope: str, names: list[str], page: paging.Page) -> str:
-    """Return the token of the page after this one; empty where there is none."""
-    return paging.token(scope, (names[page.size - 1], 0)) if len(names) > page.size else ""
+def _token(scope: str, rest: list[str], page: paging.Page) -> str:
+    """Return the token of the page after this one; empty where all of `rest` is on this one."""
+    return paging.token(scope, (rest[page.size - 1], 0)) if len(rest) > page.size else ""
 
 
 def _trace_phases(phases: Iterable[ev.Phase]) -> None:

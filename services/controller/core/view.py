@@ -94,7 +94,7 @@ class FleetView:
     # --- units ------------------------------------------------------------------------------------
 
     def is_loadable(self, unit: Unit) -> bool:
-        """Return whether the unit may be loaded: it is in the catalogue and was not refused."""
+        """Return whether the unit is in the catalogue, neither rejected nor invalid."""
         return unit in self._fleet.specs
 
     def units_of(self, model: str) -> list[Unit]:
