@@ -74,12 +74,16 @@ class Fence:
 
     def is_open(self) -> bool:
         """Return whether the Controller may act now."""
+        self.look()
+        return self._opened.is_set()
+
+    def look(self) -> None:
+        """Look at the clock, and close where the lease may have ended or a pause hid an answer."""
         now = self._clock()
         paused = now - self._seen > self._ttl * PAUSE
         self._seen = now
         if now >= self._until and (paused or not self._registry_away):
             self._close()
-        return self._opened.is_set()
 
     def overtaken(self) -> None:
         """Note that a Router knows a later epoch: it counts while the Registry is away."""
@@ -106,7 +110,7 @@ class Fence:
 
     def unanswered(self) -> None:
         """Note that the Registry could not be asked."""
-        self.is_open()
+        self.look()
         self._registry_away = True
 
 
@@ -156,7 +160,7 @@ class Lease:
         while True:
             await asyncio.sleep(pause)
             asked = boot_seconds()
-            fence.is_open()
+            fence.look()
             try:
                 reply = await self._stub.HoldControllerLease(self._request, timeout=answer_within)
             except grpc.aio.AioRpcError as error:

@@ -1,4 +1,4 @@
-"""The exchange with the Registry: the catalogue from it, and what was learned to it."""
+"""The exchange with the Registry: its catalogue is followed, and what was learned reported."""
 
 import asyncio
 import functools
