@@ -1,6 +1,7 @@
 """The Controller's settings: environment variables that start with SHOAL_CONTROLLER_."""
 
 import os
+from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import (
@@ -32,34 +33,28 @@ _DEFAULT: Final = Limits()
 class ServerSettings(BaseModel, extra="forbid"):
     """One Triton."""
 
-    id: str = Field(description="the name that it was started with as --id")
+    id: str = Field(description="what it was started with as --id")
     address: Address = Field(description="host:port of its gRPC endpoint")
     memory_budget: dict[Resource, PositiveInt] = Field(
         default_factory=dict,
-        description='bytes by resource ("ram", "gpu:0"), beyond what it takes without models',
+        description='bytes by resource ("ram", "gpu:0"), over the server\'s own baseline',
     )
     soft_limit: Share | None = Field(
-        default=None, description="share of the budget; None: the same as for all servers"
+        default=None, description="share of the budget; None: as of all servers"
     )
-    max_models: int = Field(
-        default=0, ge=0, description="the most units at a time; 0: no such limit"
-    )
+    max_models: int = Field(default=0, ge=0, description="units at most; 0: no such limit")
     headroom_models: int = Field(
-        default=0, ge=0, description="how many of max_models are kept free ahead of need"
+        default=0, ge=0, description="of max_models, how many are kept free ahead of need"
     )
-    labels: dict[str, str] = Field(
-        default_factory=dict, description="labels that models may require"
-    )
+    labels: dict[str, str] = Field(default_factory=dict, description="that models may require")
     host: str = Field(
-        default="",
-        description="servers of the same host share its cores; empty: taken from the address",
+        default="", description="servers with the same share its cores; empty: by the address"
     )
     local: bool = Field(
-        default=True,
-        description="whether its processes run on this host, where they can be measured",
+        default=True, description="its processes run on this host, so that they can be measured"
     )
     metrics_url: AnyHttpUrl | None = Field(
-        default=None, description="its metrics endpoint, for a server that is not local"
+        default=None, description="of its metrics endpoint, for a server that is not local"
     )
 
     @model_validator(mode="after")
@@ -73,7 +68,7 @@ class ServerSettings(BaseModel, extra="forbid"):
 
 
 class Settings(BaseSettings):
-    """The settings of one Controller. Times are in seconds."""
+    """Times in seconds."""
 
     model_config = SettingsConfigDict(
         env_prefix="SHOAL_CONTROLLER_", extra="forbid", hide_input_in_errors=True
@@ -82,104 +77,91 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = 9102
     metrics_port: int = 9112
-    registry: Address = Field(default="127.0.0.1:9101", description="host:port of the Registry")
+    registry: Address = Field(default="127.0.0.1:9101", description="host:port")
     holder: str = Field(
         default="controller", description="the stable name under which it asks for the lease"
     )
     servers: list[ServerSettings] = Field(default_factory=list)
     triton_admin_key: SecretStr = Field(
-        default=SecretStr(""), description="the key of Triton's restricted protocols"
+        default=SecretStr(""), description="for Triton's restricted protocols"
     )
     selfcheck_model: str = Field(
         default="",
-        description="an identity model in every server's repository, checked before the "
-        "server is used; empty: no check",
+        description="an identity model in every server's repository, compared at attachment; "
+        "empty: no check",
     )
     trusted_proxies: list[str] = Field(default_factory=list)
+    staging_dir: Path | None = None
     events_webhook: Secret[AnyHttpUrl] | None = Field(
-        default=None,
-        description="the URL that every event is posted to, as a CloudEvent; None: nowhere",
+        default=None, description="where every event is posted to, as a CloudEvent; None: nowhere"
     )
 
-    health_interval: float = Field(
-        default=0.5, gt=0, description="between two looks at a server's index"
-    )
-    measure_interval: float = Field(
-        default=1.0, gt=0, description="between two measurements of a server"
-    )
+    health_interval: float = Field(default=0.5, gt=0)
+    measure_interval: float = Field(default=1.0, gt=0)
     load_timeout: float = Field(default=300.0, gt=0, description="a longer load counts as hung")
     unload_timeout: float = Field(default=60.0, gt=0, description="a longer unload counts as hung")
     probe_timeout: float = Field(
-        default=30.0, gt=0, description="how long a version may take to answer its probe"
+        default=30.0, gt=0, description="for the first answer of a version that has a probe"
     )
-    max_wait: float = Field(
-        default=300.0, gt=0, description="how long callers without a deadline wait"
-    )
-    lease_ttl: float = Field(
-        default=10.0, gt=1, description="how long the lease lasts, after which another one may act"
-    )
+    max_wait: float = Field(default=300.0, gt=0, description="for callers without a deadline")
+    lease_ttl: float = Field(default=10.0, gt=1)
     server_patience: float = Field(
         default=_DEFAULT.server_patience_seconds,
         ge=0,
-        description="how long requests wait for a server while none is healthy",
+        description="how long requests wait for a server when none is healthy",
     )
     router_lease: float = Field(
         default=_DEFAULT.router_seconds,
         gt=0,
-        description="a Router that is not heard from for so long is dropped",
+        description="a Router that was not heard from for so long is dropped",
     )
 
     policy: Literal["lru", "gdsf"] = Field(
         default="lru",
-        description="what is evicted first: the least recently used, or what costs least to lose, "
-        "by its size, reload time and use",
+        description="what is evicted first: the least recently used, or what costs least to lose "
+        "by size, reload time and use",
     )
     half_life: float = Field(
-        default=_DEFAULT.half_life_seconds,
-        gt=0,
-        description="the time after which a use counts half",
+        default=_DEFAULT.half_life_seconds, gt=0, description="after which a use counts half"
     )
     soft_limit: Share = Field(
         default=0.9,
-        description="share of a budget beyond which idle models are evicted ahead of need; "
-        "1: models are evicted only when their room is needed",
+        description="share of a budget beyond which what is idle is evicted ahead of need; "
+        "1: only when the room is needed",
     )
     headroom_idle: float = Field(
         default=_DEFAULT.headroom_idle_seconds,
         ge=0,
-        description="a model that was used in this time is not evicted ahead of need",
+        description="what was used within them is not evicted ahead of need",
     )
     idle_ttl: float = Field(
         default=_DEFAULT.idle_ttl_seconds,
         ge=0,
-        description="a model that is not used for so long is evicted; 0: never for that reason",
+        description="a model that was not used for so long is evicted; 0: never for that reason",
     )
     leak_share: float = Field(
         default=_DEFAULT.leak_share,
         gt=0,
-        description="share of a budget that a server may hold beyond what its models take before "
+        description="share of a budget that a server may hold beyond what its models take, before "
         "it is drained and restarted",
     )
 
     loads_per_server: int = Field(
-        default=_DEFAULT.loads_per_server,
-        ge=1,
-        description="the most loads at a time on one server",
+        default=_DEFAULT.loads_per_server, ge=1, description="at the same time"
     )
     loads_per_host: int | None = Field(
         default=None,
         ge=1,
-        description="the most loads at a time on one host; None: one for each core of this host, "
-        "4 at most",
+        description="at the same time; None: as many as this host has cores, 4 at most",
     )
     load_backoff: float = Field(
         default=_DEFAULT.backoff_seconds,
         gt=0,
-        description="the time until a failed load is tried again; doubles with each failure",
+        description="until a failed load is tried again; doubles with each failure",
     )
 
     min_copies: int = Field(
-        default=0, ge=0, description="how many replicas of every default version are kept"
+        default=0, ge=0, description="replicas of every default version that are kept"
     )
     preload: list[str] = Field(
         default_factory=list,
@@ -189,12 +171,12 @@ class Settings(BaseSettings):
         default_factory=list, description="models that are loaded and never evicted"
     )
     max_copies: int = Field(
-        default=_DEFAULT.max_copies, ge=1, description="the most replicas of one version"
+        default=_DEFAULT.max_copies, ge=1, description="replicas of one version at most"
     )
     copy_in_flight: float = Field(
         default=_DEFAULT.copy_in_flight,
         gt=0,
-        description="requests in flight on each replica that call for another copy",
+        description="requests in flight per replica that call for another copy",
     )
     copy_queue: float = Field(
         default=_DEFAULT.copy_queue_seconds,
@@ -202,25 +184,19 @@ class Settings(BaseSettings):
         description="mean time in the server's own queue that calls for another copy",
     )
     copy_up: float = Field(
-        default=_DEFAULT.copy_up_seconds,
-        ge=0,
-        description="how long a version must be busy before it gets another copy",
+        default=_DEFAULT.copy_up_seconds, ge=0, description="for so long, before there is another"
     )
     copy_down: float = Field(
         default=_DEFAULT.copy_down_seconds,
         ge=0,
-        description="a copy leaves once the others could have done without it for so long",
+        description="a copy leaves when the others could have done without it for so long",
     )
 
     predict: bool = Field(
         default=_DEFAULT.predict,
-        description="whether models are loaded into spare room ahead of their expected use",
+        description="whether models are loaded ahead of when they are expected, into spare room",
     )
-    predict_ahead: float = Field(
-        default=_DEFAULT.predict_seconds,
-        gt=0,
-        description="how long ahead of its use a model is loaded",
-    )
+    predict_ahead: float = Field(default=_DEFAULT.predict_seconds, gt=0)
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -231,7 +207,7 @@ class Settings(BaseSettings):
 
 
 def defaults(settings: Settings) -> Defaults:
-    """Return the defaults of models that ask for nothing themselves."""
+    """Return what holds for models that ask for nothing themselves."""
     return Defaults(settings.min_copies, frozenset(settings.preload), frozenset(settings.pinned))
 
 
@@ -274,14 +250,12 @@ def server(settings: Settings, one: ServerSettings) -> Server:
 
 
 def host(one: ServerSettings) -> str:
-    """Return the name of the server's host, whose cores and memory its servers share."""
+    """Which servers share cores and memory."""
     return one.host or (THIS_HOST if one.local else one.address.rpartition(":")[0])
 
 
 def metrics_url(settings: Settings, one: ServerSettings) -> str:
-    """Return where to read what the server takes.
-
-    Empty where that is not known, or where the numbers would be those of several servers.
-    """
+    """Where to read what the server takes; empty where that is not told, or would be the sum of
+    several servers."""
     beside = [other for other in settings.servers if host(other) == host(one)]
     return str(one.metrics_url) if one.metrics_url is not None and len(beside) == 1 else ""
