@@ -1,4 +1,4 @@
-"""Carries the engine's instructions out and feeds it what came of them."""
+"""The loop around the engine: events in, instructions carried out, their outcomes fed back."""
 
 import asyncio
 import itertools
@@ -8,50 +8,61 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from services.controller.catalog import Catalog, Learnt
-from services.controller.changes import Changes
 from services.controller.core import events as ev
 from services.controller.core.residency import Engine
-from services.controller.journal import Journal
-from services.controller.lease import Fence
-from services.controller.placements import Placements
+from services.controller.registry.catalogue import Catalogue, LearnedFootprint
+from services.controller.registry.lease import Fence
+from services.controller.routers.placements import Placements
+from services.controller.servers.changes import Changes
+from services.controller.telemetry.journal import Journal
 
-TICK_SECONDS: Final = 0.5  # between two looks when nothing becomes due
+TICK_SECONDS: Final = 0.5  # between two ticks, when nothing becomes due earlier
 MEASURE_AFTER_SECONDS: Final = 0.4
-SOONEST_SECONDS: Final = 0.001  # the event loop's own clock is no finer
+SOONEST_SECONDS: Final = 0.001  # the resolution of asyncio's clock
 
-# Seen again within a second: not kept while the fence is closed.
+# Events that come again within a second, and so are dropped while the fence is closed.
 PASSING: Final = (ev.Due, ev.Tick, ev.IndexSeen, ev.Measured, ev.QueuesSeen, ev.RouterUsed)
 
 Answer = ev.Granted | ev.Refused | ev.Evicted
+Question = ev.ResidentWanted | ev.EvictionWanted
+Ask = Callable[[Callable[[int], Question]], Awaitable[Answer]]  # `EngineLoop.ask`
 
 
 @dataclass
-class Loop:
-    """The engine and everything that it moves. All of it runs on one event loop, and `feed` does
-    not yield, so what the engine decided is published before anything else happens.
+class EngineLoop:
+    """The residency engine and everything that it moves.
 
-    `measure`: feeds what a server's models take now, as far as it can be measured. `fence`: while
-    it is closed, events wait and nothing is begun on a server."""
+    All of it runs in one asyncio event loop. `feed` never yields, so what the engine has decided is
+    published before anything else can happen.
+    """
 
     engine: Engine
-    catalog: Catalog
+    #: What the Registry says of the models, which the engine is told as specs.
+    catalogue: Catalogue
+    #: The table that Routers follow.
     placements: Placements
     journal: Journal
+    #: The owner of every load and unload under way.
     tasks: asyncio.TaskGroup
+    #: The hands that load and unload.
     changes: Changes
-    measure: Callable[[str], Awaitable[None]]
+    #: Measures a server's models and feeds the result; None where nothing is measured.
+    measure: Callable[[str], Awaitable[None]] | None = None
+    #: While it is closed, events are held back and nothing is begun on a server.
     fence: Fence = field(default_factory=Fence)
+    #: Footprints that are still to be reported to the Registry.
     learned: asyncio.Queue[ev.Learned] = field(default_factory=asyncio.Queue)
     _held: deque[ev.Event] = field(default_factory=deque)
     _waiters: dict[int, asyncio.Future[Answer]] = field(default_factory=dict)
     _numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
+    #: Loads and unloads under way, by server.
     _work: dict[str, set[asyncio.Task[None]]] = field(default_factory=dict)
     _waking: asyncio.TimerHandle | None = None
     _wakes_at: float = 0.0
 
     def feed(self, event: ev.Event) -> None:
-        if not self.fence.open():
+        """Have the engine react to `event`, and carry out what it decides."""
+        if not self.fence.is_open():
             if not isinstance(event, PASSING):
                 self._held.append(event)
             return
@@ -64,15 +75,16 @@ class Loop:
             self._carry_out(instruction)
         self._wake()
 
-    async def ask(
-        self, make: "type[ev.ResidentWanted] | type[ev.EvictionWanted]", **about: object
-    ) -> Answer:
-        """Feed an event that somebody waits for, and wait. Leaving early withdraws it."""
+    async def ask(self, question: Callable[[int], Question]) -> Answer:
+        """Feed an event that is answered, and wait for the answer.
+
+        `question` makes the event from the waiter's number. Cancelling the call withdraws it.
+        """
         waiter = next(self._numbers)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiters[waiter] = answer
         try:
-            self.feed(make(waiter=waiter, **about))  # type: ignore[arg-type]
+            self.feed(question(waiter))
             return await answer
         finally:
             del self._waiters[waiter]
@@ -85,12 +97,14 @@ class Loop:
             await asyncio.sleep(TICK_SECONDS)
             self.feed(ev.Tick(time.time()))
 
-    def catalog_changed(self, models: Iterable[str]) -> None:
+    def catalogue_changed(self, models: Iterable[str]) -> None:
+        """Tell the engine what the catalogue says of `models` now."""
         concerned = frozenset(models)
         if concerned:
-            self.feed(ev.CatalogChanged(concerned, self.catalog.specs(concerned)))
+            self.feed(ev.CatalogChanged(concerned, self.catalogue.specs(concerned)))
 
     def server_lost(self, server: str, reason: str, *, usable: bool = True) -> None:
+        """Cancel all work on the server and tell the engine that it is lost."""
         for task in self._work.pop(server, set()):
             task.cancel()
         self.feed(ev.ServerLost(server, reason, usable))
@@ -108,7 +122,7 @@ class Loop:
             case ev.Publish():
                 self.placements.mark(instruction.models, instruction.servers)
             case ev.Learned():
-                self.catalog.learnt[instruction.unit] = Learnt(
+                self.catalogue.learned[instruction.unit] = LearnedFootprint(
                     instruction.config_digest, instruction.memory, instruction.load_seconds
                 )
                 self.learned.put_nowait(instruction)
@@ -125,10 +139,11 @@ class Loop:
             self.changes.load(order) if isinstance(order, ev.Load) else self.changes.settle(order)
         )
         self.feed(await change)
-        # Not at once: reading the processes takes milliseconds of a core that the first request,
-        # which has waited for the load, can use better.
-        await asyncio.sleep(MEASURE_AFTER_SECONDS)
-        await self.measure(order.key.server)
+        if self.measure is not None:
+            # Not at once: reading the processes takes milliseconds of a core that the first
+            # request, which has waited for the load, can use better.
+            await asyncio.sleep(MEASURE_AFTER_SECONDS)
+            await self.measure(order.key.server)
 
     async def _unload(self, order: ev.Unload | ev.Settle) -> None:
         change = (
@@ -139,7 +154,7 @@ class Loop:
         self.feed(await change)
 
     def _wake(self) -> None:
-        """Have the engine looked at when something of its own becomes due."""
+        """Set the timer for when something of the engine's own becomes due."""
         due = self.engine.next_wake()
         if due is None or (self._waking is not None and self._wakes_at <= due):
             return

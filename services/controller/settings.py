@@ -16,10 +16,10 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from services.controller.catalog import Defaults
 from services.controller.core import memory
 from services.controller.core.entities import Server
 from services.controller.core.limits import Limits
+from services.controller.registry.catalogue import Defaults
 
 Address = Annotated[str, StringConstraints(pattern=r"^.+:\d+$")]
 Resource = Annotated[str, StringConstraints(pattern=r"^(ram|gpu:\d+)$")]
@@ -207,10 +207,12 @@ class Settings(BaseSettings):
 
 
 def defaults(settings: Settings) -> Defaults:
+    """Return what holds for models that ask for nothing themselves."""
     return Defaults(settings.min_copies, frozenset(settings.preload), frozenset(settings.pinned))
 
 
 def limits(settings: Settings) -> Limits:
+    """Return the numbers that the engine decides by."""
     return Limits(
         leak_share=settings.leak_share,
         policy=settings.policy,
@@ -233,6 +235,7 @@ def limits(settings: Settings) -> Limits:
 
 
 def server(settings: Settings, one: ServerSettings) -> Server:
+    """Return a server as the engine takes it."""
     share = settings.soft_limit if one.soft_limit is None else one.soft_limit
     return Server(
         one.id,

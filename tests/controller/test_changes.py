@@ -13,13 +13,13 @@ import pytest
 from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
-from services.controller.catalog import Catalog, Learnt
-from services.controller.changes import Changes, Timeouts
 from services.controller.core import events as ev
 from services.controller.core.entities import ReplicaKey, Unit
-from services.controller.gpus import Gpus
-from services.controller.processes import Processes
-from services.controller.triton import LOADING, READY, UNLOADING, Triton, TritonSlow
+from services.controller.measurement.gpus import Gpus
+from services.controller.measurement.processes import Processes
+from services.controller.registry.catalogue import Catalogue, LearnedFootprint
+from services.controller.servers.changes import Changes, Timeouts
+from services.controller.triton.client import LOADING, READY, UNLOADING, Triton, TritonSlow
 from shoal.names import model_name, version_name
 from shoal.registry.v1 import types_pb2 as registry
 from tests.support.triton_direct import DirectTriton, triton_direct, triton_python
@@ -75,9 +75,9 @@ def plain(unused: list[str]) -> str:
 
 @pytest.fixture
 def changes(server: DirectTriton, triton: Triton) -> Changes:
-    catalog = Catalog()
+    catalogue = Catalogue()
     processes = Processes({triton.id: server.address}, Gpus())
-    return Changes({triton.id: triton}, catalog, processes, TIMEOUTS, lambda server: quiet())
+    return Changes({triton.id: triton}, catalogue, processes, TIMEOUTS, lambda server: quiet())
 
 
 async def quiet() -> None:
@@ -92,7 +92,9 @@ def register(changes: Changes, *units: Unit, probe: bytes = b"", config: bytes =
         for unit in units
     ]
     model = registry.Model(name=model_name(units[0].model))
-    changes.catalog.replace([registry.CatalogEntry(model=model, versions=versions)], (), all_=False)
+    changes.catalogue.replace(
+        [registry.CatalogEntry(model=model, versions=versions)], (), all_=False
+    )
 
 
 def probe(*values: float, name: str = "INPUT") -> bytes:
@@ -201,7 +203,7 @@ async def test_a_load_that_was_found_is_seen_to_its_end(changes: Changes, triton
     async with begun(triton, unit):
         impatient = replace(changes, timeouts=replace(TIMEOUTS, load=0.2))
         assert isinstance(await settle(impatient, unit, loading=True), ev.LoadHung)
-        changes.catalog.learnt[unit] = Learnt("", {}, 9.0)
+        changes.catalogue.learned[unit] = LearnedFootprint("", {}, 9.0)
         found = await settle(changes, unit, loading=True)
     assert found == ev.Loaded(key(changes, unit), 9, 9.0), "when it began is not known"
     assert await state(triton, unit) == READY

@@ -15,7 +15,7 @@ import pytest
 
 from services.controller.core.entities import Unit
 from services.controller.core.events import Kind, Record
-from services.controller.journal import Journal
+from services.controller.telemetry.journal import Journal
 from shoal.controller.v1 import controller_service_pb2 as wire
 from tests.support.cli import NO_REGISTRY, NO_ROUTER
 from tests.support.controller import controller

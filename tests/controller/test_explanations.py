@@ -12,9 +12,9 @@ import grpc
 import pytest
 
 from services.common.status import error_info
+from services.controller.api.explanations import CANDIDATES
 from services.controller.core.entities import Server, Unit
 from services.controller.core.events import Kind, Record, Weighed
-from services.controller.explanations import CANDIDATES
 from shoal.controller.v1 import controller_service_pb2 as wire
 from shoal.controller.v1 import types_pb2
 from shoal.registry.v1 import types_pb2 as registry

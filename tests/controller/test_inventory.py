@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 import pytest
 from tritonclient.grpc import model_config_pb2
 
-from services.controller.catalog import Catalog
 from services.controller.core.entities import Server, Unit
-from services.controller.inventory import inventory, same
-from services.controller.triton import Triton, TritonRefused, TritonSlow
+from services.controller.registry.catalogue import Catalogue
+from services.controller.servers.inventory import inventory, same
+from services.controller.triton.client import Triton, TritonRefused, TritonSlow
 from shoal.names import model_name, version_name
 from shoal.registry.v1 import types_pb2 as registry
 from tests.support.triton_direct import DirectTriton, triton_direct, triton_python
@@ -62,8 +62,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DirectTriton]:
         yield running
 
 
-def catalog(**configs: bytes) -> Catalog:
-    found = Catalog()
+def catalogue(**configs: bytes) -> Catalogue:
+    found = Catalogue()
     for model, content in configs.items():
         version = registry.ModelVersion(name=version_name(model, 1), config=content)
         entry = registry.CatalogEntry(model=registry.Model(name=model_name(model)))
@@ -80,7 +80,7 @@ def kind(name: str) -> bytes:
 
 @pytest.mark.triton
 async def test_the_inventory(server: DirectTriton) -> None:
-    known = catalog(
+    known = catalogue(
         plain=wire("plain"), asked=wire("asked"), changed=kind("batching"), gone=wire("gone")
     )
     about = Server(server.spec.id, server.address)

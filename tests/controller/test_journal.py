@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from services.controller import journal as module
 from services.controller.core.entities import Unit
 from services.controller.core.events import Kind, Record, Weighed, Why
-from services.controller.journal import Journal
+from services.controller.telemetry import journal as module
+from services.controller.telemetry.journal import Journal
 from shoal.controller.v1 import types_pb2
 
 BUSY, QUIET = Unit("busy", 1), Unit("quiet", 3)

@@ -9,8 +9,8 @@ import grpc
 import pytest
 
 from services.controller.core import events as ev
-from services.controller.lease import MARGIN, PAUSE, Fence, Lease, LeaseLost
-from services.controller.loop import Loop
+from services.controller.loop import EngineLoop
+from services.controller.registry.lease import MARGIN, PAUSE, Fence, Lease, LeaseLost
 from shoal.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from tests.support.registry import Registry, registry
 
@@ -43,7 +43,7 @@ def live(fence: Fence, clock: Clock, seconds: float) -> list[bool]:
     seen = []
     for _ in range(round(seconds * 10)):
         clock.now += 0.1
-        seen.append(fence.open())
+        seen.append(fence.is_open())
     return seen
 
 
@@ -51,7 +51,7 @@ def live(fence: Fence, clock: Clock, seconds: float) -> list[bool]:
 
 
 def test_without_a_ttl_it_is_always_open() -> None:
-    assert Fence().open()
+    assert Fence().is_open()
 
 
 def test_it_closes_a_margin_before_the_lease_ends(fence: Fence, clock: Clock) -> None:
@@ -62,12 +62,12 @@ def test_it_closes_a_margin_before_the_lease_ends(fence: Fence, clock: Clock) ->
 
 def test_it_closes_at_the_first_look_after_a_pause(fence: Fence, clock: Clock) -> None:
     clock.now += 3 * TTL
-    assert not fence.open()
+    assert not fence.is_open()
 
 
 def test_a_pause_within_the_lease_is_none(fence: Fence, clock: Clock) -> None:
     clock.now += TTL * PAUSE + 1
-    assert fence.open()
+    assert fence.is_open()
 
 
 def test_it_stays_open_while_the_registry_is_away(fence: Fence, clock: Clock) -> None:
@@ -80,11 +80,11 @@ def test_a_pause_while_the_registry_is_away_closes_it(fence: Fence, clock: Clock
     fence.unanswered()
     assert all(live(fence, clock, 2 * TTL))
     clock.now += TTL * PAUSE + 0.1
-    assert not fence.open()
+    assert not fence.is_open()
     fence.unanswered()
     assert not any(live(fence, clock, TTL)), "only an answer opens it"
     fence.granted(clock.now)
-    assert fence.open()
+    assert fence.is_open()
 
 
 def test_a_question_that_failed_across_the_pause_does_not_open_it(
@@ -99,24 +99,24 @@ def test_an_answer_from_before_the_pause_does_not_open_it(fence: Fence, clock: C
     asked = clock.now
     clock.now += 3 * TTL
     fence.granted(asked)
-    assert not fence.open()
+    assert not fence.is_open()
     fence.granted(asked)
-    assert not fence.open()
+    assert not fence.is_open()
 
 
 def test_a_later_epoch_closes_it_while_the_registry_is_away(fence: Fence, clock: Clock) -> None:
     fence.overtaken()
-    assert fence.open(), "the Registry would have said so"
+    assert fence.is_open(), "the Registry would have said so"
     fence.unanswered()
     fence.overtaken()
     assert not any(live(fence, clock, TTL))
     fence.granted(clock.now)
-    assert fence.open()
+    assert fence.is_open()
 
 
 async def test_who_waits_goes_on_once_it_is_open(fence: Fence, clock: Clock) -> None:
     clock.now += 3 * TTL
-    waiting = asyncio.create_task(fence.passed())
+    waiting = asyncio.create_task(fence.wait_open())
     await asyncio.sleep(0)
     assert not waiting.done()
     fence.granted(clock.now)
@@ -144,7 +144,7 @@ async def keeping_ends(lease: Lease, fence: Fence) -> str:
 async def test_the_next_one_acts_when_the_first_lets_go(known: Registry) -> None:
     first, second = (Lease(known.stub, name, name, TTL) for name in ("first", "second"))
     epoch, fence = await first.acquire()
-    assert fence.open()
+    assert fence.is_open()
     waiting = asyncio.create_task(second.acquire())
     async with asyncio.timeout(10):
         while second.held_by != "first":  # noqa: ASYNC110  (told by the Registry's answer alone)
@@ -177,10 +177,10 @@ async def test_one_whose_lease_ran_out_untaken_goes_on(known: Registry) -> None:
     lease = Lease(known.stub, "first", "first", SHORT)
     _, fence = await lease.acquire()
     await asyncio.sleep(2 * SHORT)  # as a process does that was stopped
-    assert not fence.open()
+    assert not fence.is_open()
     keeper = asyncio.create_task(lease.keep(fence))
     async with asyncio.timeout(10):
-        await fence.passed()
+        await fence.wait_open()
     assert not keeper.done()
     keeper.cancel()
 
@@ -216,7 +216,7 @@ class Heard:
 async def test_events_wait_in_order_while_the_fence_is_closed(fence: Fence, clock: Clock) -> None:
     heard: Any = Heard()
     nothing: Any = None
-    loop = Loop(heard, *[nothing] * 6, fence=fence)
+    loop = EngineLoop(heard, *[nothing] * 6, fence=fence)
     joined, gone = ev.RouterJoined("r", frozenset()), ev.WaiterGone(1)
     loop.feed(joined)
     clock.now += 3 * TTL

@@ -9,33 +9,27 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from services.controller import loop as loop_module
-from services.controller.catalog import Catalog
-from services.controller.changes import Changes, Timeouts
+from services.controller.assembly import Acting, acting
 from services.controller.core import events as ev
 from services.controller.core.entities import ReplicaKey, Server, Unit
 from services.controller.core.events import Kind
 from services.controller.core.limits import Limits
-from services.controller.core.residency import Engine
-from services.controller.footprints import RAM
-from services.controller.gpus import Gpus
-from services.controller.journal import Journal
-from services.controller.loop import Loop
-from services.controller.measurement import FootprintWatch, Remote
-from services.controller.metrics import FleetMetrics
-from services.controller.placements import Placements
-from services.controller.processes import Processes
-from services.controller.queues import QueueTimes
-from services.controller.servers import ServerWatch
-from services.controller.statistics_watch import StatisticsWatch
-from services.controller.triton import Triton
+from services.controller.loop import EngineLoop
+from services.controller.measurement.footprint_watch import Remote
+from services.controller.measurement.footprints import RAM
+from services.controller.registry.catalogue import Catalogue
+from services.controller.telemetry.metrics import FleetMetrics
+from services.controller.triton.client import Triton
 from shoal.controller.v1 import types_pb2 as kinds
 from shoal.names import model_name, version_name
 from shoal.registry.v1 import types_pb2 as registry
+from tests.support.controller import settings
 from tests.support.triton_direct import DirectTriton, triton_direct, triton_python
 from tests.support.triton_models import ask, pids, wire, write
 
@@ -59,12 +53,16 @@ def triton_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DirectTr
 
 @dataclass
 class Controller:
-    loop: Loop
+    parts: Acting
     server: Server
+
+    @property
+    def loop(self) -> EngineLoop:
+        return self.parts.loop
 
     async def resident(self, unit: Unit, seconds: float = SECONDS) -> ev.Granted | ev.Refused:
         deadline = time.monotonic() + seconds
-        answer = await self.loop.ask(ev.ResidentWanted, unit=unit, deadline=deadline)
+        answer = await self.loop.ask(partial(ev.ResidentWanted, unit=unit, deadline=deadline))
         assert not isinstance(answer, ev.Evicted)
         return answer
 
@@ -83,7 +81,7 @@ class Controller:
     def metrics(self) -> dict[str, float]:
         """Samples by name, with their labels' values."""
         collectors = CollectorRegistry()
-        collectors.register(FleetMetrics(self.loop.engine.fleet, self.loop.journal))
+        collectors.register(FleetMetrics(self.parts.view, self.parts.journal))
         return {
             " ".join((sample.name, *sample.labels.values())): sample.value
             for family in collectors.collect()
@@ -91,8 +89,8 @@ class Controller:
         }
 
 
-def catalog(*names: str) -> Catalog:
-    found = Catalog()
+def catalogue(*names: str) -> Catalogue:
+    found = Catalogue()
     for name in names:
         version = registry.ModelVersion(
             name=version_name(name, 1),
@@ -118,50 +116,24 @@ async def controller(
 ) -> AsyncIterator[Controller]:
     """All of a Controller that needs no other service."""
     server = Server(running.spec.id, running.address, **about)  # type: ignore[arg-type]
-    now = time.monotonic()
-    engine = Engine(limits or Limits(), [server], now, now)
-    known = catalog(*MODELS, "hangs")
+    timing = settings(load_timeout=load_within, health_interval=0.1, measure_interval=0.1)
+    url = f"http://127.0.0.1:{running.spec.metrics_port}/metrics"
     async with (
         Triton(server.id, server.address, running.spec.admin_secret) as triton,
-        asyncio.TaskGroup() as tasks,
+        acting(
+            timing,
+            [server],
+            limits or Limits(),
+            {server.id: triton},
+            catalogue(*MODELS, "hangs"),
+            epoch=1,
+            remotes={} if local else {server.id: Remote(triton, url)},
+        ) as parts,
     ):
-        tritons = {server.id: triton}
-        processes = Processes({server.id: server.address} if local else {}, Gpus())
-        url = f"http://127.0.0.1:{running.spec.metrics_port}/metrics"
-        remotes = {} if local else {server.id: Remote(triton, url)}
-        timeouts = Timeouts(load=load_within, unload=SECONDS)
-        changes = Changes(tritons, known, processes, timeouts, lambda id_: watch.verify())
-        placements = Placements(engine.fleet, known, 1)
-        loop = Loop(
-            engine,
-            known,
-            placements,
-            Journal(),
-            tasks,
-            changes,
-            measure=lambda id_: footprints.measure(id_),
-        )
-        footprints = FootprintWatch(loop, processes, tritons, remotes, 0.1)
-        watch = ServerWatch(server, triton, loop, interval=0.1, selfcheck="")
-        statistics = StatisticsWatch(engine.fleet, tritons, known)
-        loop.catalog_changed(known.entries)
-        running_tasks = [
-            tasks.create_task(work)
-            for work in (
-                loop.tick(),
-                watch.run(),
-                footprints.run(),
-                statistics.run(QueueTimes(loop.feed).seen),
-            )
-        ]
-        one = Controller(loop, server)
-        try:
-            yield one
-            for unit in [Unit(name, 1) for name in (*MODELS, "hangs")]:
-                await loop.ask(ev.EvictionWanted, units=(unit,))
-        finally:
-            for task in running_tasks:
-                task.cancel()
+        one = Controller(parts, server)
+        yield one
+        for unit in [Unit(name, 1) for name in (*MODELS, "hangs")]:
+            await parts.loop.ask(partial(ev.EvictionWanted, units=(unit,)))
 
 
 @pytest.mark.triton
@@ -217,7 +189,7 @@ async def test_a_server_that_keeps_what_its_models_gave_back_is_to_be_restarted(
         assert isinstance(await one.resident(Unit("a", 1)), ev.Granted)
         id_ = one.server.id
         one.loop.feed(ev.Measured(id_, {}, {RAM: 2 * GIB}))
-        await one.until(lambda: one.loop.engine.fleet.servers[id_].restart_wanted)
+        await one.until(lambda: one.parts.view.servers[id_].restart_wanted)
         assert not pids(triton_server, "a")
         *_, drained = one.told(Kind.SERVER_DRAINING)
         assert drained.reason.endswith("not given back by models that are gone")
@@ -240,7 +212,7 @@ async def test_the_metrics_of_what_is_resident(triton_server: DirectTriton) -> N
         assert found["shoal_copies"] == 0
         assert found["shoal_waiters"] == 0
         assert found["shoal_predictions_total"] == found["shoal_predictions_hit_total"] == 0
-        await one.loop.ask(ev.EvictionWanted, units=(Unit("a", 1),))
+        await one.loop.ask(partial(ev.EvictionWanted, units=(Unit("a", 1),)))
         assert one.metrics()["shoal_evictions_total request"] == 1
 
 
@@ -250,11 +222,11 @@ async def test_a_server_elsewhere_is_measured_by_what_it_tells(
 ) -> None:
     async with controller(triton_server, local=False, budget={RAM: 64 * GIB}) as one:
         assert isinstance(await one.resident(Unit("a", 1)), ev.Granted)
-        fleet = one.loop.engine.fleet
+        servers = one.parts.view.servers
         async with asyncio.timeout(SECONDS):
-            while RAM not in fleet.servers[one.server.id].measured:  # noqa: ASYNC110
+            while RAM not in servers[one.server.id].measured:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
-        assert fleet.servers[one.server.id].measured[RAM] < 64 * GIB
+        assert servers[one.server.id].measured[RAM] < 64 * GIB
 
 
 @pytest.mark.triton

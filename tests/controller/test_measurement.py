@@ -11,14 +11,14 @@ import psutil
 import pytest
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
-from services.controller import footprints, remote
 from services.controller.core.entities import Unit
-from services.controller.footprints import RAM, Stub
-from services.controller.gpus import Gpus
-from services.controller.measurement import Baselines
-from services.controller.processes import Processes
-from services.controller.queues import waits
-from services.controller.triton import Statistics
+from services.controller.measurement import footprints, remote
+from services.controller.measurement.footprint_watch import Baselines
+from services.controller.measurement.footprints import RAM, Stub
+from services.controller.measurement.gpus import Gpus
+from services.controller.measurement.processes import Processes
+from services.controller.measurement.queues import waits
+from services.controller.triton.statistics import Statistics
 from tests.support.waiting import wait_until
 
 UNIT, OTHER = Unit("m", 1), Unit("m", 2)
@@ -86,7 +86,7 @@ def test_a_dead_process_takes_nothing_and_its_unit_is_broken(parent: psutil.Proc
 async def test_what_is_on_another_host_is_not_seen() -> None:
     processes = Processes({"here": "127.0.0.1:1"}, Gpus())
     for server in ("here", "elsewhere"):
-        assert processes.sees(server) == (server == "here")
+        assert processes.is_local(server) == (server == "here")
         assert await processes.look(server) is None
         assert processes.broken(server) == {}
         assert not processes.alive(server, UNIT)

@@ -6,7 +6,8 @@ from typing import Any
 from tritonclient.grpc import service_pb2
 
 from services.controller.core.entities import ReplicaKey, Unit
-from services.controller.model_statistics import Totals, rows
+from services.controller.measurement.model_statistics import Totals
+from services.controller.triton.statistics import by_unit
 
 A, B = Unit("m", 1), Unit("m", 2)
 
@@ -25,7 +26,7 @@ def counted(unit: Unit, requests: int, *, last: int = 0, sizes: tuple[int, ...] 
 
 
 def here(*made: Any) -> dict[Unit, Any]:
-    return rows(made)
+    return by_unit(made)
 
 
 def test_replicas_are_added_up() -> None:
@@ -158,7 +159,7 @@ def test_the_past_of_what_is_registered_no_more_is_forgotten() -> None:
 def test_rows_without_a_version_are_no_units() -> None:
     row = counted(A, 1)
     row.version = ""
-    assert rows([row]) == {}
+    assert by_unit([row]) == {}
 
 
 def test_totals_never_fall_whatever_happens() -> None:

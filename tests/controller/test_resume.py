@@ -42,8 +42,8 @@ async def test_it_is_told_what_has_changed_since() -> None:
         told = await first(alone, subscription())
         assert told.WhichOneof("message") == "snapshot"
         known = told.revision.number
-        alone.loop.catalog.replace([entry("b", 1, 2), entry("c", 1)], ["models/a"], all_=False)
-        alone.loop.catalog_changed(["a", "b", "c"])
+        alone.loop.catalogue.replace([entry("b", 1, 2), entry("c", 1)], ["models/a"], all_=False)
+        alone.loop.catalogue_changed(["a", "b", "c"])
         again = await first(alone, subscription(EPOCH, known))
         assert models(again) == ["b", "c"]
         assert list(again.delta.removed_models) == ["a"]

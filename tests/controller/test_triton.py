@@ -16,19 +16,20 @@ from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import InferenceServerException
 
-from services.controller import footprints, server_calls
 from services.controller.core.entities import Health, Server, Unit
-from services.controller.footprints import RAM, Footprints, stub_unit
-from services.controller.triton import (
+from services.controller.measurement import footprints
+from services.controller.measurement.footprints import RAM, Footprints, stub_unit
+from services.controller.servers import calls as server_calls
+from services.controller.triton.client import (
     READY,
     Deadline,
     Triton,
     TritonGone,
     TritonRefused,
     TritonSlow,
-    config_override,
-    told_memory,
 )
+from services.controller.triton.config import config_override
+from services.controller.triton.statistics import memory_of
 from shoal.controller.v1 import controller_service_pb2 as controller
 from tests.support.triton_direct import ROOT, DirectTriton, triton_direct, triton_python
 from tests.support.triton_models import ask, config, pids, wire, write
@@ -323,7 +324,7 @@ def test_memory_as_a_backend_tells_it() -> None:
     row = service_pb2.ModelStatistics()
     for type_, id_, size in (("CPU", 0, 5), ("GPU", 1, 7), ("CPU_PINNED", 0, 2), ("GPU", 1, 1)):
         row.memory_usage.add(type=type_, id=id_, byte_size=size)
-    assert told_memory(row.memory_usage) == {"ram": 7, "gpu:1": 8}
+    assert memory_of(row.memory_usage) == {"ram": 7, "gpu:1": 8}
 
 
 # --- the override of a config ---------------------------------------------------------------------

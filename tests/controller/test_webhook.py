@@ -18,12 +18,12 @@ from prometheus_client import REGISTRY
 from pydantic import ValidationError
 from structlog.testing import capture_logs
 
-from services.controller import journal as journal_module
 from services.controller.core.entities import Unit
 from services.controller.core.events import Kind, Record
-from services.controller.journal import Journal
 from services.controller.settings import Settings
-from services.controller.webhook import CONTENT_TYPE, Webhook, cloud_event
+from services.controller.telemetry import journal as journal_module
+from services.controller.telemetry.journal import Journal
+from services.controller.telemetry.webhook import CONTENT_TYPE, Webhook, cloud_event
 from shoal.controller.v1 import types_pb2
 
 SECONDS = 10.0

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from services.controller.footprints import stub_unit
+from services.controller.measurement.footprints import stub_unit
 from services.embedded.background import BackgroundStack
 from shoal.controller.v1 import controller_service_pb2 as controller
 from shoal.controller.v1 import types_pb2 as kinds

@@ -10,8 +10,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from grpc import StatusCode
 
-from services.controller.catalog import Catalog
 from services.controller.core.entities import UnitSpec
+from services.controller.registry.catalogue import Catalogue
 from shoal.registry.v1 import registry_service_pb2 as pb
 from shoal.registry.v1 import types_pb2 as types
 from tests.support.registry import Registry, python_model, refusal, registry
@@ -131,18 +131,18 @@ async def test_it_outlives_the_process_and_further_versions(tmp_path: Path) -> N
 
 
 async def test_the_controller_hears_of_it(known: Registry) -> None:
-    catalog = Catalog()
+    catalogue = Catalogue()
     watch = known.stub.WatchCatalog(pb.WatchCatalogRequest())
     async with aclosing(aiter(watch)) as responses:
         snapshot = (await anext(responses)).snapshot
-        assert catalog.replace(snapshot.entries, (), all_=True) == {"m"}
-        first, second = catalog.specs(["m"])
+        assert catalogue.replace(snapshot.entries, (), all_=True) == {"m"}
+        first, second = catalogue.specs(["m"])
         assert (asks(first), asks(second)) == (asks_nothing(), asks_nothing())
         for asked in (FULL, ZEROS):
             await update(known, asked, "residency")
             delta = (await anext(responses)).delta
-            assert catalog.replace(delta.entries, (), all_=False) == {"m"}
-            first, second = catalog.specs(["m"])
+            assert catalogue.replace(delta.entries, (), all_=False) == {"m"}
+            first, second = catalogue.specs(["m"])
             if asked is ZEROS:
                 assert asks(first) == asks(second) == {**asks_nothing(), "idle_ttl": 0.0}
                 continue
@@ -154,7 +154,7 @@ async def test_the_controller_hears_of_it(known: Registry) -> None:
             }
             assert asks(first) == {**shared, "min_copies": 0, "preload": False}
             assert asks(second) == {**shared, "min_copies": 1, "preload": True}
-        assert catalog.replace(delta.entries, (), all_=False) == frozenset()
+        assert catalogue.replace(delta.entries, (), all_=False) == frozenset()
 
 
 def asks(spec: UnitSpec) -> dict[str, Any]:

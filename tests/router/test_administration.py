@@ -21,7 +21,7 @@ from tritonclient.grpc import service_pb2
 from services.common.status import error_info
 from services.controller.core.entities import Server
 from services.controller.core.states import State
-from services.controller.triton import ADMIN_KEY_HEADER
+from services.controller.triton.client import ADMIN_KEY_HEADER
 from services.router.control import calls as controller_calls
 from shoal.controller.v1 import controller_service_pb2 as wire
 from shoal.registry.v1 import types_pb2 as registry
@@ -99,10 +99,9 @@ async def client(shoal: router_harness.Alone) -> AsyncIterator[Any]:
 def ready(controller: controller_harness.Alone, model: str) -> set[str]:
     """The servers that hold it."""
     return {
-        server
-        for server, here in controller.loop.engine.fleet.replicas.items()
-        for unit, replica in here.items()
-        if unit.model == model and replica.state is State.READY
+        replica.key.server
+        for replica in controller.view.replicas()
+        if replica.unit.model == model and replica.state is State.READY
     }
 
 
@@ -433,8 +432,7 @@ async def test_a_server_that_did_not_take_a_setting_is_named(
         controller_harness.controller(servers, [], keys) as alone,
         router(alone.address) as running,
     ):
-        fleet = alone.loop.engine.fleet
-        await until(lambda: fleet.servers[direct.spec.id].accepting)
+        await until(lambda: alone.view.servers[direct.spec.id].accepting)
         request = service_pb2.LogSettingsRequest()
         request.settings["log_info"].bool_param = True
         code, text, info = await refusal(running.stub.LogSettings(request))

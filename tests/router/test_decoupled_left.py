@@ -43,9 +43,8 @@ async def test_others_know_of_it_until_it_is_unloaded(tmp_path: Path) -> None:
             await talk.say(ask(MANY, REPLIES, PAUSE))
             assert numbers(await talk.hear()) == (0.0,)
 
-            catalog = controller.loop.catalog
-            gone = catalog.replace((), [model_name(MANY)], all_=False)
-            controller.loop.catalog_changed(gone)
+            gone = controller.loop.catalogue.replace((), [model_name(MANY)], all_=False)
+            controller.loop.catalogue_changed(gone)
             await until(lambda: other.watch.table.entry(Target(MANY, 1)) is None)
             assert not other.watch.table.plain
             values = [numbers(reply) for reply in await talk.rest()]

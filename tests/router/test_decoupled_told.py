@@ -4,10 +4,11 @@ import time
 
 import pytest
 
-from services.controller.catalog import Catalog
 from services.controller.core.limits import Limits
 from services.controller.core.residency import Engine
-from services.controller.placements import Placements, Subscriber
+from services.controller.core.view import FleetView
+from services.controller.registry.catalogue import Catalogue
+from services.controller.routers.placements import Placements, Subscriber
 from services.registry.api.messages import version as told
 from services.registry.core.catalogue import Version, VersionState
 from services.router.control.placement_watch import change_of
@@ -35,10 +36,11 @@ def registered(*, decoupled: bool) -> registry.ModelVersion:
 
 
 def published(version: registry.ModelVersion) -> placement_pb2.WatchPlacementsResponse:
-    catalog, now = Catalog(), time.monotonic()
+    catalogue, now = Catalogue(), time.monotonic()
     model = registry.Model(name=model_name("m"), default_version=1)
-    catalog.replace([registry.CatalogEntry(model=model, versions=[version])], (), all_=True)
-    return Placements(Engine(Limits(), [], now, now).fleet, catalog, 1).next_message(Subscriber())
+    catalogue.replace([registry.CatalogEntry(model=model, versions=[version])], (), all_=True)
+    view = FleetView(Engine(Limits(), [], now, now).fleet)
+    return Placements(view, catalogue, 1).next_message(Subscriber())
 
 
 def in_table(version: registry.ModelVersion) -> tuple[bool | None, bool]:

@@ -24,7 +24,7 @@ from services.common.caller import Caller
 from services.common.errors import NotProxied
 from services.common.status import error_info
 from services.controller.core.entities import Server
-from services.controller.triton import ADMIN_KEY_HEADER
+from services.controller.triton.client import ADMIN_KEY_HEADER
 from services.router.call import Call
 from services.router.core.errors import RegionRefused
 from services.router.core.routing.routes import Target

@@ -1,7 +1,5 @@
 """A Controller's service in this process, over the Tritons that a test has, without a Registry."""
 
-import asyncio
-import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -12,20 +10,15 @@ from structlog.testing import capture_logs
 from services.common import channels
 from services.common.caller import CallerPolicy
 from services.common.rpc import RpcServer
-from services.controller.catalog import Catalog
-from services.controller.changes import Changes, Timeouts
+from services.controller.api.servicer import OPEN_METHODS, SERVICE
+from services.controller.assembly import acting
 from services.controller.core.entities import Server
 from services.controller.core.limits import Limits
-from services.controller.core.residency import Engine
-from services.controller.gpus import Gpus
-from services.controller.journal import Journal
-from services.controller.loop import Loop
-from services.controller.placements import Placements
-from services.controller.processes import Processes
-from services.controller.servers import ServerWatch
-from services.controller.servicer import OPEN_METHODS, SERVICE, ControllerServicer
-from services.controller.statistics_watch import StatisticsWatch
-from services.controller.triton import Triton
+from services.controller.core.view import FleetView
+from services.controller.loop import EngineLoop
+from services.controller.registry.catalogue import Catalogue
+from services.controller.settings import Settings
+from services.controller.triton.client import Triton
 from shoal.controller.v1.controller_service_pb2_grpc import (
     ControllerServiceStub,
     add_ControllerServiceServicer_to_server,
@@ -41,7 +34,8 @@ SECONDS = 20.0
 class Alone:
     """`stub`: of grpc.aio."""
 
-    loop: Loop
+    loop: EngineLoop
+    view: FleetView
     address: str
     stub: Any
 
@@ -57,6 +51,12 @@ def entry(model: str, *versions: int, **more: Any) -> registry.CatalogEntry:
     )
 
 
+def settings(**more: Any) -> Settings:
+    """Settings with short intervals and timeouts; the servers are given apart from them."""
+    times = dict.fromkeys(("load_timeout", "unload_timeout", "probe_timeout", "max_wait"), SECONDS)
+    return Settings(**{"health_interval": 0.2, **times, **more})
+
+
 @asynccontextmanager
 async def controller(
     servers: Sequence[Server] = (),
@@ -67,12 +67,9 @@ async def controller(
     port: int = 0,
     limits: Limits | None = None,
 ) -> AsyncIterator[Alone]:
-    """Yields once it answers. `keys`: each server's admin key."""
-    catalog = Catalog()
-    catalog.replace(entries, (), all_=True)
-    now = time.monotonic()
-    engine = Engine(limits or Limits(), servers, now, now)
-    watches: dict[str, ServerWatch] = {}
+    """A Controller that answers. `keys`: each server's admin key."""
+    catalogue = Catalogue()
+    catalogue.replace(entries, (), all_=True)
     async with AsyncExitStack() as stack:
         # Its log lines would stand between what a command prints.
         stack.enter_context(capture_logs())
@@ -82,37 +79,22 @@ async def controller(
             )
             for server in servers
         }
-        tasks = await stack.enter_async_context(asyncio.TaskGroup())
-        statistics = StatisticsWatch(engine.fleet, tritons, catalog)
-        changes = Changes(
-            tritons,
-            catalog,
-            Processes({server.id: server.address for server in servers}, Gpus()),
-            Timeouts(SECONDS, SECONDS, SECONDS),
-            verify=lambda server: watches[server].verify(),
-            loads=statistics.begins,
-            unloads=statistics.ends,
-            probed=statistics.probed,
+        parts = await stack.enter_async_context(
+            acting(
+                settings(),
+                servers,
+                limits or Limits(),
+                tritons,
+                catalogue,
+                epoch=epoch,
+                measured=False,
+            )
         )
-        placements = Placements(engine.fleet, catalog, epoch)
-        loop = Loop(engine, catalog, placements, Journal(epoch), tasks, changes, _unmeasured)
-        loop.catalog_changed(catalog.entries)
-        work = [tasks.create_task(loop.tick())]
-        for server in servers:
-            watch = ServerWatch(server, tritons[server.id], loop, interval=0.2, selfcheck="")
-            watches[server.id] = watch
-            work.append(tasks.create_task(watch.run()))
-        stack.callback(lambda: [task.cancel() for task in work])
         rpc = RpcServer(CallerPolicy(), open_methods=OPEN_METHODS)
         rpc.announce(SERVICE)
-        servicer = ControllerServicer(loop, watches, statistics, None, SECONDS)
-        add_ControllerServiceServicer_to_server(servicer, rpc.services)
+        add_ControllerServiceServicer_to_server(parts.servicer, rpc.services)
         address = f"127.0.0.1:{await rpc.start('127.0.0.1', port)}"
         stack.push_async_callback(rpc.stop, 0)
         await rpc.set_ready(True)
         channel = await stack.enter_async_context(channels.control(address))
-        yield Alone(loop, address, ControllerServiceStub(channel))
-
-
-async def _unmeasured(server: str) -> None:
-    """What its models take is not looked at."""
+        yield Alone(parts.loop, parts.view, address, ControllerServiceStub(channel))

@@ -8,7 +8,7 @@ import tritonclient.grpc as triton_client
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from services.controller.footprints import stub_unit
+from services.controller.measurement.footprints import stub_unit
 from tests.support.triton_direct import DirectTriton
 
 CODE = """

@@ -1,0 +1,161 @@
+"""The Registry's catalogue as the Controller holds it, and the specs that the engine gets."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from google.protobuf.duration_pb2 import Duration
+
+from services.controller.core.entities import Unit, UnitSpec
+from services.controller.core.memory import Memory
+from shoal.names import parse_model_name, parse_version_name
+from shoal.registry.v1 import types_pb2 as registry
+
+ANSWERABLE = frozenset({registry.VERSION_STATE_APPROVED, registry.VERSION_STATE_PENDING})
+
+
+@dataclass
+class LearnedFootprint:
+    """A footprint that the Registry keeps. It counts only for the config it was learned with."""
+
+    config_digest: str
+    memory: Memory
+    load_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """The settings of models that ask for nothing themselves.
+
+    `preload`, `pinned`: "model" for its default version, or "model:version".
+    """
+
+    min_copies: int = 0
+    preload: frozenset[str] = frozenset()
+    pinned: frozenset[str] = frozenset()
+
+
+@dataclass
+class Catalogue:
+    """The models that exist, and what was learned of them.
+
+    `entries`: by model name. `learned`: by unit, unregistered ones included. `gone`: units that are
+    no longer registered, and may still be resident.
+    """
+
+    defaults: Defaults = field(default_factory=Defaults)
+    entries: dict[str, registry.CatalogEntry] = field(default_factory=dict)
+    learned: dict[Unit, LearnedFootprint] = field(default_factory=dict)
+    gone: set[Unit] = field(default_factory=set)
+
+    def replace(
+        self, entries: Iterable[registry.CatalogEntry], removed: Iterable[str], *, all_: bool
+    ) -> frozenset[str]:
+        """Take in a change, or with `all_` a whole catalogue; return the models that changed."""
+        fresh = {model_of(entry): entry for entry in entries}
+        gone = {name for name in map(parse_model_name, removed) if name is not None}
+        if all_:
+            gone |= self.entries.keys() - fresh.keys()
+        changed = {model for model, entry in fresh.items() if self.entries.get(model) != entry}
+        before = self._units(changed | gone)
+        for model in gone:
+            self.entries.pop(model, None)
+        self.entries.update(fresh)
+        if before or self.gone:
+            self.gone = (self.gone | before) - self._units(changed)
+        return frozenset(changed | gone)
+
+    def has_leftovers(self, is_resident: Callable[[Unit], bool]) -> bool:
+        """Return whether any unit that is no longer registered is still resident.
+
+        Those that are not are forgotten.
+        """
+        self.gone = {unit for unit in self.gone if is_resident(unit)}
+        return bool(self.gone)
+
+    def _units(self, models: Iterable[str]) -> set[Unit]:
+        entries = (self.entries[model] for model in models if model in self.entries)
+        return {unit_of(version) for entry in entries for version in entry.versions}
+
+    def learn(self, footprint: registry.Footprint) -> None:
+        """Take in a footprint that the Registry keeps."""
+        name = parse_version_name(footprint.version)
+        if name is not None:
+            seconds = footprint.load_duration.ToTimedelta().total_seconds()
+            self.learned[Unit(*name)] = LearnedFootprint(
+                footprint.config_digest, dict(footprint.memory), seconds or None
+            )
+
+    def version(self, unit: Unit) -> registry.ModelVersion | None:
+        """Return what the Registry says of the unit; None where it is not registered."""
+        entry = self.entries.get(unit.model)
+        for version in entry.versions if entry is not None else ():
+            if unit_of(version) == unit:
+                return version
+        return None
+
+    def specs(self, models: Iterable[str]) -> tuple[UnitSpec, ...]:
+        """Return what the engine may load of these models."""
+        return tuple(
+            self._spec(self.entries[model].model, version)
+            for model in sorted(models)
+            if model in self.entries
+            for version in self.entries[model].versions
+            if version.state in ANSWERABLE
+        )
+
+    def _spec(self, model: registry.Model, version: registry.ModelVersion) -> UnitSpec:
+        unit = unit_of(version)
+        asked, default = model.residency, unit.version == model.default_version
+        names = {str(unit), unit.model} if default else {str(unit)}
+        copies = asked.min_copies if asked.HasField("min_copies") else self.defaults.min_copies
+        preload = (
+            asked.preload if asked.HasField("preload") else bool(names & self.defaults.preload)
+        )
+        learned = self.learned.get(unit)
+        if learned is not None and learned.config_digest != version.config_digest:
+            learned = None
+        return UnitSpec(
+            unit=unit,
+            config_digest=version.config_digest,
+            fingerprint=version.fingerprint,
+            artifact_bytes=version.artifact_bytes,
+            declared=dict(version.declared_memory),
+            learned=learned.memory if learned is not None else {},
+            load_seconds=learned.load_seconds if learned is not None else None,
+            requires=tuple(
+                Unit(*name)
+                for name in map(parse_version_name, version.requires)
+                if name is not None
+            ),
+            ensemble=version.ensemble,
+            pinned=version.pinned or bool(names & self.defaults.pinned),
+            min_copies=copies if default else 0,
+            max_copies=_max_copies(asked, version),
+            idle_ttl=_seconds(asked.idle_ttl) if asked.HasField("idle_ttl") else None,
+            preload=preload and (default or str(unit) in self.defaults.preload),
+            priority=asked.priority,
+            required_labels=dict(asked.required_labels),
+        )
+
+
+def _max_copies(asked: registry.Residency, version: registry.ModelVersion) -> int | None:
+    if asked.HasField("max_copies"):
+        return asked.max_copies
+    # The requests of a sequence come by any Router, and all must find the one replica it is on.
+    return max(1, asked.min_copies) if version.stateful else None
+
+
+def _seconds(duration: Duration) -> float:
+    return float(duration.ToNanoseconds() / 1e9)
+
+
+def model_of(entry: registry.CatalogEntry) -> str:
+    model = parse_model_name(entry.model.name)
+    assert model is not None, f"the Registry sent a bad name: {entry.model.name!r}"
+    return model
+
+
+def unit_of(version: registry.ModelVersion) -> Unit:
+    name = parse_version_name(version.name)
+    assert name is not None, f"the Registry sent a bad name: {version.name!r}"
+    return Unit(*name)
