@@ -241,7 +241,7 @@ def test_element_types(tmp_path: Path) -> None:
         onnx_model(tmp_path / "m" / "1" / "model.onnx", element=element)
         assert completed(tmp_path / "m").input[0].data_type == expected
     onnx_model(tmp_path / "m" / "1" / "model.onnx", element=onnx.TensorProto.COMPLEX64)
-    assert "COMPLEX64, which Triton does not know" in problem(tmp_path / "m")
+    assert "COMPLEX64, which Triton does not support" in problem(tmp_path / "m")
 
 
 def test_weights_that_are_listed_as_inputs_are_none(tmp_path: Path) -> None:

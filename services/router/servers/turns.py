@@ -9,9 +9,9 @@ import structlog
 
 from services.router.core.routing.metadata import Pairs
 from services.router.core.routing.routes import Replica
-from services.router.core.wire.protobuf import Malformed
 from services.router.core.wire.reply import reply, whole
 from services.router.core.wire.verdict import DECOUPLED, code_in_band, cut_off
+from shoal.protobuf import Malformed
 
 MODEL_STREAM_INFER: Final = "/inference.GRPCInferenceService/ModelStreamInfer"
 

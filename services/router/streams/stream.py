@@ -20,7 +20,6 @@ from services.router.core.routing.metadata import Pairs, Said
 from services.router.core.routing.routes import Target
 from services.router.core.routing.sequences import draw
 from services.router.core.wire import request as wire
-from services.router.core.wire.protobuf import Malformed
 from services.router.core.wire.reply import Turns, failure, refusal, reply, response, streamed
 from services.router.core.wire.verdict import begun, is_decoupled
 from services.router.servers.turns import MODEL_STREAM_INFER, PlainStream
@@ -30,6 +29,7 @@ from services.router.streams.replies import Outlet, Write
 from services.router.telemetry.statistics import Statistics
 from services.router.unary.forward import TritonError
 from services.router.unary.inference import Request, Requests, malformed
+from shoal.protobuf import Malformed
 
 # Asks that an error of a model end the stream, with its status. It is not passed on: every Triton
 # before release 26.04 may crash of it.

@@ -26,7 +26,6 @@ from services.router.core.routing.metadata import EXPLAIN, Pairs, Said, read
 from services.router.core.routing.routes import Target, why
 from services.router.core.routing.sequences import draw
 from services.router.core.wire import request as wire
-from services.router.core.wire.protobuf import Malformed
 from services.router.core.wire.reply import amended
 from services.router.servers.turns import PlainStream
 from services.router.telemetry import tracing
@@ -35,6 +34,7 @@ from services.router.unary import classification as classes
 from services.router.unary.decompression import unpacked
 from services.router.unary.forward import Forwarder, Reply, TritonError
 from services.router.unary.lending import Lending
+from shoal.protobuf import Malformed
 
 
 class Request(NamedTuple):
