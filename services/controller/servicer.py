@@ -11,14 +11,11 @@ from opentelemetry import trace
 
 from services.common import paging, telemetry
 from services.common.errors import (
-    Held,
     InvalidArtifact,
     InvalidName,
     ModelNotFound,
     NoApprovedVersion,
     NotReady,
-    RegistryUnavailable,
-    ServerNotFound,
     ShoalError,
     VersionNotFound,
 )
@@ -27,6 +24,7 @@ from services.controller import explanations, messages, router_stream, server_ca
 from services.controller.catalog import ANSWERABLE
 from services.controller.core import events as ev
 from services.controller.core.entities import ReplicaKey, Unit
+from services.controller.core.errors import Held, RegistryUnavailable, ServerNotFound
 from services.controller.loop import Loop
 from services.controller.servers import ServerWatch
 from services.controller.statistics_watch import StatisticsWatch

@@ -21,9 +21,10 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 
 from services.common import web
 from services.common.caller import CallerPolicy
-from services.common.errors import AdminRequired, NeverFits, NoRoom
+from services.common.errors import AdminRequired
 from services.common.ports import listen
 from services.common.status import DETAILS_KEY, details
+from services.controller.core.errors import NeverFits, NoRoom
 from services.router.call import Answered, Call
 from services.router.control.placement_watch import PlacementWatch
 from services.router.core.routing.metadata import Pairs, Said, read

@@ -11,7 +11,6 @@ from typing import Any, Final, TypeVar
 from google.protobuf.message import Message
 
 from services.common import paging
-from services.common.errors import AlreadyExists
 from services.common.rpc import Context
 from services.registry.api import messages as wire
 from services.registry.catalogue.store import Snapshot
@@ -20,6 +19,7 @@ from services.registry.completion import finish, finishing
 from services.registry.core import catalogue as catalog
 from services.registry.core import residency, traffic, validation
 from services.registry.core.catalogue import Entry, Model, Move, TrafficPolicy
+from services.registry.core.errors import AlreadyExists
 from services.registry.versions import Inventory, Registration
 from shoal import names
 from shoal.registry.v1 import registry_service_pb2 as pb

@@ -13,13 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from services.common.errors import (
-    AlreadyExists,
-    EtagMismatch,
-    IllegalState,
-    NoApprovedVersion,
-    VersionNotFound,
-)
+from services.common.errors import NoApprovedVersion, VersionNotFound
+from services.registry.core.errors import AlreadyExists, EtagMismatch, IllegalState
 from services.registry.core.residency import Residency
 from shoal import names
 from shoal.names import ModelVersionName

@@ -8,7 +8,7 @@ learns of the newer epoch, which Routers follow already.
 
 from dataclasses import dataclass
 
-from services.common.errors import LeaseHeld
+from services.registry.core.errors import LeaseHeld
 
 
 @dataclass(frozen=True, slots=True)

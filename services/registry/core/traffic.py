@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from services.common.errors import IllegalState, InvalidField
+from services.common.errors import InvalidField
 from services.registry.core.catalogue import Arm, Entry, Target, VersionState
+from services.registry.core.errors import IllegalState
 from shoal import names
 
 MAX_WEIGHT: Final = 10_000

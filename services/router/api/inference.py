@@ -8,7 +8,7 @@ from tritonclient.grpc import service_pb2
 
 from services.common import telemetry
 from services.common.caller import CallerPolicy
-from services.common.errors import NotProxied, ShoalError, VersionNotFound
+from services.common.errors import ShoalError, VersionNotFound
 from services.common.packed import PACKED
 from services.common.rpc import Context, deadline_of, reading
 from services.common.status import DETAILS_KEY, abort
@@ -18,6 +18,7 @@ from services.router.control import model_info
 from services.router.control.model_info import ModelInfo
 from services.router.control.placement_watch import PlacementWatch
 from services.router.control.residents import Rejected
+from services.router.core.errors import NotProxied
 from services.router.core.routing.metadata import Pairs, forwarded
 from services.router.core.routing.routes import Target, VersionRoute, resolve
 from services.router.streams.stream import Streams

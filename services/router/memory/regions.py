@@ -18,13 +18,13 @@ import structlog
 from tritonclient.grpc import service_pb2
 
 from services.common.caller import LOCAL, CallerPolicy
-from services.common.errors import NotProxied
 from services.router.call import Answer, Answered, Call
 from services.router.control.placement_watch import PlacementWatch
 from services.router.control.residents import Rejected
 from services.router.control.servers import ServerAnswer, ServerCalls, updates
 from services.router.core.errors import (
     NoController,
+    NotProxied,
     RegionBounds,
     RegionInUse,
     RegionRefused,

@@ -10,12 +10,13 @@ from opentelemetry.context import Context
 
 from services.common import telemetry
 from services.common.caller import Caller
-from services.common.errors import MessageTooLarge, ShoalError
+from services.common.errors import ShoalError
 from services.common.packed import PACKED
 from services.router.admission.memory import hold
 from services.router.control.placement_watch import PlacementWatch
 from services.router.control.residents import Rejected
 from services.router.core.admission.priority import HEADER
+from services.router.core.errors import MessageTooLarge
 from services.router.core.routing.metadata import Pairs, Said
 from services.router.core.routing.routes import Target
 from services.router.core.routing.sequences import draw

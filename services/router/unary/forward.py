@@ -9,10 +9,10 @@ import grpc
 from opentelemetry import trace
 
 from services.common import telemetry
-from services.common.errors import ServerLost
 from services.router.control.placement_watch import PlacementWatch
 from services.router.control.residents import ControllerClient, Miss
 from services.router.core.admission.rate import RetryBudget
+from services.router.core.errors import ServerLost
 from services.router.core.routing.metadata import Pairs
 from services.router.core.routing.routes import Replica, Target
 from services.router.core.routing.sequences import home, over

@@ -9,12 +9,7 @@ from typing import NamedTuple
 
 from services.common import telemetry
 from services.common.caller import Caller
-from services.common.errors import (
-    MalformedMessage,
-    MessageTooLarge,
-    MetadataTooLarge,
-    ServerLost,
-)
+from services.common.errors import MalformedMessage
 from services.common.rpc import HEADER_BYTES
 from services.router.admission.admission import Admission, Ticket
 from services.router.admission.memory import Holding, hold
@@ -22,6 +17,7 @@ from services.router.control.model_info import ModelInfo
 from services.router.control.placement_watch import PlacementWatch
 from services.router.control.residents import Rejected
 from services.router.core.admission.priority import HEADER
+from services.router.core.errors import MessageTooLarge, MetadataTooLarge, ServerLost
 from services.router.core.routing.metadata import EXPLAIN, Pairs, Said, read
 from services.router.core.routing.routes import Target, why
 from services.router.core.routing.sequences import draw

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.errors import AlreadyExists, EtagMismatch, IllegalState, VersionNotFound
+from services.common.errors import VersionNotFound
 from services.registry.core import catalogue as catalog
 from services.registry.core.catalogue import (
     MOVES,
@@ -21,6 +21,7 @@ from services.registry.core.catalogue import (
     Version,
     VersionState,
 )
+from services.registry.core.errors import AlreadyExists, EtagMismatch, IllegalState
 
 PENDING, APPROVED, REJECTED, INVALID = VersionState
 VERDICTS = (PENDING, APPROVED, REJECTED)
