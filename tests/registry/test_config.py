@@ -11,16 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2 as mc
 
-from services.registry.artifacts import scan as artifacts
-from services.registry.formats import config as model_config
-from services.registry.formats import onnx as onnx_graph
-from services.registry.formats.config import ModelConfig
+from services.registry.artifacts.scan import MAX_CONFIG, Scan, open_source, scan_version
+from services.registry.formats.config import ModelConfig, config_digest, parse_config, serialize
+from services.registry.formats.onnx import NotReadable, read_graph
 from tests.support.registry import PYTHON_CODE, TENSORS, onnx_model
 
 
-def scan(folder: Path, kind: str = "KIND_AUTO") -> artifacts.Scan:
-    source = artifacts.open_source(folder, "m")
-    return artifacts.scan(source, max(source.numbers), kind)
+def scan(folder: Path, kind: str = "KIND_AUTO") -> Scan:
+    source = open_source(folder, "m")
+    return scan_version(source, max(source.numbers), kind)
 
 
 def write(folder: Path, config: str | None = None, **files: str) -> Path:
@@ -165,7 +164,7 @@ def test_configs_that_are_no_text_or_too_much_of_it(tmp_path: Path) -> None:
     folder = write(tmp_path / "m", "", model_py="")
     (folder / "config.pbtxt").write_bytes(b"name: '\xff'")
     assert problem(folder) == "config.pbtxt is not UTF-8 text: invalid start byte at byte 7"
-    (folder / "config.pbtxt").write_bytes(b"#" * (artifacts.MAX_CONFIG + 1))
+    (folder / "config.pbtxt").write_bytes(b"#" * (MAX_CONFIG + 1))
     assert problem(folder).startswith("config.pbtxt has 4194305 bytes")
     (folder / "config.pbtxt").unlink()
     (folder / "config.pbtxt").mkdir()
@@ -182,7 +181,7 @@ def test_an_ensemble_needs_no_version_folder(tmp_path: Path) -> None:
     folder = tmp_path / "m"
     folder.mkdir()
     (folder / "config.pbtxt").write_text(ENSEMBLE + TENSORS)
-    assert artifacts.open_source(folder, "m").numbers == (1,)
+    assert open_source(folder, "m").numbers == (1,)
     config = completed(folder)
     assert not config.instance_group
     assert scan(folder).ensemble
@@ -246,7 +245,7 @@ def test_element_types(tmp_path: Path) -> None:
 
 def test_weights_that_are_listed_as_inputs_are_none(tmp_path: Path) -> None:
     shapes: dict[str, Any] = {"x": ["n", 4], "weights": [2]}
-    graph = onnx_graph.read(onnx_model(tmp_path / "model.onnx", shapes))
+    graph = read_graph(onnx_model(tmp_path / "model.onnx", shapes))
     assert [tensor.name for tensor in graph.inputs] == ["x"]
 
 
@@ -270,21 +269,21 @@ def test_any_bytes_are_refused_or_read(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "model.onnx"
     path.write_bytes(raw)
-    with contextlib.suppress(onnx_graph.NotReadable):
-        onnx_graph.read(path)
+    with contextlib.suppress(NotReadable):
+        read_graph(path)
 
 
 @settings(deadline=None)
 @given(st.permutations(["max_batch_size: 2", "backend: 'python'", *TENSORS.strip().splitlines()]))
 def test_the_order_of_fields_does_not_matter(lines: list[str]) -> None:
     texts = ("\n".join(lines), "\n".join(sorted(lines)))
-    one, two = (model_config.serialized(model_config.parse(text)) for text in texts)
-    assert model_config.digest(one, "") == model_config.digest(two, "")
+    one, two = (serialize(parse_config(text)) for text in texts)
+    assert config_digest(one, "") == config_digest(two, "")
 
 
 def test_the_digest_tells_what_reloads() -> None:
     def digest(text: str, auxiliary: str = "") -> str:
-        return model_config.digest(model_config.serialized(model_config.parse(text)), auxiliary)
+        return config_digest(serialize(parse_config(text)), auxiliary)
 
     plain = digest(TENSORS)
     assert digest(TENSORS + "version_policy { all {} } instance_group [{ count: 7 }]") == plain

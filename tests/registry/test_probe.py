@@ -16,10 +16,9 @@ from tritonclient.grpc.service_pb2 import ModelInferRequest
 from tritonclient.utils import deserialize_bytes_tensor
 
 from services.registry.artifacts import probe
-from services.registry.artifacts import scan as artifacts
 from services.registry.artifacts.probe import PROBE_FILE
-from services.registry.formats import config as model_config
-from services.registry.formats.config import Unservable
+from services.registry.artifacts.scan import open_source, scan_version
+from services.registry.formats.config import Unservable, parse_config
 from shoal.registry.v1 import types_pb2 as types
 from tests.support.registry import (
     PYTHON_CODE,
@@ -44,7 +43,7 @@ def body(*inputs: Probe, **fields: Any) -> Probe:
 
 
 def config(text: str = TENSORS) -> ModelConfig:
-    return model_config.parse(text)
+    return parse_config(text)
 
 
 def read(content: Probe | bytes, text: str = TENSORS) -> ModelInferRequest:
@@ -383,8 +382,8 @@ def test_a_server_answers_it(tmp_path: Path) -> None:
         shutil.copytree(ROOT / "model_repository" / model, tmp_path / "repo" / model)
     with triton_direct(tmp_path, tmp_path / "repo") as server:
         for model in ("text_stats", "file_features"):
-            source = artifacts.open_source(tmp_path / "repo" / model, model)
-            found = artifacts.scan(source, 1, "KIND_CPU")
+            source = open_source(tmp_path / "repo" / model, model)
+            found = scan_version(source, 1, "KIND_CPU")
             assert (bool(found.probe), found.problem) == (True, "")
             request = ModelInferRequest.FromString(found.probe)
             request.model_name = model

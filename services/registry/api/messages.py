@@ -14,11 +14,11 @@ from services.registry.core.catalogue import (
     TrafficPolicy,
     Version,
     VersionState,
-    etag,
 )
 from services.registry.core.footprint import Footprint
 from services.registry.core.residency import Residency, checked, idle_ttl_us
-from services.registry.formats import config as model_config
+from services.registry.core.rules import etag
+from services.registry.formats.config import is_decoupled, is_stateful
 from shoal import names
 from shoal.registry.v1 import registry_service_pb2 as service
 from shoal.registry.v1 import types_pb2 as types
@@ -68,8 +68,8 @@ def version(known: Version) -> types.ModelVersion:
         declared_memory=known.declared_memory,
         requires=map(str, known.requires),
         ensemble=known.ensemble,
-        stateful=model_config.is_stateful(known.config),
-        decoupled=model_config.is_decoupled(known.config),
+        stateful=is_stateful(known.config),
+        decoupled=is_decoupled(known.config),
         pinned=known.pinned,
         invalid_reason=known.problem,
         create_time=_timestamp(known.created_us),

@@ -6,8 +6,7 @@ from itertools import groupby
 from pathlib import Path
 
 from services.common.errors import InvalidArtifact
-from services.registry.artifacts import scan as artifacts
-from services.registry.artifacts.scan import Problem, Scan
+from services.registry.artifacts.scan import Problem, Scan, Source, open_source, scan_version
 from services.registry.artifacts.tree import shown
 from services.registry.core.catalogue import Entry, Version, VersionState
 
@@ -22,13 +21,13 @@ class Found:
     scan: Scan | InvalidArtifact
 
 
-def in_models(models: Iterable[tuple[str, Path]], kind: str) -> tuple[list[Found], list[Problem]]:
+def scan_models(models: Iterable[tuple[str, Path]], kind: str) -> tuple[list[Found], list[Problem]]:
     """Every version in these models' folders."""
     found: list[Found] = []
     problems: list[Problem] = []
     for model, path in models:
         try:
-            source = artifacts.open_source(path, model)
+            source = open_source(path, model)
         except InvalidArtifact as error:
             problems.append(Problem(error.metadata["path"], error.metadata["problem"]))
             continue
@@ -44,7 +43,7 @@ def in_models(models: Iterable[tuple[str, Path]], kind: str) -> tuple[list[Found
     return found, problems
 
 
-def registered(entries: Iterable[Entry], kind: str) -> Iterator[Found]:
+def rescan(entries: Iterable[Entry], kind: str) -> Iterator[Found]:
     """The versions of these entries, as their sources are now."""
     for entry in entries:
         by_source = sorted(entry.versions.values(), key=lambda version: version.source)
@@ -52,7 +51,7 @@ def registered(entries: Iterable[Entry], kind: str) -> Iterator[Found]:
             yield from _at(path, entry.name, list(versions), kind)
 
 
-def missing(
+def rescan_missing(
     entries: Iterable[Entry], repository: Path, found: Iterable[Found], kind: str
 ) -> Iterator[Found]:
     """Versions that came from the repository and were not found in it, as they are now."""
@@ -64,10 +63,10 @@ def missing(
             if repository in (Path(version.source), Path(version.source).parent)
             and (entry.name, number) not in there
         }
-        yield from registered([replace(entry, versions=lost)], kind)
+        yield from rescan([replace(entry, versions=lost)], kind)
 
 
-def taken(known: Version | None, found: Found) -> Problem | None:
+def number_conflict(known: Version | None, found: Found) -> Problem | None:
     """Why the number cannot be given to what was found: it is another folder's, which is there."""
     if known is None or known.state is VersionState.INVALID:
         return None
@@ -82,7 +81,7 @@ def taken(known: Version | None, found: Found) -> Problem | None:
 
 def _at(path: str, model: str, versions: list[Version], kind: str) -> Iterator[Found]:
     try:
-        source = artifacts.open_source(Path(path), model)
+        source = open_source(Path(path), model)
     except InvalidArtifact as error:
         yield from (Found(model, version.number, path, error) for version in versions)
         return
@@ -90,8 +89,8 @@ def _at(path: str, model: str, versions: list[Version], kind: str) -> Iterator[F
         yield Found(model, version.number, path, _scan(source, version.number, kind))
 
 
-def _scan(source: artifacts.Source, number: int, kind: str) -> Scan | InvalidArtifact:
+def _scan(source: Source, number: int, kind: str) -> Scan | InvalidArtifact:
     try:
-        return artifacts.scan(source, number, kind)
+        return scan_version(source, number, kind)
     except InvalidArtifact as error:
         return error

@@ -19,8 +19,19 @@ from services.registry.artifacts import probe, tree
 from services.registry.artifacts.probe import PROBE_FILE
 from services.registry.artifacts.tree import CACHE, Tree, shown
 from services.registry.core.catalogue import Part
-from services.registry.formats import config as model_config
-from services.registry.formats.config import CONFIG_FILE, Unservable
+from services.registry.formats.config import (
+    BACKENDS,
+    CONFIG_FILE,
+    Unservable,
+    complete_config,
+    config_digest,
+    is_ensemble,
+    label_files,
+    parse_config,
+    parts_of,
+    runs_own_code,
+    serialize,
+)
 from shoal import names
 
 MAX_CONFIG: Final = 4 * 2**20  # bytes of a config.pbtxt
@@ -34,7 +45,7 @@ _CODE = re.compile(r"model\.py|libtriton_.*\.so|batchstrategy\.so|triton_python_
 # What says how a version is served, and is no part of what is served.
 _OWN_FILES: Final = frozenset({CONFIG_FILE, PROBE_FILE})
 
-_MODEL_FILES: Final = frozenset(filename for _, _, filename in model_config.BACKENDS)
+_MODEL_FILES: Final = frozenset(filename for _, _, filename in BACKENDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +132,7 @@ def open_registered(path: Path, model: str, number: int) -> Source:
     return Source(model, path.parent, (own,), False, source.config, source.auxiliary)
 
 
-def scan(source: Source, number: int, kind: str) -> Scan:
+def scan_version(source: Source, number: int, kind: str) -> Scan:
     """One version of `source`; `kind` is the instance kind where its config says none.
 
     Raises InvalidArtifact where its files are not safe to serve or cannot be read.
@@ -136,11 +147,11 @@ def scan(source: Source, number: int, kind: str) -> Scan:
         if exists:
             files = tree.read(folder, source.path, lambda name: not _is_own(source, name))
         complete = _completed(source, folder if exists else None, kind)
-        if not model_config.runs_own_code(complete):
+        if not runs_own_code(complete):
             files, auxiliary = tree.without(files, _is_code), tree.without(auxiliary, _is_code)
-        parts = model_config.parts(complete)
+        parts = parts_of(complete)
         asked = _read_probe(source, folder, complete)
-        config = model_config.serialized(complete)
+        config = serialize(complete)
     except Unservable as error:
         problem = str(error)
     except OSError as error:
@@ -153,7 +164,7 @@ def scan(source: Source, number: int, kind: str) -> Scan:
         files=files,
         auxiliary=auxiliary,
         config=config,
-        config_digest=model_config.digest(config, auxiliary_digest) if config else "",
+        config_digest=config_digest(config, auxiliary_digest) if config else "",
         auxiliary_digest=auxiliary_digest,
         fingerprint=hashlib.sha256(config + b"\0" + said).hexdigest(),
         ensemble=_is_ensemble(source.config),
@@ -245,14 +256,14 @@ def _completed(source: Source, folder: Path | None, kind: str) -> ModelConfig:
         given = ModelConfig()
         given.CopyFrom(source.config)
         given.name = source.model
-    return model_config.completed(given, source.model, folder, beside, kind)
+    return complete_config(given, source.model, folder, beside, kind)
 
 
 def _read_config(path: Path) -> ModelConfig | Unservable:
     """Raises InvalidArtifact for a link out of the folder, OSError."""
     try:
         content = _read_file(path, path, CONFIG_FILE, MAX_CONFIG)
-        return model_config.parse(content.decode())
+        return parse_config(content.decode())
     except UnicodeDecodeError as error:
         return Unservable(f"{CONFIG_FILE} is not UTF-8 text: {error.reason} at byte {error.start}")
     except Unservable as error:
@@ -285,11 +296,11 @@ def _read_file(folder: Path, boundary: Path, name: str, limit: int) -> bytes:
 
 
 def _labels(config: ModelConfig | Unservable) -> list[str]:
-    return [] if isinstance(config, Unservable) else model_config.label_files(config)
+    return [] if isinstance(config, Unservable) else label_files(config)
 
 
 def _is_ensemble(config: ModelConfig | Unservable) -> bool:
-    return not isinstance(config, Unservable) and model_config.is_ensemble(config)
+    return not isinstance(config, Unservable) and is_ensemble(config)
 
 
 def _is_own(source: Source, name: str) -> bool:

@@ -30,8 +30,7 @@ from services.registry.artifacts import bytecode
 from services.registry.artifacts.scan import Scan
 from services.registry.artifacts.tree import CACHE, File, Tree, shown
 from services.registry.core.catalogue import Entry
-from services.registry.formats import config as model_config
-from services.registry.formats.config import CONFIG_FILE
+from services.registry.formats.config import CONFIG_FILE, config_text
 from shoal import names
 
 MARKER: Final = ".shoal-staging"
@@ -100,7 +99,7 @@ class Staging:
             path = self.root / entry.name / CONFIG_FILE
             if newest is None or not path.parent.is_dir():
                 continue
-            text = model_config.as_text(newest.config)
+            text = config_text(newest.config)
             if not path.is_file() or path.read_text() != text:
                 with self._workspace() as work:
                     part = work / CONFIG_FILE

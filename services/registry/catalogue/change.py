@@ -8,8 +8,7 @@ from sqlalchemy import and_, bindparam, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.common.errors import InvalidField, ModelNotFound
-from services.registry.catalogue import queries as reading
-from services.registry.catalogue import rows
+from services.registry.catalogue import queries, rows
 from services.registry.catalogue.schema import (
     catalogue,
     footprints,
@@ -18,7 +17,8 @@ from services.registry.catalogue.schema import (
     uses,
     versions,
 )
-from services.registry.core.catalogue import Entry, stamped
+from services.registry.core.catalogue import Entry
+from services.registry.core.rules import stamped
 
 REMEMBERED_US: Final = 24 * 3600 * 1_000_000  # how long a request id counts
 
@@ -58,7 +58,7 @@ class Change:
     async def load(self, names: Iterable[str]) -> None:
         missing = set(names) - self._after.keys()
         if missing:
-            found = await reading.entries(self._connection, missing)
+            found = await queries.entries(self._connection, missing)
             for name in missing:
                 self._before[name] = self._after[name] = found.get(name)
 
@@ -79,7 +79,7 @@ class Change:
 
     async def users(self, used: Collection[str]) -> list[Entry]:
         """Entries that may point at one of these models, by a part or by their policy."""
-        names = await reading.users(self._connection, used)
+        names = await queries.users(self._connection, used)
         await self.load(names)
         names |= {
             name

@@ -17,8 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.common.errors import ModelNotFound, NotReady
 from services.common.paging import Page
-from services.registry.catalogue import migrate, rows
-from services.registry.catalogue import queries as reading
+from services.registry.catalogue import migrate, queries, rows
 from services.registry.catalogue.change import Change
 from services.registry.catalogue.database import open_engine
 from services.registry.catalogue.schema import catalogue, footprints, lease, models, versions
@@ -65,17 +64,17 @@ class Store:
 
     async def revision(self) -> int:
         async with _connected(self._reader) as connection:
-            return await reading.revision(connection)
+            return await queries.revision(connection)
 
     async def snapshot(self) -> Snapshot:
         async with _connected(self._reader) as connection:
-            revision = await reading.revision(connection)
-            return Snapshot(revision, await reading.all_entries(connection))
+            revision = await queries.revision(connection)
+            return Snapshot(revision, await queries.all_entries(connection))
 
     async def entries(self, names: Collection[str]) -> dict[str, Entry]:
         """Those of the models that exist."""
         async with _connected(self._reader) as connection:
-            return await reading.entries(connection, names)
+            return await queries.entries(connection, names)
 
     async def entry(self, name: str) -> Entry:
         """Raises ModelNotFound."""
@@ -94,7 +93,7 @@ class Store:
                 .limit(page.size + 1)
             )
             names = list(result.scalars())
-            found = await reading.entries(connection, names)
+            found = await queries.entries(connection, names)
         return [found[name] for name in names]
 
     async def list_versions(self, model: str | None, page: Page) -> list[Version]:
@@ -104,14 +103,14 @@ class Store:
         """
         query = (
             select(versions)
-            .where(reading.beyond(versions.c.model, versions.c.number, page.after))
+            .where(queries.beyond(versions.c.model, versions.c.number, page.after))
             .order_by(versions.c.model, versions.c.number)
             .limit(page.size + 1)
         )
         if model is not None:
             query = query.where(versions.c.model == model)
         async with _connected(self._reader) as connection:
-            if model is not None and not await reading.entries(connection, (model,)):
+            if model is not None and not await queries.entries(connection, (model,)):
                 raise ModelNotFound(model=model)
             result = await connection.execute(query)
             return [rows.version_of(row) for row in result.mappings()]
@@ -141,7 +140,7 @@ class Store:
         async with _connected(self._reader) as connection:
             result = await connection.execute(
                 select(footprints)
-                .where(reading.beyond(footprints.c.model, footprints.c.number, page.after))
+                .where(queries.beyond(footprints.c.model, footprints.c.number, page.after))
                 .order_by(footprints.c.model, footprints.c.number)
                 .limit(page.size + 1)
             )

@@ -25,7 +25,7 @@ class Delta:
     changed: Mapping[str, Entry | None] = field(default_factory=dict)
 
 
-class CatalogLog:
+class CatalogueLog:
     """Deltas from a floor on. Of one event loop; `revision` is where the catalogue stands."""
 
     def __init__(self, revision: int, max_entries: int = MAX_ENTRIES) -> None:

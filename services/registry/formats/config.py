@@ -19,7 +19,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from services.common.errors import InvalidField
 from services.registry.core import validation
 from services.registry.core.catalogue import Part
-from services.registry.formats import onnx as onnx_graph
+from services.registry.formats.onnx import NotReadable, Tensor, read_graph
 from shoal import names
 
 ENSEMBLE: Final = "ensemble"
@@ -53,7 +53,7 @@ class Unservable(Exception):
     """The text says what is wrong and becomes a version's invalid_reason."""
 
 
-def parse(text: str) -> ModelConfig:
+def parse_config(text: str) -> ModelConfig:
     """A config.pbtxt's content. Raises Unservable with line and column."""
     config = ModelConfig()
     try:
@@ -63,17 +63,17 @@ def parse(text: str) -> ModelConfig:
     return config
 
 
-def as_text(raw: bytes) -> str:
+def config_text(raw: bytes) -> str:
     """The content of a config.pbtxt with this serialized config."""
     return str(text_format.MessageToString(ModelConfig.FromString(raw)))
 
 
-def serialized(config: ModelConfig) -> bytes:
+def serialize(config: ModelConfig) -> bytes:
     """Equal for equal configs: maps are sorted."""
     return bytes(config.SerializeToString(deterministic=True))
 
 
-def completed(
+def complete_config(
     given: ModelConfig, model: str, folder: Path | None, auxiliary: Collection[str], kind: str
 ) -> ModelConfig:
     """The config that a server is given: all that Triton would fill in or guess said outright.
@@ -119,7 +119,7 @@ def is_decoupled(config: bytes) -> bool:
     return bool(ModelConfig.FromString(config).model_transaction_policy.decoupled)
 
 
-def parts(config: ModelConfig) -> tuple[Part, ...]:
+def parts_of(config: ModelConfig) -> tuple[Part, ...]:
     """One for each step, then what `shoal.requires` names. Raises Unservable."""
     steps = ((step.model_name, max(step.model_version, 0)) for step in _steps(config))
     declared = config.parameters[REQUIRES].string_value if REQUIRES in config.parameters else ""
@@ -138,10 +138,10 @@ def with_parts(raw: bytes, chosen: Sequence[Part]) -> bytes:
     config = ModelConfig.FromString(raw)
     for step, part in zip(_steps(config), chosen, strict=False):
         step.model_version = part.chosen or -1
-    return serialized(config)
+    return serialize(config)
 
 
-def digest(raw: bytes, auxiliary_digest: str) -> str:
+def config_digest(raw: bytes, auxiliary_digest: str) -> str:
     """Versions that share it can be resident side by side on one server.
 
     Triton changes `version_policy` and `instance_group` in place. Any other difference, and any
@@ -150,7 +150,7 @@ def digest(raw: bytes, auxiliary_digest: str) -> str:
     config = ModelConfig.FromString(raw)
     config.ClearField("version_policy")
     config.ClearField("instance_group")
-    return hashlib.sha256(serialized(config) + b"\0" + auxiliary_digest.encode()).hexdigest()
+    return hashlib.sha256(serialize(config) + b"\0" + auxiliary_digest.encode()).hexdigest()
 
 
 def runs_own_code(config: ModelConfig) -> bool:
@@ -273,8 +273,8 @@ def _complete_instances(config: ModelConfig, kind: str) -> None:
 
 def _complete_tensors(config: ModelConfig, path: Path) -> None:
     try:
-        graph = onnx_graph.read(path)
-    except onnx_graph.NotReadable as error:
+        graph = read_graph(path)
+    except NotReadable as error:
         raise Unservable(str(error)) from None
     tensors = (*graph.inputs, *graph.outputs)
     said_nothing = not (config.input or config.output or config.max_batch_size)
@@ -288,7 +288,7 @@ def _complete_tensors(config: ModelConfig, path: Path) -> None:
         _fill(config.output, graph.outputs, batched=config.max_batch_size > 0)
 
 
-def _fill(entries: Any, tensors: Iterable[onnx_graph.Tensor], *, batched: bool) -> None:
+def _fill(entries: Any, tensors: Iterable[Tensor], *, batched: bool) -> None:
     for tensor in tensors:
         if batched and tensor.shape[:1] != (-1,):
             raise Unservable(

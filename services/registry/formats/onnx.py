@@ -59,7 +59,7 @@ class Graph:
     outputs: tuple[Tensor, ...]
 
 
-def read(path: Path) -> Graph:
+def read_graph(path: Path) -> Graph:
     """Read the graph of an ONNX file. Raises NotReadable, OSError."""
     with path.open("rb") as file:
         if not path.stat().st_size:
