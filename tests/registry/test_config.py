@@ -144,7 +144,7 @@ INPUT = 'input { name: "I" data_type: TYPE_FP32 dims: 1 }\n'
             "platform: 'ensemble' ensemble_scheduling { step { model_name: 'a' } }" + TENSORS,
             "step 0 of the ensemble needs",
         ),
-        (ENSEMBLE.replace('"a"', '"../a"') + TENSORS, "'../a' is no name of a model"),
+        (ENSEMBLE.replace('"a"', '"../a"') + TENSORS, "'../a' cannot be a model's name"),
         ("instance_group [ { name: 'a; id' } ]" + TENSORS, "instance_group name 'a; id' is not"),
         ("default_model_filename: 'a$(id).py'" + TENSORS, "default_model_filename 'a$(id).py' is"),
         ("backend: '../python'" + TENSORS, "backend '../python' is not allowed"),
@@ -227,7 +227,7 @@ def test_what_the_config_says_is_not_overwritten_by_the_graph(tmp_path: Path) ->
 def test_a_batch_that_the_graph_does_not_take(tmp_path: Path) -> None:
     onnx_model(tmp_path / "m" / "1" / "model.onnx", {"x": [1, 4]})
     (tmp_path / "m" / "config.pbtxt").write_text("max_batch_size: 8")
-    assert "'x' does not leave its first dimension open" in problem(tmp_path / "m")
+    assert "the first dimension of 'x' is fixed" in problem(tmp_path / "m")
 
 
 def test_element_types(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def snapshot(whole: Snapshot) -> service.WatchCatalogResponse:
 
 
 def delta(news: Delta) -> service.WatchCatalogResponse:
-    """An empty one becomes a checkpoint."""
+    """Return a delta as a message; an empty one becomes a checkpoint."""
     if not news.changed:
         return service.WatchCatalogResponse(
             revision=news.revision, checkpoint=service.CatalogCheckpoint()
@@ -113,7 +113,7 @@ def footprint(known: Footprint) -> types.Footprint:
 
 
 def footprint_of(index: int, message: types.Footprint) -> Footprint:
-    """Raises InvalidName, InvalidVersion, InvalidField."""
+    """Read a report's footprint. Raises InvalidName, InvalidVersion, InvalidField."""
     field = f"footprints[{index}]"
     load_us = message.load_duration.ToMicroseconds()
     if load_us < 0:
@@ -127,7 +127,7 @@ def footprint_of(index: int, message: types.Footprint) -> Footprint:
 
 
 def retry_policy_of(number: int) -> RetryPolicy:
-    """Unspecified is the default. Raises InvalidField."""
+    """Read a retry policy; unspecified is the default. Raises InvalidField."""
     for policy, value in _RETRY_POLICIES.items():
         if number in (value, types.RETRY_POLICY_UNSPECIFIED):
             return policy
@@ -135,7 +135,7 @@ def retry_policy_of(number: int) -> RetryPolicy:
 
 
 def residency_of(message: types.Residency) -> Residency:
-    """Raises InvalidField."""
+    """Read a model's residency settings. Raises InvalidField."""
 
     def said(name: Any) -> Any:
         return getattr(message, name) if message.HasField(name) else None

@@ -1,4 +1,4 @@
-"""RegistryService: requests into catalogue changes, entries into responses."""
+"""The RegistryService: requests become changes of the catalogue, entries become responses."""
 
 import asyncio
 import hashlib

@@ -1,4 +1,4 @@
-"""What is on disk, version by version: of a repository, or of what is registered already."""
+"""What is on disk, version by version: in a repository, or of what is already registered."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from services.registry.core.catalogue import Entry, Version, VersionState
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A version on disk: its scan, or why there is none."""
+    """A version on disk, with its scan or the reason why there is none."""
 
     model: str
     number: int
@@ -22,7 +22,7 @@ class Found:
 
 
 def scan_models(models: Iterable[tuple[str, Path]], kind: str) -> tuple[list[Found], list[Problem]]:
-    """Every version in these models' folders."""
+    """Scan every version in these models' folders; `kind` is the default instance kind."""
     found: list[Found] = []
     problems: list[Problem] = []
     for model, path in models:
@@ -32,10 +32,10 @@ def scan_models(models: Iterable[tuple[str, Path]], kind: str) -> tuple[list[Fou
             problems.append(Problem(error.metadata["path"], error.metadata["problem"]))
             continue
         problems.extend(
-            Problem(shown(path / stray), "no version: those are whole numbers from 1 up")
+            Problem(shown(path / stray), "not a version: versions are whole numbers from 1 up")
             for stray in source.strays
         )
-        # A version's content that stands for a whole model is its first version.
+        # The bare content of a version stands for a model with one version.
         numbers = source.numbers if source.numbers != (0,) else (1,)
         found.extend(
             Found(model, number, str(path), _scan(source, number, kind)) for number in numbers
@@ -44,7 +44,7 @@ def scan_models(models: Iterable[tuple[str, Path]], kind: str) -> tuple[list[Fou
 
 
 def rescan(entries: Iterable[Entry], kind: str) -> Iterator[Found]:
-    """The versions of these entries, as their sources are now."""
+    """Scan the registered versions of these entries, as their sources are now."""
     for entry in entries:
         by_source = sorted(entry.versions.values(), key=lambda version: version.source)
         for path, versions in groupby(by_source, key=lambda version: version.source):
@@ -54,7 +54,7 @@ def rescan(entries: Iterable[Entry], kind: str) -> Iterator[Found]:
 def rescan_missing(
     entries: Iterable[Entry], repository: Path, found: Iterable[Found], kind: str
 ) -> Iterator[Found]:
-    """Versions that came from the repository and were not found in it, as they are now."""
+    """Scan the versions that came from the repository but were not found in it."""
     there = {(one.model, one.number) for one in found}
     for entry in entries:
         lost = {
@@ -67,7 +67,7 @@ def rescan_missing(
 
 
 def number_conflict(known: Version | None, found: Found) -> Problem | None:
-    """Why the number cannot be given to what was found: it is another folder's, which is there."""
+    """Return a problem if another folder that still exists already has the number."""
     if known is None or known.state is VersionState.INVALID:
         return None
     source, other = Path(found.source), Path(known.source)
@@ -75,7 +75,7 @@ def number_conflict(known: Version | None, found: Found) -> Problem | None:
         return None
     return Problem(
         shown(source),
-        f"{known.name} is registered from {shown(other)} already: give this one another number",
+        f"{known.name} is already registered from {shown(other)}: give this one another number",
     )
 
 

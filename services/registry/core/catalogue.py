@@ -1,11 +1,11 @@
 """What exists: models, their versions, aliases and traffic policies, as immutable values.
 
-Two things decide a version's state. People give a verdict (pending, approved, rejected); its files
-and the versions it is made of say whether it can be served at all. A version that cannot be served
-is INVALID until that is mended, and then has the verdict it had before; a rejected one stays
-REJECTED whatever its files are.
+Two things decide a version's state. People give a verdict: pending, approved or rejected. Its files
+and the versions that it is made of say whether it can be served at all. A version that cannot be
+served is INVALID until that is fixed, and then has its earlier verdict again. A rejected version
+stays REJECTED whatever its files are.
 
-An etag is the catalogue revision at which something changed last, so it never repeats.
+An etag is the catalogue revision at which something last changed, so it never repeats.
 """
 
 import enum
@@ -29,7 +29,7 @@ class VersionState(enum.Enum):
 
 
 class Move(enum.Enum):
-    """The value is the participle that an error message wants."""
+    """A verdict on a version. The value is the participle for error messages."""
 
     APPROVE = "approved"
     REJECT = "rejected"
@@ -40,7 +40,7 @@ class RetryPolicy(enum.Enum):
     NEVER = "never"
 
 
-# What is not here is illegal. Repeating a move changes nothing and is no error.
+# All legal moves. Repeating a move changes nothing and is not an error.
 MOVES: Final[Mapping[tuple[VersionState, Move], VersionState]] = {
     (VersionState.PENDING, Move.APPROVE): VersionState.APPROVED,
     (VersionState.PENDING, Move.REJECT): VersionState.REJECTED,
@@ -54,10 +54,10 @@ MOVES: Final[Mapping[tuple[VersionState, Move], VersionState]] = {
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A version that another one is made of.
+    """A version that another version is made of.
 
-    `written` is what its config says: a number, or 0 for whichever is the default. `chosen` is
-    what that stands for now; 0 while nothing does.
+    `written` is what the config says: a number, or 0 for the default version. `chosen` is the
+    version that this stands for at present, or 0 while there is none.
     """
 
     model: str
@@ -69,9 +69,9 @@ class Part:
 class Version:
     """One set of files and one config.
 
-    `config` is a serialized inference.ModelConfig, `probe` a ModelInferRequest or empty.
-    `fingerprint` tells whether the files, the config or the probe on disk are still those
-    registered. `parts` stand in the order of the config's steps.
+    `config` is a serialized inference.ModelConfig, and `probe` a serialized ModelInferRequest or
+    empty. `fingerprint` changes with the files, the config or the probe on disk. `parts` are in the
+    order of the config's steps.
     """
 
     model: str
@@ -109,19 +109,19 @@ class Version:
 
     @property
     def answers(self) -> bool:
-        """Whether it may be served to those who name it."""
+        """Return whether requests that name this version may be answered."""
         return self.state in (VersionState.PENDING, VersionState.APPROVED)
 
     @property
     def requires(self) -> tuple[ModelVersionName, ...]:
-        """The chosen parts, each once."""
+        """Return the chosen parts, each once."""
         chosen = (ModelVersionName(part.model, part.chosen) for part in self.parts if part.chosen)
         return tuple(dict.fromkeys(chosen))
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What an arm points at: a version, an alias, or with neither the model's default version."""
+    """What an arm points at: a version, an alias, or else the model's default version."""
 
     model: str
     version: int = 0
@@ -174,7 +174,7 @@ class Entry:
 
     @property
     def default_version(self) -> int:
-        """Answered when no version is asked for; 0 when none is approved."""
+        """Return the version for requests that name none, or 0 when none is approved."""
         approved = {
             number
             for number, version in self.versions.items()
@@ -185,32 +185,32 @@ class Entry:
 
     @property
     def numbers(self) -> str:
-        """The registered versions, in words."""
+        """Return the registered versions, for error messages."""
         return ", ".join(map(str, sorted(self.versions))) or "none"
 
     @property
     def newest(self) -> Version | None:
-        """The highest version whose config could be read."""
+        """Return the highest version whose config could be read."""
         readable = (number for number, version in self.versions.items() if version.config)
         number = max(readable, default=None)
         return None if number is None else self.versions[number]
 
     def version(self, number: int) -> Version:
-        """Raises VersionNotFound."""
+        """Return one version. Raises VersionNotFound."""
         try:
             return self.versions[number]
         except KeyError:
             raise self.not_found(number) from None
 
     def alias(self, alias: str) -> int:
-        """The version it names. Raises VersionNotFound."""
+        """Return the number of the version that an alias names. Raises VersionNotFound."""
         try:
             return self.model.aliases[alias]
         except KeyError:
             raise self.not_found(alias) from None
 
     def approved_default(self) -> int:
-        """The default version. Raises NoApprovedVersion."""
+        """Return the default version. Raises NoApprovedVersion."""
         if not self.default_version:
             raise NoApprovedVersion(model=self.name, versions=self.numbers)
         return self.default_version

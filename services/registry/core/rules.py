@@ -20,52 +20,50 @@ def etag(revision: int) -> str:
 
 
 def check_etag(name: str, given: str, revision: int) -> None:
-    """No etag matches anything. Raises EtagMismatch."""
+    """Raises EtagMismatch unless the given etag is the current one, or none is given."""
     if given and given != etag(revision):
         raise EtagMismatch(name=name, given=given, current=etag(revision))
 
 
 def check_policy_etag(entry: Entry, given: str) -> None:
-    """Raises EtagMismatch, also when the policy that the etag came from is gone."""
+    """Raises EtagMismatch, also when the policy that the etag belonged to is gone."""
     policy = entry.model.policy
     check_etag(names.policy_name(entry.name), given, policy.revision if policy else 0)
 
 
 def decide(version: Version, move: Move) -> Version:
-    """The version after a verdict. Raises IllegalState."""
+    """Return the version after a verdict. Raises IllegalState."""
     verdict = MOVES.get((version.state, move))
     if verdict is None or (verdict is VersionState.APPROVED and version.problem):
         raise IllegalState(
             name=version.name,
             state=version.state.value,
             move=move.value,
-            hint=f"{version.problem}. Mend that and register or import it again",
+            hint=f"{version.problem}. Fix that, then register or import it again",
         )
     return replace(version, verdict=verdict)
 
 
 def next_number(entry: Entry | None) -> int:
+    """Return the lowest number above all registered versions."""
     return max(entry.versions, default=0) + 1 if entry else 1
 
 
 def check_registrable(entry: Entry | None, number: int) -> None:
-    """A number is given once; only what cannot be served anyway may be replaced.
-
-    Raises AlreadyExists.
-    """
+    """Raises AlreadyExists, unless the number is free or its version is INVALID."""
     known = entry.versions.get(number) if entry else None
     if known is not None and known.state is not VersionState.INVALID:
         raise AlreadyExists(
             name=known.name,
-            hint="register the files under another number; importing the repository again takes "
-            "over files that were changed in place",
+            hint="register the files under another number. To take over files that were changed in "
+            "place, import the repository again",
         )
 
 
 def adopted(known: Version | None, found: Version) -> Version:
-    """The version after its files were looked at again: what people decided about it stays.
+    """Return the version as it was found on disk, with what people decided about it.
 
-    A part that was chosen for it stays chosen as well.
+    Parts that were chosen for it stay chosen.
     """
     if known is None or known.fingerprint == found.fingerprint:
         return found if known is None else replace(known, source=found.source)
@@ -86,21 +84,27 @@ def adopted(known: Version | None, found: Version) -> Version:
 
 
 def set_alias(entry: Entry, alias: str, number: int) -> Entry:
-    """Raises VersionNotFound, and IllegalState for a version that does not answer."""
+    """Return the entry with an alias for a version.
+
+    Raises VersionNotFound, and IllegalState for a version that may not be served.
+    """
     version = entry.version(number)
     if not version.answers:
         raise IllegalState(
             name=version.name,
             state=version.state.value,
             move="given an alias",
-            hint="name a version that answers",
+            hint="name one that is pending or approved",
         )
     aliases = {**entry.model.aliases, alias: number}
     return replace(entry, model=replace(entry.model, aliases=aliases))
 
 
 def drop_alias(entry: Entry, alias: str, users: Iterable[Entry]) -> Entry:
-    """`users`: the models that may point at this one. Raises VersionNotFound, IllegalState."""
+    """Return the entry without an alias. `users` are the models that may point at this one.
+
+    Raises VersionNotFound, IllegalState.
+    """
     entry.alias(alias)
     name = names.alias_name(entry.name, alias)
     _check_unused(name, policies_naming(Target(entry.name, alias=alias), users))
@@ -109,7 +113,10 @@ def drop_alias(entry: Entry, alias: str, users: Iterable[Entry]) -> Entry:
 
 
 def drop_version(entry: Entry, number: int, users: Iterable[Entry]) -> Entry:
-    """`users`: the models that may point at this one. Raises VersionNotFound, IllegalState."""
+    """Return the entry without a version. `users` are the models that may point at this one.
+
+    Raises VersionNotFound, IllegalState.
+    """
     version = entry.version(number)
     users = [entry, *(user for user in users if user.name != entry.name)]
     reasons = [
@@ -124,14 +131,14 @@ def drop_version(entry: Entry, number: int, users: Iterable[Entry]) -> Entry:
 
 
 def check_removable(entry: Entry, users: Iterable[Entry]) -> None:
-    """Whether the model may go. `users` as for drop_version. Raises IllegalState."""
+    """Raises IllegalState if one of `users`, the models that may point at this one, needs it."""
     others = [user for user in users if user.name != entry.name]
     reasons = [*policies_naming(entry.name, others), *versions_requiring(entry.name, 0, others)]
     _check_unused(names.model_name(entry.name), reasons)
 
 
 def policies_naming(what: Target | str, users: Iterable[Entry]) -> Iterator[str]:
-    """In words: whose policy has an arm for exactly this target, or for any of a model's."""
+    """Yield, in words, whose policy has an arm for this target, or for any target of a model."""
     for user in users:
         arms = user.model.policy.arms if user.model.policy else ()
         if any(what in (arm.target, arm.target.model) for arm in arms):
@@ -139,7 +146,7 @@ def policies_naming(what: Target | str, users: Iterable[Entry]) -> Iterator[str]
 
 
 def versions_requiring(model: str, number: int, users: Iterable[Entry]) -> Iterator[str]:
-    """In words: which versions are made of this one, or with 0 of any of the model's."""
+    """Yield, in words, which versions are made of this one; 0 stands for any of the model's."""
     for user in users:
         for version in user.versions.values():
             if any(one.model == model and number in (0, one.version) for one in version.requires):
@@ -154,7 +161,7 @@ def _check_unused(name: str, reasons: Iterable[str]) -> None:
 
 
 def stamped(before: Entry | None, after: Entry, revision: int, now_us: int) -> Entry:
-    """`after`, with this revision and time on what differs from `before`, old ones elsewhere."""
+    """Return `after` with this revision and time on all that differs from `before`."""
     policy = after.model.policy
     if policy is not None:
         known = before.model.policy if before else None
