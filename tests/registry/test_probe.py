@@ -291,8 +291,8 @@ async def test_the_version_s_own_wins_over_the_model_s(tmp_path: Path) -> None:
         bare = await known.register("n", shutil.copytree(model / "2", tmp_path / "bare"))
         assert (bare.state, bare.invalid_reason) == (
             types.VERSION_STATE_INVALID,
-            "config.pbtxt lists no output: name the model's inputs and outputs there, servers do "
-            "not ask the model for them",
+            "config.pbtxt lists no output: name the model's inputs and outputs there, "
+            "because servers do not ask the model for them",
         )
         shutil.copy(model / "config.pbtxt", tmp_path / "bare")
         assert asked(await known.register("n", tmp_path / "bare")) == 2

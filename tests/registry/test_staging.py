@@ -259,7 +259,7 @@ async def test_a_start_mends_the_tree(tmp_path: Path) -> None:
 async def test_a_folder_of_somebody_elses_is_never_taken_for_staging(tmp_path: Path) -> None:
     model = python_model(tmp_path / "precious", "m")
     before = tree_of(tmp_path / "precious")
-    with pytest.raises(NotStaging, match="not empty"):
+    with pytest.raises(NotStaging, match="neither empty nor a staging folder"):
         async with registry(tmp_path / "data", staging_dir=model.parent):
             pass
     assert tree_of(tmp_path / "precious") == before

@@ -182,7 +182,7 @@ async def server() -> AsyncIterator[Running]:
         max_json=JSON_LIMIT,
         stream=backend.stream,
     )
-    limits = web.Limits(head_bytes=4096, head_seconds=0.3, connections=20)
+    limits = web.HttpLimits(head_bytes=4096, head_seconds=0.3, connections=20)
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(listen("127.0.0.1", 0))
         stack.push_async_callback(service.converter.close)

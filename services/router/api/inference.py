@@ -10,7 +10,7 @@ from services.common import telemetry
 from services.common.caller import CallerPolicy
 from services.common.errors import ShoalError, VersionNotFound
 from services.common.packed import PACKED
-from services.common.rpc import Context, deadline_of, reading
+from services.common.rpc import Context, deadline_of, unpacking
 from services.common.status import DETAILS_KEY, abort
 from services.router.api.administration import refuse_named
 from services.router.call import Answer, over_grpc
@@ -216,7 +216,7 @@ class Inference:
 
 def _answering(answer: Behaviour, asked: str) -> Behaviour:
     """`asked`: the message's name."""
-    read = reading(getattr(service_pb2, asked).FromString, f"inference.{asked}")
+    read = unpacking(getattr(service_pb2, asked).FromString, f"inference.{asked}")
 
     async def behaviour(message: bytes, context: Context) -> Any:
         try:
