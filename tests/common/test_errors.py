@@ -46,14 +46,14 @@ def make(error: Any, **more: object) -> ShoalError:
 
 
 def documented() -> dict[str, str]:
-    """Reason to code, from the comments of errors.proto."""
+    """Return code by reason, from the comments of errors.proto."""
     text = (ROOT / "protos/shoal/errors/v1/errors.proto").read_text()
     rows = re.findall(rf"((?:  //.*\n)+)  {PREFIX}(\w+) = \d+;", text)
     return {reason: re.match(r"\s*// (\w+): ", comment)[1] for comment, reason in rows}
 
 
 def users_of_errors() -> Iterator[tuple[Path, ast.Module, set[str]]]:
-    """Files that import errors by name, and those names."""
+    """Yield the files that import errors by name, with those names."""
     for path in sorted([*ROOT.glob("services/**/*.py"), *ROOT.glob("shoal/**/*.py")]):
         source = path.read_bytes()
         if any(module.encode() in source for module in MODULES):
@@ -101,7 +101,7 @@ def test_the_whole_tree_stands_where_it_is_looked_for() -> None:
 
 
 def test_an_error_stands_where_it_is_raised() -> None:
-    """What one service alone raises or tells apart stands in that service, all else in common."""
+    """An error that only one service uses stands in that service, and all others in common."""
     users: dict[str, set[str]] = {error.__name__: set() for error in ERRORS}
     for path, _, names in users_of_errors():
         for used in names & users.keys():
@@ -161,7 +161,7 @@ def test_a_retry_is_told_apart_from_the_text() -> None:
 
 
 def made_in_code() -> Iterator[tuple[str, type[ShoalError], ast.Call]]:
-    """Where, which, and the call."""
+    """Yield the place of each call that makes an error, the error and the call."""
     for path, tree, names in users_of_errors():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -171,7 +171,7 @@ def made_in_code() -> Iterator[tuple[str, type[ShoalError], ast.Call]]:
 
 
 def test_every_call_gives_the_variables_of_its_text() -> None:
-    """A wrong one would be found only by the request that is refused: with INTERNAL."""
+    """Otherwise only a refused request would find a mistake, as INTERNAL."""
     wrong = []
     for where, error, call in made_in_code():
         given = {keyword.arg for keyword in call.keywords} - {"retry_after"}

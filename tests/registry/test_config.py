@@ -1,4 +1,4 @@
-"""What a config.pbtxt, or none, becomes."""
+"""config.pbtxt: how it is completed, and what is refused."""
 
 import contextlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Versions come from disk: registered one by one, or a repository at a time."""
+"""Versions from disk, registered one by one or imported as a repository."""
 
 import asyncio
 import os

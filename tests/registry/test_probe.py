@@ -1,4 +1,4 @@
-"""shoal_probe.json: what becomes of it, and what is wrong with it."""
+"""shoal_probe.json: how it is read, and what is refused."""
 
 import contextlib
 import json

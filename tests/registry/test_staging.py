@@ -1,4 +1,4 @@
-"""The tree that servers are given, and the folders that it links to."""
+"""The staging tree, and the folders that it links to."""
 
 import importlib.util
 import os

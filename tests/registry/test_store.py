@@ -1,4 +1,4 @@
-"""One contract for every database, and what lies beside the catalogue in it."""
+"""One contract for every database: the catalogue, footprints and the lease."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""Who follows the catalogue misses nothing."""
+"""Followers of the catalogue miss nothing."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Catalogue values ↔ protobuf messages."""
+"""Conversions between catalogue values and protobuf messages."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Catalogue values ↔ table rows."""
+"""Conversions between catalogue values and table rows."""
 
 from collections.abc import Iterable
 from dataclasses import asdict
