@@ -1,7 +1,7 @@
 """Process plumbing that the services share.
 
-Importing it keeps gRPC's core to its errors: it writes the rest on stderr, past any logging, and
-reads its level when `grpc` is first imported.
+Importing it limits gRPC's core to logging errors. The core writes to stderr, bypassing Python's
+logging, and reads its level when `grpc` is first imported.
 """
 
 import os

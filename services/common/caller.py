@@ -1,6 +1,6 @@
-"""Who calls: the one place that says so.
+"""Who calls: the one place that decides it.
 
-Until there are credentials a caller on loopback is trusted with every role, identity headers are
+There are no credentials. A caller on loopback is trusted with every role, identity headers are
 believed only from proxies that the settings name, and everybody else is anonymous. A service that
 is bound beyond loopback refuses administrative calls from anonymous callers.
 """
@@ -27,14 +27,17 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """`roles` of `ADMIN` (may change what exists and where it lives) and `USER` (may infer)."""
+    """Who makes a call.
+
+    `roles` are among `ADMIN` (may change what exists and where it lives) and `USER` (may infer).
+    """
 
     subject: str
     tenant: str
     roles: frozenset[str]
 
     def require_admin(self, method: str) -> None:
-        """Raises AdminRequired unless the caller has the role."""
+        """Raises AdminRequired unless the caller has the role ADMIN."""
         if ADMIN not in self.roles:
             raise AdminRequired(method=method, subject=self.subject)
 
@@ -45,19 +48,19 @@ LOCAL: Final = Caller("local", "default", frozenset({ADMIN, USER}))
 class CallerPolicy:
     """Turns a gRPC peer and its metadata into a Caller.
 
-    `trusted_proxies`: addresses or networks (`10.1.2.3`, `10.0.0.0/8`) whose identity headers are
-    believed. A trusted proxy that sends no subject is an anonymous caller, also on loopback:
+    `trusted_proxies` are addresses or networks (`10.1.2.3`, `10.0.0.0/8`) whose identity headers
+    are believed. A trusted proxy that sends no subject is an anonymous caller, even on loopback:
     otherwise everybody behind it would be `local`.
     """
 
     def __init__(self, trusted_proxies: Iterable[str] = ()) -> None:
         self._proxies = tuple(ipaddress.ip_network(proxy) for proxy in trusted_proxies)
-        # By the host alone: the port is another one for each connection.
+        # By host alone, because the port differs for each connection.
         self._by_host = lru_cache(maxsize=4096)(self._standing)
 
     def caller(self, peer: str, metadata: Sequence[tuple[str, str | bytes]]) -> Caller:
-        """`peer` as gRPC spells it: `ipv4:127.0.0.1:4711`, `ipv6:%5B::1%5D:4711`, `unix:…`."""
-        standing = self._by_host(peer.rpartition(":")[0])  # with its kind, without the port
+        """Return the caller. gRPC spells `peer` `ipv4:127.0.0.1:4711`, `ipv6:%5B::1%5D:4711` …"""
+        standing = self._by_host(peer.rpartition(":")[0])  # kind and host, without the port
         if standing is _Standing.LOCAL:
             return LOCAL
         if standing is _Standing.PROXY:

@@ -1,4 +1,4 @@
-"""Client channels between the parts of a fleet."""
+"""Client channels between the services of a fleet."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -7,18 +7,18 @@ import grpc
 
 MAX_CONTROL_MESSAGE: Final = 64 * 1024 * 1024  # bytes; a snapshot of 100,000 models fits
 
-# The fleet's own addresses are never behind a proxy, whatever `http_proxy` says for the rest.
+# The fleet's own addresses are never behind a proxy, whatever `http_proxy` says.
 DIRECT: Final = (("grpc.enable_http_proxy", 0),)
 
-# gRPC's own first back-off is a second, longer than a part takes to come back. What is called the
-# least back-off is the time that an attempt may take: a server that is only busy is no dead one.
+# gRPC's default first back-off is a second, longer than a service takes to restart. What gRPC calls
+# the minimum back-off is the time that an attempt may take: a busy server is not a dead one.
 EAGER: Final = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 2_000),
     ("grpc.max_reconnect_backoff_ms", 500),
 )
 
-# Control-plane streams idle for long; without pings a dead peer is noticed only by TCP.
+# Control-plane streams are idle for long, and without pings only TCP would notice a dead peer.
 KEEPALIVE: Final = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
@@ -27,7 +27,7 @@ KEEPALIVE: Final = (
 
 
 def control(address: str, options: Sequence[tuple[str, Any]] = ()) -> grpc.aio.Channel:
-    """A channel to host:port of another part of the fleet."""
+    """Open a channel to another service of the fleet, at host:port."""
     return grpc.aio.insecure_channel(
         address,
         options=(

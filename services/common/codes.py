@@ -1,4 +1,4 @@
-"""The gRPC status codes, for what knows nothing of gRPC."""
+"""The gRPC status codes, for code that does not import gRPC."""
 
 import enum
 

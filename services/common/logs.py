@@ -1,8 +1,8 @@
-"""Log lines: one JSON object each on stderr, or text for people where stderr is a terminal.
+"""Log lines on stderr: one JSON object each, or text for people if stderr is a terminal.
 
-`SHOAL_LOG_FORMAT` (json, console) and `SHOAL_LOG_LEVEL` (debug, info, warning, error) change that.
-Everybody logs through `structlog.get_logger(__name__)`; what libraries log through `logging` comes
-out the same way. uvicorn installs handlers of its own unless it is given `log_config=None`.
+`SHOAL_LOG_FORMAT` (json, console) and `SHOAL_LOG_LEVEL` (debug, info, warning, error) override
+this. Shoal logs through `structlog.get_logger(__name__)`, and what libraries log through `logging`
+comes out in the same form. (uvicorn must be given `log_config=None`, or it installs its own.)
 """
 
 import contextlib
@@ -26,10 +26,10 @@ LEVELS: Final = {
 }
 _LEVEL_OF_METHOD: Final = {"exception": "error", "warn": "warning", "fatal": "critical"}
 
-# One line for each HTTP request is for debugging only.
+# These log a line for each HTTP request, which is for debugging only.
 _PER_REQUEST: Final = ("uvicorn.access",)
 
-# The same list at every call: loggers that were made already go on using it.
+# Always the same list, which existing loggers keep using when `configure` is called again.
 _processors: Final[list[Processor]] = []
 
 
@@ -58,7 +58,7 @@ def configure(service: str) -> None:
 
 
 class _Stamp:
-    """Says when, how grave, where, what and in which trace, in this order."""
+    """Adds time, level, service, event and trace, in this order."""
 
     def __init__(self, service: str) -> None:
         self._service = service
@@ -76,18 +76,18 @@ class _Stamp:
         if span.is_valid:
             stamp["trace_id"] = f"{span.trace_id:032x}"
             stamp["span_id"] = f"{span.span_id:016x}"
-        # Twice: its order first, its values last.
+        # The first for its order, the last for its values.
         return {**stamp, **event, **stamp}
 
 
 class _Stderr:
-    """Writes lines to what sys.stderr is at that time."""
+    """Writes lines to the current sys.stderr."""
 
     def __init__(self, *_: object) -> None:
         pass
 
     def msg(self, line: str) -> None:
-        # When nobody reads the log any more, the work goes on.
+        # The work goes on even if nobody reads the log any more.
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write(f"{line}\n")
 
@@ -95,7 +95,7 @@ class _Stderr:
 
 
 class _Route(logging.Handler):
-    """Takes the records of `logging`."""
+    """Passes on the records of `logging`."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

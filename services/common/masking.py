@@ -1,4 +1,4 @@
-"""Secrets are blotted out of what is written to a log."""
+"""Secrets, masked in everything that is logged."""
 
 import functools
 import re
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 MASK: Final = "***"
-_DEEPEST: Final = 8  # levels of nesting looked into; what lies deeper is left out
+_DEEPEST: Final = 8  # levels of nesting that are searched; deeper ones are left out
 
 _SECRET_KEY: Final = re.compile(
     r"authorization|secret|passw(or)?d|admin[-_]key|api[-_]?key|private[-_]?key|credential|cookie"
@@ -23,10 +23,10 @@ _IN_URL: Final = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
 
 
 def masked(value: Any, depth: int = 0) -> Any:
-    """A copy of `value` without secrets.
+    """Return a copy of `value` without secrets.
 
-    Values go whose key tells so (in mappings, and in pairs as metadata has them), passwords in
-    URLs, and what is assigned to such a word inside a text.
+    Masked are values with a telling key (in mappings, and in pairs like those of metadata),
+    passwords in URLs, and what a text assigns to a telling word.
     """
     if isinstance(value, str):
         return _in_text(value)

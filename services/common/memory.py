@@ -1,11 +1,11 @@
-"""How much memory there is."""
+"""How much memory this process can have."""
 
 from pathlib import Path
 from typing import Final
 
 import psutil
 
-# Of this process's own control group, as containers see it: version 2, then 1.
+# The limit of this process's control group, as containers see it: version 2, then 1.
 _LIMITS: Final = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -13,7 +13,7 @@ _LIMITS: Final = (
 
 
 def total_memory() -> int:
-    """Bytes that this process could have: the machine's, or its container's where that has less."""
+    """Return the bytes of memory of the machine, or of the container if that has less."""
     found = [int(psutil.virtual_memory().total)]
     for limit in _LIMITS:
         try:

@@ -1,4 +1,4 @@
-"""Prometheus metrics, and the port that they are read from."""
+"""Prometheus metrics, and the server that they are scraped from."""
 
 import asyncio
 import sys
@@ -15,12 +15,12 @@ from prometheus_client.registry import Collector
 
 from services.common.ports import listen
 
-# Seconds. From an answer out of memory up to a load that a caller waits for.
+# Seconds: from an answer out of memory to a load that a caller waits for.
 _RPC_BUCKETS: Final = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),
 )
-# How often the server looks whether it is to end; its own half second would be most of an exit.
+# How often the server checks whether to end. Its default of half a second would be most of an exit.
 _LOOK_SECONDS: Final = 0.05
 
 RPC_SECONDS: Final = Histogram(
@@ -31,9 +31,8 @@ RPC_SECONDS: Final = Histogram(
 )
 
 
-class Held(Collector):
-    """What the process holds inside Python: what grows there is a leak that its size on the system
-    hides for long."""
+class PythonObjects(Collector):
+    """What the process holds inside Python, where leaks show long before its total size grows."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -52,7 +51,7 @@ class Held(Collector):
 
 
 class MetricsServer:
-    """`port`: the one that was bound, which matters for port 0."""
+    """The server, in a thread of its own. `port` is the bound one, which matters for port 0."""
 
     def __init__(self, listener: socket) -> None:
         self._server = _Server(listener)
@@ -70,12 +69,12 @@ class MetricsServer:
 
 
 def serve(host: str, port: int) -> MetricsServer:
-    """Answer `GET /metrics` from a thread of its own. Raises ports.PortTaken."""
+    """Serve `GET /metrics` from a thread of its own. Raises ports.PortTaken."""
     return MetricsServer(listen(host, port))
 
 
 class _Request(WSGIRequestHandler):
-    timeout = 10  # seconds a silent client may hold its thread
+    timeout = 10  # seconds for which a silent client may occupy its thread
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """A line for every scrape would bury the rest."""
@@ -89,7 +88,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         super().__init__((host, port), _Request, bind_and_activate=False)
         self.socket.close()
         self.socket = listener
-        # Set by server_bind otherwise, which would look the host's name up first.
+        # server_bind would set these too, after looking up the host's name.
         self.server_name, self.server_port = host, port
         self.setup_environ()
         self.set_app(make_wsgi_app())

@@ -1,32 +1,33 @@
-"""Messages as gzip or zlib write them, read within bounds.
+"""Compressed messages (gzip or zlib), unpacked within bounds.
 
-gRPC would do that on the thread on which all connections of a server are served, and in one go: out
-of 200 KiB may come 200 MiB, and nobody else is answered for the second that it takes. So Shoal's
-servers tell it to leave messages as they came.
+gRPC would unpack them in one go, on the thread that serves all of a server's connections: 200 KiB
+can become 200 MiB, and nobody else is answered for the second that this takes. So Shoal's servers
+have gRPC leave messages as they came.
 """
 
 import zlib
 from typing import Final
 
-# How such a message begins. As protobuf, the first is nothing, and the other a number in field 15,
-# which none of our messages has.
+# The first byte of such a message. As protobuf, the one is invalid, and the other a number in field
+# 15, which no message here has.
 PACKED: Final = frozenset({b"\x1f", b"\x78"})
 
-_EITHER: Final = zlib.MAX_WBITS | 32  # gzip's header or zlib's, whichever there is
-_FEED: Final = 1 << 16  # bytes; what is not used of them is copied by each read
+_EITHER: Final = zlib.MAX_WBITS | 32  # accepts gzip's header and zlib's
+_FEED: Final = 1 << 16  # bytes; each read copies those that are left over
 
 
 class Packed:
-    """What `message` holds, piece by piece."""
+    """The content of a compressed message, piece by piece."""
 
     def __init__(self, message: bytes) -> None:
         self._left = memoryview(message)
         self._reader = zlib.decompressobj(_EITHER)
 
     def read(self, most: int) -> bytes:
-        """Of what comes next at least one byte and at `most` so many; none after the end.
+        """Return the next 1 to `most` bytes, or none at the end.
 
-        Raises zlib.error, also where the end is missing."""
+        Raises zlib.error, also if the end is missing.
+        """
         while not self._reader.eof:
             feed: bytes | memoryview = self._reader.unconsumed_tail
             if not feed:
@@ -39,7 +40,7 @@ class Packed:
 
 
 def unpacked(message: bytes, limit: int) -> bytes:
-    """All of it. Raises zlib.error, also where it is more than `limit` bytes."""
+    """Return the whole content. Raises zlib.error, also if that has more than `limit` bytes."""
     reader = Packed(message)
     pieces = []
     while piece := reader.read(limit + 1):

@@ -1,4 +1,4 @@
-"""Pages of a list, by key: what is inserted or deleted meanwhile moves nothing."""
+"""Pages of a list, by key, so that insertions and deletions in between move nothing."""
 
 import base64
 import binascii
@@ -17,21 +17,24 @@ START: Final[Key] = ("", 0)
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """At most `size` items whose key is greater than `after`."""
+    """A page: at most `size` items whose key is greater than `after`."""
 
     size: int
     after: Key
 
 
 def page(scope: str, size: int, token: str) -> Page:
-    """`scope` names the list, so that a token of another one is refused. Raises InvalidField."""
+    """Read a request's page. `scope` names the list, whose tokens fit no other list.
+
+    Raises InvalidField.
+    """
     if not 0 <= size <= MAX_SIZE:
         raise InvalidField(field="page_size", problem=f"{size} is not between 0 and {MAX_SIZE}")
     return Page(size or DEFAULT_SIZE, _key(scope, token) if token else START)
 
 
 def token(scope: str, key: Key) -> str:
-    """Opaque to callers."""
+    """Return the token of the page after `key`, which is opaque to callers."""
     return base64.urlsafe_b64encode(json.dumps([scope, *key]).encode()).decode()
 
 

@@ -1,4 +1,4 @@
-"""Ports that are listened on by one program only."""
+"""Ports that only one program listens on."""
 
 import errno
 import socket
@@ -9,14 +9,14 @@ class PortTaken(Exception):
 
 
 def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """A listening TCP socket on `host` (a name or an address) and `port` (0: any free one).
-    `shared`: with others that were made so.
+    """Open a listening TCP socket on `host` (a name or an address) and `port` (0: a free one).
 
-    Whoever takes it closes it. Raises PortTaken, or OSError where the host isn't this machine's.
+    A `shared` port is shared with other sockets opened so. The caller closes the socket. Raises
+    PortTaken, or OSError if the host isn't this machine's.
     """
     listener = _bound(host, port, shared=shared)
     try:
-        # Only one of two sockets bound so may listen, and it is better to know now.
+        # Two sockets can be bound like this, but only one can listen: find out now.
         listener.listen()
     except OSError as error:
         listener.close()
@@ -25,7 +25,7 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
 
 
 def reserve(host: str, port: int) -> socket.socket:
-    """A bound TCP socket that doesn't listen, beside which shared ones may. Raises as `listen`."""
+    """Bind a TCP socket without listening, beside which shared ones can. Raises like `listen`."""
     with listen(host, port) as alone:
         port = alone.getsockname()[1]
     return _bound(host, port, shared=True)
@@ -37,7 +37,7 @@ def _bound(host: str, port: int, *, shared: bool) -> socket.socket:
     )[0]
     bound = socket.socket(family, kind, protocol)
     try:
-        # For a port whose last connections are in TIME_WAIT; on Linux it lets no two listen.
+        # Allows a port with connections in TIME_WAIT. On Linux it does not let two sockets listen.
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if shared:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

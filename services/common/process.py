@@ -1,4 +1,4 @@
-"""How a service's process begins and ends."""
+"""How a service's process starts and ends."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ EXIT_BAD_SETTINGS = 78  # EX_CONFIG
 
 
 class Failed(Exception):
-    """The process ends with `status`; why, has been logged."""
+    """The process is to end with `status`; the reason has been logged."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -51,7 +51,7 @@ def run(service: str, main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
         status = next(error.status for error in _leaves(group) if isinstance(error, Failed))
     finally:
         telemetry.shutdown()
-    # Python looks through all objects once more before it ends, for up to a second.
+    # Before it exits, Python scans all objects once more, for up to a second, unless frozen.
     gc.freeze()
     return status
 
@@ -67,7 +67,7 @@ async def _until_stopped(main: Callable[[asyncio.Event], Awaitable[None]]) -> No
     for number in (signal.SIGTERM, signal.SIGINT):
         with contextlib.suppress(NotImplementedError):
             loop.add_signal_handler(number, stop.set)
-    REGISTRY.register(metrics.Held(loop))
+    REGISTRY.register(metrics.PythonObjects(loop))
     await main(stop)
 
 

@@ -1,8 +1,8 @@
-"""A gRPC server as every Shoal service runs it.
+"""The gRPC server that every Shoal service runs.
 
-Reflection, grpc.health.v1, and around every handler of Shoal's own services an edge that knows the
-caller, keeps administrative calls from strangers, traces, counts, and turns a ShoalError into its
-status.
+It has reflection and grpc.health.v1. Around every handler of Shoal's own services there is an edge,
+which identifies the caller, refuses administrative calls to strangers, traces, counts, and turns a
+ShoalError into its status.
 """
 
 import inspect
@@ -30,12 +30,12 @@ from services.common.status import abort, grpc_code
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-MAX_UNPACKED: Final = 4 * 1024 * 1024  # bytes of a message that came compressed, but for inference
-HEADER_BYTES: Final = 8 * 1024  # of one call's metadata, as much as every gRPC server takes
+MAX_UNPACKED: Final = 4 * 1024 * 1024  # bytes of a compressed message, except for inference
+HEADER_BYTES: Final = 8 * 1024  # of one call's metadata, which every gRPC server accepts
 
 current_caller: ContextVar[Caller] = ContextVar("current_caller", default=LOCAL)
 
-# The context gives the number alone.
+# The context gives only the number.
 _CODE_NAMES: Final[dict[Any, str]] = {code.value[0]: code.name for code in grpc.StatusCode}
 
 _log = structlog.get_logger(__name__)
@@ -50,30 +50,31 @@ def deadline_of(context: Context) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What clients may take of a server, per connection unless it says otherwise. Times in seconds.
+    """What clients may use of a server. None means no limit, or gRPC's own for `pending`."""
 
-    `header_bytes`: of one call's metadata. `streams`: calls at the same time; a client's further
-    ones wait on its side. `pending`: calls that no handler has begun with, of all connections, and
-    `pending_time`: how long they may be; what is beyond that is CANCELLED, without a reason. `age`,
-    then `grace`: a connection is closed after `age`, when its calls are over, and after `grace`
-    more with what is left of them. `idle`: without a call. `handshake`: until a new connection has
-    said that it speaks HTTP/2. None: no limit, but for `pending` gRPC's own.
-    """
-
+    #: Bytes of one call's metadata.
     header_bytes: int = HEADER_BYTES
+    #: Concurrent calls of a connection; further calls wait in the client.
     streams: int | None = None
+    #: Connections of the server.
     connections: int | None = None
+    #: Calls, of all connections, that no handler has begun with; further ones are CANCELLED.
     pending: int | None = None
+    #: Seconds for which a call may be pending, after which it is CANCELLED.
     pending_time: float = 30.0
+    #: Seconds after which a connection is closed, once its calls are over.
     age: float | None = None
+    #: Seconds after `age` at which the connection is closed with the calls that are left.
     grace: float | None = None
+    #: Seconds without a call after which a connection is closed.
     idle: float | None = None
+    #: Seconds within which a new connection has to speak HTTP/2.
     handshake: float = 20.0
 
     def options(self) -> tuple[tuple[str, int], ...]:
-        """For a gRPC server."""
+        """Return the options of a gRPC server."""
         counts = (
-            # One number for each two: between them gRPC refuses calls at random.
+            # The soft and the hard limits are equal: between them gRPC refuses calls at random.
             ("grpc.max_metadata_size", self.header_bytes),
             ("grpc.absolute_max_metadata_size", self.header_bytes),
             ("grpc.max_concurrent_streams", self.streams),
@@ -95,9 +96,12 @@ class Limits:
 
 
 class RpcServer:
-    """`open_methods`: full method names (`/package.Service/Method`) that need no admin role.
-    `services`: what Shoal's own servicers are added to; `grpc` itself has no edge, and its handlers
-    get messages as they came, which may be `packed`."""
+    """A gRPC server with health, reflection and an edge.
+
+    `open_methods` are full method names (`/package.Service/Method`) that need no admin role.
+    Shoal's own servicers are added to `services`. The server itself, `grpc`, has no edge, and its
+    handlers get messages as they came, perhaps compressed.
+    """
 
     def __init__(
         self,
@@ -108,7 +112,7 @@ class RpcServer:
     ) -> None:
         settled = dict(
             (
-                # Two servers that share a port answer for each other without noticing.
+                # Two servers that share a port would answer each other's calls unnoticed.
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", MAX_CONTROL_MESSAGE),
                 ("grpc.max_send_message_length", MAX_CONTROL_MESSAGE),
@@ -118,7 +122,7 @@ class RpcServer:
                 *options,
             )
         )
-        # Without interceptors: they would cost every call, also those that they let pass.
+        # Interceptors would cost every call, even those that they let pass.
         self.grpc = grpc.aio.server(options=tuple(settled.items()))
         edge = _Edge(callers, open_methods)
         self.services = cast("grpc.aio.Server", _Around(edge.around, self.grpc))
@@ -126,16 +130,16 @@ class RpcServer:
         self._names: list[str] = []
 
     def announce(self, *service_names: str) -> None:
-        """Name the services that reflection and health tell of; their handlers are added apart."""
+        """Name the services for reflection and health. Their handlers are added separately."""
         self._names.extend(service_names)
 
     async def start(self, host: str, port: int) -> int:
-        """Bind and serve. Returns the port, which matters for port 0.
+        """Bind and serve. Return the port, which matters for port 0.
 
-        Raises PortTaken, or OSError where the host isn't this machine's.
+        Raises PortTaken, or OSError if the host isn't this machine's.
         """
-        # Last: gRPC asks one after the other whose a call is.
-        open_to_all = cast("grpc.aio.Server", _Around(_unpacking, self.grpc))
+        # Added last, because gRPC asks one handler after the other whose a call is.
+        open_to_all = cast("grpc.aio.Server", _Around(_unpacking_handler, self.grpc))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, open_to_all)
         reflection.enable_server_reflection(
             [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME], open_to_all
@@ -146,7 +150,7 @@ class RpcServer:
                 f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             )
         except RuntimeError:
-            listen(host, port).close()  # raises what gRPC doesn't say: taken, or no host of ours
+            listen(host, port).close()  # raises what gRPC does not tell: taken, or not our host
             raise
         await self.grpc.start()
         return int(bound)
@@ -158,7 +162,7 @@ class RpcServer:
             await self._health.set(name, state)
 
     async def stop(self, grace: float) -> None:
-        """Refuse new calls at once; let running ones go on for `grace` seconds."""
+        """Refuse new calls at once, and give running calls `grace` seconds."""
         await self._health.enter_graceful_shutdown()
         await self.grpc.stop(grace)
 
@@ -167,7 +171,7 @@ _Wrap = Callable[[Any, str], "grpc.RpcMethodHandler[Any, Any]"]
 
 
 class _Around:
-    """Takes servicers as a server does, and puts something `around` their handlers."""
+    """Takes servicers like a server, and wraps their handlers."""
 
     def __init__(self, around: _Wrap, server: grpc.aio.Server) -> None:
         self._around = around
@@ -177,7 +181,7 @@ class _Around:
         self._server.add_generic_rpc_handlers([_Wrapped(self._around, one) for one in handlers])
 
     def add_registered_method_handlers(self, service_name: str, handlers: object) -> None:
-        """The generic ones are the same."""
+        """Ignore these: the generic handlers are the same."""
 
 
 class _Wrapped(grpc.GenericRpcHandler):
@@ -194,8 +198,11 @@ class _Wrapped(grpc.GenericRpcHandler):
         return self._around(handler, handler_call_details.method)
 
 
-def reading(parse: Callable[[bytes], Any], name: str) -> Callable[[bytes], Any]:
-    """`parse`, also of a message that came compressed; MalformedMessage says its `name`."""
+def unpacking(parse: Callable[[bytes], Any], name: str) -> Callable[[bytes], Any]:
+    """Return a parser that also takes compressed messages.
+
+    It raises MalformedMessage, with `name`.
+    """
 
     def read(message: bytes) -> Any:
         try:
@@ -208,8 +215,8 @@ def reading(parse: Callable[[bytes], Any], name: str) -> Callable[[bytes], Any]:
     return read
 
 
-def _unpacking(handler: Any, method: str) -> Any:
-    return handler._replace(request_deserializer=reading(handler.request_deserializer, method))
+def _unpacking_handler(handler: Any, method: str) -> Any:
+    return handler._replace(request_deserializer=unpacking(handler.request_deserializer, method))
 
 
 class _Edge:
@@ -265,11 +272,10 @@ class _Edge:
 
 
 def _read(handler: Any, method: str) -> Callable[[Any], Any]:
-    """What makes its messages of a call's request, or requests; of a handler that looks at none,
-    nothing."""
+    """Return what parses a call's request or requests; a handler without a parser gets them raw."""
     if handler.request_deserializer is None:
         return lambda request: request
-    read = reading(handler.request_deserializer, f"request to {method}")
+    read = unpacking(handler.request_deserializer, f"request to {method}")
 
     async def each(requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
         async for message in requests:
@@ -289,7 +295,7 @@ class _Call:
 
     async def __aenter__(self) -> None:
         parent = telemetry.parent_context(self._context.invocation_metadata() or ())
-        # Watches live for hours: a span of theirs would say nothing and never end.
+        # Watches live for hours, so a span for one would say nothing and never end.
         traced = "/Watch" not in self._method and telemetry.sampled(parent)
         self._span = (
             _tracer.start_span(self._method.lstrip("/"), context=parent, kind=trace.SpanKind.SERVER)

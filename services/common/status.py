@@ -1,4 +1,4 @@
-"""ShoalError → google.rpc.Status, as a gRPC server sends it and as a client reads it."""
+"""A ShoalError as a google.rpc.Status, which a gRPC server sends and a client reads."""
 
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn
@@ -20,7 +20,7 @@ def grpc_code(error: ShoalError) -> grpc.StatusCode:
 
 
 def details(error: ShoalError) -> bytes:
-    """The serialized google.rpc.Status: one ErrorInfo, and RetryInfo where a retry may help."""
+    """Return the serialized google.rpc.Status, with ErrorInfo, and RetryInfo if that may help."""
     status = status_pb2.Status(code=error.code.value, message=error.message)
     info = error_details_pb2.ErrorInfo(domain=DOMAIN, reason=error.reason, metadata=error.metadata)
     _pack(status, info)
@@ -32,7 +32,7 @@ def details(error: ShoalError) -> bytes:
 
 
 async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: ShoalError) -> NoReturn:
-    """End the call with the error's status. Never returns: raises grpc's AbortError."""
+    """End the call with the error's status. Always raises grpc's AbortError."""
     await context.abort(
         grpc_code(error), error.message, trailing_metadata=((DETAILS_KEY, details(error)),)
     )
@@ -42,7 +42,7 @@ async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: ShoalError
 def error_info(
     trailing: Sequence[tuple[str, str | bytes]] | None,
 ) -> error_details_pb2.ErrorInfo | None:
-    """The ErrorInfo that came with a failed call's trailing metadata, if one did."""
+    """Return the ErrorInfo in a failed call's trailing metadata, or None."""
     for key, value in trailing or ():
         if key != DETAILS_KEY:
             continue

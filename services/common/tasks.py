@@ -1,4 +1,4 @@
-"""Tasks that belong to somebody, from their start until their owner closes."""
+"""Tasks that belong to an owner, from their start until the owner closes."""
 
 import asyncio
 from collections.abc import Coroutine, Iterator
@@ -12,12 +12,10 @@ _log = structlog.get_logger(__name__)
 
 
 class TaskScope:
-    """The tasks of one owner.
+    """The tasks of one owner, whose name is logged with their errors.
 
-    Unlike an `asyncio.TaskGroup` it outlives the call that starts a task, and one that fails ends
-    no other: its error is logged with the owner's name, unless whoever holds the task awaits it.
-
-    `owner` names who started the tasks, for the log.
+    Unlike an `asyncio.TaskGroup`, it outlives the call that starts a task, and a task that fails
+    ends no other. Its error is logged, unless somebody awaits the task.
     """
 
     def __init__(self, owner: str) -> None:
@@ -33,7 +31,7 @@ class TaskScope:
     def start(self, work: Coroutine[Any, Any, T], *, awaited: bool = False) -> asyncio.Task[T]:
         """Run `work` as a task and keep it until it has ended.
 
-        `awaited` says that somebody awaits the task, who hears of its error there.
+        With `awaited`, whoever awaits the task gets its error, and it is not logged.
         """
         task = asyncio.create_task(work)
         self._tasks[task] = awaited
@@ -45,8 +43,30 @@ class TaskScope:
         for task in list(self._tasks):
             task.cancel()
 
+    async def complete(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work` to its end, even if the caller is cancelled meanwhile; return its result.
+
+        The cancellation takes effect once the work is done. A gRPC call whose client has gone is
+        cancelled wherever it stands, which could leave a commit without its publication, or a
+        thread that goes on writing after its lock was released.
+        """
+        task = self.start(work, awaited=True)
+        cancelled: asyncio.CancelledError | None = None
+        while not task.done():
+            try:
+                await asyncio.shield(task)
+            except asyncio.CancelledError as error:
+                if task.cancelled():
+                    raise
+                cancelled = error
+            except Exception:
+                break  # the task's own error, which its result raises
+        if cancelled is not None:
+            raise cancelled
+        return task.result()
+
     async def close(self, grace: float = 0.0) -> None:
-        """Let tasks finish for `grace` seconds, then cancel the rest and wait until it is gone."""
+        """Let tasks finish for `grace` seconds, then cancel the rest and wait for their end."""
         if self._tasks and grace > 0:
             await asyncio.wait(list(self._tasks), timeout=grace)
         left = list(self._tasks)

@@ -1,21 +1,20 @@
-"""Traces: who asked, where it went, what it waited for.
+"""Traces: who asked, where the request went, what it waited for.
 
-Spans are made with the OpenTelemetry API itself (`opentelemetry.trace.get_tracer`); this module
-sets up what becomes of them, from the standard `OTEL_*` variables, and says *before* a span is
-built whether it would be kept, since a span costs more than forwarding a request does:
+Spans are made with the OpenTelemetry API itself (`opentelemetry.trace.get_tracer`). This module
+sets up where they go, from the standard `OTEL_*` variables. It also says *before* a span is built
+whether it would be kept, because a span costs more than forwarding a request:
 
     parent = telemetry.parent_context(metadata)
     if telemetry.sampled(parent):
         span = tracer.start_span("infer", context=parent)
 
-Without an endpoint and without `OTEL_TRACES_EXPORTER` there is no tracing: the SDK isn't even
+Without an endpoint and without `OTEL_TRACES_EXPORTER` there is no tracing, and the SDK is not even
 imported.
 """
 
 import logging
 import random
 from collections.abc import Collection
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry import trace
@@ -24,41 +23,33 @@ from opentelemetry.trace import Span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from services.common import variables
+from services.common.sampling import REFUSED, drawn
+from services.common.variables import OTLP_ENDPOINTS
 
 if TYPE_CHECKING:
-    try:
-        from services.common.telemetry_sdk import Pipeline
-    except ValueError as error:  # the SDK reads OTEL_SPAN_* when imported; the text names it
-        raise variables.BadVariable(str(error)) from error
+    from services.common.telemetry_sdk import Pipeline
 
-# What a client sends as traceparent is its own affair: no warning for each bad one.
+# A client may send any traceparent: bad ones are not worth a warning each.
 _QUIET: Final = ("opentelemetry.trace", "opentelemetry.exporter")
 _LONGEST_HEADER: Final = 512  # characters, for traceparent and tracestate each
-ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 _w3c: Final = TraceContextTextMapPropagator()
 _log = logging.getLogger(__name__)
-
-# The answer that `sampled` gave in this context, for the root span that follows it: the trace id
-# it drew, or REFUSED. The root takes the id over, so that the sampler, asked again inside the SDK,
-# sees the same id and says the same.
-REFUSED: Final = 0
-drawn: Final[ContextVar[int | None]] = ContextVar("drawn", default=None)
 
 _pipeline: "Pipeline | None" = None
 
 
 def configure(service: str) -> None:
-    """Start tracing as `shoal-<service>`, if the OTEL_* variables ask for it.
+    """Start tracing as `shoal-<service>` if the OTEL_* variables ask for it.
 
-    Once for a process: a later call changes nothing. Raises variables.BadVariable.
+    Only the first call in a process has an effect. Raises variables.BadVariable.
     """
-    global _pipeline  # one tracer provider for a process is OpenTelemetry's own rule
+    global _pipeline  # OpenTelemetry itself allows one tracer provider per process
     if not _wanted() or _pipeline is not None:
         return
     try:
         from services.common.telemetry_sdk import Pipeline
-    except ValueError as error:  # the SDK reads OTEL_SPAN_* when imported; the text names it
+    except ValueError as error:  # the SDK reads OTEL_SPAN_* on import, and the text names it
         raise variables.BadVariable(str(error)) from error
 
     for name in _QUIET:
@@ -67,17 +58,18 @@ def configure(service: str) -> None:
 
 
 def shutdown() -> None:
-    """Send the spans that are left, for at most a few seconds; tracing is over then."""
+    """Send the remaining spans, for a few seconds at most, and end tracing."""
     if _pipeline is not None and not _pipeline.close():
         _log.warning("the last spans were not sent: their receiver does not answer")
 
 
 def enabled() -> bool:
+    """Return whether this process traces at all."""
     return _pipeline is not None and not _pipeline.closed
 
 
 def parent_context(metadata: Collection[tuple[str, str | bytes]]) -> Context | None:
-    """The caller's span, from a valid `traceparent` (and `tracestate`); None without one."""
+    """Return the caller's span, from a valid `traceparent` (and `tracestate`), or None."""
     for key, value in metadata:
         if key == "traceparent":
             return _extract(value, metadata)
@@ -85,10 +77,10 @@ def parent_context(metadata: Collection[tuple[str, str | bytes]]) -> Context | N
 
 
 def sampled(parent: Context | None) -> bool:
-    """Whether a span started next, with the same parent and in the same task, is recorded.
+    """Return whether the next span with this parent in this task will be recorded.
 
-    `parent` None stands for the current span, as it does in `start_span`. After a refusal, root
-    spans that code further down starts in this task are dropped too.
+    None stands for the current span, as in `start_span`. After a refusal, root spans that the same
+    task starts further down are dropped too.
     """
     if _pipeline is None or _pipeline.closed:
         return False
@@ -100,9 +92,9 @@ def sampled(parent: Context | None) -> bool:
 
 
 def propagation(span: Span) -> tuple[tuple[str, str], ...]:
-    """The gRPC metadata that makes the next service's spans children of `span`.
+    """Return the gRPC metadata that makes the next service's spans children of `span`.
 
-    Empty unless the span is recorded: Triton traces whatever comes with a traceparent.
+    It is empty unless the span is recorded: Triton traces every request with a traceparent.
     """
     context = span.get_span_context()
     if not span.is_recording() or not context.trace_flags.sampled:
@@ -114,7 +106,7 @@ def propagation(span: Span) -> tuple[tuple[str, str], ...]:
 
 
 def trace_id(span: Span) -> str:
-    """32 hexadecimal digits, or "" for a span that belongs to no trace."""
+    """Return the trace's id as 32 hexadecimal digits, or "" for a span without a trace."""
     context = span.get_span_context()
     return f"{context.trace_id:032x}" if context.is_valid else ""
 
@@ -125,7 +117,7 @@ def _wanted() -> bool:
     exporters = variables.text("OTEL_TRACES_EXPORTER")
     if exporters is not None:
         return exporters.lower() != "none"
-    return any(variables.text(name) for name in ENDPOINTS)
+    return any(variables.text(name) for name in OTLP_ENDPOINTS)
 
 
 def _extract(

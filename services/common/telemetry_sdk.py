@@ -1,4 +1,4 @@
-"""The OpenTelemetry SDK, set up from the OTEL_* variables; imported only where tracing is on."""
+"""The OpenTelemetry SDK, set up from the OTEL_* variables; imported only when tracing is on."""
 
 import contextlib
 import logging
@@ -25,10 +25,10 @@ from opentelemetry.trace import Link, SpanKind, TraceState
 from opentelemetry.util.types import Attributes
 
 from services.common import variables
-from services.common.telemetry import ENDPOINTS, REFUSED, drawn
-from services.common.variables import BadVariable
+from services.common.sampling import REFUSED, drawn
+from services.common.variables import OTLP_ENDPOINTS, BadVariable
 
-FLUSH_S: Final = 3.0  # what a stopping service may wait for a receiver that doesn't answer
+FLUSH_S: Final = 3.0  # how long a stopping service waits for a receiver that doesn't answer
 
 _SAMPLERS: Final[dict[str, Callable[[float], Sampler]]] = {
     "always_on": lambda _: ALWAYS_ON,
@@ -41,15 +41,18 @@ _SAMPLERS: Final[dict[str, Callable[[float], Sampler]]] = {
 
 
 class Pipeline:
-    """Sampler, batches and exporters, in effect from its making on. Raises BadVariable."""
+    """The sampler, the batches and the exporters of a process, in effect once it is made.
+
+    Raises BadVariable.
+    """
 
     def __init__(self, service: str) -> None:
         self._sampler = _sampler()
         self._exporters = _exporters()
         self._provider = TracerProvider(
-            sampler=_AsAnswered(self._sampler),
+            sampler=_ConsistentSampler(self._sampler),
             resource=_resource(service),
-            id_generator=_AsDrawn(),
+            id_generator=_DrawnIds(),
             shutdown_on_exit=False,
         )
         for exporter in self._exporters:
@@ -58,19 +61,19 @@ class Pipeline:
         self.closed = False
 
     def keeps(self, parent: Context | None, trace_id: int) -> bool:
-        """The sampler's decision for a span of that trace, below `parent` where there is one."""
+        """Return whether the sampler keeps a span of this trace, below `parent` if there is one."""
         decision = self._sampler.should_sample(parent, trace_id, "").decision
         return decision is Decision.RECORD_AND_SAMPLE
 
     def close(self) -> bool:
-        """Flush for FLUSH_S seconds at most. False if spans may be left."""
+        """Flush for at most FLUSH_S seconds. Return False if spans may be left."""
         if self.closed:
             return True
         self.closed = True
-        # Each repetition would be told of, and the caller says it once.
+        # The SDK would log every retry; the caller says it once.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
-        # The SDK itself would wait for half a minute.
+        # The SDK itself would wait half a minute.
         flush = threading.Thread(target=self._provider.shutdown, daemon=True)
         flush.start()
         flush.join(FLUSH_S)
@@ -82,8 +85,8 @@ class Pipeline:
         return False
 
 
-class _AsAnswered(Sampler):
-    """The configured sampler, but for a root span whose request was refused already."""
+class _ConsistentSampler(Sampler):
+    """The configured sampler, which drops root spans of requests that `sampled` refused."""
 
     def __init__(self, configured: Sampler) -> None:
         self._configured = configured
@@ -110,8 +113,8 @@ class _AsAnswered(Sampler):
         return self._configured.get_description()
 
 
-class _AsDrawn(RandomIdGenerator):
-    """Gives a root span the trace id that `sampled` drew for it, once."""
+class _DrawnIds(RandomIdGenerator):
+    """Gives a root span, once, the trace id that `sampled` drew for it."""
 
     def generate_trace_id(self) -> int:
         trace_id = drawn.get()
@@ -135,7 +138,7 @@ def _exporters() -> list[SpanExporter]:
         return [_exporter(name.strip()) for name in names]
     except BadVariable:
         raise
-    except Exception as error:  # of many kinds: a bad timeout, an unknown compression, no such file
+    except Exception as error:  # a bad timeout, an unknown compression, a missing file …
         raise BadVariable(f"one of OTEL_EXPORTER_OTLP_* cannot be used: {error}") from error
 
 
@@ -164,11 +167,11 @@ def _exporter(name: str) -> SpanExporter:
 
 
 def _check_endpoints() -> None:
-    for name in ENDPOINTS:
+    for name in OTLP_ENDPOINTS:
         url = variables.text(name)
-        # Without the scheme the SDK takes TLS for granted, and only says that nothing arrives.
+        # Without a scheme the SDK assumes TLS, and only reports that nothing arrives.
         if url is not None and not url.startswith(("http://", "https://")):
-            raise BadVariable(f"{name}={url!r} is no URL: start it with http:// or https://")
+            raise BadVariable(f"{name}={url!r} is not a URL: start it with http:// or https://")
 
 
 def _resource(service: str) -> Resource:
@@ -177,7 +180,7 @@ def _resource(service: str) -> Resource:
 
 
 def _batches(exporter: SpanExporter) -> BatchSpanProcessor:
-    # Read here, because the SDK takes its own default for a number it can't read.
+    # Read here, because the SDK falls back to its default for a number that it cannot read.
     queue = variables.count("OTEL_BSP_MAX_QUEUE_SIZE", 2048)
     batch = variables.count("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", min(512, queue))
     if batch > queue:

@@ -1,20 +1,23 @@
-"""Environment variables that are read before a service has settings of its own."""
+"""Environment variables that are read before a service has read its settings."""
 
 import os
 from collections.abc import Sequence
+from typing import Final
+
+OTLP_ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
 class BadVariable(ValueError):
-    """A variable with a value that can't be used; the text names it and says what can."""
+    """A variable has an unusable value; the text names it and says what is allowed."""
 
 
 def text(name: str) -> str | None:
-    """The variable's value without outer blanks; None where it is unset or empty."""
+    """Return the variable's value without surrounding blanks, or None if it is unset or empty."""
     return os.environ.get(name, "").strip() or None
 
 
 def choice(name: str, allowed: Sequence[str], default: str) -> str:
-    """One of `allowed`, in any case of letters. Raises BadVariable."""
+    """Return one of `allowed`, whichever case it is written in. Raises BadVariable."""
     value = (text(name) or default).lower()
     if value not in allowed:
         raise BadVariable(f"{name}={value!r} is unknown: use one of {', '.join(allowed)}")
@@ -22,12 +25,12 @@ def choice(name: str, allowed: Sequence[str], default: str) -> str:
 
 
 def flag(name: str) -> bool:
-    """True or false, false by default. Raises BadVariable."""
+    """Return whether the variable says "true"; the default is "false". Raises BadVariable."""
     return choice(name, ("true", "false"), "false") == "true"
 
 
 def ratio(name: str, default: float) -> float:
-    """A number from 0 to 1. Raises BadVariable."""
+    """Return a number from 0 to 1. Raises BadVariable."""
     value = text(name)
     try:
         number = default if value is None else float(value)
@@ -39,7 +42,7 @@ def ratio(name: str, default: float) -> float:
 
 
 def count(name: str, default: int) -> int:
-    """A whole number from 1 up. Raises BadVariable."""
+    """Return a whole number from 1 up. Raises BadVariable."""
     value = text(name)
     if value is not None and not (value.isascii() and value.isdigit() and int(value) > 0):
         raise BadVariable(f"{name}={value!r} is not a whole number from 1 up")

@@ -24,24 +24,26 @@ _REFUSAL: Final = (
 )
 
 
-class Limits(NamedTuple):
-    """`head_bytes`: of a request's first line and headers, `head_seconds`: until they have to be
-    there. `idle_seconds`: how long a connection without a request is kept. `connections`: how many
-    there may be, None for any number; beyond it the answer is 503."""
+class HttpLimits(NamedTuple):
+    """What clients may use of an HTTP server."""
 
+    #: Bytes of a request's first line and headers.
     head_bytes: int = 1 << 16
+    #: Seconds within which they have to arrive.
     head_seconds: float = 30.0
+    #: Seconds for which a connection without a request is kept.
     idle_seconds: float = 75.0
+    #: Connections, beyond which the answer is 503; None for any number.
     connections: int | None = None
 
 
 @asynccontextmanager
 async def serving(
-    app: ASGIApp, listener: socket.socket, limits: Limits | None = None
+    app: ASGIApp, listener: socket.socket, limits: HttpLimits | None = None
 ) -> AsyncIterator[None]:
-    """Answer on `listener` inside the `async with`; then let running requests end."""
-    limits = limits or Limits()
-    # A line for each request that is no HTTP, or one too many, is for its sender to cause.
+    """Serve `app` on `listener` inside the `async with`, then let running requests finish."""
+    limits = limits or HttpLimits()
+    # Otherwise any sender could cause a log line with each bad or surplus request.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     server = _Server(
         uvicorn.Config(
@@ -67,9 +69,11 @@ async def serving(
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's own looks ten times a second whether it is to end, and at the clock for the `date`
-    of its answers. In a process that has other work these wake-ups cost more than they do: 3 % of a
-    Router's requests a second."""
+    """A server that sleeps until it is to end.
+
+    uvicorn's own wakes ten times a second to check for its end and to format the `date` header. In
+    a busy process these wake-ups are expensive: they cost a Router 3 % of its requests per second.
+    """
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -80,21 +84,21 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are the process's: it says when to stop."""
+        """Leave signals to the process, which says when to stop."""
         yield
 
 
 @lru_cache(maxsize=1)
 def _dated(now: int) -> list[tuple[bytes, bytes]]:
-    """The headers of every answer. `now`: seconds since the epoch."""
+    """Return the headers of every answer at `now`, in seconds since the epoch."""
     return [(b"date", formatdate(now, usegmt=True).encode())]
 
 
-def _bounded(limits: Limits) -> type[HttpToolsProtocol]:
+def _bounded(limits: HttpLimits) -> type[HttpToolsProtocol]:
     class Bounded(HttpToolsProtocol):
-        """The parser itself takes a head of any size, for any time."""
+        """A protocol with bounds: the parser itself takes a head of any size, however slow."""
 
-        _head = 0  # bytes so far of a head that is not complete
+        _head = 0  # bytes received of an incomplete head
         _clock: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:

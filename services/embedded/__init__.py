@@ -1,0 +1,1 @@
+"""Everything on one machine: `shoal up`, its trace collector, and the demo."""

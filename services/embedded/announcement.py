@@ -1,4 +1,4 @@
-"""A JSON file that says what runs where, for programs: written anew, whole, with every change."""
+"""A JSON file that tells programs what runs where. Every change writes the whole file anew."""
 
 import contextlib
 import json
@@ -16,8 +16,11 @@ _EVENTS: Final = 500  # the newest are kept
 
 
 class Announcement:
-    """`path` None: nothing is written. Raises BadSettings where it cannot be written to at first;
-    later on, the stack matters more than the file."""
+    """The file at `path`; with None, nothing is written.
+
+    Raises BadSettings if it cannot be written to at the start. Later the stack matters more than
+    the file, and errors are ignored.
+    """
 
     def __init__(self, path: Path | None, plan: Plan) -> None:
         self._path = path
@@ -41,11 +44,12 @@ class Announcement:
             raise BadSettings(f"--announce: {path} cannot be written: {error.strerror}") from error
 
     def state(self, state: str) -> None:
-        """Of the stack: starting, ready (all parts were), stopping, stopped."""
+        """Set the stack's state: starting, ready (all parts have been), stopping or stopped."""
         self._state = state
         self._rewrite()
 
     def event(self, event: Event) -> None:
+        """Add an event, and set the state of its part."""
         part = self._parts[event.part]
         part.update(state=event.state, pid=event.pid)
         part["starts"] += event.state is State.STARTING

@@ -1,7 +1,7 @@
-"""The backend directory that a Triton from the wheel is given.
+"""The backend directory for a Triton from the wheel.
 
 The wheel keeps `libtriton_python.so` and its stubs, one for each version of Python, in different
-folders, while the server looks for the stub beside the library, and for our Python-based backends
+folders. The server looks for the stub beside the library, and for Shoal's Python-based backends
 beside the `python` folder.
 """
 
@@ -15,11 +15,11 @@ _WHEEL = Path("pytriton", "tritonserver")
 
 
 def assemble(site_packages: Path, source: Path, target: Path) -> Path:
-    """Fills `target` with what `--backend-directory` needs, and returns it.
+    """Fill `target` with what `--backend-directory` needs, and return it.
 
-    `site_packages` is that of Triton's environment (`…/lib/python3.11/site-packages`); `source`
-    holds one folder with a `model.py` per Python-based backend, and beside those the modules that
-    they share. What is right already isn't touched, and every file appears whole, so several
+    `site_packages` is that of Triton's environment (`…/lib/python3.11/site-packages`). `source` has
+    a folder with a `model.py` for each Python-based backend, and beside those the modules that they
+    share. Files that are already right are not touched, and every file appears whole, so several
     processes may assemble one folder.
     """
     wheel = site_packages / _WHEEL
@@ -44,10 +44,10 @@ def _python_version(site_packages: Path) -> str:
 
 
 def _copy(source: Path, folder: Path) -> None:
-    """Copies a file, mode and time included, unless a copy as new and as long is there.
+    """Copy a file with its mode and time, unless a copy of the same time and size is there.
 
-    Copies and not links: Triton changes the stub's mode when it can't run it, and Python writes
-    its cache beside a `model.py`.
+    Links would not do: Triton changes the stub's mode if it can't run it, and Python writes its
+    cache beside a `model.py`.
     """
     target = folder / source.name
     wanted = source.stat()

@@ -1,4 +1,4 @@
-"""A `shoal up` in a process of its own, for programs: tests, benches, the demo."""
+"""`shoal up` in a process of its own, for programs: tests, benchmarks, the demo."""
 
 import contextlib
 import json
@@ -37,22 +37,22 @@ FREE_PORTS: Final = tuple(
 
 
 class Announced(NamedTuple):
-    """What `shoal up --announce` says; see announcement.py."""
+    """What `shoal up --announce` writes; see announcement.py."""
 
     state: str
     endpoints: Mapping[str, Any]
     parts: Mapping[str, Mapping[str, Any]]
     events: list[Mapping[str, Any]]
     pid: int
-    run: str  # begins the names of all that the stack makes outside its folders
-    folder: Path  # goes with the stack
+    run: str  # the prefix of the names of all that the stack makes outside its folders
+    folder: Path  # removed with the stack
     data: Path
     memory_budget: int
     max_models: int
 
     @property
     def tritons(self) -> dict[str, str]:
-        """Server id to `host:port`."""
+        """Return `host:port` by server id."""
         return dict(self.endpoints["tritons"])
 
     def pid_of(self, part: str) -> int | None:
@@ -69,10 +69,11 @@ class Announced(NamedTuple):
 
 
 class BackgroundStack:
-    """Starts on entry, on free ports unless `arguments` say otherwise; ends on exit.
+    """A stack that starts on entry and ends on exit.
 
-    `start_within`: seconds until it must be ready. It dies with the thread that starts it. Its
-    output is in the file `output` while it runs.
+    It takes free ports unless `arguments` say otherwise, and has to be ready within `start_within`
+    seconds. It dies with the thread that starts it. Its output is in the file `output` while it
+    runs.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class BackgroundStack:
         self._start_within = start_within
 
     def __enter__(self) -> "BackgroundStack":
-        # A run of its own, so that its folder is swept too should this process be killed.
+        # A run of its own, so that its folder is swept too if this process is killed.
         self._run = Run()
         self._announcement = self._run.folder / "stack.json"
         self.output = self._run.folder / "output"
@@ -120,16 +121,16 @@ class BackgroundStack:
         self.end()
 
     def end(self) -> None:
-        """Stop it, and when that takes long, wait for nobody: what runs is killed, and swept up."""
+        """Stop the stack, with a second signal that kills its parts if they do not end soon."""
         self.process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(_AT_ONCE_AFTER)
         self.stop()
 
     def stop(self, within: float = _STOP_WITHIN) -> int:
-        """SIGTERM; returns the exit status. After `within` seconds it is killed, and swept up.
+        """Send SIGTERM and return the exit status; after `within` seconds, kill it and sweep up.
 
-        Once it has ended, a second call only returns the status again.
+        Once it has ended, a further call only returns the status again.
         """
         self.process.send_signal(signal.SIGTERM)
         try:
@@ -143,7 +144,7 @@ class BackgroundStack:
             self._run.close()
 
     def announced(self) -> Announced:
-        """The newest state; also kept in `last`, for when the stack has ended."""
+        """Read the current state, which `last` keeps for when the stack has ended."""
         content = json.loads(self._announcement.read_text())
         self.last = Announced(
             content["state"],
@@ -160,16 +161,19 @@ class BackgroundStack:
         return self.last
 
     def wait_for(self, holds: Callable[[Announced], bool], within: float) -> Announced:
-        """Polls until `holds`. Raises TimeoutError after `within` seconds, RuntimeError when the
-        stack has ended, both with its output."""
+        """Poll until `holds` accepts the state, and return that.
+
+        Raises TimeoutError after `within` seconds, and RuntimeError if the stack has ended, both
+        with its output.
+        """
         deadline = time.monotonic() + within
         while True:
             if self._announcement.exists() and holds(found := self.announced()):
                 return found
             if (status := self.process.poll()) is not None:
-                raise RuntimeError(f"shoal up ended with {status}:\n{self._said()}")
+                raise RuntimeError(f"shoal up ended with {status}:\n{self._output_tail()}")
             if time.monotonic() > deadline:
-                raise TimeoutError(f"shoal up was not there in {within} s:\n{self._said()}")
+                raise TimeoutError(f"shoal up took more than {within} s:\n{self._output_tail()}")
             time.sleep(_POLL)
 
     @property
@@ -190,7 +194,7 @@ class BackgroundStack:
 
     @property
     def controllers(self) -> dict[str, str]:
-        """`host:port` by name of the part."""
+        """Return `host:port` by name of the part."""
         return dict(self.announced().endpoints["controllers"])
 
     @property
@@ -204,5 +208,5 @@ class BackgroundStack:
     def _address(self, name: str) -> str:
         return str(self.announced().endpoints[name])
 
-    def _said(self) -> str:
+    def _output_tail(self) -> str:
         return self.output.read_text(errors="replace")[-8000:]

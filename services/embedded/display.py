@@ -1,4 +1,4 @@
-"""What a person sees of a stack: a live table while it starts on a terminal, else plain lines."""
+"""What people see of a stack: a live table while it starts on a terminal, else plain lines."""
 
 import time
 from collections.abc import Sequence
@@ -17,14 +17,15 @@ from shoal.sizes import format_size
 
 
 class Terminal(Console):
-    """A console that goes on in silence when nobody reads it any more: the stack must be stopped
-    properly all the same."""
+    """A console that falls silent once its reader is gone: the stack must still stop properly."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
 
 
 class Display:
+    """Shows the states of `parts`, and what happens to them."""
+
     def __init__(self, console: Console, parts: Sequence[str]) -> None:
         self._console = console
         self._rows = dict.fromkeys(parts, (State.WAITING, ""))
@@ -52,6 +53,7 @@ class Display:
             self._plain(event)
 
     def up(self, plan: Plan, seconds: float) -> None:
+        """Show the summary of a stack that took `seconds` to start."""
         self.close()
         self._up = True
         self.line("")
@@ -60,7 +62,7 @@ class Display:
         self.line("")
 
     def close(self) -> None:
-        """The end of the live table, if there is one."""
+        """End the live table, if there is one."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -89,7 +91,7 @@ _STYLES = {
 
 
 def summary(plan: Plan, seconds: float) -> list[str]:
-    """What is where, and how to call it."""
+    """Return lines that say what is where, and how to call it."""
     at = plan.endpoints
     cap = plan.settings.max_models
     models = f"{format_size(plan.budget)} for models" + (
@@ -116,14 +118,14 @@ def _how_to_call(plan: Plan) -> list[str]:
     client = f'tritonclient.grpc.InferenceServerClient("{plan.endpoints.router_grpc}")'
     return [
         *([f"  First, in another shell: export {moved}"] if moved else []),
-        "  shoal models    what can be asked, and what is in memory",
-        "  shoal status    how all parts are",
-        f"  {client}    as with any Triton",
+        "  shoal models    lists the models, and which are in memory",
+        "  shoal status    shows the state of every part",
+        f"  {client}    works as with any Triton",
     ]
 
 
 def _moved(plan: Plan) -> list[tuple[str, str]]:
-    """Variables that tell the other commands of ports that are not the usual ones."""
+    """Return the variables that tell other commands about ports other than the default ones."""
     at = plan.endpoints
     addresses = {
         "router_grpc_port": at.router_grpc,
@@ -145,6 +147,6 @@ def _moved(plan: Plan) -> list[tuple[str, str]]:
 
 def swept(found: Swept) -> str:
     return (
-        f"Removed what a killed `shoal up` ({found.name}) had left: {found.processes} processes, "
-        f"{found.regions} shared memory regions."
+        f"Removed what a killed `shoal up` ({found.name}) had left behind: {found.processes} "
+        f"processes, {found.regions} shared memory regions."
     )

@@ -1,10 +1,10 @@
-"""Why the stack cannot start, each with the exit status that tells scripts which it was."""
+"""The reasons why the stack cannot start, each with an exit status that scripts can tell apart."""
 
 from typing import ClassVar
 
 
 class CannotStart(Exception):
-    """Base of the tree; the text says what to do. `exit_status` follows sysexits.h."""
+    """Base of the tree. The text says what to do, and `exit_status` follows sysexits.h."""
 
     exit_status: ClassVar[int] = 70
 

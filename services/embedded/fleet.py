@@ -1,4 +1,4 @@
-"""What the Controller says of the servers, for whoever watches `shoal up`."""
+"""What the Controller reports about the servers, for the output of `shoal up`."""
 
 import asyncio
 import contextlib
@@ -9,17 +9,17 @@ import grpc
 
 from services.common import channels
 from services.embedded import readiness
-from shoal.controller.v1 import controller_service_pb2 as wire
+from shoal.controller.v1 import controller_service_pb2 as pb
 from shoal.controller.v1 import types_pb2
 from shoal.controller.v1.controller_service_pb2_grpc import ControllerServiceStub
 
 if TYPE_CHECKING:  # the generated module has the name for type checkers alone
     from shoal.controller.v1.controller_service_pb2_grpc import ControllerServiceAsyncStub
 
-ATTACH_WITHIN: Final = 20.0  # seconds; a server that never answers is another part's failure
+ATTACH_WITHIN: Final = 20.0  # seconds; a server that never answers is not the Controller's failure
 _POLL: Final = 0.05  # seconds
 _ANSWER: Final = 2.0  # seconds
-_LOOK: Final = 1.0  # seconds until a Controller that did not answer is asked again, or looked at
+_LOOK: Final = 1.0  # seconds between two calls that watch a Controller
 
 _SETTLED: Final = frozenset(
     {
@@ -30,17 +30,17 @@ _SETTLED: Final = frozenset(
 )
 _TOLD: Final = {
     types_pb2.EVENT_KIND_SERVER_DRAINING: "is drained",
-    types_pb2.EVENT_KIND_BROKEN: "does not answer any more",
+    types_pb2.EVENT_KIND_BROKEN: "no longer answers",
     types_pb2.EVENT_KIND_SET_ASIDE: "is set aside",
     types_pb2.EVENT_KIND_SERVER_LOST: "is lost",
     types_pb2.EVENT_KIND_SERVER_UNUSABLE: "cannot be used",
-    types_pb2.EVENT_KIND_SERVER_HEALTHY: "is used",
+    types_pb2.EVENT_KIND_SERVER_HEALTHY: "is in use",
     types_pb2.EVENT_KIND_LOAD_FAILED: "could not be loaded",
 }
 
 
 async def controller_ready(address: str) -> None:
-    """Until the Controller serves and has taken every server in, or found that it can't."""
+    """Wait until the Controller serves and has attached every server, or found that it can't."""
     await readiness.grpc_serving(address)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(ATTACH_WITHIN), channels.control(address) as channel:
@@ -60,12 +60,12 @@ async def _settled(stub: "ControllerServiceAsyncStub") -> bool:
 
 
 async def _servers(stub: "ControllerServiceAsyncStub") -> list[types_pb2.Server]:
-    request = wire.ListServersRequest(page_size=1000)
+    request = pb.ListServersRequest(page_size=1000)
     return list((await stub.ListServers(request, timeout=_ANSWER)).servers)
 
 
 async def tell(address: str, say: Callable[[str], None]) -> None:
-    """Say what happens to servers, and which loads fail, for ever."""
+    """Report what happens to servers and which loads fail, until cancelled."""
     async with channels.control(address) as channel:
         stub = ControllerServiceStub(channel)
         while True:
@@ -75,7 +75,7 @@ async def tell(address: str, say: Callable[[str], None]) -> None:
 
 
 async def _tell(stub: "ControllerServiceAsyncStub", say: Callable[[str], None]) -> None:
-    events = stub.WatchEvents(wire.WatchEventsRequest(), wait_for_ready=True)
+    events = stub.WatchEvents(pb.WatchEventsRequest(), wait_for_ready=True)
     for server in await _servers(stub):
         if server.state == types_pb2.SERVER_STATE_UNUSABLE:
             say(f"{server.name.partition('/')[2]} cannot be used: {server.state_reason}")
@@ -89,8 +89,10 @@ async def _tell(stub: "ControllerServiceAsyncStub", say: Callable[[str], None]) 
 async def restarts(
     address: str, say: Callable[[str], None], restart: Callable[[str], Awaitable[None]]
 ) -> None:
-    """Have servers restarted when the Controller wants it, once each time, for ever, and say why.
-    `restart` is given a server's id."""
+    """Have servers restarted when the Controller wants it, and say why, until cancelled.
+
+    `restart` is called once each time, with the server's id.
+    """
     begun: set[str] = set()
     async with channels.control(address) as channel:
         stub = ControllerServiceStub(channel)

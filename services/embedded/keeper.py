@@ -1,4 +1,4 @@
-"""Keeps one part running: starts it, awaits its readiness, starts it again when it dies."""
+"""One part, kept running: started, awaited until it is ready, and started again when it dies."""
 
 import asyncio
 import contextlib
@@ -14,16 +14,16 @@ from services.embedded.logfiles import open_log, tail
 from services.embedded.part import BackOff, Event, Part, State
 
 _LAUNCHER: Final = str(Path(__file__).with_name("launcher.py"))
-# Seconds. A process that was sent SIGKILL is gone in milliseconds, unless the kernel itself waits
-# for a disk: then nobody can do more.
+# Seconds. After SIGKILL a process is gone within milliseconds, unless the kernel itself waits for a
+# disk, and then nothing can be done.
 _KILL_WITHIN: Final = 10.0
 
 
 class Keeper:
-    """`run` once, `stop` from another task.
+    """Keeps one part running. `run` is called once, and `stop` from another task.
 
-    `settled` is set as soon as the part was ready for the first time, or will never be: then
-    `failure` says why, with the end of the log.
+    `settled` is set once the part has been ready, or will never be. In that case `failure` says
+    why, with the end of the log.
     """
 
     def __init__(self, part: Part, report: Callable[[Event], None], back_off: BackOff) -> None:
@@ -59,7 +59,7 @@ class Keeper:
             self._tell(State.STOPPED, "stopped")
 
     async def stop(self, at_once: asyncio.Event) -> None:
-        """SIGTERM, and SIGKILL when the grace is over or `at_once` is set. Returns when gone."""
+        """Send SIGTERM, and SIGKILL after the grace period or `at_once`; wait until it is gone."""
         self._stopping.set()
         if not self._ended.is_set():
             self._tell(State.STOPPING, "stopping")
@@ -72,7 +72,7 @@ class Keeper:
                 await _within(_KILL_WITHIN, self._ended.wait())
 
     async def restart(self) -> None:
-        """SIGTERM, and SIGKILL when the grace is over: it is started again as after a death."""
+        """Send SIGTERM, and SIGKILL after the grace period. The part restarts as after a death."""
         process = self._process
         if process is None or self._stopping.is_set():
             return
@@ -82,7 +82,7 @@ class Keeper:
             self._kill()
 
     async def _gone(self, at_once: asyncio.Event) -> bool:
-        """Whether the part ended by itself, in its time and before `at_once`."""
+        """Return whether the part ended by itself, in time and before `at_once`."""
         waits: set[asyncio.Future[Any]] = {
             asyncio.ensure_future(event.wait()) for event in (self._ended, at_once)
         }
@@ -94,10 +94,10 @@ class Keeper:
         return self._ended.is_set()
 
     async def _live(self) -> str:
-        """One life of the process, from its start to its end. Returns how it ended."""
+        """Run the process once, from start to end, and return how it ended."""
         try:
             self._process = process = await self._start()
-        except OSError as error:  # out of processes, memory or disk: that may pass
+        except OSError as error:  # out of processes, memory or disk, which may pass
             return f"could not be started ({error.strerror})"
         self._tell(State.STARTING, "starting")
         if self._stopping.is_set():
@@ -108,7 +108,7 @@ class Keeper:
             how = _ending(await ended)
         finally:
             self._kill()
-            self._process = None  # its number may be another's from now on
+            self._process = None  # from now on its id may be another process's
             await asyncio.to_thread(self.part.leftovers, process.pid)
         return unready or how
 
@@ -121,12 +121,12 @@ class Keeper:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # Away from the terminal: its Ctrl-C is for the supervisor alone.
+                # Not on the terminal, whose Ctrl-C is for the supervisor alone.
                 start_new_session=True,
             )
 
     async def _until_ready(self, ended: "asyncio.Future[int]") -> str | None:
-        """Returns why the process had to be killed, if it had to."""
+        """Wait until the part is ready; return why the process had to be killed, or None."""
         began = time.monotonic()
         probe = asyncio.ensure_future(self.part.ready())
         either: set[asyncio.Future[Any]] = {probe, ended}
@@ -161,7 +161,7 @@ class Keeper:
                 self._process.terminate()
 
     def _kill(self) -> None:
-        """The whole session: also what the process started and did not end."""
+        """Kill the whole session, including what the process has started and not ended."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)

@@ -1,10 +1,10 @@
-"""Becomes a command that dies with the process that started it.
+"""A program that becomes a command, which then dies with the process that started it.
 
     python launcher.py PARENT_PID COMMAND [ARGUMENT…]
 
-A program of its own because the request is lost in a fork, kept in an exec, and may not be made
-between fork and exec in a process with threads. Imports as little as it can: every part waits for
-it.
+It is a program of its own because the request (PR_SET_PDEATHSIG) is lost in a fork, kept in an
+exec, and must not be made between the two in a process with threads. It imports little, because
+every part waits for it.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ def main() -> None:
     if os.getppid() != int(parent):
         sys.exit("the process that started this one is gone")
     try:
-        os.execv(command[0], command)  # noqa: S606  that is what it is for
+        os.execv(command[0], command)  # noqa: S606  its purpose
     except OSError as error:
         sys.exit(f"{command[0]} cannot be started: {error.strerror}")
 

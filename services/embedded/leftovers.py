@@ -1,8 +1,8 @@
-"""What ended processes leave on the machine, and how it is known to be theirs.
+"""What ended processes leave on the machine, and how it is recognised.
 
-Every process of a stack carries the stack's run and its part in its environment, and hands both
-on to the processes that it starts. The name of every shared memory region of a Triton begins with
-the run. Triton's Python backend also makes empty folders, with names of its own choosing, in /tmp.
+Every process of a stack has the stack's run and its part in its environment, which the processes
+that it starts inherit. The name of every shared memory region of a Triton begins with the run.
+Triton's Python backend also makes empty folders in /tmp, with names of its own choosing.
 """
 
 import contextlib
@@ -27,12 +27,12 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 
 
 def marks(run: str, part: str) -> dict[str, str]:
-    """The variables by which a part's processes are found again."""
+    """Return the variables by which a part's processes are recognised."""
     return {RUN: run, PART: part}
 
 
 def processes(run: str, part: str | None = None) -> list[psutil.Process]:
-    """Live processes of a run, or of one of its parts."""
+    """Return the live processes of a run, or of one of its parts."""
     return [
         process
         for process, environment in _environments()
@@ -41,7 +41,7 @@ def processes(run: str, part: str | None = None) -> list[psutil.Process]:
 
 
 def end(found: list[psutil.Process]) -> list[psutil.Process]:
-    """SIGKILL; returns those that are still there after a few seconds."""
+    """Send SIGKILL, and return the processes that are still there after a few seconds."""
     for process in found:
         with contextlib.suppress(psutil.Error):
             process.kill()
@@ -55,7 +55,7 @@ def end(found: list[psutil.Process]) -> list[psutil.Process]:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """A zombie is not: all it had is returned, and only its parent can make it go."""
+    """Return whether it runs. A zombie does not: it holds nothing, and waits for its parent."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
@@ -63,7 +63,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 def remove_shared_memory(prefix: str) -> list[str]:
-    """Removes the regions whose names begin with `prefix`; returns those names."""
+    """Remove the regions whose names begin with `prefix`, and return those names."""
     found = list(_SHARED_MEMORY.glob(f"{prefix}*"))
     for region in found:
         with contextlib.suppress(OSError):
@@ -72,11 +72,11 @@ def remove_shared_memory(prefix: str) -> list[str]:
 
 
 def remove_backend_folders(since: float) -> list[Path]:
-    """Removes the empty folders that Tritons, dead now, made in /tmp after `since` (epoch s)."""
+    """Remove the empty folders that dead Tritons made in /tmp after `since` (epoch seconds)."""
     tritons = [process.create_time() for process, _ in _environments() if _is_triton(process)]
     removed = []
     for folder in _FIXED_TMP.glob(_BACKEND_FOLDER):
-        with contextlib.suppress(OSError):  # not empty, not ours, or gone meanwhile
+        with contextlib.suppress(OSError):  # not empty, not ours, or already gone
             status = folder.lstat()
             ours = status.st_uid == os.getuid()
             if ours and is_abandoned(status.st_ctime, since=since, tritons=tritons):
@@ -86,25 +86,25 @@ def remove_backend_folders(since: float) -> list[Path]:
 
 
 def is_abandoned(made: float, *, since: float, tritons: Sequence[float]) -> bool:
-    """Whether a folder made at `made` belongs to no Triton that lives.
+    """Return whether a folder made at `made` belongs to no live Triton.
 
-    Its name does not tell whose it is, so each Triton counts that was there when it was made;
-    `tritons` are their starting times.
+    Its name does not tell whose it is, so it may belong to any Triton that was there at the time;
+    `tritons` are the starting times of those that live.
     """
     return made >= since and all(start > made for start in tritons)
 
 
 def adopt_orphans() -> None:
-    """From now on, what dying children leave running becomes this process's, which collects it.
+    """Make this process the parent of whatever its dying children leave running.
 
-    The first process of a container often collects nothing, and each dead model process would stay
-    in the table for ever.
+    The first process of a container often reaps nothing, and each dead model process would stay in
+    the process table for ever.
     """
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def reap_session(leader: int) -> None:
-    """Collects the ended children that a dead process left to this one (see `adopt_orphans`)."""
+    """Reap the ended children that a dead process has left to this one (see `adopt_orphans`)."""
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error, ProcessLookupError, ChildProcessError):
             if child.status() == psutil.STATUS_ZOMBIE and os.getsid(child.pid) == leader:
@@ -124,7 +124,7 @@ def _is_triton(process: psutil.Process) -> bool:
 
 
 def _environments() -> Iterator[tuple[psutil.Process, dict[str, str]]]:
-    """Of all processes that this user may look into, but this one."""
+    """Yield the environment of each other process that this user may look into."""
     for process in psutil.process_iter():
         if process.pid == os.getpid():
             continue

@@ -1,4 +1,4 @@
-"""The parts' log files: bounded, and read back when something goes wrong."""
+"""The parts' log files, bounded in size, and read back when something goes wrong."""
 
 import asyncio
 import contextlib
@@ -8,25 +8,25 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, Final
 
-LIMIT: Final = 16 << 20  # bytes; one earlier file of that size is kept beside it
+LIMIT: Final = 16 << 20  # bytes; one earlier file of that size is kept
 _CHECK_EVERY: Final = 5.0  # seconds
 _TAIL: Final = 4096  # bytes
 
 
 def open_log(path: Path) -> BinaryIO:
-    """For a process's output. Appends, so that the file can be cut while it is written."""
+    """Open a log for a process's output, to append, so that it can be truncated meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path.open("ab")
 
 
 def begin(path: Path) -> None:
-    """Put the log of an earlier run aside."""
+    """Move the log of an earlier run aside."""
     with contextlib.suppress(FileNotFoundError):
         path.replace(_earlier(path))
 
 
 async def bound(paths: Iterable[Path], limit: int = LIMIT) -> None:
-    """Cuts each file that grew over `limit` bytes, until cancelled."""
+    """Cut each file that has grown beyond `limit` bytes, until cancelled."""
     watched = tuple(paths)
     while True:
         await asyncio.sleep(_CHECK_EVERY)
@@ -35,15 +35,15 @@ async def bound(paths: Iterable[Path], limit: int = LIMIT) -> None:
 
 
 def cut(path: Path, limit: int) -> None:
-    """Copies and truncates: the writing process keeps its file. Lines in between may be lost."""
-    with contextlib.suppress(OSError):  # not there yet, or the disk is full: another time
+    """Copy and truncate a file that another process keeps open. Lines in between may be lost."""
+    with contextlib.suppress(OSError):  # not there yet, or the disk is full: try again later
         if path.stat().st_size > limit:
             shutil.copyfile(path, _earlier(path))
             os.truncate(path, 0)
 
 
 def tail(path: Path, lines: int = 15) -> str:
-    """The last `lines` of a log, indented."""
+    """Return the last `lines` of a log, indented."""
     try:
         with path.open("rb") as log:
             log.seek(max(path.stat().st_size - _TAIL, 0))

@@ -1,4 +1,4 @@
-"""What this machine has: memory to share out, and whether Triton from the wheel can run on it."""
+"""This machine: its memory, and whether Triton from the wheel can run on it."""
 
 import os
 import platform
@@ -20,22 +20,22 @@ _NO_LIMIT: Final = 1 << 60  # bytes; cgroup v1 writes "no limit" as a number nea
 
 
 def triton_files() -> Path:
-    """The folder with Triton's backends and set-up: the checkout's, or the installed copy."""
+    """Return the folder with Triton's backends and set-up: the checkout's or the installed copy."""
     return _PACKED if _PACKED.is_dir() else _CHECKOUT / "deploy" / "triton"
 
 
 def example_models() -> Path | None:
-    """`model_repository/`, when this is a checkout."""
+    """Return `model_repository/` if this is a checkout."""
     folder = _CHECKOUT / "model_repository"
     return folder if folder.is_dir() else None
 
 
 def triton_python(venv: Path | None) -> Path:
-    """The interpreter of Triton's environment. Raises TritonUnavailable, which says what to do."""
+    """Return the interpreter of Triton's environment. Raises TritonUnavailable."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         raise TritonUnavailable(
             "Triton's wheel is for Linux on x86-64, and this is "
-            f"{platform.system()} on {platform.machine()}: run the stack on such a machine or in "
+            f"{platform.system()} on {platform.machine()}: run the stack on a Linux machine or in "
             "a container (the client and the other commands work here)."
         )
     if (found := _glibc()) < GLIBC:
@@ -55,7 +55,7 @@ def triton_python(venv: Path | None) -> Path:
 
 
 def _default_venv() -> Path:
-    """TRITON_VENV as for setup.sh; else in the checkout, or where a user's data is kept."""
+    """Return TRITON_VENV, as setup.sh does, or else a folder in the checkout or the user's data."""
     if named := os.environ.get("TRITON_VENV"):
         return Path(named).absolute()
     if not _PACKED.is_dir():
@@ -65,15 +65,15 @@ def _default_venv() -> Path:
 
 
 def notes(python: Path) -> list[str]:
-    """What is not as it should be with Triton's interpreter, and goes all the same."""
+    """Return what is not ideal about Triton's interpreter, but works."""
     found = [path.name.removeprefix("python") for path in _libraries(python)]
     mine = f"{sys.version_info.major}.{sys.version_info.minor}"
     if mine in found or not found:
         return []
     return [
-        f"Triton's environment has Python {found[0]} and this one {mine}: the code of models is "
-        "then compiled while they are loaded, and a version in memory is loaded once more when "
-        f"another one of the same model comes. Build both with one: make clean, make setup "
+        f"Triton's environment has Python {found[0]} and this one {mine}. So models' code is "
+        "compiled at each load, and a version in memory is reloaded when another version of the "
+        f"same model is loaded. Build both with the same Python: make clean, make setup "
         f"PYTHON=python{found[0]}."
     ]
 
@@ -83,7 +83,7 @@ def _libraries(python: Path) -> list[Path]:
 
 
 def advice(log: str) -> str:
-    """What to do about a Triton that ended with this at the end of its log; "" if nobody knows."""
+    """Return what to do about a Triton whose log ends like this, or "" if that is unknown."""
     if missing := re.search(r"error while loading shared libraries: ([^:\s]+)", log):
         return (
             f"Triton needs the system library {missing[1]}: install the package that holds it "
@@ -91,17 +91,17 @@ def advice(log: str) -> str:
             f"{missing[1]}`)."
         )
     if old := re.search(r"version `((?:GLIBC|GLIBCXX|CXXABI)_[\d.]+)' not found", log):
-        return f"Triton needs {old[1]}, which is newer than this system's: use a newer one."
+        return f"Triton needs {old[1]}, which is newer than this system's: use a newer system."
     return ""
 
 
 def default_budget(servers: int) -> int:
-    """Bytes for each of `servers`: half of what is available, shared out evenly."""
+    """Return the bytes for each of `servers`: an even share of half of what is available."""
     return max(available_memory() // 2 // servers, 1)
 
 
 def available_memory() -> int:
-    """Bytes that can be taken without swapping, within the container's limit if there is one."""
+    """Return the bytes that can be used without swapping, within the container's limit."""
     return min(psutil.virtual_memory().available, _left_in_cgroup())
 
 
@@ -124,7 +124,7 @@ def _number(path: Path) -> int | None:
 
 
 def _glibc() -> tuple[int, ...]:
-    """() where the C library is another one."""
+    """Return glibc's version, or () if the C library is another one."""
     name, version = platform.libc_ver()
     return tuple(map(int, version.split("."))) if name == "glibc" else ()
 

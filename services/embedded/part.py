@@ -1,4 +1,4 @@
-"""What the supervisor keeps running, and what it tells about it."""
+"""What the supervisor keeps running, and what it reports about it."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,11 +10,11 @@ from pathlib import Path
 class Part:
     """One process of the stack.
 
-    `ready` returns once the process answers; it is cancelled when that takes longer than
-    `start_within` seconds. `stop_within` seconds after SIGTERM comes SIGKILL. `leftovers` is called
-    with the number of a process that has ended, removes what it left behind, and may block for a
-    few seconds. `advice` is given the end of the log of one that failed at the start, and says what
-    to do, or nothing.
+    `ready` returns once the process answers, and is cancelled if that takes longer than
+    `start_within` seconds. SIGKILL follows `stop_within` seconds after SIGTERM. `leftovers` gets
+    the id of a process that has ended and removes what it left behind; it may block for a few
+    seconds. `advice` gets the end of the log of a part that failed at the start, and says what to
+    do, or nothing.
     """
 
     name: str
@@ -32,14 +32,14 @@ class State(StrEnum):
     WAITING = "waiting"  # to be started
     STARTING = "starting"
     READY = "ready"
-    DIED = "died"  # by itself; is started again
+    DIED = "died"  # by itself; it is started again
     STOPPING = "stopping"
     STOPPED = "stopped"
 
 
 @dataclass(frozen=True)
 class Event:
-    """A part came into a state. `time` in seconds since the epoch; `text` for people."""
+    """A part's change of state, at `time` in epoch seconds, with a `text` for people."""
 
     time: float
     part: str
@@ -50,9 +50,9 @@ class Event:
 
 @dataclass(frozen=True)
 class BackOff:
-    """Seconds between a death and the next start: doubled with each one, up to `longest`.
+    """The seconds between a death and the next start, doubled with each death, up to `longest`.
 
-    A life of `healthy_after` seconds or more counts as a recovery.
+    A part that has lived for `healthy_after` seconds counts as recovered.
     """
 
     first: float = 0.25
@@ -60,9 +60,9 @@ class BackOff:
     healthy_after: float = 10.0
 
     def delay(self, deaths: int) -> float:
-        """`deaths` in a row, from 1 up."""
+        """Return the delay after `deaths` in a row, from 1 up."""
         return min(self.first * 2.0 ** min(deaths - 1, 64), self.longest)
 
     def deaths(self, before: int, lived: float) -> int:
-        """Deaths in a row, now that one more life has ended after `lived` seconds."""
+        """Return the deaths in a row, after one more life of `lived` seconds."""
         return 1 if lived >= self.healthy_after else before + 1

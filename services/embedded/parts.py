@@ -1,4 +1,4 @@
-"""Which processes a stack consists of: commands, environments, ports, order of stopping."""
+"""The processes of a stack: their commands, environments and ports, and the order of stopping."""
 
 import json
 import os
@@ -29,16 +29,19 @@ _SERVICES: Final = (COLLECTOR, REGISTRY, CONTROLLER, ROUTER)
 SELFCHECK_MODEL: Final = "shoal-selfcheck"
 _ROOT: Final = Path(__file__).resolve().parents[2]  # where `services` is imported from
 
-# Seconds between SIGTERM and SIGKILL; the Router first answers what it has begun.
+# Seconds between SIGTERM and SIGKILL. The Router first answers what it has begun.
 _STOP_WITHIN: Final = {ROUTER: 10.0, CONTROLLER: 6.0, REGISTRY: 6.0, COLLECTOR: 4.0}
-_TRITON_EXIT: Final = 5  # seconds that Triton itself gives to requests in flight
+_TRITON_EXIT: Final = 5  # seconds that Triton itself gives requests in flight
 _TRITON_STOP_WITHIN: Final = 12.0
 
 
 @dataclass(frozen=True)
 class Endpoints:
-    """`host:port` of each part; `tritons` by server id, `controllers` by name of the part, of which
-    `controller` is the first. None: there is no embedded collector."""
+    """The `host:port` of each part.
+
+    `tritons` are by server id, and `controllers` by name of the part; `controller` is the first of
+    them. The collector's are None if there is no embedded one.
+    """
 
     router_grpc: str
     router_http: str
@@ -75,7 +78,10 @@ class Plan:
 def plan(
     settings: StackSettings, run: Run, data: Path, claims: Claims, base: Mapping[str, str]
 ) -> Plan:
-    """`base`: the environment to start from. Raises CannotStart; claims ports and makes folders."""
+    """Plan a stack, claim its ports and make its folders. `base` is the environment to start from.
+
+    Raises CannotStart.
+    """
     python = machine.triton_python(settings.triton_venv)
     endpoints = _endpoints(settings, claims, collector=tracing.wants_collector(settings, base))
     traces = tracing.plan(settings, base, endpoints.collector_http)
@@ -91,7 +97,7 @@ def plan(
             _controller(common, settings, endpoints, budget, secret, name)
             for name in endpoints.controllers
         ),
-        (_registry(common, settings, endpoints), *tritons),  # neither is used any more by then
+        (_registry(common, settings, endpoints), *tritons),  # by then nobody uses these any more
         (_collector(common, endpoints),) if endpoints.collector_http else (),
     )
     notes = [*machine.notes(python), *tracing.notes(settings, base, traces)]
@@ -102,7 +108,7 @@ def _endpoints(settings: StackSettings, claims: Claims, *, collector: bool) -> E
     keys = [key for key in StackSettings.model_fields if key.endswith("_port")]
     if not collector:
         keys = [key for key in keys if not key.startswith("otlp")]
-    # The fixed ones first: a picked one might be one of them.
+    # The fixed ports first: a picked one must not be one of them.
     keys.sort(key=lambda key: getattr(settings, key) == 0)
     at = {key: f"{LOOPBACK}:{claims.take(getattr(settings, key), key)}" for key in keys}
     servers = [f"triton-{number}" for number in range(settings.servers)]
@@ -144,7 +150,7 @@ class _Common:
         return self.data / "logs" / f"{name}.log"
 
     def marked(self, name: str, variables: Mapping[str, str]) -> dict[str, str]:
-        """With the part's marks, and a folder for temporary files that goes with the run."""
+        """Add the part's marks, and a folder for temporary files that is removed with the run."""
         folder = self.run.folder / "tmp" / name
         folder.mkdir(parents=True, exist_ok=True)
         return {**variables, **leftovers.marks(self.run.name, name), "TMPDIR": str(folder)}
@@ -152,8 +158,10 @@ class _Common:
     def service(
         self, name: str, settings: Mapping[str, object], part: str = ""
     ) -> tuple[tuple[str, ...], dict[str, str]]:
-        """Command and environment; `part` where its name is not the service's. A service sees the
-        settings of its own alone."""
+        """Return command and environment. `part` is the part's name if it is not the service's.
+
+        A service sees no settings but its own.
+        """
         module = f"services.embedded.{name}" if name == COLLECTOR else f"services.{name}"
         others = tuple(f"SHOAL_{other.upper()}_" for other in _SERVICES if other != name)
         kept = {key: value for key, value in self.base.items() if not key.startswith(others)}
@@ -163,7 +171,7 @@ class _Common:
             for key, value in settings.items()
         }
         variables = {**kept, "PYTHONPATH": os.pathsep.join(paths), **own}
-        # -P: a folder `services` where the user stands is not ours.
+        # -P: the working directory may have a folder `services` that is not Shoal's.
         return (sys.executable, "-P", "-m", module), self.marked(part or name, variables)
 
 
@@ -280,7 +288,7 @@ def _tritons(
     common: _Common, settings: StackSettings, endpoints: Endpoints, python: Path, secret: str
 ) -> tuple[Part, ...]:
     files = machine.triton_files()
-    # Copied, because Triton's models write their caches beside themselves.
+    # Copied, because Python writes the models' caches beside them.
     selfcheck = common.data / "selfcheck"
     shutil.copytree(files / "selfcheck", selfcheck, dirs_exist_ok=True)
     try:
@@ -301,8 +309,8 @@ def _tritons(
         ]
     except ValueError as error:
         raise BadSettings(
-            f"{error}: choose a --data folder whose whole path has only letters, digits and any "
-            "of _ . / + @ % = , -"
+            f"{error}: choose a --data folder whose whole path has only letters, digits and "
+            "the characters _ . / + @ % = , -"
         ) from error
     try:
         assemble(specs[0].site_packages, files / "backends", specs[0].backend_directory)
@@ -325,7 +333,7 @@ def _triton(common: _Common, spec: TritonSpec, address: str) -> Part:
 
 
 def _clear(run: Run, part: str, shm_prefix: str | None, pid: int) -> None:
-    """What the ended process `pid` of a part left behind."""
+    """Remove what the ended process `pid` of a part has left behind."""
     leftovers.end(leftovers.processes(run.name, part))
     leftovers.reap_session(pid)
     if shm_prefix is not None:

@@ -1,8 +1,8 @@
-"""Ports on loopback, each taken exclusively before anything is started on it.
+"""Ports on loopback, each claimed exclusively before a part starts on it.
 
 Two gRPC servers can share a port without noticing, so a port is claimed by listening on it until
-its part starts. From then on, and whenever a part starts anew, nobody listens for a moment: so that
-no other stack takes the port meanwhile, the process that claimed it keeps it in its name.
+its part starts. Then, and whenever a part restarts, nobody listens for a moment. So that no other
+stack takes the port meanwhile, the process that claimed it also holds a name for it.
 """
 
 import contextlib
@@ -30,27 +30,27 @@ _kept: Final[set[int]] = set()
 
 
 def pick(count: int) -> tuple[int, ...]:
-    """Free ports, which no other stack takes while this process lives. Raises PortTaken."""
+    """Return free ports that no other stack takes while this process lives. Raises PortTaken."""
     with contextlib.closing(Claims()) as claims:
         return tuple(claims.take(0) for _ in range(count))
 
 
 class Claims:
-    """Ports held from `take` to `close`; none is handed out twice in between."""
+    """Ports that are held from `take` to `close`, each given out once."""
 
     def __init__(self) -> None:
         self._held: dict[int, socket.socket] = {}
 
     def take(self, port: int, key: str = "") -> int:
-        """`port`, or a free one for 0. `key`: the setting that changes it.
+        """Claim `port`, or a free one for 0, and return it. `key` is the setting that changes it.
 
-        Raises PortTaken, which says who has it and what to change.
+        Raises PortTaken, which says who has the port and what to change.
         """
         if port == 0:
             return self._pick()
-        change = f"{flag(key)} or {variable(key)} chooses another port, 0 a free one."
+        change = f"Choose another port with {flag(key)} or {variable(key)}; 0 picks a free one."
         if port in self._held:
-            raise PortTaken(f"{flag(key)}: {port} is given to another part already")
+            raise PortTaken(f"{flag(key)}: {port} is already given to another part")
         try:
             self._held[port] = _claimed(port)
         except ports.PortTaken as error:
@@ -62,16 +62,16 @@ class Claims:
         return port
 
     def close(self) -> None:
-        """Listen no more: the parts take them now."""
+        """Stop listening, so that the parts can."""
         for held in self._held.values():
             held.close()
         self._held.clear()
 
     def _pick(self) -> int:
-        """A port below those that the kernel gives to outgoing connections.
+        """Claim a port below those that the kernel gives to outgoing connections.
 
-        A client that keeps trying to reach a port of that range while its server restarts can be
-        given the very same port for its own end, and then keeps the server from coming back.
+        A client that keeps connecting to a port in that range while the server restarts can be
+        given the same port for its own end, and then keeps the server from coming back.
         """
         for port in _candidates():
             with contextlib.suppress(ports.PortTaken, OSError):
@@ -81,7 +81,7 @@ class Claims:
 
 
 def _claimed(port: int) -> socket.socket:
-    """A listening socket. Raises PortTaken when somebody listens there or keeps it, or OSError."""
+    """Open a listening socket. Raises PortTaken if the port is used or held, or OSError."""
     listener = listen(LOOPBACK, port)
     try:
         _keep(port)
@@ -92,8 +92,11 @@ def _claimed(port: int) -> socket.socket:
 
 
 def _keep(port: int) -> None:
-    """Binds an abstract Unix socket, which like the port belongs to the network namespace and ends
-    with the process. Raises PortTaken. Where there are none (they are Linux's), nothing is kept."""
+    """Hold a port's name: an abstract Unix socket.
+
+    Like the port, it belongs to the network namespace and ends with the process. Raises PortTaken.
+    Systems other than Linux have none, and nothing is held there.
+    """
     if port in _kept:
         return
     name = socket.socket(socket.AF_UNIX)
@@ -102,7 +105,7 @@ def _keep(port: int) -> None:
     except OSError as error:
         name.close()
         if error.errno == errno.EADDRINUSE:
-            raise ports.PortTaken(f"another stack keeps {LOOPBACK}:{port}") from error
+            raise ports.PortTaken(f"another stack holds {LOOPBACK}:{port}") from error
     else:
         name.detach()  # as long as the process lives
         _kept.add(port)
@@ -124,4 +127,4 @@ def _owner(port: int) -> str:
                 process = psutil.Process(connection.pid)
                 words = " ".join(process.cmdline()) or process.name()
                 return f"process {process.pid} ({words[:80]})"
-    return "another program (whose owner this user may not see, or which is about to listen)"
+    return "another program (of another user, or about to listen)"

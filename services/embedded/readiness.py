@@ -1,4 +1,4 @@
-"""Waiting until a process answers. Each function returns when it does, and gives up never."""
+"""Functions that wait until a process answers. They never give up."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.common import channels
 
-_POLL: Final = 0.1  # seconds between two questions
+_POLL: Final = 0.1  # seconds between two attempts
 _ANSWER: Final = 2.0  # seconds for one answer
 
 # inference.ServerLiveResponse{live: true}
@@ -18,7 +18,7 @@ _LIVE: Final = b"\x08\x01"
 
 
 async def grpc_serving(address: str) -> None:
-    """Until grpc.health.v1 says SERVING for the whole server."""
+    """Wait until grpc.health.v1 reports SERVING for the whole server."""
     async with channels.control(address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         while True:
@@ -32,8 +32,10 @@ async def grpc_serving(address: str) -> None:
 
 
 async def one_of_several(address: str, ready: Sequence[Callable[[], Awaitable[None]]]) -> None:
-    """Until grpc.health.v1 answers at `address`, whatever it says, and one of `ready` returns: of
-    those, one serves and the others stand by."""
+    """Wait until grpc.health.v1 answers at `address`, and one of `ready` returns.
+
+    Of several Controllers one serves, and the others stand by.
+    """
     async with channels.control(address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         while True:
@@ -54,7 +56,7 @@ async def one_of_several(address: str, ready: Sequence[Callable[[], Awaitable[No
 
 
 async def triton_live(address: str) -> None:
-    """Until Triton's ServerLive says so."""
+    """Wait until Triton's ServerLive reports that it is live."""
     async with channels.control(address) as channel:
         server_live: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
             "/inference.GRPCInferenceService/ServerLive"
@@ -67,7 +69,7 @@ async def triton_live(address: str) -> None:
 
 
 async def http_ok(host: str, port: int, path: str) -> None:
-    """Until GET `path` is answered with 200."""
+    """Wait until GET `path` is answered with 200."""
     while True:
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(_ANSWER):

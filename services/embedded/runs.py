@@ -1,7 +1,8 @@
 """One run of a stack: its name, its folder, its locks, and the removal of dead runs.
 
-A run's name begins all that it makes outside its folder. Its folder holds `owner`, which the
-supervisor keeps locked as long as it lives: whoever gets that lock knows that the run is dead.
+The name of everything that a run makes outside its folder begins with the run's name. In the folder
+there is a file `owner`, which the supervisor keeps locked while it lives. Whoever gets that lock
+knows that the run is dead.
 """
 
 import contextlib
@@ -22,9 +23,9 @@ _OWNER: Final = "owner"
 
 
 class Run:
-    """Created with a folder of its own in the temporary folder; `close` removes it.
+    """A run with its own folder in the temporary folder, until `close` removes it.
 
-    Raises BadSettings where there is no temporary folder to write to.
+    Raises BadSettings if there is no temporary folder to write to.
     """
 
     def __init__(self) -> None:
@@ -32,12 +33,12 @@ class Run:
             self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
         except OSError as error:
             raise BadSettings(f"TMPDIR: no temporary folder can be made: {error}") from error
-        # systemd-tmpfiles ages the content of a folder unless that is locked.
+        # systemd-tmpfiles removes old files from a folder unless it is locked.
         self._folder_lock = os.open(self.folder, os.O_RDONLY)
         fcntl.flock(self._folder_lock, fcntl.LOCK_EX)
         self.name = self.folder.name
         self.started = time.time()
-        # Locked before it has its name, so that nobody ever sees it without its lock.
+        # Locked before it gets its name, so that nobody ever sees it unlocked.
         draft = self.folder / f".{_OWNER}"
         self._owner = draft.open("w")
         fcntl.flock(self._owner, fcntl.LOCK_EX)
@@ -62,7 +63,7 @@ class Swept(NamedTuple):
 
 
 def sweep() -> list[Swept]:
-    """Removes what dead runs of this user left. Runs whose owner lives are not touched."""
+    """Remove what this user's dead runs have left. Runs whose owner lives are not touched."""
     found = []
     for owner in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_OWNER}"):
         with contextlib.suppress(OSError), owner.open("r+") as file:
@@ -72,9 +73,9 @@ def sweep() -> list[Swept]:
 
 
 def lock_data(folder: Path) -> IO[str]:
-    """Takes the data folder for this process until the file is closed.
+    """Lock the data folder for this process until the file is closed.
 
-    Raises DataInUse, or BadSettings where the folder cannot be written to.
+    Raises DataInUse, or BadSettings if the folder cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +103,7 @@ def _remove(name: str, folder: Path, started: float) -> Swept:
     leftovers.remove_backend_folders(started)
     for entry in folder.iterdir():
         if entry.name == _OWNER:
-            continue  # last: without it, nobody would know what the rest is
+            continue  # last: without it, nobody would recognise the rest
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
         else:

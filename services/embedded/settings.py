@@ -1,4 +1,4 @@
-"""What a stack is told: flags, over environment variables, over a file, over defaults."""
+"""A stack's settings: flags over environment variables, over a file, over defaults."""
 
 import difflib
 import os
@@ -31,8 +31,11 @@ CollectorUrl = Annotated[AnyHttpUrl, UrlConstraints(host_required=True)]
 
 
 class StackSettings(BaseModel):
-    """Every key is a flag (`--memory-budget`), a variable (`SHOAL_MEMORY_BUDGET`) and a key of the
-    file (`memory-budget`). Port 0 picks a free one; all ports are on loopback."""
+    """The settings of `shoal up`.
+
+    Every key is a flag (`--memory-budget`), a variable (`SHOAL_MEMORY_BUDGET`) and a key of the
+    file (`memory-budget`). All ports are on loopback, and port 0 picks a free one.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,8 +43,8 @@ class StackSettings(BaseModel):
     servers: int = Field(default=1, ge=1, le=64)
     controllers: int = Field(default=1, ge=1, le=8)  # one acts, the others stand by
     router_workers: int = Field(default=1, ge=1, le=64)  # processes that share the Router's ports
-    memory_budget: Size | None = None  # bytes of each server; None: by the machine's memory
-    max_models: int = Field(default=0, ge=0)  # (model, version) units of each server; 0: no cap
+    memory_budget: Size | None = None  # bytes for each server; None: by the machine's memory
+    max_models: int = Field(default=0, ge=0)  # model versions on each server; 0: no limit
     data: Folder | None = None  # None: a temporary folder, deleted when the stack stops
     otlp: CollectorUrl | None = None  # None: the embedded collector
     no_otlp: bool = False
@@ -55,24 +58,26 @@ class StackSettings(BaseModel):
     otlp_grpc_port: Port = 4317
     otlp_http_port: Port = 4318
     triton_venv: Folder | None = None  # None: where deploy/triton/setup.sh puts it
-    announce: Folder | None = None  # a JSON file kept true to the stack's state
+    announce: Folder | None = None  # a JSON file with the stack's current state
 
     @model_validator(mode="after")
     def _one_collector(self) -> "StackSettings":
         if self.otlp is not None and self.no_otlp:
-            raise ValueError("otlp names a collector and no_otlp wants none: give one of them")
+            raise ValueError("otlp names a collector and no_otlp asks for none: give one of them")
         return self
 
 
 class Given(NamedTuple):
+    """A value, and where it was given."""
+
     value: Any
-    where: str  # as a person would name it: "--servers", "SHOAL_SERVERS", "shoal.toml: servers"
+    where: str  # for people: "--servers", "SHOAL_SERVERS", "shoal.toml: servers"
 
 
 def load(
     flags: Mapping[str, Any], environment: Mapping[str, str], config: Path | None
 ) -> StackSettings:
-    """`flags`: keys with underscores, only those that were given. Raises BadSettings."""
+    """Read all settings. `flags` are those that were given, by key. Raises BadSettings."""
     given = {key: Given(value, flag(key)) for key, value in flags.items()}
     merged = {**_from_file(config), **_from_environment(environment), **given}
     try:
@@ -121,7 +126,7 @@ def _from_file(path: Path | None) -> dict[str, Given]:
 
 
 def _beside(path: Path, key: str, value: Any) -> Any:
-    """Folders in a file are relative to the file, not to where the command is run."""
+    """Return a folder in a file relative to the file, not to the working directory."""
     if key == "repository":
         folders = [value] if isinstance(value, str) else value
         return [path.parent / Path(folder).expanduser() for folder in folders]

@@ -1,4 +1,4 @@
-"""The life of a stack in the foreground, from the sweep of dead runs to the last folder removed."""
+"""The life of a stack in the foreground, from sweeping dead runs to removing the last folder."""
 
 import asyncio
 import contextlib
@@ -24,13 +24,13 @@ from services.embedded.supervisor import Supervisor
 
 EXIT_KILLED: Final = 130  # a second signal cut the stop short
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Seconds. Who signals a group of processes often signals its members too: `timeout`, or make, which
-# hands a SIGTERM on that the service manager has sent to both.
+# Seconds. Whoever signals a process group often signals its members too: `timeout`, or make, which
+# passes on a SIGTERM that the service manager has sent to both.
 SAME_WISH: Final = 0.3
 
 
 class Interrupts:
-    """The first signal asks for a stop, the next one for an end at once."""
+    """The signals of a process: the first asks it to stop, the next to end at once."""
 
     def __init__(self) -> None:
         self.stop = asyncio.Event()
@@ -56,9 +56,9 @@ class Interrupts:
 
 
 def run(settings: StackSettings) -> int:
-    """Serve until SIGINT, SIGTERM or SIGHUP, and ignore them from then on: the process ends.
+    """Serve until SIGINT, SIGTERM or SIGHUP, and ignore those afterwards, as the process ends.
 
-    Returns the exit status; errors are printed.
+    Return the exit status; errors are printed.
     """
     try:
         return asyncio.run(_run(settings, Terminal()))
@@ -69,7 +69,7 @@ def run(settings: StackSettings) -> int:
         return error.exit_status
     finally:
         for number in _SIGNALS:
-            signal.signal(number, signal.SIG_IGN)  # all that is left to do is to end
+            signal.signal(number, signal.SIG_IGN)  # the process is about to end
 
 
 async def _run(settings: StackSettings, console: Console) -> int:
@@ -116,8 +116,8 @@ async def _serve(planned: Plan, interrupts: Interrupts, console: Console) -> Non
     beside = [
         *listening,
         asyncio.create_task(logfiles.bound([part.log for part in planned.parts])),
-        asyncio.create_task(_tell_of_stop(interrupts, announcement, display)),
-        asyncio.create_task(_listen_no_more(interrupts, listening)),
+        asyncio.create_task(_report_stop(interrupts, announcement, display)),
+        asyncio.create_task(_stop_listening(interrupts, listening)),
     ]
     try:
         await supervisor.run(interrupts.stop, interrupts.at_once, when_up)
@@ -129,22 +129,22 @@ async def _serve(planned: Plan, interrupts: Interrupts, console: Console) -> Non
         announcement.state("stopped")
 
 
-async def _listen_no_more(
+async def _stop_listening(
     interrupts: Interrupts, listening: Iterable["asyncio.Task[None]"]
 ) -> None:
-    """A Controller that stops waits, within its grace, for those that listen to it."""
+    """Stop listening first: a Controller that stops waits for its listeners."""
     await interrupts.stop.wait()
     for task in listening:
         task.cancel()
 
 
-async def _tell_of_stop(
+async def _report_stop(
     interrupts: Interrupts, announcement: Announcement, display: Display
 ) -> None:
     await interrupts.stop.wait()
     display.close()
     announcement.state("stopping")
-    display.line("Stopping. Ctrl-C again kills at once.")
+    display.line("Stopping. Press Ctrl-C again to kill everything at once.")
     await interrupts.at_once.wait()
     display.line("Killing everything.")
 
@@ -160,7 +160,7 @@ def _run_folder() -> Iterator[Run]:
 
 @contextlib.contextmanager
 def _data_folder(settings: StackSettings, run: Run) -> Iterator[Path]:
-    """The user's, which stays, or one that goes with the run."""
+    """Lock the user's data folder, which stays, or one that is removed with the run."""
     folder = settings.data or run.folder / "data"
     lock = runs.lock_data(folder)
     try:

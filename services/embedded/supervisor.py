@@ -1,4 +1,4 @@
-"""Starts all parts together, keeps them running, and stops them in order."""
+"""All parts: started together, kept running, and stopped in order."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from services.embedded.part import BackOff, Event, Part
 
 
 class Supervisor:
-    """`waves`: the parts in the order in which they are stopped; a wave's parts stop together."""
+    """Keeps all parts running. `waves` are stopped one after the other, each wave together."""
 
     def __init__(
         self,
@@ -25,10 +25,10 @@ class Supervisor:
     async def run(
         self, stop: asyncio.Event, at_once: asyncio.Event, when_up: Callable[[], None]
     ) -> None:
-        """Until `stop` is set; `at_once` then cuts every grace short.
+        """Run all parts until `stop` is set; `at_once` then ends every grace period.
 
-        Calls `when_up` when all parts are ready. Raises PartFailed when one ends before, after
-        the others have been stopped.
+        Calls `when_up` once all parts are ready. If a part ends before that, stops the others and
+        raises PartFailed.
         """
         async with asyncio.TaskGroup() as tasks:
             running = [
@@ -42,18 +42,18 @@ class Supervisor:
                 for wave in self._waves:
                     await asyncio.gather(*(keeper.stop(at_once) for keeper in wave))
                 for task in running:
-                    task.cancel()  # only one whose process cannot even be killed still runs
+                    task.cancel()  # still running only if its process cannot be killed
         if failures := [keeper.failure for keeper in self._keepers if keeper.failure]:
             raise PartFailed("\n".join(failures))
 
     async def restart(self, part: str) -> None:
-        """Ends a part gracefully, to be started again; returns when it has ended."""
+        """End a part gracefully, so that it starts again; return when it has ended."""
         for keeper in self._keepers:
             if keeper.part.name == part:
                 await keeper.restart()
 
     async def _up(self, stop: asyncio.Event) -> bool:
-        """Waits until every part is ready, one has failed, or `stop`; True: all are ready."""
+        """Wait until all parts are ready, one has failed, or `stop`; return whether all are."""
         stopped = asyncio.ensure_future(stop.wait())
         pending = {asyncio.ensure_future(keeper.settled.wait()) for keeper in self._keepers}
         while pending and not stop.is_set() and not self._failed():

@@ -6,7 +6,7 @@ from typing import Final
 
 from services.embedded.settings import StackSettings
 
-# With one of these the user has said where traces go.
+# With one of these, users say themselves where traces go.
 _USERS_OWN: Final = (
     "OTEL_SDK_DISABLED",
     "OTEL_TRACES_EXPORTER",
@@ -15,27 +15,27 @@ _USERS_OWN: Final = (
 )
 _ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _HTTP: Final = "http/protobuf"
-# Milliseconds. The SDK's own 5 s make a trace look torn for as long.
+# Milliseconds. With the SDK's default of 5 s, a trace looks incomplete for as long.
 _BATCH_DELAY: Final = "500"
 
 
 @dataclass(frozen=True)
 class Tracing:
-    """`variables` for every service; `triton_url`: where Triton posts its spans, None: nowhere."""
+    """The `variables` of every service, and the URL to which Triton posts its spans, if any."""
 
     variables: Mapping[str, str]
     triton_url: str | None
 
 
 def wants_collector(settings: StackSettings, environment: Mapping[str, str]) -> bool:
-    """Whether the traces go to a collector that is part of the stack."""
+    """Return whether the traces go to a collector that is part of the stack."""
     return not (settings.no_otlp or settings.otlp or _users_own(environment))
 
 
 def plan(settings: StackSettings, environment: Mapping[str, str], collector: str | None) -> Tracing:
-    """`collector`: `host:port` of the embedded one, if there is one (OTLP over HTTP).
+    """Plan where traces go. `collector` is the embedded one's OTLP/HTTP `host:port`, if any.
 
-    A request that comes with a sampled traceparent is always traced; of the others `trace_ratio`.
+    A request with a sampled traceparent is always traced, and a share of `trace_ratio` of the rest.
     """
     if settings.no_otlp:
         return Tracing({"OTEL_SDK_DISABLED": "true"}, None)
@@ -54,13 +54,13 @@ def plan(settings: StackSettings, environment: Mapping[str, str], collector: str
 
 
 def notes(settings: StackSettings, environment: Mapping[str, str], planned: Tracing) -> list[str]:
-    """What is left out of the traces, for people."""
+    """Return, for people, what is missing from the traces."""
     if planned.triton_url or settings.no_otlp or not environment.get(_ENDPOINT):
         return []
     return [
-        f"Triton's own spans are not sent: it speaks OTLP over HTTP only, and {_ENDPOINT} is used "
-        "with another protocol. Set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf and the HTTP "
-        "address, or name that with --otlp."
+        f"Triton's own spans are not sent: Triton speaks only OTLP over HTTP, and {_ENDPOINT} is "
+        "used with another protocol. Set OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf and the HTTP "
+        "address, or give the address with --otlp."
     ]
 
 
@@ -79,7 +79,7 @@ def _users_own(environment: Mapping[str, str]) -> bool:
 
 
 def _traces_url(environment: Mapping[str, str]) -> str | None:
-    """From the user's own variables. Triton speaks OTLP over HTTP only."""
+    """Return Triton's URL from the user's variables. Triton speaks only OTLP over HTTP."""
     protocol = environment.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environment.get(
         "OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"
     )

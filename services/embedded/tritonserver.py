@@ -1,4 +1,4 @@
-"""The command line and the environment of one Triton server; nothing is started here."""
+"""The command line and the environment of a Triton server. Nothing is started here."""
 
 import re
 from collections.abc import Mapping
@@ -7,9 +7,9 @@ from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
 
-# Everything that changes a server or shows another tenant's data. Model configurations are among
-# them because Triton would show the one Shoal supplied, with Shoal's version policy in it; a
-# client's ModelConfig is answered from the Registry, which also knows models that aren't loaded.
+# All that changes a server or shows another tenant's data, and model configurations: Triton would
+# show the one that Shoal supplied, with Shoal's version policy. A client's ModelConfig is answered
+# from the Registry, which also knows models that are not loaded.
 RESTRICTED = (
     "model-repository",
     "model-config",
@@ -21,15 +21,15 @@ RESTRICTED = (
 ADMIN_KEY = "admin-key"
 ADMIN_METADATA = f"triton-grpc-protocol-{ADMIN_KEY}"
 
-# Each stub maps a region of its own. One MiB is the least Triton takes, and a region grows by
-# itself in steps when tensors need more.
+# Each stub maps a region of its own. One MiB is the least that Triton accepts, and a region grows
+# in steps when tensors need more.
 SHM_DEFAULT_BYTES = 1 << 20
 SHM_GROWTH_BYTES = 1 << 20
 
-# Spans leave Triton this often; its own default of 5 s makes a trace look torn for as long.
+# How often Triton sends spans. With its default of 5 s, a trace looks incomplete for as long.
 SPAN_DELAY_MS = 500
 
-# Stubs are started through `bash -c` with every path unquoted.
+# Triton starts stubs through `bash -c`, with every path unquoted.
 _SHELL_SAFE = re.compile(r"[A-Za-z0-9_./+@%=,-]+")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _SECRET = re.compile(r"[A-Za-z0-9_-]{16,}")
@@ -37,13 +37,13 @@ _SECRET = re.compile(r"[A-Za-z0-9_-]{16,}")
 
 @dataclass(frozen=True)
 class TritonSpec:
-    """What one Triton server is to be; ports are on loopback, paths absolute.
+    """A Triton server to start. Ports are on loopback, and paths are absolute.
 
-    `python` is the interpreter of Triton's own environment, whose packages the models import.
-    `shm_prefix` starts the name, in /dev/shm, of every region that the server makes for its
-    models, so that what a crash leaves behind can be told from the regions of other servers.
-    `admin_secret` is asked for in gRPC metadata by the `RESTRICTED` protocols; models run as the
-    server's own user and can read it in its command line, the only place Triton takes it from.
+    `python` is the interpreter of Triton's own environment, whose packages the models import. The
+    name of every region that the server makes in /dev/shm begins with `shm_prefix`, so that what a
+    crash leaves behind can be told from other servers' regions. The `RESTRICTED` protocols ask for
+    `admin_secret` in gRPC metadata. Models run as the server's own user and can read it on its
+    command line, which is the only place that Triton takes it from.
     """
 
     id: str
@@ -64,7 +64,7 @@ class TritonSpec:
     def __post_init__(self) -> None:
         for path in (*self.repositories, self.backend_directory):
             if not path.is_absolute() or not _SHELL_SAFE.fullmatch(str(path)):
-                raise ValueError(f"Triton can't start models below this path: {str(path)!r}")
+                raise ValueError(f"Triton cannot start models below this path: {str(path)!r}")
         for word in (self.id, self.shm_prefix):
             if not _WORD.fullmatch(word):
                 raise ValueError(f"not a plain word: {word!r}")
@@ -82,7 +82,7 @@ class TritonSpec:
 
 
 def command(spec: TritonSpec) -> list[str]:
-    """The full argument vector; its first element is the binary's path."""
+    """Return the full command line, which begins with the binary's path."""
     binary = spec.site_packages / "pytriton" / "tritonserver" / "bin" / "tritonserver"
     return [
         str(binary),
@@ -103,10 +103,10 @@ def command(spec: TritonSpec) -> list[str]:
 
 
 def environment(spec: TritonSpec, base: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the process, made from `base`, commonly `os.environ`.
+    """Return the environment of the process, made from `base`, commonly `os.environ`.
 
-    Stubs inherit it, and models are other people's code: what configures Shoal isn't passed on,
-    nor what would make another Python of Triton's.
+    Stubs inherit it, and models are other people's code. So Shoal's own variables are left out, and
+    those that would change Triton's Python.
     """
     kept = {
         name: value
@@ -114,7 +114,7 @@ def environment(spec: TritonSpec, base: Mapping[str, str]) -> dict[str, str]:
         if not name.startswith(("SHOAL_", "PYTHON")) and name != "VIRTUAL_ENV"
     }
     site_packages = spec.site_packages
-    # One thread per model process, unless told otherwise: a server holds dozens of them.
+    # By default one thread for each model process, because a server has dozens of processes.
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     libraries = [str(site_packages / "nvidia_pytriton.libs"), str(_python_libraries(spec.python))]
     return {
@@ -162,7 +162,7 @@ def _tracing(spec: TritonSpec) -> list[str]:
     settings = (
         "mode=opentelemetry",
         "level=TIMESTAMPS",
-        # No sampling of Triton's own: only a request that brings a traceparent is traced.
+        # Triton samples nothing itself: it traces only requests with a traceparent.
         "rate=0",
         f"opentelemetry,url={spec.trace_url}",
         "opentelemetry,resource=service.name=triton",
@@ -173,7 +173,7 @@ def _tracing(spec: TritonSpec) -> list[str]:
 
 
 def _python_libraries(python: Path) -> Path:
-    """The folder with libpython, by the interpreter that the environment was made from."""
+    """Return the folder with libpython, of the interpreter that the environment was made from."""
     for line in python.parent.parent.joinpath("pyvenv.cfg").read_text().splitlines():
         name, _, value = line.partition("=")
         if name.strip() == "home":

@@ -1,4 +1,4 @@
-"""`python -m services.registry`: settings from the environment, until SIGTERM."""
+"""`python -m services.registry`: run a Registry, set by its environment, until SIGTERM."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""What the Registry is told by its environment: SHOAL_REGISTRY_PORT and so on."""
+"""The Registry's settings, from its environment: SHOAL_REGISTRY_PORT and so on."""
 
 import json
 import os
@@ -13,7 +13,7 @@ DATABASE_FILE = "registry.db"
 
 
 def _words(separator: str) -> BeforeValidator:
-    """A list as JSON, or as words between separators."""
+    """Accept a list as JSON, or as words between separators."""
 
     def split(value: object) -> object:
         if not isinstance(value, str):
@@ -31,12 +31,13 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class RegistrySettings(BaseSettings):
-    """Port 0 picks a free one; `metrics_port` may be none. Folders are absolute once read.
+    """Port 0 picks a free port, and `metrics_port` may be none. Folders become absolute paths.
 
-    Bound beyond loopback, only `trusted_proxies` bring administrators. `database_url`:
-    sqlite:////path or postgresql://…; without one, SQLite in `data_dir`. `staging_dir`: the model
-    root of every server, by default in `data_dir`. `repositories`: imported at start, between
-    colons. `default_instance_kind`: where a config names none; with AUTO Triton takes a GPU where
+    When bound beyond loopback, the Registry takes administrative calls only through
+    `trusted_proxies`. `database_url` is sqlite:////path or postgresql://…; without it, there is an
+    SQLite file in `data_dir`. `staging_dir` is the model root of every server, by default in
+    `data_dir`. `repositories` are imported at start, and separated by colons.
+    `default_instance_kind` is for configs that name no kind; with KIND_AUTO, Triton takes a GPU if
     there is one.
     """
 

@@ -1,8 +1,8 @@
-"""Versions come and go: registered, imported, found changed or gone, deleted.
+"""How versions come and go: they are registered, imported, found changed or gone, and deleted.
 
-Files are staged before the catalogue tells of them and removed after it has forgotten them, so who
-follows the catalogue never sees a version without its files. A process that dies in between leaves
-folders that nobody knows, which the next start removes.
+Files are staged before the catalogue lists them and removed after it has dropped them, so nobody
+who follows the catalogue ever sees a version without its files. A process that dies in between
+leaves unknown folders behind, which the next start removes.
 """
 
 import asyncio
@@ -14,29 +14,40 @@ from typing import Final, TypeVar
 import structlog
 
 from services.common.errors import InvalidArtifact, ModelNotFound
-from services.registry.artifacts import discovery as finding
-from services.registry.artifacts import scan as artifacts
+from services.common.tasks import TaskScope
 from services.registry.artifacts import tree
-from services.registry.artifacts.discovery import Found
-from services.registry.artifacts.scan import Problem, Scan, Source
+from services.registry.artifacts.discovery import (
+    Found,
+    number_conflict,
+    rescan,
+    rescan_missing,
+    scan_models,
+)
+from services.registry.artifacts.scan import (
+    Problem,
+    Scan,
+    Source,
+    find_models,
+    open_registered,
+    scan_version,
+)
 from services.registry.artifacts.staging import Staging
 from services.registry.catalogue.writer import Catalogue
-from services.registry.completion import finish
-from services.registry.core import catalogue as catalog
+from services.registry.core import rules
 from services.registry.core.catalogue import Entry, Model, Version, VersionState
 from services.registry.core.resolution import parts_first
 from shoal import names
 
-# Models looked at, and versions written, at once. Between portions others get their turn, and a
-# portion is what a watcher has to take in one message.
+# Models scanned, and versions written, in one batch. Other calls get their turn between batches,
+# and a watcher receives each written batch in one message.
 SCANNED_AT_ONCE: Final = 100
 WRITTEN_AT_ONCE: Final = 500
 
 T = TypeVar("T")
 
-# What a folder that changes, or one of its files, makes of an attempt to stage it. A full disk is
-# none of its faults.
-_OF_THE_SOURCE: Final = (
+# The errors that staging meets when a source has changed meanwhile or cannot be read. A full disk
+# is not the source's fault.
+_SOURCE_ERRORS: Final = (
     FileExistsError,
     FileNotFoundError,
     IsADirectoryError,
@@ -49,7 +60,10 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """What somebody asks to have registered. `number` 0: the folder's, else the next free one."""
+    """A request to register a version.
+
+    `number` 0 stands for the number of the folder, or else the next free one.
+    """
 
     model: str
     path: Path
@@ -60,52 +74,59 @@ class Registration:
     digest: str
 
 
-class Inventory:
-    """`instance_kind`: where a config says none, one of Triton's KIND_ names."""
+class Versions:
+    """Registers, imports and deletes versions, in the catalogue and in the staging tree.
 
-    def __init__(self, catalogue: Catalogue, staging: Staging, instance_kind: str) -> None:
+    `instance_kind` is the one of Triton's KIND_ names that configs without one get. `tasks` finish
+    what has begun when a caller goes away.
+    """
+
+    def __init__(
+        self, catalogue: Catalogue, staging: Staging, instance_kind: str, tasks: TaskScope
+    ) -> None:
         self._catalogue = catalogue
         self._staging = staging
         self._kind = instance_kind
-        self._busy = asyncio.Lock()  # whoever touches the staging tree
+        self._tasks = tasks
+        self._staging_lock = asyncio.Lock()  # one call at a time touches the staging tree
 
     async def register(self, wanted: Registration) -> Version:
-        """Raises InvalidArtifact, AlreadyExists, InvalidField."""
-        async with self._busy:
+        """Register one version. Raises InvalidArtifact, AlreadyExists, InvalidField."""
+        async with self._staging_lock:
             async with self._catalogue.change() as change:
                 known = await change.find(wanted.model)
                 made = await change.remembered(wanted.request_id, wanted.digest)
             if made:
-                return _made(known, wanted.model, made)
+                return _made_earlier(known, wanted.model, made)
             source = await asyncio.to_thread(
-                artifacts.open_registered, wanted.path, wanted.model, wanted.number
+                open_registered, wanted.path, wanted.model, wanted.number
             )
-            number = wanted.number or max(source.numbers) or catalog.next_number(known)
-            _check_there(source, number)
-            catalog.check_registrable(known, number)
-            scan = await asyncio.to_thread(artifacts.scan, source, number, self._kind)
-            return await finish(self._register(wanted, known, number, scan))
+            number = wanted.number or max(source.numbers) or rules.next_number(known)
+            _check_present(source, number)
+            rules.check_registrable(known, number)
+            scan = await asyncio.to_thread(scan_version, source, number, self._kind)
+            return await self._tasks.complete(self._register(wanted, known, number, scan))
 
     async def import_repository(self, path: Path) -> tuple[list[Version], list[Problem]]:
-        """Every version of every model in the folder. Doing it again changes nothing.
+        """Register every version of every model in the folder; repeating it changes nothing.
 
-        Versions whose files or config were changed in place are taken over as they are now, with a
-        warning: a server's response cache knows only model, version and inputs, so it may go on
-        answering from the time before. A new version number has no such past. Raises
-        InvalidArtifact where the folder itself cannot be read.
+        A version whose files or config were changed in place is taken over as it is now, with a
+        warning: a server's response cache knows only model, version and inputs, so it may still
+        return answers from before. A new version number has no such past. Raises InvalidArtifact
+        when the folder itself cannot be read.
         """
-        async with self._busy:
-            models, problems = await asyncio.to_thread(artifacts.find_models, path)
+        async with self._staging_lock:
+            models, problems = await asyncio.to_thread(find_models, path)
             found: list[Found] = []
-            for some in _portions(models, SCANNED_AT_ONCE):
-                more, strange = await asyncio.to_thread(finding.in_models, some, self._kind)
-                found += more
-                problems += strange
+            for batch in _batches(models, SCANNED_AT_ONCE):
+                scanned, strays = await asyncio.to_thread(scan_models, batch, self._kind)
+                found += scanned
+                problems += strays
             everything = (await self._catalogue.store.snapshot()).entries
-            lost = await asyncio.to_thread(
-                list, finding.missing(everything.values(), path, found, self._kind)
+            missing = await asyncio.to_thread(
+                list, rescan_missing(everything.values(), path, found, self._kind)
             )
-            problems += await self._take([*found, *lost])
+            problems += await self._adopt_all([*found, *missing])
             entries = await self._catalogue.store.entries({one.model for one in found})
         imported = [
             entries[one.model].versions[one.number]
@@ -115,28 +136,28 @@ class Inventory:
         return imported, problems
 
     async def restore(self) -> None:
-        """Looks again at everything that is registered, and stages what is missing."""
-        async with self._busy:
+        """Scan everything that is registered again, and stage what is missing."""
+        async with self._staging_lock:
             entries = list((await self._catalogue.store.snapshot()).entries.values())
-            for some in _portions(entries, SCANNED_AT_ONCE):
-                found = await asyncio.to_thread(list, finding.registered(some, self._kind))
-                await self._take(found)
+            for batch in _batches(entries, SCANNED_AT_ONCE):
+                found = await asyncio.to_thread(list, rescan(batch, self._kind))
+                await self._adopt_all(found)
 
-    async def remove_strangers(self) -> None:
-        """Removes staged folders that are no version's in the catalogue."""
-        async with self._busy:
+    async def remove_unknown(self) -> None:
+        """Remove staged folders that belong to no version in the catalogue."""
+        async with self._staging_lock:
             known = (await self._catalogue.store.snapshot()).entries
-            await finish(asyncio.to_thread(self._remove_all_but, known))
+            await self._tasks.complete(asyncio.to_thread(self._remove_all_but, known))
 
     async def delete_version(self, model: str, number: int, etag: str) -> None:
-        """Raises ModelNotFound, VersionNotFound, EtagMismatch, IllegalState."""
-        async with self._busy:
-            await finish(self._delete_version(model, number, etag))
+        """Delete one version. Raises ModelNotFound, VersionNotFound, EtagMismatch, IllegalState."""
+        async with self._staging_lock:
+            await self._tasks.complete(self._delete_version(model, number, etag))
 
     async def delete_model(self, model: str, etag: str) -> None:
-        """With all its versions. Raises ModelNotFound, EtagMismatch, IllegalState."""
-        async with self._busy:
-            await finish(self._delete_model(model, etag))
+        """Delete a model and all its versions. Raises ModelNotFound, EtagMismatch, IllegalState."""
+        async with self._staging_lock:
+            await self._tasks.complete(self._delete_model(model, etag))
 
     async def _register(
         self, wanted: Registration, known: Entry | None, number: int, scan: Scan
@@ -153,14 +174,14 @@ class Inventory:
             await change.remember(wanted.request_id, wanted.digest, version.name)
         return (await change.entry(wanted.model)).version(number)
 
-    async def _take(self, found: Sequence[Found]) -> list[Problem]:
-        """Stages and registers what was found; what cannot be is told."""
+    async def _adopt_all(self, found: Sequence[Found]) -> list[Problem]:
+        """Stage and register what was found; return what could not be."""
         problems: list[Problem] = []
-        for some in _portions(_parts_first(found), WRITTEN_AT_ONCE):
-            problems += await finish(self._take_portion(some))
+        for batch in _batches(_parts_first(found), WRITTEN_AT_ONCE):
+            problems += await self._tasks.complete(self._adopt_batch(batch))
         return problems
 
-    async def _take_portion(self, found: Sequence[Found]) -> list[Problem]:
+    async def _adopt_batch(self, found: Sequence[Found]) -> list[Problem]:
         entries = await self._catalogue.store.entries({one.model for one in found})
         staged, problems = await asyncio.to_thread(self._stage_all, entries, found)
         async with self._catalogue.change() as change:
@@ -178,7 +199,7 @@ class Inventory:
         for one in found:
             entry = entries.get(one.model)
             known = entry.versions.get(one.number) if entry else None
-            if problem := finding.taken(known, one):
+            if problem := number_conflict(known, one):
                 problems.append(problem)
                 continue
             result = self._try_stage(entry, one)
@@ -199,14 +220,14 @@ class Inventory:
         return found
 
     def _stage(self, entry: Entry | None, number: int, scan: Scan) -> None:
-        """Raises InvalidArtifact."""
+        """Stage a version, unless its scan found a problem. Raises InvalidArtifact."""
         if scan.problem:
             return
         versions = entry.versions.values() if entry else ()
         others = {one.source for one in versions if one.number != number} - {scan.source}
         try:
             self._staging.stage(scan, number, others)
-        except _OF_THE_SOURCE as error:
+        except _SOURCE_ERRORS as error:
             raise tree.unreadable(Path(scan.source), error) from None
 
     def _remove_all_but(self, known: Mapping[str, Entry]) -> None:
@@ -221,31 +242,34 @@ class Inventory:
         async with self._catalogue.change() as change:
             entry = await change.entry(model)
             version = entry.version(number)
-            catalog.check_etag(version.name, etag, version.revision)
-            change.put(catalog.drop_version(entry, number, await change.users((model,))))
+            rules.check_etag(version.name, etag, version.revision)
+            change.put(rules.drop_version(entry, number, await change.users((model,))))
         await asyncio.to_thread(self._staging.remove, model, number)
 
     async def _delete_model(self, model: str, etag: str) -> None:
         async with self._catalogue.change() as change:
             entry = await change.entry(model)
-            catalog.check_etag(names.model_name(model), etag, entry.model.revision)
-            catalog.check_removable(entry, await change.users((model,)))
+            rules.check_etag(names.model_name(model), etag, entry.model.revision)
+            rules.check_removable(entry, await change.users((model,)))
             change.remove(model)
         await asyncio.to_thread(self._staging.remove, model)
 
 
-def _check_there(source: Source, number: int) -> None:
-    """Raises InvalidArtifact."""
+def _check_present(source: Source, number: int) -> None:
+    """Raises InvalidArtifact unless the source holds that version."""
     if not source.bare and number not in source.numbers:
         raise InvalidArtifact(
             path=tree.shown(source.path),
-            problem=f"it has no folder for version {number}, but for "
+            problem=f"it has no folder for version {number}, only for "
             f"{', '.join(map(str, source.numbers))}",
         )
 
 
-def _made(entry: Entry | None, model: str, name: str) -> Version:
-    """What an earlier request of the same id has made. Raises where it was deleted since."""
+def _made_earlier(entry: Entry | None, model: str, name: str) -> Version:
+    """Return the version that an earlier request of the same id made.
+
+    Raises ModelNotFound or VersionNotFound if it has been deleted since.
+    """
     if entry is None:
         raise ModelNotFound(model=model)
     version = names.parse_version_name(name)
@@ -272,12 +296,13 @@ def _version(scan: Scan, number: int) -> Version:
 
 
 def _adopt(entry: Entry, found: Found) -> Entry:
+    """Return the entry with one version as it was found on disk."""
     known = entry.versions.get(found.number)
     if isinstance(found.scan, InvalidArtifact):
         assert known is not None, found
         version = replace(known, artifact_problem=found.scan.message, fingerprint="")
     else:
-        version = catalog.adopted(known, _version(found.scan, found.number))
+        version = rules.adopted(known, _version(found.scan, found.number))
     if known and known.fingerprint and known.fingerprint != version.fingerprint:
         _log.warning(
             "a registered version was changed on disk",
@@ -297,6 +322,6 @@ def _parts_first(found: Sequence[Found]) -> list[Found]:
     return sorted(found, key=lambda one: (rank[one.model], one.number))
 
 
-def _portions(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]

@@ -89,7 +89,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             held=admission.held,
             converter=converter,
         )
-        http = web.Limits(settings.max_header_bytes, connections=settings.limits.connections)
+        http = web.HttpLimits(settings.max_header_bytes, connections=settings.limits.connections)
         await stack.enter_async_context(web.serving(app(rest), listener, http))
         work = [watch.run(), _begin(settings, watch, rpc, kept)]
         if kept is not None:

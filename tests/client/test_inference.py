@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.codes import Code
-from services.common.errors import ServerLost, ShoalError
+from services.common.errors import ShoalError
+from services.router.core.errors import ServerLost
 from shoal.client import (
     CallFailed,
     DeadlineExceeded,

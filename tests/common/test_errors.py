@@ -1,4 +1,4 @@
-"""The error tree, its documented reasons, and every place that makes an error."""
+"""The error tree of all services, its documented reasons, and every place that makes an error."""
 
 import ast
 import re
@@ -12,12 +12,17 @@ from google.rpc import code_pb2
 
 from services.common import errors
 from services.common.codes import Code
-from services.common.errors import InvalidName, ShoalError
+from services.common.errors import InvalidName, NotReady, ShoalError
+from services.controller.core import errors as controller_errors
+from services.registry.core import errors as registry_errors
 from services.router.core import errors as router_errors
+from services.router.core.errors import MessageTooLarge
 from shoal.errors.v1.errors_pb2 import ErrorReason
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = errors.__name__, router_errors.__name__
+MODULES = tuple(
+    module.__name__ for module in (errors, registry_errors, controller_errors, router_errors)
+)
 PREFIX = "ERROR_REASON_"
 
 
@@ -41,14 +46,14 @@ def make(error: Any, **more: object) -> ShoalError:
 
 
 def documented() -> dict[str, str]:
-    """Reason to code, from the comments of errors.proto."""
+    """Return code by reason, from the comments of errors.proto."""
     text = (ROOT / "protos/shoal/errors/v1/errors.proto").read_text()
     rows = re.findall(rf"((?:  //.*\n)+)  {PREFIX}(\w+) = \d+;", text)
     return {reason: re.match(r"\s*// (\w+): ", comment)[1] for comment, reason in rows}
 
 
 def users_of_errors() -> Iterator[tuple[Path, ast.Module, set[str]]]:
-    """Files that import errors by name, and those names."""
+    """Yield the files that import errors by name, with those names."""
     for path in sorted([*ROOT.glob("services/**/*.py"), *ROOT.glob("shoal/**/*.py")]):
         source = path.read_bytes()
         if any(module.encode() in source for module in MODULES):
@@ -95,6 +100,19 @@ def test_the_whole_tree_stands_where_it_is_looked_for() -> None:
     assert bases == []
 
 
+def test_an_error_stands_where_it_is_raised() -> None:
+    """An error that only one service uses stands in that service, and all others in common."""
+    users: dict[str, set[str]] = {error.__name__: set() for error in ERRORS}
+    for path, _, names in users_of_errors():
+        for used in names & users.keys():
+            users[used].add(path.parts[1] if path.parts[0] == "services" else "common")
+    for error in ERRORS:
+        home = error.__module__.split(".")[1]
+        assert users[error.__name__] == {home} or home == "common", error
+        shared = len(users[error.__name__]) > 1 or "common" in users[error.__name__]
+        assert shared or home != "common", f"{error} is only used in {users[error.__name__]}"
+
+
 # --- texts ----------------------------------------------------------------------------------------
 
 
@@ -124,7 +142,7 @@ def test_a_variable_that_is_missing_is_noticed_at_once(error: Any) -> None:
 
 
 def test_values_become_text() -> None:
-    made = errors.MessageTooLarge(size=3, limit=2)
+    made = MessageTooLarge(size=3, limit=2)
     assert made.metadata == {"size": "3", "limit": "2"}
 
 
@@ -133,8 +151,8 @@ def test_a_name_that_is_not_allowed_is_not_repeated_in_full() -> None:
 
 
 def test_a_retry_is_told_apart_from_the_text() -> None:
-    assert make(errors.NoServer).retry_after is None
-    made = make(errors.NoServer, retry_after=1.5)
+    assert make(NotReady).retry_after is None
+    made = make(NotReady, retry_after=1.5)
     assert made.retry_after == 1.5
     assert "retry_after" not in made.metadata
 
@@ -143,7 +161,7 @@ def test_a_retry_is_told_apart_from_the_text() -> None:
 
 
 def made_in_code() -> Iterator[tuple[str, type[ShoalError], ast.Call]]:
-    """Where, which, and the call."""
+    """Yield the place of each call that makes an error, the error and the call."""
     for path, tree, names in users_of_errors():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -153,7 +171,7 @@ def made_in_code() -> Iterator[tuple[str, type[ShoalError], ast.Call]]:
 
 
 def test_every_call_gives_the_variables_of_its_text() -> None:
-    """A wrong one would be found only by the request that is refused: with INTERNAL."""
+    """Otherwise only a refused request would find a mistake, as INTERNAL."""
     wrong = []
     for where, error, call in made_in_code():
         given = {keyword.arg for keyword in call.keywords} - {"retry_after"}

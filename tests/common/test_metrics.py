@@ -42,7 +42,7 @@ def test_calls_are_counted_by_method_and_code_and_timed() -> None:
 
 async def test_tasks_are_counted_until_they_end() -> None:
     def tasks() -> float:
-        found = metrics.Held(loop).collect()
+        found = metrics.PythonObjects(loop).collect()
         return next(one for one in found if one.name == "shoal_asyncio_tasks").samples[0].value
 
     loop = asyncio.get_running_loop()

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
-from services.common.errors import MemoryTaken, MessageTooLarge
 from services.common.packed import PACKED, Packed, unpacked
 from services.router.admission.memory import Holding
 from services.router.core.admission.memory import Held
+from services.router.core.errors import MemoryTaken, MessageTooLarge
 from services.router.unary import decompression as unpacking
 
 Pack = Callable[[bytes], bytes]

@@ -16,9 +16,10 @@ from structlog.testing import capture_logs
 
 from services.common import channels
 from services.common.caller import CallerPolicy
-from services.common.errors import InvalidField, ModelNotFound, NoServer, NotReady
+from services.common.errors import InvalidField, ModelNotFound, NotReady
 from services.common.ports import PortTaken
 from services.common.rpc import MAX_UNPACKED, Context, RpcServer
+from services.controller.core.errors import NoServer
 from shoal.registry.v1 import registry_service_pb2 as pb
 from shoal.registry.v1 import registry_service_pb2_grpc as pb_grpc
 from tests.support.registry import refusal

@@ -7,6 +7,8 @@ import structlog
 
 from services.common.tasks import TaskScope
 
+SOON = 10.0  # seconds
+
 
 async def wait_for_ever() -> None:
     await asyncio.Event().wait()
@@ -61,3 +63,51 @@ async def test_one_that_fails_ends_no_other() -> None:
         await scope.start(fail())
     assert not other.done()
     await scope.close()
+
+
+# --- work that is brought to its end --------------------------------------------------------------
+
+
+async def abandoned(scope: TaskScope, work: asyncio.Event) -> "asyncio.Task[bool]":
+    """A call whose caller has gone in the middle of its work."""
+    call = asyncio.create_task(scope.complete(work.wait()))
+    await asyncio.sleep(0)  # it has begun
+    call.cancel()
+    await asyncio.sleep(0)
+    assert not call.done()
+    return call
+
+
+async def test_close_waits_for_what_calls_have_left_behind() -> None:
+    scope, work = TaskScope("test"), asyncio.Event()
+    call = await abandoned(scope, work)
+    stopping = asyncio.create_task(scope.close(SOON))
+    await asyncio.sleep(0)
+    assert not stopping.done()
+    work.set()
+    async with asyncio.timeout(SOON):
+        await stopping
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+
+async def test_but_not_for_ever() -> None:
+    scope = TaskScope("test")
+    call = await abandoned(scope, asyncio.Event())
+    await scope.close(0.01)
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+
+async def test_without_any_close_does_not_wait() -> None:
+    async with asyncio.timeout(0.1):
+        await TaskScope("test").close(SOON)
+
+
+async def test_completed_work_returns_or_raises() -> None:
+    scope, done = TaskScope("test"), asyncio.Event()
+    done.set()
+    assert await scope.complete(done.wait())
+    with structlog.testing.capture_logs() as logs, pytest.raises(RuntimeError, match="it broke"):
+        await scope.complete(fail())
+    assert logs == []

@@ -20,7 +20,7 @@ def test_a_taken_port_names_its_owner_and_the_way_out() -> None:
             Claims().take(port, "router_grpc_port")
     told = str(caught.value)
     assert told.startswith(f"{LOOPBACK}:{port} is taken by process {os.getpid()} (")
-    assert "--router-grpc-port or SHOAL_ROUTER_GRPC_PORT chooses another port, 0 a free" in told
+    assert "another port with --router-grpc-port or SHOAL_ROUTER_GRPC_PORT; 0 picks a free" in told
 
 
 async def test_a_grpc_server_that_shares_its_port_is_noticed() -> None:
@@ -57,7 +57,7 @@ def test_picked_ports_are_never_the_same_nor_in_use() -> None:
 def test_a_port_for_two_parts_is_refused_by_the_name_of_the_second() -> None:
     claims = Claims()
     port = claims.take(0)
-    with pytest.raises(PortTaken, match=r"--controller-port: \d+ is given to another part already"):
+    with pytest.raises(PortTaken, match=r"--controller-port: \d+ is already given to another part"):
         claims.take(port, "controller_port")
     claims.close()
 

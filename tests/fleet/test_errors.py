@@ -325,7 +325,7 @@ def test_the_controller_is_gone(stack: Fleet) -> None:
             lambda: stack.client.infer("text_stats", tensors(dict(example("text_stats").inputs)))
         )
         assert (code, info.reason) == ("UNAVAILABLE", "CONTROLLER_UNAVAILABLE")
-        assert "start the Controller" in text
+        assert "Start the Controller" in text
         assert stack.client.is_model_ready("text_stats")
     wait_until(lambda: not _fails(stack, "text_stats"), 20, "it answers again")
     assert infer(stack.client, shown) == []
@@ -348,7 +348,7 @@ def test_the_registry_is_gone(stack: Fleet) -> None:
             )
         )
         assert (code, info.reason) == ("UNAVAILABLE", "REGISTRY_UNAVAILABLE")
-        assert "start the Registry" in text
+        assert "Start the Registry" in text
 
 
 def test_triton_is_gone(stack: Fleet) -> None:

@@ -12,8 +12,8 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2
 
-from services.router.core.wire.protobuf import Malformed
 from services.router.core.wire.request import head
+from shoal.protobuf import Malformed
 from tests.conformance import models
 from tests.fuzz import seeds
 from tests.router.core.test_wire import CLOSE, FIXED32, FIXED64, OPEN, VARINT, field, text, varint

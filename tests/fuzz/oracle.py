@@ -15,8 +15,8 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from tritonclient.grpc import service_pb2
 
 from services.router.core.wire import request as wire
-from services.router.core.wire.protobuf import Malformed
 from services.router.core.wire.request import Head, Sequence
+from shoal.protobuf import Malformed
 
 Field = descriptor_pb2.FieldDescriptorProto
 GROUP: Final = 3  # wire type

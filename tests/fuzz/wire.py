@@ -12,9 +12,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(
-    include=["services.router.core.wire.protobuf", "services.router.core.wire.request"]
-):
+with atheris.instrument_imports(include=["shoal.protobuf", "services.router.core.wire.request"]):
     from tests.fuzz import oracle, seeds
 
 LONGEST = 512  # bytes of a message; longer ones only repeat what there is

@@ -1,4 +1,4 @@
-"""Models, verdicts, aliases and traffic policies, asked for over gRPC."""
+"""Models, verdicts, aliases and traffic policies, over gRPC."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a config.pbtxt, or none, becomes."""
+"""config.pbtxt: how it is completed, and what is refused."""
 
 import contextlib
 from pathlib import Path
@@ -11,16 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2 as mc
 
-from services.registry.artifacts import scan as artifacts
-from services.registry.formats import config as model_config
-from services.registry.formats import onnx as onnx_graph
-from services.registry.formats.config import ModelConfig
+from services.registry.artifacts.scan import MAX_CONFIG, Scan, open_source, scan_version
+from services.registry.formats.config import ModelConfig, config_digest, parse_config, serialize
+from services.registry.formats.onnx import NotReadable, read_graph
 from tests.support.registry import PYTHON_CODE, TENSORS, onnx_model
 
 
-def scan(folder: Path, kind: str = "KIND_AUTO") -> artifacts.Scan:
-    source = artifacts.open_source(folder, "m")
-    return artifacts.scan(source, max(source.numbers), kind)
+def scan(folder: Path, kind: str = "KIND_AUTO") -> Scan:
+    source = open_source(folder, "m")
+    return scan_version(source, max(source.numbers), kind)
 
 
 def write(folder: Path, config: str | None = None, **files: str) -> Path:
@@ -145,7 +144,7 @@ INPUT = 'input { name: "I" data_type: TYPE_FP32 dims: 1 }\n'
             "platform: 'ensemble' ensemble_scheduling { step { model_name: 'a' } }" + TENSORS,
             "step 0 of the ensemble needs",
         ),
-        (ENSEMBLE.replace('"a"', '"../a"') + TENSORS, "'../a' is no name of a model"),
+        (ENSEMBLE.replace('"a"', '"../a"') + TENSORS, "'../a' cannot be a model's name"),
         ("instance_group [ { name: 'a; id' } ]" + TENSORS, "instance_group name 'a; id' is not"),
         ("default_model_filename: 'a$(id).py'" + TENSORS, "default_model_filename 'a$(id).py' is"),
         ("backend: '../python'" + TENSORS, "backend '../python' is not allowed"),
@@ -165,7 +164,7 @@ def test_configs_that_are_no_text_or_too_much_of_it(tmp_path: Path) -> None:
     folder = write(tmp_path / "m", "", model_py="")
     (folder / "config.pbtxt").write_bytes(b"name: '\xff'")
     assert problem(folder) == "config.pbtxt is not UTF-8 text: invalid start byte at byte 7"
-    (folder / "config.pbtxt").write_bytes(b"#" * (artifacts.MAX_CONFIG + 1))
+    (folder / "config.pbtxt").write_bytes(b"#" * (MAX_CONFIG + 1))
     assert problem(folder).startswith("config.pbtxt has 4194305 bytes")
     (folder / "config.pbtxt").unlink()
     (folder / "config.pbtxt").mkdir()
@@ -182,7 +181,7 @@ def test_an_ensemble_needs_no_version_folder(tmp_path: Path) -> None:
     folder = tmp_path / "m"
     folder.mkdir()
     (folder / "config.pbtxt").write_text(ENSEMBLE + TENSORS)
-    assert artifacts.open_source(folder, "m").numbers == (1,)
+    assert open_source(folder, "m").numbers == (1,)
     config = completed(folder)
     assert not config.instance_group
     assert scan(folder).ensemble
@@ -228,7 +227,7 @@ def test_what_the_config_says_is_not_overwritten_by_the_graph(tmp_path: Path) ->
 def test_a_batch_that_the_graph_does_not_take(tmp_path: Path) -> None:
     onnx_model(tmp_path / "m" / "1" / "model.onnx", {"x": [1, 4]})
     (tmp_path / "m" / "config.pbtxt").write_text("max_batch_size: 8")
-    assert "'x' does not leave its first dimension open" in problem(tmp_path / "m")
+    assert "the first dimension of 'x' is fixed" in problem(tmp_path / "m")
 
 
 def test_element_types(tmp_path: Path) -> None:
@@ -241,12 +240,12 @@ def test_element_types(tmp_path: Path) -> None:
         onnx_model(tmp_path / "m" / "1" / "model.onnx", element=element)
         assert completed(tmp_path / "m").input[0].data_type == expected
     onnx_model(tmp_path / "m" / "1" / "model.onnx", element=onnx.TensorProto.COMPLEX64)
-    assert "COMPLEX64, which Triton does not know" in problem(tmp_path / "m")
+    assert "COMPLEX64, which Triton does not support" in problem(tmp_path / "m")
 
 
 def test_weights_that_are_listed_as_inputs_are_none(tmp_path: Path) -> None:
     shapes: dict[str, Any] = {"x": ["n", 4], "weights": [2]}
-    graph = onnx_graph.read(onnx_model(tmp_path / "model.onnx", shapes))
+    graph = read_graph(onnx_model(tmp_path / "model.onnx", shapes))
     assert [tensor.name for tensor in graph.inputs] == ["x"]
 
 
@@ -270,21 +269,21 @@ def test_any_bytes_are_refused_or_read(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "model.onnx"
     path.write_bytes(raw)
-    with contextlib.suppress(onnx_graph.NotReadable):
-        onnx_graph.read(path)
+    with contextlib.suppress(NotReadable):
+        read_graph(path)
 
 
 @settings(deadline=None)
 @given(st.permutations(["max_batch_size: 2", "backend: 'python'", *TENSORS.strip().splitlines()]))
 def test_the_order_of_fields_does_not_matter(lines: list[str]) -> None:
     texts = ("\n".join(lines), "\n".join(sorted(lines)))
-    one, two = (model_config.serialized(model_config.parse(text)) for text in texts)
-    assert model_config.digest(one, "") == model_config.digest(two, "")
+    one, two = (serialize(parse_config(text)) for text in texts)
+    assert config_digest(one, "") == config_digest(two, "")
 
 
 def test_the_digest_tells_what_reloads() -> None:
     def digest(text: str, auxiliary: str = "") -> str:
-        return model_config.digest(model_config.serialized(model_config.parse(text)), auxiliary)
+        return config_digest(serialize(parse_config(text)), auxiliary)
 
     plain = digest(TENSORS)
     assert digest(TENSORS + "version_policy { all {} } instance_group [{ count: 7 }]") == plain

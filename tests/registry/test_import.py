@@ -1,4 +1,4 @@
-"""Versions come from disk: registered one by one, or a repository at a time."""
+"""Versions from disk, registered one by one or imported as a repository."""
 
 import asyncio
 import os
@@ -160,7 +160,7 @@ async def test_a_repository_elsewhere_does_not_take_numbers_that_are_given(tmp_p
         response = await known.import_(tmp_path / "two")
         (problem,) = response.problems
         assert problem.path == str(tmp_path / "two" / "a")
-        assert problem.reason.startswith(f"{version_name('a:1')} is registered from")
+        assert problem.reason.startswith(f"{version_name('a:1')} is already registered from")
         assert (await known.version("a:1")).source == str(tmp_path / "one" / "a")
         assert (await known.version("a:2")).source == str(tmp_path / "two" / "a")
         shutil.rmtree(tmp_path / "one" / "a")

@@ -1,4 +1,4 @@
-"""shoal_probe.json: what becomes of it, and what is wrong with it."""
+"""shoal_probe.json: how it is read, and what is refused."""
 
 import contextlib
 import json
@@ -16,10 +16,9 @@ from tritonclient.grpc.service_pb2 import ModelInferRequest
 from tritonclient.utils import deserialize_bytes_tensor
 
 from services.registry.artifacts import probe
-from services.registry.artifacts import scan as artifacts
 from services.registry.artifacts.probe import PROBE_FILE
-from services.registry.formats import config as model_config
-from services.registry.formats.config import Unservable
+from services.registry.artifacts.scan import open_source, scan_version
+from services.registry.formats.config import Unservable, parse_config
 from shoal.registry.v1 import types_pb2 as types
 from tests.support.registry import (
     PYTHON_CODE,
@@ -44,7 +43,7 @@ def body(*inputs: Probe, **fields: Any) -> Probe:
 
 
 def config(text: str = TENSORS) -> ModelConfig:
-    return model_config.parse(text)
+    return parse_config(text)
 
 
 def read(content: Probe | bytes, text: str = TENSORS) -> ModelInferRequest:
@@ -193,7 +192,7 @@ BATCHED = "max_batch_size: 4" + TENSORS
         (
             body(tensor(data=["1"])),
             TENSORS,
-            "input 'IN' has an element of type str, those of FP32 are int or float",
+            "input 'IN' has an element of type str; elements of FP32 are int or float",
         ),
         (body(tensor(data=[True])), TENSORS, "input 'IN' has an element of type bool"),
         (body(tensor(data=[1e39])), TENSORS, "input 'IN' has an unusable element: overflow"),
@@ -201,7 +200,7 @@ BATCHED = "max_batch_size: 4" + TENSORS
         (
             body(tensor(datatype="INT8", data=[1.0])),
             typed("INT8"),
-            "input 'IN' has an element of type float, those of INT8 are int",
+            "input 'IN' has an element of type float; elements of INT8 are int",
         ),
         (
             body(tensor(datatype="INT8", data=[128])),
@@ -292,8 +291,8 @@ async def test_the_version_s_own_wins_over_the_model_s(tmp_path: Path) -> None:
         bare = await known.register("n", shutil.copytree(model / "2", tmp_path / "bare"))
         assert (bare.state, bare.invalid_reason) == (
             types.VERSION_STATE_INVALID,
-            "config.pbtxt lists no output: name the model's inputs and outputs there, servers do "
-            "not ask the model for them",
+            "config.pbtxt lists no output: name the model's inputs and outputs there, "
+            "because servers do not ask the model for them",
         )
         shutil.copy(model / "config.pbtxt", tmp_path / "bare")
         assert asked(await known.register("n", tmp_path / "bare")) == 2
@@ -374,7 +373,7 @@ async def test_one_that_is_no_file_or_too_large(tmp_path: Path) -> None:
         (tmp_path / "secret").write_text("{}")
         path.symlink_to(tmp_path / "secret")
         outside = await refusal(known.register("m", model))
-        assert (outside.reason, "outside of" in outside.message) == ("INVALID_ARTIFACT", True)
+        assert (outside.reason, "outside /" in outside.message) == ("INVALID_ARTIFACT", True)
 
 
 @pytest.mark.triton
@@ -383,8 +382,8 @@ def test_a_server_answers_it(tmp_path: Path) -> None:
         shutil.copytree(ROOT / "model_repository" / model, tmp_path / "repo" / model)
     with triton_direct(tmp_path, tmp_path / "repo") as server:
         for model in ("text_stats", "file_features"):
-            source = artifacts.open_source(tmp_path / "repo" / model, model)
-            found = artifacts.scan(source, 1, "KIND_CPU")
+            source = open_source(tmp_path / "repo" / model, model)
+            found = scan_version(source, 1, "KIND_CPU")
             assert (bool(found.probe), found.problem) == (True, "")
             request = ModelInferRequest.FromString(found.probe)
             request.model_name = model

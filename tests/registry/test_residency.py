@@ -1,4 +1,4 @@
-"""What models ask of the fleet: asked for over gRPC, kept, and brought to the Controller."""
+"""Residency settings of models: set over gRPC, stored, and sent to the Controller."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing

@@ -1,4 +1,4 @@
-"""The tree that servers are given, and the folders that it links to."""
+"""The staging tree, and the folders that it links to."""
 
 import importlib.util
 import os
@@ -116,7 +116,7 @@ async def test_links_out_of_the_source_are_refused(tmp_path: Path, place: str, t
             StatusCode.INVALID_ARGUMENT,
             "INVALID_ARTIFACT",
         )
-        assert "outside of" in refused.metadata["problem"]
+        assert "outside /" in refused.metadata["problem"]
         response = await known.import_(tmp_path / "repo")
         assert [one.path for one in response.problems] == [str(link)]
         assert not response.versions
@@ -129,7 +129,7 @@ async def test_a_version_folder_elsewhere_is_refused(tmp_path: Path) -> None:
     (model / "2").symlink_to(tmp_path / "elsewhere" / "2")
     (model / "3").symlink_to("1")
     async with registry(tmp_path / "data") as known:
-        assert "outside of" in (await refusal(known.register("m", model, version=2))).message
+        assert "outside /" in (await refusal(known.register("m", model, version=2))).message
         assert (await known.register("m", model)).name == version_name("m:3")
         assert (known.staging / "m" / "3" / "model.py").readlink() == model / "1" / "model.py"
 
@@ -178,7 +178,7 @@ async def test_relative_links_out_of_the_source_are_refused(tmp_path: Path) -> N
     (model / "1" / "link").symlink_to("../../../key")
     async with registry(tmp_path / "data") as known:
         refused = await refusal(known.register("m", model))
-        assert "outside of" in refused.metadata["problem"]
+        assert "outside /" in refused.metadata["problem"]
 
 
 async def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ async def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(model / "1" / "pipe")
     async with registry(tmp_path / "data") as known:
         refused = await refusal(known.register("m", model))
-        assert refused.metadata["problem"] == "it is neither file nor folder"
+        assert refused.metadata["problem"] == "it is neither a file nor a folder"
 
 
 async def test_versions_share_the_files_beside_their_config(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ async def test_a_start_mends_the_tree(tmp_path: Path) -> None:
 async def test_a_folder_of_somebody_elses_is_never_taken_for_staging(tmp_path: Path) -> None:
     model = python_model(tmp_path / "precious", "m")
     before = tree_of(tmp_path / "precious")
-    with pytest.raises(NotStaging, match="not empty"):
+    with pytest.raises(NotStaging, match="neither empty nor a staging folder"):
         async with registry(tmp_path / "data", staging_dir=model.parent):
             pass
     assert tree_of(tmp_path / "precious") == before

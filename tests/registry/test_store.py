@@ -1,4 +1,4 @@
-"""One contract for every database, and what lies beside the catalogue in it."""
+"""One contract for every database: the catalogue, footprints and the lease."""
 
 import asyncio
 import itertools
@@ -13,7 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from grpc import StatusCode
 from sqlalchemy import insert
 
-from services.common.errors import InvalidField, LeaseHeld, ModelNotFound, NotReady
+from services.common.errors import InvalidField, ModelNotFound, NotReady
 from services.common.paging import START, Page
 from services.registry.catalogue import migrate, rows
 from services.registry.catalogue.change import REMEMBERED_US, Change
@@ -31,6 +31,7 @@ from services.registry.core.catalogue import (
     Version,
     VersionState,
 )
+from services.registry.core.errors import LeaseHeld
 from services.registry.core.footprint import Footprint
 from services.registry.core.residency import Residency
 from shoal.names import ModelVersionName

@@ -1,4 +1,4 @@
-"""Who follows the catalogue misses nothing."""
+"""Followers of the catalogue miss nothing."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from services.common.errors import NotReady
 from services.registry.assembly import running
 from services.registry.catalogue.store import Snapshot
-from services.registry.catalogue.watch import CatalogLog, Delta
+from services.registry.catalogue.watch import CatalogueLog, Delta
 from services.registry.core.catalogue import Entry, Model
 from services.registry.settings import RegistrySettings
 from shoal.registry.v1 import registry_service_pb2 as pb
@@ -178,7 +178,7 @@ steps = st.lists(
 @given(steps, st.integers(1, 6))
 async def test_any_interleaving_leaves_no_gap(plan: list[tuple[str, Any]], memory: int) -> None:
     """Three followers of different pace, a log that forgets, and another process that writes."""
-    log, truth, revision = CatalogLog(0, max_entries=memory), dict[str, Entry](), 0
+    log, truth, revision = CatalogueLog(0, max_entries=memory), dict[str, Entry](), 0
 
     async def snapshot() -> Snapshot:
         return Snapshot(revision, dict(truth))
@@ -228,7 +228,7 @@ async def test_any_interleaving_leaves_no_gap(plan: list[tuple[str, Any]], memor
 
 
 async def test_memory_is_bounded_whatever_followers_do() -> None:
-    log = CatalogLog(0, max_entries=10)
+    log = CatalogueLog(0, max_entries=10)
     for revision in range(1, 1000):
         log.publish(Delta(revision, {"a": entry("a", revision)}))
     assert not log.remembers(980)
@@ -242,7 +242,7 @@ async def test_a_slow_follower_gets_one_delta_for_many() -> None:
     async def never() -> Snapshot:
         raise AssertionError("no snapshot is needed")
 
-    log = CatalogLog(5)
+    log = CatalogueLog(5)
     log.publish(Delta(6, {"a": entry("a", 6), "b": entry("b", 6)}))
     log.publish(Delta(7, {"b": None}))
     log.publish(Delta(8, {"a": entry("a", 8)}))

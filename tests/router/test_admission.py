@@ -13,21 +13,14 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from pydantic import ValidationError
 
-from services.common.errors import (
-    DeadlineBeforeResident,
-    InvalidField,
-    Overloaded,
-    RateLimited,
-    ServerLost,
-    ShoalError,
-    TenantLimited,
-)
+from services.common.errors import DeadlineBeforeResident, InvalidField, ShoalError
 from services.router.admission import admission as shell
 from services.router.admission.admission import Admission, Ticket
 from services.router.core.admission.gate import Bounds
 from services.router.core.admission.priority import Priority
 from services.router.core.admission.rate import RetryBudget
 from services.router.core.admission.tenants import TenantLimit
+from services.router.core.errors import Overloaded, RateLimited, ServerLost, TenantLimited
 from services.router.core.routing.routes import Replica, Route, Target, VersionRoute
 from services.router.core.routing.table import NONE, Change, Table
 from services.router.settings import Settings, TenantSettings, tenant_limits

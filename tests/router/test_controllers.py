@@ -13,10 +13,10 @@ import grpc
 import pytest
 from pydantic import ValidationError
 
-from services.common.errors import ControllerUnavailable, NoLease, ServerLost
 from services.router.api import inference
 from services.router.control import placement_watch
 from services.router.control.residents import ControllerClient
+from services.router.core.errors import ControllerUnavailable, NoLease, ServerLost
 from services.router.core.routing.routes import Replica
 from services.router.core.routing.table import Revision, Table
 from services.router.core.wire.request import Sequence

@@ -21,12 +21,11 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from tritonclient.utils import shared_memory
 
 from services.common.caller import Caller
-from services.common.errors import NotProxied
 from services.common.status import error_info
 from services.controller.core.entities import Server
 from services.controller.triton.client import ADMIN_KEY_HEADER
 from services.router.call import Call
-from services.router.core.errors import RegionRefused
+from services.router.core.errors import NotProxied, RegionRefused
 from services.router.core.routing.routes import Target
 from services.router.memory import regions as router_shared_memory
 from services.router.memory.regions import FOLDER, backend_regions

@@ -1,4 +1,4 @@
-"""Small real programs for the supervisor to keep, and a record of what it tells."""
+"""Small real programs for the supervisor to run, and a record of what it reports."""
 
 import asyncio
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from services.embedded.part import Event, Part, State
 
-# Says that it runs, and goes on until it is ended.
+# Prints that it runs, and continues until it is ended.
 SERVE = """
 import signal
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -36,7 +36,7 @@ def part(
     stop_within: float = DEADLINE_S,
     leftovers: Callable[[int], None] = lambda pid: None,
 ) -> Part:
-    """Ready once it has printed `says` in this life."""
+    """Return a part that is ready once this process of it has printed `says`."""
     log = folder / f"{name}.log"
     seen = 0
 
@@ -63,7 +63,7 @@ def _count(log: Path, line: str) -> int:
 
 
 class Told:
-    """Events as they come; `reached` waits for one."""
+    """The events so far; `reached` waits for one."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []

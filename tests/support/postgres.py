@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own, where its programs are installed."""
+"""A PostgreSQL server for tests, if its programs are installed."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ USER = "shoal"
 
 
 def programs() -> Path | None:
-    """The folder with initdb and pg_ctl."""
+    """Return the folder with initdb and pg_ctl, or None."""
     installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     found = shutil.which("initdb") or (installed[-1] if installed else None)
     return Path(found).parent if found else None
@@ -20,7 +20,7 @@ def programs() -> Path | None:
 
 @contextlib.contextmanager
 def server() -> Iterator[Path]:
-    """Yields the folder with its socket; there is no port."""
+    """Run a server, and give the folder with its socket; there is no port."""
     folder = Path(tempfile.mkdtemp(prefix="pg"))
     owner = _unprivileged()
     if owner is not None:
@@ -37,7 +37,7 @@ def server() -> Iterator[Path]:
 
 
 async def database(folder: Path, name: str) -> str:
-    """Makes an empty one; its URL."""
+    """Make an empty database, and return its URL."""
     import asyncpg
 
     connection = await asyncpg.connect(host=str(folder), user=USER, database="postgres")
@@ -47,7 +47,7 @@ async def database(folder: Path, name: str) -> str:
 
 
 def _unprivileged() -> str | None:
-    """PostgreSQL refuses to run as root."""
+    """Return the user for the server, which refuses to run as root."""
     return "postgres" if os.geteuid() == 0 else None
 
 

@@ -1,4 +1,4 @@
-"""A real Registry on a free port, tiny models on disk, and refusals taken apart."""
+"""A real Registry on a free port, tiny models on disk, and errors taken apart."""
 
 from collections.abc import AsyncIterator, Awaitable, Iterable
 from contextlib import asynccontextmanager
@@ -50,7 +50,7 @@ class Registry:
         return (await self.stub.GetModel(pb.GetModelRequest(name=f"models/{name}"))).model
 
     async def version(self, name: str) -> types.ModelVersion:
-        """`name`: model:number."""
+        """Return the version that `name`, MODEL:NUMBER, stands for."""
         request = pb.GetModelVersionRequest(name=version_name(name))
         return (await self.stub.GetModelVersion(request)).version
 
@@ -66,7 +66,7 @@ class Registry:
 
 @asynccontextmanager
 async def registry(folder: Path, **settings: Any) -> AsyncIterator[Registry]:
-    """Yields once it is SERVING; `folder` keeps its data."""
+    """Run a Registry with its data in `folder`, and give it once it is SERVING."""
     chosen = RegistrySettings(
         **{
             "port": 0,
@@ -104,7 +104,7 @@ class Refusal:
 
 
 async def refusal(call: Awaitable[Any]) -> Refusal:
-    """The error that the call ends with; every variable of it must be in the message."""
+    """Return the error that a call must end with, all of whose variables are in its message."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     error = caught.value
@@ -117,7 +117,7 @@ async def refusal(call: Awaitable[Any]) -> Refusal:
 
 
 def _retry_after(error: grpc.aio.AioRpcError) -> float | None:
-    """Seconds."""
+    """Return the delay in seconds."""
     status = status_pb2.Status.FromString(dict(error.trailing_metadata())[DETAILS_KEY])
     retry = error_details_pb2.RetryInfo()
     for detail in status.details:
@@ -145,7 +145,7 @@ def python_model(
 def ensemble(
     repository: Path, name: str, parts: Iterable[str], versions: Iterable[int] = (1,)
 ) -> Path:
-    """`parts`: model, or model:number."""
+    """Make an ensemble of `parts`, each MODEL or MODEL:NUMBER."""
     steps = "".join(_step(*part.partition(":")) for part in parts)
     config = f'platform: "ensemble"\n{TENSORS}\nensemble_scheduling {{ {steps} }}\n'
     folder = repository / name
@@ -168,7 +168,7 @@ def onnx_model(
     outputs: dict[str, list[int | str]] | None = None,
     element: int = TensorProto.FLOAT,
 ) -> Path:
-    """A file with these tensors; a name for a size leaves it open. What it computes is nonsense."""
+    """Make a file with these tensors; a name leaves a size open. It computes nothing sensible."""
     graph = helper.make_graph(
         [helper.make_node("Identity", ["x"], ["y"])],
         "graph",
@@ -186,7 +186,7 @@ def _tensor(name: str, element: int, shape: list[int | str]) -> onnx.ValueInfoPr
 
 
 def tree_of(folder: Path) -> dict[str, tuple[int, int]]:
-    """Every path below with its size and time, links not followed."""
+    """Return the size and time of every path below, without following links."""
     return {
         str(path.relative_to(folder)): (path.lstat().st_size, path.lstat().st_mtime_ns)
         for path in sorted([folder, *folder.rglob("*")])

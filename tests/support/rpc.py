@@ -1,4 +1,4 @@
-"""A real RpcServer on a free port, in front of a Registry that does what a test says."""
+"""A real RpcServer on a free port, with a Registry whose calls do what a test wants."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -28,7 +28,7 @@ async def answers(request: Any, context: Context) -> pb.GetModelResponse:
 
 @dataclass
 class Scripted(pb_grpc.RegistryServiceServicer):
-    """GetModel is open to everybody, DeleteModel administrative, WatchCatalog an open stream."""
+    """A servicer with an open call, an administrative one (DeleteModel) and an open stream."""
 
     get: Behaviour = answers
     watch: Stream | None = None

@@ -1,4 +1,4 @@
-"""Calls on a running stack, and a sampler that watches it from outside."""
+"""Calls to a running stack, and a sampler that watches it from outside."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -52,7 +52,7 @@ class Fleet:
 
     @cached_property
     def inference(self) -> Any:
-        """Stubs of Triton's protocol, for what tritonclient hides."""
+        """Return a stub of Triton's protocol, for what tritonclient hides."""
         options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
         channel = grpc.insecure_channel(self.stack.router_grpc, options=options)
         return service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -78,7 +78,7 @@ def tensors(arrays: dict[str, np.ndarray]) -> list[triton.InferInput]:
 
 
 def infer(client: triton.InferenceServerClient, example: Example, **more: Any) -> list[str]:
-    """Ask for the example's version; what is wrong with the answer, in words."""
+    """Send an example to its version, and return what is wrong with the answer."""
     more.setdefault("model_version", str(example.version))
     result = client.infer(example.model, tensors(dict(example.inputs)), **more)
     return example.mismatches({name: result.as_numpy(name) for name in example.expected})
@@ -89,7 +89,7 @@ def example(model: str, version: int = 1) -> Example:
 
 
 def refusal(call: Callable[[], object]) -> tuple[str, error_details_pb2.ErrorInfo | None, str]:
-    """Code, ErrorInfo and text of a call that must fail."""
+    """Return code, ErrorInfo and text of a call that must fail."""
     try:
         answer = call()
     except triton.InferenceServerException as error:
@@ -104,7 +104,7 @@ def refusal(call: Callable[[], object]) -> tuple[str, error_details_pb2.ErrorInf
 
 
 def zipf(count: int, items: Sequence[Any], exponent: float, seed: int) -> list[Any]:
-    """`count` draws: the item of rank k has probability proportional to k ** -exponent."""
+    """Draw `count` items; the one of rank k has a probability proportional to k ** -exponent."""
     weights = np.arange(1, len(items) + 1, dtype=float) ** -exponent
     random = np.random.default_rng(seed)
     return [items[i] for i in random.choice(len(items), count, p=weights / weights.sum())]
@@ -114,7 +114,7 @@ def zipf(count: int, items: Sequence[Any], exponent: float, seed: int) -> list[A
 
 
 def admin_key(server: psutil.Process) -> str:
-    """What the server was started with; Shoal is not asked."""
+    """Return the admin key from the server's own command line."""
     for argument in server.cmdline():
         if "admin-key=" in argument:
             return argument.rpartition("admin-key=")[2]
@@ -123,7 +123,7 @@ def admin_key(server: psutil.Process) -> str:
 
 @dataclass
 class Samples:
-    """The most that was seen of one server. Bytes are of its model processes, proportional."""
+    """The maxima seen on one server; bytes are proportional set sizes of its model processes."""
 
     most_units: int = 0
     most_bytes: int = 0
@@ -137,9 +137,9 @@ class Samples:
 def sampled(
     stack: BackgroundStack, server: str, settled: Callable[[], bool], ensembles: frozenset[str]
 ) -> Iterator[Samples]:
-    """Watch a server every 50 ms through Triton's own index and the kernel alone.
+    """Sample a server every 50 ms, through Triton's own index and the kernel alone.
 
-    `settled`: whether sizes count for `most_settled_bytes` yet. Ensembles hold no memory and take
+    Sizes count for `most_settled_bytes` while `settled` is true. Ensembles hold no memory and take
     no place, so they are not counted.
     """
     samples = Samples()

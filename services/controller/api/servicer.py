@@ -12,13 +12,10 @@ from opentelemetry import trace
 
 from services.common import paging, telemetry
 from services.common.errors import (
-    Held,
     InvalidArtifact,
     InvalidName,
     ModelNotFound,
     NotReady,
-    RegistryUnavailable,
-    ServerNotFound,
     ShoalError,
     VersionNotFound,
 )
@@ -28,6 +25,7 @@ from services.controller.api.explanations import Explanations
 from services.controller.api.names import Names, parse_name
 from services.controller.core import events as ev
 from services.controller.core.entities import ReplicaKey, Unit
+from services.controller.core.errors import Held, RegistryUnavailable, ServerNotFound
 from services.controller.core.view import FleetView
 from services.controller.loop import Ask
 from services.controller.measurement.statistics_watch import StatisticsWatch

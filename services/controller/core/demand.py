@@ -6,17 +6,15 @@ from heapq import heappop, heappush
 
 from services.common.errors import (
     DeadlineBeforeResident,
-    DeadlineTooShort,
-    Held,
     LoadFailed,
     ModelNotFound,
-    SetAside,
     ShoalError,
     VersionNotFound,
 )
 from services.controller.core import draining
 from services.controller.core import events as ev
 from services.controller.core.entities import Replica, ReplicaKey, Unit
+from services.controller.core.errors import DeadlineTooShort, Held, SetAside
 from services.controller.core.fleet import Failure, Fleet
 from services.controller.core.states import Cause, State
 from services.controller.core.waiting import Purpose, Waiter, Want, phases

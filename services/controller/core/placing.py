@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 from typing import Final
 
-from services.common.errors import NeverFits, NoRoom, NoServer, ShoalError
+from services.common.errors import ShoalError
 from services.controller.core import demand, draining, memory, placement, victims
 from services.controller.core import events as ev
 from services.controller.core.entities import Replica, ReplicaKey, Unit
+from services.controller.core.errors import NeverFits, NoRoom, NoServer
 from services.controller.core.fleet import Fleet
 from services.controller.core.roster import LOOK_AT_ALL
 from services.controller.core.sizing import reservation

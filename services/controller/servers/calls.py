@@ -6,8 +6,9 @@ from typing import Final
 
 import grpc
 
-from services.common.errors import InvalidField, ServerNotFound
+from services.common.errors import InvalidField
 from services.controller.core.entities import Health, Server
+from services.controller.core.errors import ServerNotFound
 from services.controller.triton.client import Triton
 from shoal.controller.v1 import controller_service_pb2 as wire
 

@@ -1,1 +1,1 @@
-"""A small OTLP trace receiver: what `shoal trace` shows when no tracing system is at hand."""
+"""A small OTLP trace receiver, for `shoal trace` when there is no tracing system."""

@@ -1,4 +1,4 @@
-"""`python -m services.embedded.collector`: receives traces until SIGTERM."""
+"""`python -m services.embedded.collector`: receive traces until SIGTERM."""
 
 import asyncio
 import sys

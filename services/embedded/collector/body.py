@@ -1,10 +1,10 @@
-"""An HTTP request's body, unpacked and within a limit."""
+"""An HTTP request's body, unpacked within a limit."""
 
 import zlib
 from collections.abc import AsyncIterator
 from typing import Final
 
-_WITH_ANY_HEADER: Final = zlib.MAX_WBITS | 32  # gzip's or zlib's, found out from the data
+_WITH_ANY_HEADER: Final = zlib.MAX_WBITS | 32  # accepts gzip's header and zlib's
 ENCODINGS: Final = ("", "identity", "gzip", "deflate")
 
 
@@ -13,11 +13,11 @@ class TooLarge(Exception):
 
 
 class BadEncoding(ValueError):
-    """The body is not packed as its Content-Encoding says, or that is unknown."""
+    """The body does not match its Content-Encoding, or that is unknown."""
 
 
 async def read(chunks: AsyncIterator[bytes], encoding: str, limit: int) -> bytes:
-    """The whole body, of `limit` bytes at most. Raises TooLarge, BadEncoding."""
+    """Read a whole body of at most `limit` bytes. Raises TooLarge, BadEncoding."""
     if encoding not in ENCODINGS:
         raise BadEncoding(f"Content-Encoding {encoding!r} is unknown: use gzip, deflate or none")
     packed = bytearray()

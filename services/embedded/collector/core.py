@@ -1,4 +1,4 @@
-"""What a trace is, and the order in which a person reads it. No I/O, no clock."""
+"""Traces, and the order in which people read them. No I/O, no clock."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,10 +11,10 @@ Status = Literal["unset", "ok", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Ids are lower-case hexadecimal, times nanoseconds since 1970 by the sender's clock.
+    """A span. Ids are lower-case hexadecimal, times are nanoseconds since 1970 by its sender.
 
-    `instance` is the sender's service.instance.id, for Triton the server's id. Attributes hold
-    what JSON can.
+    `instance` is the sender's service.instance.id, which for Triton is the server's id. Attributes
+    have JSON's types.
     """
 
     trace_id: str
@@ -35,7 +35,7 @@ class Span:
 class Row:
     """One span of a trace, in reading order.
 
-    `orphan`: its parent was not received, so it stands at the outside. `critical`: had it been
+    An `orphan`'s parent was not received, so it is shown at the top. If a `critical` span had been
     shorter, the outermost span would have ended earlier.
     """
 
@@ -47,7 +47,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One line about a trace. `root`: the name of its outermost span, the earliest of several."""
+    """A trace in one line. `root` is the name of its outermost span, the earliest of several."""
 
     trace_id: str
     root: str
@@ -59,7 +59,7 @@ class Summary:
 
 
 def rows(spans: Iterable[Span]) -> list[Row]:
-    """Every span once, parents before their children, each generation by starting time."""
+    """Return every span once, parents before their children, siblings by starting time."""
     ordered = sorted(spans, key=lambda span: (span.start_unix_nano, span.span_id))
     known = {span.span_id for span in ordered}
     children = _children(ordered, known)
@@ -67,7 +67,7 @@ def rows(spans: Iterable[Span]) -> list[Row]:
     critical = {span_id for top in tops for span_id in _critical(top, children)}
     shown: set[str] = set()
     found: list[Row] = []
-    # Spans that are their own ancestors have no top: the earliest serves as one.
+    # Spans that are their own ancestors have no top, so the earliest serves as one.
     for top in (*tops, *ordered):
         for span, depth in _descend(top, children, shown):
             orphan = depth == 0 and span.parent_span_id != ""
@@ -76,7 +76,7 @@ def rows(spans: Iterable[Span]) -> list[Row]:
 
 
 def summary(spans: Iterable[Span]) -> Summary:
-    """Of at least one span."""
+    """Summarise a trace of at least one span."""
     found = rows(spans)
     tops = [row.span for row in found if row.depth == 0]
     root = next((span for span in tops if not span.parent_span_id), tops[0])
@@ -102,7 +102,7 @@ def _children(ordered: list[Span], known: set[str]) -> Mapping[str, list[Span]]:
 def _descend(
     top: Span, children: Mapping[str, list[Span]], shown: set[str]
 ) -> Iterator[tuple[Span, int]]:
-    """`top` and what is below it with its depth, less what is in `shown`, which grows."""
+    """Yield `top` and what is below it, with depths, except what is in `shown`, which grows."""
     waiting = [(top, 0)]
     while waiting:
         span, depth = waiting.pop()
@@ -114,16 +114,16 @@ def _descend(
 
 
 def _critical(top: Span, children: Mapping[str, list[Span]]) -> Iterator[str]:
-    """Ids on the path that decided how long `top` took.
+    """Yield the ids on the path that decided how long `top` took.
 
-    Walked from its end backwards: what was waited for last is the child that ended last, before
-    it the one that ended last before that child began, and so on in each of them.
+    The walk goes backwards from its end: last it waited for the child that ended last, before that
+    for the one that ended last before that child began, and so on within each of them.
     """
     waiting = [(top, top.end_unix_nano)]
     while waiting:
         span, until = waiting.pop()
         yield span.span_id
-        # A child that outlives its parent counts as far as the parent goes.
+        # A child that outlives its parent counts until the parent's end.
         moment = end = min(until, span.end_unix_nano)
         for child in sorted(
             children.get(span.span_id, ()), key=lambda one: one.end_unix_nano, reverse=True

@@ -1,4 +1,4 @@
-"""OTLP's messages and their two encodings → spans."""
+"""OTLP's messages, in their two encodings, turned into spans."""
 
 import base64
 import json
@@ -17,7 +17,7 @@ from opentelemetry.proto.trace.v1 import trace_pb2
 
 from services.embedded.collector.core import Kind, Span, Status
 
-MAX_ATTRIBUTES: Final = 128  # of one span; further ones are left out
+MAX_ATTRIBUTES: Final = 128  # of one span; the rest is left out
 MAX_TEXT: Final = 1024  # characters of a name or an attribute; the rest is cut off
 _DEEPEST: Final = 8  # levels of nesting in an attribute
 
@@ -27,12 +27,12 @@ _ID_FIELDS: Final = ("traceId", "spanId", "parentSpanId")
 
 
 class MalformedBody(ValueError):
-    """What was sent is not an ExportTraceServiceRequest; the text says why."""
+    """A body is not an ExportTraceServiceRequest; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """`rejected` spans had no usable ids; `problem` says so, or is empty."""
+    """The spans of a request. `rejected` is the number of those without usable ids."""
 
     spans: tuple[Span, ...]
     rejected: int = 0
@@ -47,15 +47,15 @@ class Received:
 
 
 def from_protobuf(body: bytes) -> ExportTraceServiceRequest:
-    """Raises MalformedBody."""
+    """Parse OTLP's protobuf. Raises MalformedBody."""
     try:
         return ExportTraceServiceRequest.FromString(body)
     except message.DecodeError as error:
-        raise MalformedBody(f"the body is no ExportTraceServiceRequest: {error}") from error
+        raise MalformedBody(f"the body is not an ExportTraceServiceRequest: {error}") from error
 
 
 def from_json(body: bytes) -> ExportTraceServiceRequest:
-    """OTLP's JSON, which is protobuf's but for hexadecimal ids. Raises MalformedBody."""
+    """Parse OTLP's JSON, which is protobuf's with hexadecimal ids. Raises MalformedBody."""
     try:
         document = json.loads(body)
         for span in _spans_of(document):
@@ -63,10 +63,10 @@ def from_json(body: bytes) -> ExportTraceServiceRequest:
             for link in _objects(span, "links"):
                 _ids_to_base64(link)
         request = ExportTraceServiceRequest()
-        # Unknown fields are to be ignored: they are those of a later OTLP.
+        # OTLP asks to ignore unknown fields, which come from a later version.
         json_format.ParseDict(document, request, ignore_unknown_fields=True)
     except (ValueError, TypeError, AttributeError, json_format.ParseError, RecursionError) as error:
-        raise MalformedBody(f"the body is no ExportTraceServiceRequest: {error}") from error
+        raise MalformedBody(f"the body is not an ExportTraceServiceRequest: {error}") from error
     return request
 
 
@@ -89,17 +89,17 @@ def received(request: ExportTraceServiceRequest) -> Received:
 
 def _spans_of(document: Any) -> Iterator[dict[str, Any]]:
     if not isinstance(document, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     for resource_spans in _objects(document, "resourceSpans"):
         for scope_spans in _objects(resource_spans, "scopeSpans"):
             yield from _objects(scope_spans, "spans")
 
 
 def _objects(node: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    # protobuf's own parser takes a text for an object without known fields.
+    # protobuf's own parser accepts a string as an object without known fields.
     found = node.get(name) or []
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-        raise ValueError(f"{name} is no list of objects")
+        raise ValueError(f"{name} is not a list of objects")
     return found
 
 
@@ -127,14 +127,14 @@ def _span(span: trace_pb2.Span, service: str, instance: str) -> Span:
     return Span(
         trace_id=span.trace_id.hex(),
         span_id=span.span_id.hex(),
-        # Some senders write a root's missing parent as zeros.
+        # Some senders write zeros for the missing parent of a root.
         parent_span_id=span.parent_span_id.hex() if any(span.parent_span_id) else "",
         service=service,
         instance=instance,
         name=span.name[:MAX_TEXT],
         kind=_KINDS[span.kind] if 0 <= span.kind < len(_KINDS) else "unspecified",
         start_unix_nano=span.start_time_unix_nano,
-        # A clock set back while the span ran.
+        # The clock may have been set back while the span ran.
         end_unix_nano=max(span.start_time_unix_nano, span.end_time_unix_nano),
         status=_STATUSES[span.status.code] if 0 <= span.status.code < len(_STATUSES) else "unset",
         message=span.status.message[:MAX_TEXT],
@@ -148,7 +148,7 @@ def _attributes(pairs: Iterable[KeyValue], depth: int = 0) -> dict[str, Any]:
 
 
 def _value(value: AnyValue, depth: int) -> Any:
-    """As JSON can hold it: bytes become base64, what is nested too deep becomes None."""
+    """Return a value in JSON's types: bytes become base64, and what is nested too deep None."""
     kind = value.WhichOneof("value")
     if kind is None or depth == _DEEPEST:
         return None

@@ -1,4 +1,4 @@
-"""The collector's two ports, open for as long as it runs."""
+"""The running collector, with its two ports."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,7 +24,7 @@ GRACE_S: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Collector:
-    """A running one. The ports are those that were bound."""
+    """A running collector, and the ports that it has bound."""
 
     store: TraceStore
     grpc_port: int

@@ -1,4 +1,4 @@
-"""OTLP over gRPC."""
+"""The collector's side of OTLP over gRPC."""
 
 from typing import Any
 
@@ -10,6 +10,8 @@ from services.embedded.collector.store import TraceStore
 
 
 class TraceService(trace_service_pb2_grpc.TraceServiceServicer):
+    """OTLP's TraceService."""
+
     def __init__(self, store: TraceStore) -> None:
         self._store = store
 

@@ -5,7 +5,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class CollectorSettings(BaseSettings):
-    """Port 0 takes any free port."""
+    """Settings of the collector. Port 0 picks a free port."""
 
     model_config = SettingsConfigDict(env_prefix="SHOAL_OTLP_", env_ignore_empty=True)
 

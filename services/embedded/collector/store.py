@@ -1,4 +1,4 @@
-"""Traces in memory, the newest ones."""
+"""The newest traces, in memory."""
 
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -7,12 +7,12 @@ from services.embedded.collector.core import Span, Summary, summary
 
 
 class TraceStore:
-    """Holds up to `max_spans` spans in up to `max_traces` traces.
+    """Up to `max_spans` spans in up to `max_traces` traces.
 
-    When either is exceeded the trace that began to arrive first goes, whole; a trace that would
-    fill the store alone loses its further spans. A span sent twice counts once.
+    When either is exceeded, the trace that arrived first is dropped as a whole. A trace that would
+    fill the store by itself loses its further spans. A span that is sent twice counts once.
 
-    `dropped_traces`, `dropped_spans`: what went so far, the spans of dropped traces included.
+    `dropped_spans` includes those of the `dropped_traces`.
     """
 
     def __init__(self, max_spans: int, max_traces: int) -> None:
@@ -32,11 +32,11 @@ class TraceStore:
             self._add(span)
 
     def trace(self, trace_id: str) -> list[Span]:
-        """The spans received so far, in order of arrival; none for an unknown trace."""
+        """Return the spans of a trace so far, in order of arrival; none if it is unknown."""
         return list(self._traces.get(trace_id, {}).values())
 
     def newest(self, limit: int) -> list[Summary]:
-        """Up to `limit` traces, the one that began to arrive last first."""
+        """Return up to `limit` traces, the newest first."""
         chosen = list(reversed(self._traces.values()))[:limit]
         return [summary(trace.values()) for trace in chosen]
 

@@ -1,4 +1,4 @@
-"""OTLP over HTTP, and the traces for people and for the command line as JSON."""
+"""OTLP over HTTP, and the traces as JSON, for people and the command line."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -79,7 +79,7 @@ class _Web:
         trace_id = request.path_params["trace_id"].lower()
         spans = self._store.trace(trace_id)
         if not spans:
-            return _problem(404, f"no trace {trace_id!r} here: not received yet, or dropped again")
+            return _problem(404, f"no trace {trace_id!r}: not received yet, or already dropped")
         return JSONResponse({"trace_id": trace_id, "spans": [_as_json(row) for row in rows(spans)]})
 
     async def healthz(self, request: Request) -> Response:
@@ -115,7 +115,7 @@ def _problem(status: int, text: str) -> Response:
 
 
 def _refusal(status: int, media: str, text: str) -> Response:
-    """A google.rpc.Status in the sender's own encoding, as OTLP asks for."""
+    """Answer with a google.rpc.Status in the sender's own encoding, as OTLP requires."""
     return _answer(status, media, status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, message=text))
 
 

@@ -1,4 +1,4 @@
-"""`make demo`: real inputs to more models than fit, and what Shoal does about it."""
+"""`make demo`: real requests to more models than fit in memory, and what Shoal does about it."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from services.embedded.demo import script, traces
 from services.embedded.demo.asking import Answer, Asker
-from services.embedded.demo.display import Display, summary
+from services.embedded.demo.display import DemoDisplay, summary
 from services.embedded.demo.script import NoExamples, Script
 from services.embedded.demo.stack import DemoStack, Interrupted, NotUp
 from services.embedded.errors import CannotStart
@@ -22,15 +22,15 @@ from shoal.client import CallFailed
 
 _EXIT_WRONG: Final = 1
 _EXIT_UNAVAILABLE: Final = 69  # as in sysexits.h
-_MOST: Final = 1000  # requests; the collector lists no more traces
+_MOST: Final = 1000  # requests, because the collector lists no more traces
 _SPANS_WITHIN: Final = 15.0  # seconds
-_TRIED: Final = 4  # cold requests, for one that Triton has traced too
+_TRIED: Final = 4  # cold requests, to find one that Triton has traced too
 
 
 def main(words: Sequence[str]) -> int:
-    """The exit status: 0 when every answer was right."""
+    """Run the demo. Return the exit status, 0 if every answer was right."""
     given = _arguments(words)
-    display = Display()
+    display = DemoDisplay()
     try:
         asked = script.read(given.requests, given.max_models)
         return _demo(asked, given, display)
@@ -46,7 +46,7 @@ def main(words: Sequence[str]) -> int:
         return _failed(str(error), _EXIT_WRONG)
 
 
-def _demo(asked: Script, given: argparse.Namespace, display: Display) -> int:
+def _demo(asked: Script, given: argparse.Namespace, display: DemoDisplay) -> int:
     places = given.max_models
     display.say(
         f"Starting Shoal on free ports: {asked.models} models, one Triton with room for {places}."
@@ -59,8 +59,8 @@ def _demo(asked: Script, given: argparse.Namespace, display: Display) -> int:
     return 0 if all(not one["wrong"] for one in document["requests"]) else _EXIT_WRONG
 
 
-def _shown(stack: DemoStack, asked: Script, places: int, display: Display) -> dict[str, Any]:
-    """Everything between start and stop; returns it for --json."""
+def _shown(stack: DemoStack, asked: Script, places: int, display: DemoDisplay) -> dict[str, Any]:
+    """Do everything between start and stop; return it for --json."""
     display.say(f"Ready. A plain tritonclient asks {stack.router_grpc}.\n")
     display.headings()
     answers = []
@@ -82,8 +82,8 @@ def _shown(stack: DemoStack, asked: Script, places: int, display: Display) -> di
     }
 
 
-def _traced(stack: DemoStack, answers: Sequence[Answer], display: Display) -> dict[str, Any]:
-    """Where the traces went, and one of them; needs the stack's own collector for both."""
+def _traced(stack: DemoStack, answers: Sequence[Answer], display: DemoDisplay) -> dict[str, Any]:
+    """Show where the traces went, and one of them, if the stack has its own collector."""
     address = stack.announced().endpoints["collector_http"]
     if address is None:
         endpoint = traces.elsewhere(os.environ)
@@ -101,7 +101,7 @@ def _traced(stack: DemoStack, answers: Sequence[Answer], display: Display) -> di
         wanted = traces.COLD | ({"evict"} if shown.evicted else set())
         with stack.interruptible():
             spans = traces.whole(address, shown.trace_id, wanted, _SPANS_WITHIN)
-        # There is one of each service: which one it is says nothing.
+        # There is only one of each service, so the instance says nothing.
         plain = [{**span, "instance": ""} for span in spans]
         display.show(waterfall(plain, display.console.width))
         if absent := traces.missing(spans, wanted):
@@ -110,9 +110,9 @@ def _traced(stack: DemoStack, answers: Sequence[Answer], display: Display) -> di
     with stack.interruptible():
         counts = traces.received(address, [answer.trace_id for answer in answers], _SPANS_WITHIN)
     display.say(
-        f"Traces: {len(counts)} of {len(answers)}, {sum(counts.values())} spans, went over OTLP to "
-        f"http://{address}, the stack's own collector;\nwith `shoal up`, `shoal trace ID` shows "
-        "any of them:"
+        f"Traces: {len(counts)} of {len(answers)}, {sum(counts.values())} spans, were sent over "
+        f"OTLP to http://{address}, the stack's own collector.\nWith `shoal up`, `shoal trace ID` "
+        "shows any of them:"
     )
     display.trace_ids(answers)
     return {
@@ -123,7 +123,7 @@ def _traced(stack: DemoStack, answers: Sequence[Answer], display: Display) -> di
 
 
 def _cold_ones(answers: Sequence[Answer]) -> list[Answer]:
-    """Those that one model left for, else all cold ones; the middle one by time first."""
+    """Return cold answers, those that evicted a model if any did, the median by time first."""
     cold = [answer for answer in answers if len(answer.loaded) == 1 and not answer.wrong]
     chosen = [answer for answer in cold if answer.evicted] or cold
     chosen.sort(key=lambda answer: answer.milliseconds)
@@ -148,17 +148,22 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
         *("--requests", "-n"),
         type=int,
         metavar="N",
-        help="stop after N, or go on at random up to N; default: the script once",
+        help="number of requests: the first N of the script, and random ones beyond it; default: "
+        "the script once",
     )
     parser.add_argument(
-        "--max-models", type=int, default=3, metavar="N", help="how many fit; default: 3"
+        "--max-models",
+        type=int,
+        default=3,
+        metavar="N",
+        help="models in memory at a time; default: 3",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="what was shown, for programs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was shown to FILE")
     given = parser.parse_args(words)
     if given.requests is not None and not 1 <= given.requests <= _MOST:
-        parser.error(f"--requests: a number from 1 to {_MOST}")
+        parser.error(f"--requests: give a number from 1 to {_MOST}")
     if given.max_models < 1:
-        parser.error("--max-models: a number from 1 up")
+        parser.error("--max-models: give a number from 1 up")
     if given.json and not given.json.absolute().parent.is_dir():
         parser.error(f"--json: there is no folder {given.json.absolute().parent}")
     return given

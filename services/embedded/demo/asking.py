@@ -1,4 +1,4 @@
-"""Sends a question as any client of Triton would, and finds out what was done for it."""
+"""A question, sent as by any client of Triton, and what Shoal did to answer it."""
 
 import secrets
 import time
@@ -25,8 +25,11 @@ _CHANNEL: Final = (("grpc.enable_http_proxy", 0),)
 
 @dataclass(frozen=True)
 class Answer:
-    """`loaded`, `evicted`: MODEL:VERSION of what was, for this request. `wrong`: what is wrong
-    with the answer, or why there is none; "" when it is the known right one."""
+    """An answer, and what was done for it.
+
+    `loaded` and `evicted` are MODEL:VERSION. `wrong` says what is wrong with the answer, or why
+    there is none; it is "" for the right answer.
+    """
 
     question: Question
     asked: str
@@ -43,7 +46,7 @@ class Answer:
 
 
 class Asker:
-    """One client, one question after the other. `router`, `controller`: host:port."""
+    """A client that asks one question at a time. `router` and `controller` are host:port."""
 
     def __init__(self, router: str, controller: str, repository: Path) -> None:
         self._router = triton.InferenceServerClient(router, channel_args=_CHANNEL)
@@ -52,7 +55,7 @@ class Asker:
         self._seen = 0  # sequence of the newest event
 
     def ask(self, question: Question) -> Answer:
-        """Raises shoal.client.CallFailed when the Controller does not say what was done."""
+        """Ask. Raises shoal.client.CallFailed if the Controller does not say what was done."""
         trace_id = secrets.token_hex(16)
         began = time.perf_counter()
         try:
@@ -60,7 +63,7 @@ class Asker:
         except InferenceServerException as error:
             answered, wrong = "", error.message()
         milliseconds = (time.perf_counter() - began) * 1000
-        # Those of this request alone: nobody else asks. Parts of an ensemble have no trace's id.
+        # Only this request's, since nobody else asks. An ensemble's parts have no trace id.
         events = [event for event in self._new_events() if event.trace_id in ("", trace_id)]
         return Answer(
             question,
@@ -97,7 +100,7 @@ class Asker:
         return words.answered(question.model, outputs, self._repository), wrong
 
     def _new_events(self) -> list[Event]:
-        """Since the last call, oldest first."""
+        """Return the events since the last call, oldest first."""
         new: list[Event] = []
         request = ListEventsRequest(page_size=_PAGE)
         for page in self._controller.pages(self._controller.controller.ListEvents, request):
@@ -111,6 +114,6 @@ class Asker:
 
 
 def _units(events: Iterator[Event]) -> tuple[str, ...]:
-    """MODEL:VERSION of each, once."""
+    """Return the MODEL:VERSION of the events, each once."""
     names = (parse_version_name(event.version) for event in events)
     return tuple(dict.fromkeys(f"{name.model}:{name.version}" for name in names if name))

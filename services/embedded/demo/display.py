@@ -1,4 +1,4 @@
-"""What a person sees: what is being done, a row for every answer, and what came out of it."""
+"""What people see: what is being done, a row for every answer, and a summary."""
 
 import contextlib
 import shutil
@@ -23,8 +23,8 @@ _TRACE_FROM: Final = 110  # cells; narrower, there is no room for the traces' co
 _SHORT_ID: Final = 8
 
 
-class Display:
-    """Plain lines where standard output is no terminal; silent once it is gone."""
+class DemoDisplay:
+    """The demo's output: plain lines unless on a terminal, and silent once that is gone."""
 
     def __init__(self) -> None:
         width = shutil.get_terminal_size((_PIPE_WIDTH, 24)).columns
@@ -46,7 +46,7 @@ class Display:
         self._row([Text(heading, "dim") for heading in _HEADINGS])
 
     def asking(self, name: str) -> contextlib.AbstractContextManager[object]:
-        """On a terminal: what is being waited for, until there is a row for it."""
+        """Show on a terminal what is being asked, until there is a row for it."""
         if not self.console.is_terminal:
             return contextlib.nullcontext()
         return self.console.status(f"asking {name}")
@@ -68,7 +68,7 @@ class Display:
             self.say(f"  {answer.wrong}", "red")
 
     def trace_ids(self, answers: Sequence[Answer]) -> None:
-        """As many in a line as fit."""
+        """Show the traces' ids, as many in a line as fit."""
         ids = [answer.trace_id for answer in answers]
         step = max(1, (self.console.width - _GAP) // (len(ids[0]) + _GAP))
         for start in range(0, len(ids), step):
@@ -83,7 +83,7 @@ class Display:
 
 
 def summary(script: Script, places: int, answers: Sequence[Answer]) -> str:
-    """One line for all; times are medians."""
+    """Return one line about all answers; times are medians."""
     models = len({answer.question.model for answer in answers})
     cold = [answer.milliseconds for answer in answers if answer.cold]
     warm = [answer.milliseconds for answer in answers if not answer.cold]

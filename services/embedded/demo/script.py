@@ -1,4 +1,4 @@
-"""What is asked, and in which order."""
+"""The questions, and their order."""
 
 import importlib
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,8 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-# Who is asked again stays longer. The slowest first: for five seconds after its own start the
-# Controller unloads nothing, for Routers that it does not know yet may be using it.
+# Models that are asked again stay longer. The slowest come first: for five seconds after its start
+# the Controller unloads nothing, because Routers that it does not know yet may be using it.
 _ORDER: Final = (
     *("vgg19_onnx", "densenet_onnx", "text_stats", "densenet_onnx", "vgg19_onnx"),
     *("zfnet512_onnx", "densenet_onnx", "squeezenet_onnx", "zfnet512_onnx"),
@@ -27,7 +27,7 @@ _SEED: Final = 2
 
 
 class NoExamples(Exception):
-    """There are no example inputs or models here; the text says how to come by them."""
+    """There are no example inputs or models here; the text says how to get them."""
 
 
 class Example(Protocol):
@@ -43,7 +43,7 @@ class Example(Protocol):
 
 @dataclass(frozen=True)
 class Question:
-    """`name`: MODEL, or MODEL:VERSION where the client names the version itself."""
+    """A request. `name` is MODEL, or MODEL:VERSION if the client names the version itself."""
 
     name: str
     example: Example
@@ -54,13 +54,13 @@ class Question:
 
     @property
     def version(self) -> str:
-        """As a client of Triton gives it: "" is the default."""
+        """Return the version for a client of Triton; "" is the default."""
         return self.name.partition(":")[2]
 
 
 @dataclass(frozen=True)
 class Script:
-    """`repository`: the folder of the models. `models`: how many there are in it."""
+    """The questions, the folder of the models, and the number of models in it."""
 
     repository: Path
     models: int
@@ -68,9 +68,9 @@ class Script:
 
 
 def read(count: int | None, places: int) -> Script:
-    """The first `count` questions, None: all. More than all go on at random.
+    """Return the first `count` questions, or all; beyond the last, questions are random.
 
-    `places`: how many models fit; ensembles with more parts are not asked. Raises NoExamples.
+    `places` is how many models fit; ensembles with more parts are left out. Raises NoExamples.
     """
     try:
         examples = importlib.import_module("model_repository.examples")

@@ -1,4 +1,4 @@
-"""The stack of the demo: says what starts, and stops in order whatever signals come."""
+"""The demo's stack, which reports what starts, and stops in order whatever signals come."""
 
 import contextlib
 import os
@@ -13,12 +13,12 @@ from services.embedded.part import State
 from services.embedded.stack import SAME_WISH
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Variables of `shoal up` that would have it do something else than is shown here; where traces go,
-# the memory and Triton's environment remain the user's choice.
+# Variables of `shoal up` that would change what is shown. Where traces go, the memory and Triton's
+# environment stay the user's choice.
 _UNSET: Final = {"SHOAL_DATA": "", "SHOAL_REPOSITORY": ""}
-# Milliseconds between two sendings of spans: a trace is to be whole soon.
+# Milliseconds between two exports of spans, so that traces are soon complete.
 _BATCH_DELAY: Final = "100"
-_EXIT_LATE: Final = 70  # as `shoal up` where a part does not come up
+_EXIT_LATE: Final = 70  # like `shoal up` when a part does not come up
 STOP_WITHIN: Final = 60.0  # seconds; as BackgroundStack's own
 
 
@@ -39,10 +39,10 @@ class NotUp(Exception):
 
 
 class DemoStack(BackgroundStack):
-    """One Triton with room for `places` models; `say` is told of every part that is ready.
+    """One Triton with room for `places` models, which reports its parts' states through `say`.
 
-    A signal raises Interrupted while it starts, and in or at the next `interruptible`. Another one,
-    or one while it stops, kills it at once. On exit it is given the time to stop.
+    A signal raises Interrupted while the stack starts, or in or at the next `interruptible`. A
+    further one, or one while it stops, kills it at once. On exit it gets the time to stop.
     """
 
     def __init__(self, repository: Path, places: int, say: Callable[[str], None]) -> None:
@@ -69,17 +69,17 @@ class DemoStack(BackgroundStack):
         self._stopping = True
         began = time.monotonic()
         try:
-            self._say("\nStopping everything. Ctrl-C kills it at once.")
+            self._say("\nStopping everything. Press Ctrl-C to kill it at once.")
         finally:
             status = super().stop(within)
-        self._say(f"Stopped after {time.monotonic() - began:.1f} s. Nothing runs any more.")
+        self._say(f"Stopped after {time.monotonic() - began:.1f} s. Nothing is left running.")
         return status
 
     def __exit__(self, *_: object) -> None:
         self.stop()
 
     def wait_for(self, holds: Callable[[Announced], bool], within: float) -> Announced:
-        """Raises NotUp."""
+        """Wait as BackgroundStack does, and report each state. Raises NotUp."""
 
         def told_and_holds(now: Announced) -> bool:
             self._raise_pending()

@@ -1,4 +1,4 @@
-"""Where the traces of the demo went, and what arrived of them."""
+"""Where the demo's traces went, and which of them arrived."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +15,8 @@ _TRITONS_WITHIN: Final = 2.0  # seconds
 _LISTED: Final = 1000  # the most that the collector lists
 _OTLP_DEFAULT: Final = "http://localhost:4317"
 
-# The last word of the names of the spans that every cold request has, on all its way to Triton.
-# Triton's own are not among them: it overlooks one traceparent in ten or so (docs/decisions/0009).
+# The last words of the names of the spans that every cold request has, all the way to Triton.
+# Triton's own are not among them: it misses about one traceparent in ten (docs/decisions/0009).
 COLD: Final = frozenset(
     {"ModelInfer", "make_resident", "MakeResident", "queue", "reserve", "load", "forward"}
 )
@@ -26,7 +26,7 @@ TRITONS: Final = frozenset({"InferRequest", "compute"})
 
 
 def elsewhere(environment: Mapping[str, str]) -> str | None:
-    """Where a stack sends its traces that has no collector of its own; None: nowhere."""
+    """Return where a stack without its own collector sends its traces, or None for nowhere."""
     settings = load({}, environment, None)
     disabled = environment.get("OTEL_SDK_DISABLED", "").lower() == "true"
     unsent = environment.get("OTEL_TRACES_EXPORTER") == "none"
@@ -41,9 +41,9 @@ def elsewhere(environment: Mapping[str, str]) -> str | None:
 
 
 def whole(address: str, trace_id: str, wanted: Iterable[str], within: float) -> Sequence[Span]:
-    """The spans of a trace once all of `wanted` are among them, or after `within` seconds.
+    """Return a trace's spans once all of `wanted` are among them, or after `within` seconds.
 
-    `wanted`: last words of span names. Raises shoal.cli.collector.CollectorAway.
+    `wanted` are the last words of span names. Raises shoal.cli.collector.CollectorAway.
     """
     deadline = time.monotonic() + within
     while True:
@@ -55,19 +55,20 @@ def whole(address: str, trace_id: str, wanted: Iterable[str], within: float) -> 
 
 
 def has_tritons(address: str, trace_id: str) -> bool:
-    """Whether Triton has traced the request, and that has arrived.
+    """Return whether Triton's own spans of the request have arrived.
 
-    Raises shoal.cli.collector.CollectorAway."""
+    Raises shoal.cli.collector.CollectorAway.
+    """
     return not missing(whole(address, trace_id, TRITONS, _TRITONS_WITHIN), TRITONS)
 
 
 def missing(spans: Iterable[Span], wanted: Iterable[str]) -> set[str]:
-    """Those of `wanted` that no span is called by."""
+    """Return those of `wanted` that name no span."""
     return set(wanted) - {span["name"].rpartition("/")[2] for span in spans}
 
 
 def received(address: str, trace_ids: Sequence[str], within: float) -> dict[str, int]:
-    """Spans by trace, once every trace has some, or after `within` seconds.
+    """Return the number of spans by trace, once every trace has some, or after `within` seconds.
 
     Raises shoal.cli.collector.CollectorAway.
     """

@@ -1,4 +1,4 @@
-"""Tensors in a few words: what was asked, and what was answered."""
+"""Tensors in a few words, for what was asked and what was answered."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,11 +12,11 @@ Arrays = Mapping[str, Array]
 
 _SHOWN: Final = 8  # values
 _QUOTED: Final = 12  # characters
-_BYTES: Final = 256  # the features of a file are its bytes; this value and above is padding
+_BYTES: Final = 256  # a file's features are its bytes; values from this one up are padding
 
 
 def asked(inputs: Arrays) -> str:
-    """The first input, by what it looks like."""
+    """Describe the first input by its type and shape."""
     array = next(iter(inputs.values()))
     if array.dtype == np.object_:
         more = f" +{array.size - 1}" if array.size > 1 else ""
@@ -27,7 +27,7 @@ def asked(inputs: Arrays) -> str:
 
 
 def answered(model: str, outputs: Arrays, repository: Path) -> str:
-    """As a person would put it. `repository`: where the models' lists of labels are."""
+    """Describe the outputs for people. The models' labels are in `repository`."""
     if describe := _DESCRIBED.get(model):
         return describe(outputs)
     array = next(iter(outputs.values()))
@@ -52,7 +52,7 @@ _DESCRIBED: Final[Mapping[str, Callable[[Arrays], str]]] = {
 
 
 def _best(scores: Array, labels: list[str]) -> str:
-    """The light models have constant weights: all their scores are the same."""
+    """Describe the best score. The light models' constant weights make all scores the same."""
     if np.ptp(scores) == 0:
         return f"{scores.size} scores of {scores[0]:.3g}"
     best = int(scores.argmax())
@@ -60,7 +60,7 @@ def _best(scores: Array, labels: list[str]) -> str:
 
 
 def _labels(folder: Path, count: int) -> list[str]:
-    """One for each score, or none."""
+    """Return a label for each score, or none."""
     for path in sorted(folder.glob("*labels.txt")):
         if len(lines := path.read_text().splitlines()) == count:
             return lines

@@ -1,0 +1,1 @@
+"""The RegistryService over gRPC."""

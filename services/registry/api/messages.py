@@ -1,4 +1,4 @@
-"""Catalogue values ↔ protobuf messages."""
+"""Conversions between catalogue values and protobuf messages."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ from services.registry.core.catalogue import (
     TrafficPolicy,
     Version,
     VersionState,
-    etag,
 )
 from services.registry.core.footprint import Footprint
 from services.registry.core.residency import Residency, checked, idle_ttl_us
-from services.registry.formats import config as model_config
+from services.registry.core.rules import etag
+from services.registry.formats.config import is_decoupled, is_stateful
 from shoal import names
 from shoal.registry.v1 import registry_service_pb2 as service
 from shoal.registry.v1 import types_pb2 as types
@@ -68,8 +68,8 @@ def version(known: Version) -> types.ModelVersion:
         declared_memory=known.declared_memory,
         requires=map(str, known.requires),
         ensemble=known.ensemble,
-        stateful=model_config.is_stateful(known.config),
-        decoupled=model_config.is_decoupled(known.config),
+        stateful=is_stateful(known.config),
+        decoupled=is_decoupled(known.config),
         pinned=known.pinned,
         invalid_reason=known.problem,
         create_time=_timestamp(known.created_us),
@@ -89,7 +89,7 @@ def snapshot(whole: Snapshot) -> service.WatchCatalogResponse:
 
 
 def delta(news: Delta) -> service.WatchCatalogResponse:
-    """An empty one becomes a checkpoint."""
+    """Return a delta as a message; an empty one becomes a checkpoint."""
     if not news.changed:
         return service.WatchCatalogResponse(
             revision=news.revision, checkpoint=service.CatalogCheckpoint()
@@ -113,7 +113,7 @@ def footprint(known: Footprint) -> types.Footprint:
 
 
 def footprint_of(index: int, message: types.Footprint) -> Footprint:
-    """Raises InvalidName, InvalidVersion, InvalidField."""
+    """Read a report's footprint. Raises InvalidName, InvalidVersion, InvalidField."""
     field = f"footprints[{index}]"
     load_us = message.load_duration.ToMicroseconds()
     if load_us < 0:
@@ -127,7 +127,7 @@ def footprint_of(index: int, message: types.Footprint) -> Footprint:
 
 
 def retry_policy_of(number: int) -> RetryPolicy:
-    """Unspecified is the default. Raises InvalidField."""
+    """Read a retry policy; unspecified is the default. Raises InvalidField."""
     for policy, value in _RETRY_POLICIES.items():
         if number in (value, types.RETRY_POLICY_UNSPECIFIED):
             return policy
@@ -135,7 +135,7 @@ def retry_policy_of(number: int) -> RetryPolicy:
 
 
 def residency_of(message: types.Residency) -> Residency:
-    """Raises InvalidField."""
+    """Read a model's residency settings. Raises InvalidField."""
 
     def said(name: Any) -> Any:
         return getattr(message, name) if message.HasField(name) else None

@@ -1,4 +1,4 @@
-"""RegistryService: requests into catalogue changes, entries into responses."""
+"""The RegistryService: requests become changes of the catalogue, entries become responses."""
 
 import asyncio
 import hashlib
@@ -11,16 +11,16 @@ from typing import Any, Final, TypeVar
 from google.protobuf.message import Message
 
 from services.common import paging
-from services.common.errors import AlreadyExists
 from services.common.rpc import Context
-from services.registry.api import messages as wire
+from services.common.tasks import TaskScope
+from services.registry.api import messages
+from services.registry.api.completion import completing_calls
 from services.registry.catalogue.store import Snapshot
 from services.registry.catalogue.writer import Catalogue
-from services.registry.completion import finish, finishing
-from services.registry.core import catalogue as catalog
-from services.registry.core import residency, traffic, validation
+from services.registry.core import residency, rules, traffic, validation
 from services.registry.core.catalogue import Entry, Model, Move, TrafficPolicy
-from services.registry.versions import Inventory, Registration
+from services.registry.core.errors import AlreadyExists
+from services.registry.versions import Registration, Versions
 from shoal import names
 from shoal.registry.v1 import registry_service_pb2 as pb
 from shoal.registry.v1 import registry_service_pb2_grpc as pb_grpc
@@ -39,14 +39,17 @@ _VERSION_FIELDS: Final = ("declared_memory", "pinned")
 T = TypeVar("T")
 
 
-@finishing
+@completing_calls
 class RegistryServicer(pb_grpc.RegistryServiceServicer):
-    """`idle_seconds`: after so long without a change a watcher gets a checkpoint."""
+    """The RegistryService. A watcher gets a checkpoint after `idle_seconds` without a change."""
 
-    def __init__(self, catalogue: Catalogue, inventory: Inventory, idle_seconds: float) -> None:
+    def __init__(
+        self, catalogue: Catalogue, versions: Versions, tasks: TaskScope, idle_seconds: float
+    ) -> None:
+        self.tasks = tasks
         self._catalogue = catalogue
         self._store = catalogue.store
-        self._inventory = inventory
+        self._versions = versions
         self._idle_seconds = idle_seconds
 
     # --- models -------------------------------------------------------------------------------
@@ -60,8 +63,8 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
             name=name,
             description=validation.description(request.model.description),
             labels=validation.labels(request.model.labels),
-            retry_policy=wire.retry_policy_of(request.model.retry_policy),
-            residency=wire.residency_of(request.model.residency),
+            retry_policy=messages.retry_policy_of(request.model.retry_policy),
+            residency=messages.residency_of(request.model.residency),
         )
         digest = _digest(request)
         async with self._catalogue.change() as change:
@@ -72,11 +75,11 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
             else:
                 change.put(Entry(model))
                 await change.remember(request_id, digest, name)
-        return pb.CreateModelResponse(model=wire.model(await change.entry(name)))
+        return pb.CreateModelResponse(model=messages.model(await change.entry(name)))
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         name = validation.model_name("name", request.name)
-        return pb.GetModelResponse(model=wire.model(await self._store.entry(name)))
+        return pb.GetModelResponse(model=messages.model(await self._store.entry(name)))
 
     async def ListModels(
         self, request: pb.ListModelsRequest, context: Context
@@ -84,7 +87,7 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         page = paging.page("models", request.page_size, request.page_token)
         entries, more = _split(await self._store.list_models(page), page)
         token = paging.token("models", (entries[-1].name, 0)) if more else ""
-        return pb.ListModelsResponse(models=map(wire.model, entries), next_page_token=token)
+        return pb.ListModelsResponse(models=map(messages.model, entries), next_page_token=token)
 
     async def UpdateModel(
         self, request: pb.UpdateModelRequest, context: Context
@@ -94,25 +97,25 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         given: dict[str, Any] = {
             "description": validation.description(request.model.description),
             "labels": validation.labels(request.model.labels),
-            "retry_policy": wire.retry_policy_of(request.model.retry_policy),
+            "retry_policy": messages.retry_policy_of(request.model.retry_policy),
         }
-        asked = wire.residency_of(request.model.residency)
+        asked = messages.residency_of(request.model.residency)
         async with self._catalogue.change() as change:
             entry = await change.entry(name)
-            catalog.check_etag(request.model.name, request.model.etag, entry.model.revision)
+            rules.check_etag(request.model.name, request.model.etag, entry.model.revision)
             model = replace(
                 entry.model,
                 residency=residency.merged(entry.model.residency, asked, fields),
                 **{field: given[field] for field in fields & given.keys()},
             )
             change.put(replace(entry, model=model))
-        return pb.UpdateModelResponse(model=wire.model(await change.entry(name)))
+        return pb.UpdateModelResponse(model=messages.model(await change.entry(name)))
 
     async def DeleteModel(
         self, request: pb.DeleteModelRequest, context: Context
     ) -> pb.DeleteModelResponse:
         name = validation.model_name("name", request.name)
-        await self._inventory.delete_model(name, request.etag)
+        await self._versions.delete_model(name, request.etag)
         return pb.DeleteModelResponse()
 
     # --- versions -----------------------------------------------------------------------------
@@ -131,15 +134,15 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
             request_id=validation.token("request_id", request.request_id),
             digest=_digest(request),
         )
-        version = await self._inventory.register(wanted)
-        return pb.RegisterModelVersionResponse(version=wire.version(version))
+        version = await self._versions.register(wanted)
+        return pb.RegisterModelVersionResponse(version=messages.version(version))
 
     async def GetModelVersion(
         self, request: pb.GetModelVersionRequest, context: Context
     ) -> pb.GetModelVersionResponse:
         model, number = validation.version_name("name", request.name)
         entry = await self._store.entry(model)
-        return pb.GetModelVersionResponse(version=wire.version(entry.version(number)))
+        return pb.GetModelVersionResponse(version=messages.version(entry.version(number)))
 
     async def ListModelVersions(
         self, request: pb.ListModelVersionsRequest, context: Context
@@ -151,7 +154,7 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         last = (versions[-1].model, versions[-1].number) if more else paging.START
         token = paging.token(request.parent, last) if more else ""
         return pb.ListModelVersionsResponse(
-            versions=map(wire.version, versions), next_page_token=token
+            versions=map(messages.version, versions), next_page_token=token
         )
 
     async def UpdateModelVersion(
@@ -167,11 +170,11 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         async with self._catalogue.change() as change:
             entry = await change.entry(model)
             version = entry.version(number)
-            catalog.check_etag(version.name, request.version.etag, version.revision)
+            rules.check_etag(version.name, request.version.etag, version.revision)
             after = replace(version, **{field: given[field] for field in fields})
             change.put(entry.with_version(after))
         updated = (await change.entry(model)).version(number)
-        return pb.UpdateModelVersionResponse(version=wire.version(updated))
+        return pb.UpdateModelVersionResponse(version=messages.version(updated))
 
     async def ApproveModelVersion(
         self, request: pb.ApproveModelVersionRequest, context: Context
@@ -189,7 +192,7 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         self, request: pb.DeleteModelVersionRequest, context: Context
     ) -> pb.DeleteModelVersionResponse:
         model, number = validation.version_name("name", request.name)
-        await self._inventory.delete_version(model, number, request.etag)
+        await self._versions.delete_version(model, number, request.etag)
         return pb.DeleteModelVersionResponse()
 
     async def _decide(self, name: str, etag: str, move: Move) -> types.ModelVersion:
@@ -197,9 +200,9 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         async with self._catalogue.change() as change:
             entry = await change.entry(model)
             version = entry.version(number)
-            catalog.check_etag(version.name, etag, version.revision)
-            change.put(entry.with_version(catalog.decide(version, move)))
-        return wire.version((await change.entry(model)).version(number))
+            rules.check_etag(version.name, etag, version.revision)
+            change.put(entry.with_version(rules.decide(version, move)))
+        return messages.version((await change.entry(model)).version(number))
 
     # --- aliases and traffic ------------------------------------------------------------------
 
@@ -208,9 +211,9 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         number = validation.version_number(model, request.version)
         async with self._catalogue.change() as change:
             entry = await change.entry(model)
-            catalog.check_etag(names.model_name(model), request.etag, entry.model.revision)
-            change.put(catalog.set_alias(entry, alias, number))
-        return pb.SetAliasResponse(model=wire.model(await change.entry(model)))
+            rules.check_etag(names.model_name(model), request.etag, entry.model.revision)
+            change.put(rules.set_alias(entry, alias, number))
+        return pb.SetAliasResponse(model=messages.model(await change.entry(model)))
 
     async def DeleteAlias(
         self, request: pb.DeleteAliasRequest, context: Context
@@ -218,10 +221,10 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         model, alias = validation.alias_name("name", request.name)
         async with self._catalogue.change() as change:
             entry = await change.entry(model)
-            catalog.check_etag(names.model_name(model), request.etag, entry.model.revision)
+            rules.check_etag(names.model_name(model), request.etag, entry.model.revision)
             users = [entry, *await change.users((model,))]
-            change.put(catalog.drop_alias(entry, alias, users))
-        return pb.DeleteAliasResponse(model=wire.model(await change.entry(model)))
+            change.put(rules.drop_alias(entry, alias, users))
+        return pb.DeleteAliasResponse(model=messages.model(await change.entry(model)))
 
     async def SetTrafficPolicy(
         self, request: pb.SetTrafficPolicyRequest, context: Context
@@ -231,11 +234,11 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         arms = traffic.check_arms([(arm.target, arm.weight) for arm in policy.arms])
         async with self._catalogue.change() as change:
             entry = await change.entry(model)
-            catalog.check_policy_etag(entry, policy.etag)
+            rules.check_policy_etag(entry, policy.etag)
             targets = {arm.target.model: await change.entry(arm.target.model) for arm in arms}
             traffic.check_targets(arms, targets)
             change.put(entry.with_policy(TrafficPolicy(arms)))
-        return pb.SetTrafficPolicyResponse(model=wire.model(await change.entry(model)))
+        return pb.SetTrafficPolicyResponse(model=messages.model(await change.entry(model)))
 
     async def DeleteTrafficPolicy(
         self, request: pb.DeleteTrafficPolicyRequest, context: Context
@@ -243,9 +246,9 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         model = validation.policy_name("name", request.name)
         async with self._catalogue.change() as change:
             entry = await change.entry(model)
-            catalog.check_policy_etag(entry, request.etag)
+            rules.check_policy_etag(entry, request.etag)
             change.put(entry.with_policy(None))
-        return pb.DeleteTrafficPolicyResponse(model=wire.model(await change.entry(model)))
+        return pb.DeleteTrafficPolicyResponse(model=messages.model(await change.entry(model)))
 
     # --- everything ---------------------------------------------------------------------------
 
@@ -253,9 +256,9 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         self, request: pb.ImportRepositoryRequest, context: Context
     ) -> pb.ImportRepositoryResponse:
         path = Path(validation.folder("path", request.path))
-        versions, problems = await self._inventory.import_repository(path)
+        versions, problems = await self._versions.import_repository(path)
         return pb.ImportRepositoryResponse(
-            versions=map(wire.version, versions),
+            versions=map(messages.version, versions),
             problems=[pb.ImportProblem(path=one.path, reason=one.reason) for one in problems],
         )
 
@@ -263,21 +266,23 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         self, request: pb.WatchCatalogRequest, context: Context
     ) -> AsyncIterator[pb.WatchCatalogResponse]:
         news = self._catalogue.log.follow(
-            request.start_revision, lambda: finish(self._store.snapshot()), self._idle_seconds
+            request.start_revision,
+            lambda: self.tasks.complete(self._store.snapshot()),
+            self._idle_seconds,
         )
         async with aclosing(news):
             async for item in news:
                 if isinstance(item, Snapshot):
-                    yield await asyncio.to_thread(wire.snapshot, item)
+                    yield await asyncio.to_thread(messages.snapshot, item)
                 else:
-                    yield wire.delta(item)
+                    yield messages.delta(item)
 
     # --- beside the catalogue -----------------------------------------------------------------
 
     async def ReportFootprints(
         self, request: pb.ReportFootprintsRequest, context: Context
     ) -> pb.ReportFootprintsResponse:
-        reported = [wire.footprint_of(*numbered) for numbered in enumerate(request.footprints)]
+        reported = [messages.footprint_of(*numbered) for numbered in enumerate(request.footprints)]
         await self._store.report_footprints(reported)
         return pb.ReportFootprintsResponse()
 
@@ -288,7 +293,7 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         footprints, more = _split(await self._store.list_footprints(page), page)
         token = paging.token("footprints", footprints[-1].version) if more else ""
         return pb.ListFootprintsResponse(
-            footprints=map(wire.footprint, footprints), next_page_token=token
+            footprints=map(messages.footprint, footprints), next_page_token=token
         )
 
     async def HoldControllerLease(
@@ -303,7 +308,7 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
 
 
 def _split(items: Sequence[T], page: paging.Page) -> tuple[Sequence[T], bool]:
-    """The page's own items, and whether there are more."""
+    """Return the items that belong to the page, and whether there are more."""
     return items[: page.size], len(items) > page.size
 
 

@@ -1,0 +1,1 @@
+"""Models on disk: found, scanned, and staged for Triton."""

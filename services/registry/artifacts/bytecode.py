@@ -1,7 +1,7 @@
-"""Python's caches of compiled modules, made so that Python never writes them again.
+"""Python's caches of compiled modules, made so that Python never rewrites them.
 
-They are of the kind `unchecked-hash` (PEP 552), which Python loads without a look at the source.
-They are for this interpreter's minor version only.
+They are of the kind `unchecked-hash` (PEP 552), which Python loads without looking at the source,
+and fit only this interpreter's minor version.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ HEADER_SIZE = 16  # bytes: magic number, flags, hash of the source
 
 
 def cache_of(relative: str) -> str | None:
-    """Where Python looks for a module's cache; None for what is no Python module."""
+    """Return where Python looks for a module's cache, or None if it is not a Python module."""
     path = PurePosixPath(relative)
     if path.suffix != ".py":
         return None
@@ -22,13 +22,14 @@ def cache_of(relative: str) -> str | None:
 
 
 def header(source: bytes) -> bytes:
+    """Return the first HEADER_SIZE bytes of a source's cache."""
     return importlib.util.MAGIC_NUMBER + _UNCHECKED_HASH + importlib.util.source_hash(source)
 
 
 def compiled(source: bytes, path: Path) -> bytes | None:
-    """A cache file's content, or None where the source does not compile.
+    """Return a cache file's content, or None if the source does not compile.
 
-    `path` is what tracebacks will name.
+    Tracebacks will name `path`.
     """
     try:
         code = compile(source, str(path), "exec", dont_inherit=True)

@@ -1,4 +1,4 @@
-"""What is on disk, version by version: of a repository, or of what is registered already."""
+"""What is on disk, version by version: in a repository, or of what is already registered."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -6,15 +6,14 @@ from itertools import groupby
 from pathlib import Path
 
 from services.common.errors import InvalidArtifact
-from services.registry.artifacts import scan as artifacts
-from services.registry.artifacts.scan import Problem, Scan
+from services.registry.artifacts.scan import Problem, Scan, Source, open_source, scan_version
 from services.registry.artifacts.tree import shown
 from services.registry.core.catalogue import Entry, Version, VersionState
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A version on disk: its scan, or why there is none."""
+    """A version on disk, with its scan or the reason why there is none."""
 
     model: str
     number: int
@@ -22,21 +21,21 @@ class Found:
     scan: Scan | InvalidArtifact
 
 
-def in_models(models: Iterable[tuple[str, Path]], kind: str) -> tuple[list[Found], list[Problem]]:
-    """Every version in these models' folders."""
+def scan_models(models: Iterable[tuple[str, Path]], kind: str) -> tuple[list[Found], list[Problem]]:
+    """Scan every version in these models' folders; `kind` is the default instance kind."""
     found: list[Found] = []
     problems: list[Problem] = []
     for model, path in models:
         try:
-            source = artifacts.open_source(path, model)
+            source = open_source(path, model)
         except InvalidArtifact as error:
             problems.append(Problem(error.metadata["path"], error.metadata["problem"]))
             continue
         problems.extend(
-            Problem(shown(path / stray), "no version: those are whole numbers from 1 up")
+            Problem(shown(path / stray), "not a version: versions are whole numbers from 1 up")
             for stray in source.strays
         )
-        # A version's content that stands for a whole model is its first version.
+        # The bare content of a version stands for a model with one version.
         numbers = source.numbers if source.numbers != (0,) else (1,)
         found.extend(
             Found(model, number, str(path), _scan(source, number, kind)) for number in numbers
@@ -44,18 +43,18 @@ def in_models(models: Iterable[tuple[str, Path]], kind: str) -> tuple[list[Found
     return found, problems
 
 
-def registered(entries: Iterable[Entry], kind: str) -> Iterator[Found]:
-    """The versions of these entries, as their sources are now."""
+def rescan(entries: Iterable[Entry], kind: str) -> Iterator[Found]:
+    """Scan the registered versions of these entries, as their sources are now."""
     for entry in entries:
         by_source = sorted(entry.versions.values(), key=lambda version: version.source)
         for path, versions in groupby(by_source, key=lambda version: version.source):
             yield from _at(path, entry.name, list(versions), kind)
 
 
-def missing(
+def rescan_missing(
     entries: Iterable[Entry], repository: Path, found: Iterable[Found], kind: str
 ) -> Iterator[Found]:
-    """Versions that came from the repository and were not found in it, as they are now."""
+    """Scan the versions that came from the repository but were not found in it."""
     there = {(one.model, one.number) for one in found}
     for entry in entries:
         lost = {
@@ -64,11 +63,11 @@ def missing(
             if repository in (Path(version.source), Path(version.source).parent)
             and (entry.name, number) not in there
         }
-        yield from registered([replace(entry, versions=lost)], kind)
+        yield from rescan([replace(entry, versions=lost)], kind)
 
 
-def taken(known: Version | None, found: Found) -> Problem | None:
-    """Why the number cannot be given to what was found: it is another folder's, which is there."""
+def number_conflict(known: Version | None, found: Found) -> Problem | None:
+    """Return a problem if another folder that still exists already has the number."""
     if known is None or known.state is VersionState.INVALID:
         return None
     source, other = Path(found.source), Path(known.source)
@@ -76,13 +75,13 @@ def taken(known: Version | None, found: Found) -> Problem | None:
         return None
     return Problem(
         shown(source),
-        f"{known.name} is registered from {shown(other)} already: give this one another number",
+        f"{known.name} is already registered from {shown(other)}: give this one another number",
     )
 
 
 def _at(path: str, model: str, versions: list[Version], kind: str) -> Iterator[Found]:
     try:
-        source = artifacts.open_source(Path(path), model)
+        source = open_source(Path(path), model)
     except InvalidArtifact as error:
         yield from (Found(model, version.number, path, error) for version in versions)
         return
@@ -90,8 +89,8 @@ def _at(path: str, model: str, versions: list[Version], kind: str) -> Iterator[F
         yield Found(model, version.number, path, _scan(source, version.number, kind))
 
 
-def _scan(source: artifacts.Source, number: int, kind: str) -> Scan | InvalidArtifact:
+def _scan(source: Source, number: int, kind: str) -> Scan | InvalidArtifact:
     try:
-        return artifacts.scan(source, number, kind)
+        return scan_version(source, number, kind)
     except InvalidArtifact as error:
         return error

@@ -1,7 +1,7 @@
 """shoal_probe.json: an inference that a server must answer before a version counts as READY.
 
-Written as a request of the Open Inference Protocol's REST form (KServe v2), checked against the
-completed config, and kept as the gRPC message that a server is sent.
+It is written as a REST request of the Open Inference Protocol (KServe v2), checked against the
+completed config, and stored as the gRPC message that a server is sent.
 """
 
 import math
@@ -18,7 +18,7 @@ from services.registry.formats.config import Unservable
 
 PROBE_FILE: Final = "shoal_probe.json"
 MAX_TEXT: Final = 2**20  # bytes of the file
-# Bytes of the message, which travels with every copy of the catalogue.
+# Bytes of the message, which is part of every copy of the catalogue.
 MAX_PROBE: Final = 64 * 1024
 MAX_DIMENSIONS: Final = 32
 
@@ -57,9 +57,9 @@ class _Probe(BaseModel):
 
 
 def read(text: bytes, config: ModelConfig) -> bytes:
-    """A serialized inference.ModelInferRequest without the names of model and version.
+    """Turn the file's text into a serialized inference.ModelInferRequest.
 
-    `text`: the file's. Raises Unservable.
+    It has no names of model and version. Raises Unservable.
     """
     try:
         probe = _Probe.model_validate_json(text)
@@ -78,7 +78,7 @@ def read(text: bytes, config: ModelConfig) -> bytes:
     if len(content) > MAX_PROBE:
         raise _unservable(
             f"its inputs take {len(content)} bytes, more than {MAX_PROBE}: give smaller ones, or "
-            "use model_warmup in config.pbtxt, which can make them up"
+            "use model_warmup in config.pbtxt, which can generate them"
         )
     return content
 
@@ -117,7 +117,7 @@ def _check_type(given: _Input, entry: ModelInput) -> None:
 
 
 def _check_shape(given: _Input, entry: ModelInput, max_batch: int) -> None:
-    """Shape tensors are left to Triton: what counts as their batch depends on the engine."""
+    """Check a shape, but leave shape tensors to Triton: their batch depends on the engine."""
     if entry.is_shape_tensor:
         return
     dims, batched = list(entry.dims), max_batch > 0
@@ -138,7 +138,7 @@ def _check_shape(given: _Input, entry: ModelInput, max_batch: int) -> None:
         )
 
 
-# What an element may be in JSON; of datatypes that are not here, a whole number.
+# The JSON types of an element; those of all other datatypes are whole numbers.
 _ELEMENTS: Final[dict[str, tuple[type, ...]]] = {
     "BOOL": (bool,),
     "BYTES": (str,),
@@ -147,7 +147,7 @@ _ELEMENTS: Final[dict[str, tuple[type, ...]]] = {
 
 
 def _content(given: _Input) -> bytes:
-    """As Triton wants it in raw_input_contents."""
+    """Return the tensor's bytes for raw_input_contents."""
     values = _flat(given)
     wanted = math.prod(given.shape)
     if len(values) != wanted:
@@ -160,8 +160,8 @@ def _content(given: _Input) -> bytes:
         if type(value) not in allowed:
             names = " or ".join(kind.__name__ for kind in allowed)
             raise _unservable(
-                f"input {given.name!r} has an element of type {type(value).__name__}, those of "
-                f"{given.datatype} are {names}"
+                f"input {given.name!r} has an element of type {type(value).__name__}; elements "
+                f"of {given.datatype} are {names}"
             )
     try:
         if given.datatype == "BYTES":
@@ -173,7 +173,7 @@ def _content(given: _Input) -> bytes:
 
 
 def _flat(given: _Input) -> list[Any]:
-    """The elements, row by row: `data` lists them so, or is nested as the shape is."""
+    """Return the elements, row by row, of data that is flat or nested like the shape."""
     if not any(isinstance(item, list) for item in given.data):
         return given.data
     rows: list[Any] = [given.data]

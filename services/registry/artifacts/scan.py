@@ -1,7 +1,7 @@
 """Models on disk: a Triton model repository, one model's folder, or one version's content.
 
-A folder with a numbered folder in it is a model's; any other is a version's own content, whose
-config.pbtxt, where it has one, lies among the files. Everything here only reads.
+A folder that contains a numbered folder is a model's. Any other is the bare content of a version,
+whose config.pbtxt, if it has one, lies among the files. Everything here only reads.
 """
 
 import hashlib
@@ -19,29 +19,41 @@ from services.registry.artifacts import probe, tree
 from services.registry.artifacts.probe import PROBE_FILE
 from services.registry.artifacts.tree import CACHE, Tree, shown
 from services.registry.core.catalogue import Part
-from services.registry.formats import config as model_config
-from services.registry.formats.config import CONFIG_FILE, Unservable
+from services.registry.formats.config import (
+    BACKENDS,
+    CONFIG_FILE,
+    Unservable,
+    complete_config,
+    config_digest,
+    is_ensemble,
+    label_files,
+    parse_config,
+    parts_of,
+    runs_own_code,
+    serialize,
+)
 from shoal import names
 
 MAX_CONFIG: Final = 4 * 2**20  # bytes of a config.pbtxt
 
-# Triton takes whatever begins like a number for a version, and its loader hangs on a negative one.
+# Triton takes any name that begins like a number for a version, and its loader hangs on a negative
+# one.
 _LIKE_A_VERSION = re.compile(r"\s*[+-]?[0-9]")
 
-# What Triton runs, wherever it lies beside a model, instead of the backend that the config names.
+# Files beside a model that Triton runs instead of the backend that the config names.
 _CODE = re.compile(r"model\.py|libtriton_.*\.so|batchstrategy\.so|triton_python_backend_stub")
 
-# What says how a version is served, and is no part of what is served.
+# Files that say how a version is served, and are not served themselves.
 _OWN_FILES: Final = frozenset({CONFIG_FILE, PROBE_FILE})
 
-_MODEL_FILES: Final = frozenset(filename for _, _, filename in model_config.BACKENDS)
+_MODEL_FILES: Final = frozenset(filename for _, _, filename in BACKENDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
-    """What one version's files say. With a `problem` they cannot be served.
+    """What one version's files say; with a `problem` they cannot be served.
 
-    `probe`: a serialized inference.ModelInferRequest; empty for none.
+    `probe` is a serialized inference.ModelInferRequest, or empty.
     """
 
     model: str
@@ -60,10 +72,11 @@ class Scan:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A folder that holds `numbers` of a model, and `strays` that only look like versions.
+    """A folder with versions of a model.
 
-    `bare`: the folder is the content of one version; its number is 0 where the folder's name does
-    not tell. `auxiliary`: what lies beside config.pbtxt.
+    `numbers` are its versions, and `strays` the folders that only look like versions. A `bare`
+    source is the content of one version, whose number is 0 if the folder's name does not tell.
+    `auxiliary` are the files beside config.pbtxt.
     """
 
     model: str
@@ -80,14 +93,14 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A path in a repository that is no model, and why."""
+    """A path in a repository that could not be imported, and why."""
 
     path: str
     reason: str
 
 
 def open_source(path: Path, model: str) -> Source:
-    """A model's folder or a version's content. Raises InvalidArtifact."""
+    """Look into a model's folder, or a version's content. Raises InvalidArtifact."""
     try:
         folders = {entry.name: entry.is_dir() for entry in os.scandir(path)}
         config = _read_config(path) if CONFIG_FILE in folders else ModelConfig()
@@ -99,7 +112,7 @@ def open_source(path: Path, model: str) -> Source:
     strays = tuple(sorted(name for name, number in found.items() if not number))
     labels = _labels(config)
     if not numbers and _is_ensemble(config) and folders.keys() <= {*_OWN_FILES, *labels}:
-        # Git keeps no empty folders, and an ensemble's version folder is empty.
+        # An ensemble's version folder is empty, and Git does not keep empty folders.
         numbers = (1,)
     if numbers:
         auxiliary = tree.read(path, path, _is_auxiliary)
@@ -109,7 +122,7 @@ def open_source(path: Path, model: str) -> Source:
 
 
 def open_registered(path: Path, model: str, number: int) -> Source:
-    """What somebody wants registered as version `number` (0: not said). Raises InvalidArtifact.
+    """Look into what is to be registered as version `number` (0: any). Raises InvalidArtifact.
 
     A numbered folder inside a model's folder is that version of the model.
     """
@@ -121,10 +134,10 @@ def open_registered(path: Path, model: str, number: int) -> Source:
     return Source(model, path.parent, (own,), False, source.config, source.auxiliary)
 
 
-def scan(source: Source, number: int, kind: str) -> Scan:
-    """One version of `source`; `kind` is the instance kind where its config says none.
+def scan_version(source: Source, number: int, kind: str) -> Scan:
+    """Scan one version of `source`. `kind` is the instance kind if its config gives none.
 
-    Raises InvalidArtifact where its files are not safe to serve or cannot be read.
+    Raises InvalidArtifact if its files are not safe to serve or cannot be read.
     """
     folder = source.folder(number)
     exists = folder.is_dir()
@@ -136,11 +149,11 @@ def scan(source: Source, number: int, kind: str) -> Scan:
         if exists:
             files = tree.read(folder, source.path, lambda name: not _is_own(source, name))
         complete = _completed(source, folder if exists else None, kind)
-        if not model_config.runs_own_code(complete):
+        if not runs_own_code(complete):
             files, auxiliary = tree.without(files, _is_code), tree.without(auxiliary, _is_code)
-        parts = model_config.parts(complete)
+        parts = parts_of(complete)
         asked = _read_probe(source, folder, complete)
-        config = model_config.serialized(complete)
+        config = serialize(complete)
     except Unservable as error:
         problem = str(error)
     except OSError as error:
@@ -153,7 +166,7 @@ def scan(source: Source, number: int, kind: str) -> Scan:
         files=files,
         auxiliary=auxiliary,
         config=config,
-        config_digest=model_config.digest(config, auxiliary_digest) if config else "",
+        config_digest=config_digest(config, auxiliary_digest) if config else "",
         auxiliary_digest=auxiliary_digest,
         fingerprint=hashlib.sha256(config + b"\0" + said).hexdigest(),
         ensemble=_is_ensemble(source.config),
@@ -171,9 +184,9 @@ def _digest(auxiliary: Tree, path: Path) -> str:
 
 
 def find_models(repository: Path) -> tuple[list[tuple[str, Path]], list[Problem]]:
-    """The names and folders of the models in a repository; one model's folder is its own.
+    """Return the names and folders of the models in a repository, which may be one model's folder.
 
-    Raises InvalidArtifact where the folder itself cannot be read.
+    Raises InvalidArtifact if the folder itself cannot be read.
     """
     try:
         if _is_model(repository):
@@ -212,14 +225,14 @@ def _why_not(folder: Path, repository: Path) -> str:
     if not any(name in _MODEL_FILES or _LIKE_A_VERSION.match(name) for name in content) and (
         CONFIG_FILE not in content
     ):
-        return f"no model: it has no {CONFIG_FILE}, no numbered folder and no model file"
+        return f"not a model: it has no {CONFIG_FILE}, no numbered folder and no model file"
     return ""
 
 
 def _is_model(path: Path) -> bool:
-    """Whether the folder is one model rather than a repository of them.
+    """Return whether the folder is one model rather than a repository of models.
 
-    Models may have numbers for names, so numbered folders alone say nothing.
+    Models may be named like numbers, so numbered folders alone prove nothing.
     """
     entries = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
     if any(entry.name == CONFIG_FILE or entry.name in _MODEL_FILES for entry in entries):
@@ -241,18 +254,20 @@ def _completed(source: Source, folder: Path | None, kind: str) -> ModelConfig:
         raise source.config
     beside = {file.relative for file in source.auxiliary.files}
     given = source.config
-    if given.name == source.path.name:  # right where it lies, whatever it is registered as
+    if (
+        given.name == source.path.name
+    ):  # correct where it lies, whatever name it is registered under
         given = ModelConfig()
         given.CopyFrom(source.config)
         given.name = source.model
-    return model_config.completed(given, source.model, folder, beside, kind)
+    return complete_config(given, source.model, folder, beside, kind)
 
 
 def _read_config(path: Path) -> ModelConfig | Unservable:
-    """Raises InvalidArtifact for a link out of the folder, OSError."""
+    """Read the config. Raises InvalidArtifact for a link out of the folder, OSError."""
     try:
         content = _read_file(path, path, CONFIG_FILE, MAX_CONFIG)
-        return model_config.parse(content.decode())
+        return parse_config(content.decode())
     except UnicodeDecodeError as error:
         return Unservable(f"{CONFIG_FILE} is not UTF-8 text: {error.reason} at byte {error.start}")
     except Unservable as error:
@@ -260,7 +275,7 @@ def _read_config(path: Path) -> ModelConfig | Unservable:
 
 
 def _read_probe(source: Source, folder: Path, config: ModelConfig) -> bytes:
-    """The version's own, else the model's; empty for none.
+    """Return the version's own probe, or else the model's, or b"".
 
     Raises Unservable, InvalidArtifact, OSError.
     """
@@ -272,12 +287,12 @@ def _read_probe(source: Source, folder: Path, config: ModelConfig) -> bytes:
 
 
 def _read_file(folder: Path, boundary: Path, name: str, limit: int) -> bytes:
-    """Raises Unservable, InvalidArtifact for a link out of `boundary`, OSError."""
+    """Read a small file. Raises Unservable, InvalidArtifact (a link out of `boundary`), OSError."""
     found = tree.read(folder, boundary, lambda other: other == name)
     if found.folders:
         raise Unservable(f"{name} is a folder")
     if not found.files:
-        raise Unservable(f"{name} went away while it was read")
+        raise Unservable(f"{name} disappeared while it was read")
     (file,) = found.files
     if file.size > limit:
         raise Unservable(f"{name} has {file.size} bytes, more than {limit}")
@@ -285,11 +300,11 @@ def _read_file(folder: Path, boundary: Path, name: str, limit: int) -> bytes:
 
 
 def _labels(config: ModelConfig | Unservable) -> list[str]:
-    return [] if isinstance(config, Unservable) else model_config.label_files(config)
+    return [] if isinstance(config, Unservable) else label_files(config)
 
 
 def _is_ensemble(config: ModelConfig | Unservable) -> bool:
-    return not isinstance(config, Unservable) and model_config.is_ensemble(config)
+    return not isinstance(config, Unservable) and is_ensemble(config)
 
 
 def _is_own(source: Source, name: str) -> bool:

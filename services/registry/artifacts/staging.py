@@ -1,19 +1,19 @@
-"""The model root that Triton serves: a tree of Shoal's own, never the user's folder.
+"""The model root that Triton serves: a tree that Shoal owns, never a user's folder.
 
     <root>/<model>/config.pbtxt     the completed config of the model's newest version
-    <root>/<model>/<auxiliary>      links to what lies beside the user's config.pbtxt
+    <root>/<model>/<auxiliary>      links to the files beside the user's config.pbtxt
     <root>/<model>/<version>/...    real folders; links to the user's files; Python's caches
 
-All versions of a model share the one config.pbtxt on disk though each has a config of its own in
-the catalogue. So whoever loads a version gives its config along; the file is for people and tools.
+All versions of a model share the one config.pbtxt on disk, although each has its own config in the
+catalogue. So whoever loads a version sends its config along, and the file is for people and tools.
 
-What Triton takes for a change of a *loaded* version shapes this (seen on release 24.10): a new
-config.pbtxt and new or removed version folders are none, but anything else that appears or goes
-beside config.pbtxt reloads every version of the model, as does a newer time anywhere in a version's
-folder. So half-made things live outside of the models' folders, what is right already is not
-touched, and Python finds its caches made (bytecode.py). Code in a staged version therefore stays
-what it was when it was registered, until the version is registered or imported anew; other files
-are links, and Triton sees what is written to them at its next load.
+The layout follows from what Triton takes for a change of a *loaded* version (observed on release
+24.10). A new config.pbtxt and new or removed version folders do not count. Anything else that
+appears or disappears beside config.pbtxt reloads every version of the model, and so does a newer
+time anywhere in a version's folder. Therefore unfinished files live outside the models' folders,
+what is already right is not touched, and Python finds its caches in place (bytecode.py). As a
+result, code in a staged version stays as it was registered until the version is registered or
+imported again. Other files are links, and Triton sees changes to them at its next load.
 """
 
 import fcntl
@@ -30,8 +30,7 @@ from services.registry.artifacts import bytecode
 from services.registry.artifacts.scan import Scan
 from services.registry.artifacts.tree import CACHE, File, Tree, shown
 from services.registry.core.catalogue import Entry
-from services.registry.formats import config as model_config
-from services.registry.formats.config import CONFIG_FILE
+from services.registry.formats.config import CONFIG_FILE, config_text
 from shoal import names
 
 MARKER: Final = ".shoal-staging"
@@ -39,11 +38,11 @@ INCOMING: Final = ".incoming"
 
 
 class NotStaging(Exception):
-    """The folder holds what was not staged there, or is in use."""
+    """The folder contains files that were not staged there, or is in use."""
 
 
 class Staging:
-    """Everything here blocks: call it from threads. One process writes to a root at a time."""
+    """The staging tree, owned by one process at a time. Methods block: call them from threads."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
@@ -52,15 +51,15 @@ class Staging:
         self._marker: IO[str] | None = None
 
     def prepare(self) -> None:
-        """Makes the root, takes it until `close`, and removes what a crash left half made.
+        """Make the root, own it until `close`, and remove what a crash left unfinished.
 
-        Raises NotStaging: folders that the catalogue does not know are deleted here, so the root
-        must not be somebody else's.
+        Raises NotStaging, because unknown folders are deleted here: the root must not be somebody
+        else's folder.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         marker = self.root / MARKER
         if not marker.exists() and any(self.root.iterdir()):
-            raise NotStaging(f"{self.root} is not empty and no staging folder: choose another")
+            raise NotStaging(f"{self.root} is neither empty nor a staging folder: choose another")
         self._marker = marker.open("a")
         try:
             fcntl.flock(self._marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -70,15 +69,15 @@ class Staging:
             shutil.rmtree(self._incoming)
 
     def close(self) -> None:
-        """Gives the root back."""
+        """Release the root."""
         if self._marker:
             self._marker.close()
 
     def stage(self, scan: Scan, number: int, others: Collection[str]) -> None:
-        """Makes a version's folder and the files beside config.pbtxt what the scan saw.
+        """Make a version's folder, and the files beside config.pbtxt, match the scan.
 
-        `others`: further sources of the model's versions. Raises InvalidArtifact where one of them
-        has another auxiliary file of the same name, as all versions would read the one.
+        `others` are the sources of the model's other versions. Raises InvalidArtifact if one of
+        them has a different auxiliary file of the same name, because all versions would share it.
         """
         model = self.root / scan.model
         target = model / str(number)
@@ -94,13 +93,13 @@ class Staging:
                 made.rename(target)
 
     def write_configs(self, entries: Iterable[Entry]) -> None:
-        """Writes each model's config.pbtxt where it is not its newest version's."""
+        """Write the config.pbtxt of each model whose newest version has another one."""
         for entry in entries:
             newest = entry.newest
             path = self.root / entry.name / CONFIG_FILE
             if newest is None or not path.parent.is_dir():
                 continue
-            text = model_config.as_text(newest.config)
+            text = config_text(newest.config)
             if not path.is_file() or path.read_text() != text:
                 with self._workspace() as work:
                     part = work / CONFIG_FILE
@@ -108,14 +107,14 @@ class Staging:
                     part.replace(path)
 
     def remove(self, model: str, number: int | None = None) -> None:
-        """One version's folder, or all of a model's."""
+        """Remove one version's folder, or the whole model's."""
         path = self.root / model / ("" if number is None else str(number))
         if path.exists():
             with self._workspace() as work:
                 path.rename(work / "old")
 
     def staged(self) -> dict[str, set[int]]:
-        """Version numbers by model."""
+        """Return the staged version numbers by model."""
         models = (path for path in self.root.iterdir() if path.is_dir() and path.name != INCOMING)
         return {
             model.name: {number for path in model.iterdir() if (number := _version(path))}
@@ -124,9 +123,9 @@ class Staging:
 
     @contextmanager
     def _workspace(self) -> Iterator[Path]:
-        """A folder on the root's own file system, gone afterwards.
+        """Provide a folder on the root's own file system, and remove it afterwards.
 
-        Triton lists it in its index while it is there; its name cannot be a model's.
+        Triton's index lists it meanwhile, under a name that no model can have.
         """
         with self._making:
             self._incoming.mkdir(exist_ok=True)
@@ -154,7 +153,7 @@ def _version(path: Path) -> int | None:
 
 
 def _links(folder: Path) -> dict[str, str]:
-    """What a staged folder holds but Python's caches: the target of each link, "" for folders."""
+    """Return the target of each link in a staged folder, "" for folders, without caches."""
     found: dict[str, str] = {}
     for path in folder.iterdir():
         if path.name == CACHE:
@@ -170,7 +169,7 @@ def _links(folder: Path) -> dict[str, str]:
 
 
 def _caches(files: Tree) -> Iterator[tuple[str, File]]:
-    """Where the cache of each Python module belongs, and the module."""
+    """Yield each Python module, after the place of its cache."""
     for file in files.files:
         if cache := bytecode.cache_of(file.relative):
             yield cache, file
@@ -186,7 +185,7 @@ def _is_cached(folder: Path, cache: str, file: File) -> bool:
 
 
 def _fill(made: Path, files: Tree, target: Path) -> None:
-    """Makes in `made` what will be moved to `target`."""
+    """Fill `made`, which will be moved to `target`."""
     made.mkdir()
     for folder in files.folders:
         (made / folder).mkdir()
@@ -210,13 +209,13 @@ def _check_auxiliary(model: Path, scan: Scan, others: Collection[str]) -> None:
                 path=shown(file.real),
                 problem=f"another version of model {scan.model!r} has a different file "
                 f"{shown(file.relative)!r} beside its {CONFIG_FILE} ({shown(staged.resolve())}), "
-                "and a server has room for one: give it another name, or put it into the version's "
+                "and all versions share it on a server: rename it, or move it into the version's "
                 "folder",
             )
 
 
 def _link_auxiliary(model: Path, scan: Scan, others: Collection[str], work: Path) -> None:
-    """Leaves the links of other sources alone, and drops those of files that are gone."""
+    """Link auxiliary files, keep the links of other sources, and drop those of files now gone."""
     wanted = {file.relative for file in scan.auxiliary.files}
     for relative in _auxiliary_links(model):
         if relative not in wanted and not _is_below(model / relative, others):

@@ -1,8 +1,7 @@
 """The files below a folder, with symbolic links followed as far as is safe.
 
-Loading a model is running its code, and whatever a model's folder links to is read by Triton under
-Triton's rights and may be answered to clients. So a link is followed only to what lies in the same
-folder.
+Loading a model runs its code. Whatever a model's folder links to is read with Triton's permissions
+and may be returned to clients. So a link is followed only if it stays inside the folder.
 """
 
 import hashlib
@@ -15,15 +14,15 @@ from typing import Final
 
 from services.common.errors import InvalidArtifact
 
-# Links to folders that hold links to folders can make a few files look like millions.
+# Links to folders with more links to folders can make a few files look like millions.
 MAX_ENTRIES: Final = 100_000
 CACHE: Final = "__pycache__"
-_HASHED_UP_TO: Final = 16 * 2**20  # bytes; of larger files size and time stand for the content
+_HASHED_UP_TO: Final = 16 * 2**20  # bytes; size and time stand for the content of larger files
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """`relative` to the folder; `real` is where its bytes are, every link followed."""
+    """A file: its path relative to the folder, and its real path with all links followed."""
 
     relative: str
     real: str
@@ -33,22 +32,22 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """`folders` are relative, each after the one that holds it."""
+    """The contents of a folder. `folders` are relative paths, parents first."""
 
     folders: tuple[str, ...] = ()
     files: tuple[File, ...] = ()
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Return the total size in bytes."""
         return sum(file.size for file in self.files)
 
 
 def read(top: Path, boundary: Path, keep: Callable[[str], bool] = lambda name: True) -> Tree:
-    """Everything below `top` but Python's caches. `keep` is asked for the names in `top` itself.
+    """Read everything below `top` except Python's caches. `keep` filters the names in `top`.
 
-    Raises InvalidArtifact for what leads out of `boundary`, leads nowhere, is neither file nor
-    folder, or cannot be read.
+    Raises InvalidArtifact for anything that leads out of `boundary`, leads nowhere, is neither a
+    file nor a folder, or cannot be read.
     """
     folders: list[str] = []
     files: list[File] = []
@@ -57,7 +56,8 @@ def read(top: Path, boundary: Path, keep: Callable[[str], bool] = lambda name: T
         for relative, real, found in _walk(_inside(str(top), fence), "", fence, keep, ()):
             if len(folders) + len(files) >= MAX_ENTRIES:
                 raise InvalidArtifact(
-                    path=shown(top), problem=f"more than {MAX_ENTRIES} files and folders are in it"
+                    path=shown(top),
+                    problem=f"it contains more than {MAX_ENTRIES} files and folders",
                 )
             if stat.S_ISDIR(found.st_mode):
                 folders.append(relative)
@@ -69,21 +69,22 @@ def read(top: Path, boundary: Path, keep: Callable[[str], bool] = lambda name: T
 
 
 def without(tree: Tree, dropped: Callable[[str], bool]) -> Tree:
-    """Without the files whose relative path is dropped."""
+    """Return the tree without the files whose relative paths `dropped` accepts."""
     return Tree(tree.folders, tuple(file for file in tree.files if not dropped(file.relative)))
 
 
 def unreadable(path: Path, error: OSError) -> InvalidArtifact:
+    """Return the error for a file that cannot be read."""
     return InvalidArtifact(path=shown(error.filename or path), problem=error.strerror or str(error))
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """For messages: names on disk need not be UTF-8, strings in protobuf must be."""
+    """Return a path for messages: names on disk may not be UTF-8, strings in protobuf must be."""
     return os.fsencode(path).decode(errors="replace")
 
 
 def content_digest(tree: Tree) -> str:
-    """Changes with names and contents; empty for an empty tree. Raises OSError."""
+    """Return a digest of names and contents, or "" for an empty tree. Raises OSError."""
     if not tree.files:
         return ""
     digest = hashlib.sha256()
@@ -97,7 +98,7 @@ def content_digest(tree: Tree) -> str:
 
 
 def stat_digest(tree: Tree) -> str:
-    """Changes when a file is replaced, written or touched, as Triton sees it too."""
+    """Return a digest that changes when a file is replaced, written or touched, as for Triton."""
     digest = hashlib.sha256()
     for file in tree.files:
         digest.update(os.fsencode(f"{file.relative}\0{file.real}\0{file.size} {file.mtime_ns}\0"))
@@ -107,7 +108,7 @@ def stat_digest(tree: Tree) -> str:
 def _walk(
     real: str, prefix: str, fence: str, keep: Callable[[str], bool], above: tuple[str, ...]
 ) -> Iterator[tuple[str, str, os.stat_result]]:
-    """(relative path, real path, what it is), in the order of names."""
+    """Yield (relative path, real path, status) in the order of names."""
     for entry in sorted(os.scandir(real), key=lambda entry: entry.name):
         if entry.name == CACHE or not (prefix or keep(entry.name)):
             continue
@@ -124,16 +125,18 @@ def _walk(
         elif stat.S_ISREG(found.st_mode):
             yield relative, target, found
         else:
-            raise InvalidArtifact(path=shown(entry.path), problem="it is neither file nor folder")
+            raise InvalidArtifact(
+                path=shown(entry.path), problem="it is neither a file nor a folder"
+            )
 
 
 def _inside(path: str, fence: str) -> str:
-    """Where the path leads. Raises InvalidArtifact."""
+    """Return where the path leads. Raises InvalidArtifact."""
     target = os.path.realpath(path)
     if os.path.commonpath((target, fence)) != fence:
         raise InvalidArtifact(
             path=shown(path),
-            problem=f"it links to {shown(target)}, outside of {shown(fence)}: copy the file there",
+            problem=f"it links to {shown(target)}, outside {shown(fence)}: copy the file there",
         )
     if not Path(target).exists():
         raise InvalidArtifact(path=shown(path), problem="it links to nothing")

@@ -1,0 +1,1 @@
+"""The catalogue in a database, its changes, and who follows them."""

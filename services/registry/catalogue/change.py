@@ -1,4 +1,4 @@
-"""One change of the catalogue: what it read, what it wants to be so, and how that is written."""
+"""One change of the catalogue: what it has read, what it wants, and how that is written."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -8,8 +8,7 @@ from sqlalchemy import and_, bindparam, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.common.errors import InvalidField, ModelNotFound
-from services.registry.catalogue import queries as reading
-from services.registry.catalogue import rows
+from services.registry.catalogue import queries, rows
 from services.registry.catalogue.schema import (
     catalogue,
     footprints,
@@ -18,16 +17,18 @@ from services.registry.catalogue.schema import (
     uses,
     versions,
 )
-from services.registry.core.catalogue import Entry, stamped
+from services.registry.core.catalogue import Entry
+from services.registry.core.rules import stamped
 
-REMEMBERED_US: Final = 24 * 3600 * 1_000_000  # how long a request id counts
+REMEMBERED_US: Final = 24 * 3600 * 1_000_000  # how long a request id is remembered
 
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """`changed`: each model's entry as it is from `revision` on, None for one that is gone.
+    """What a change has written.
 
-    Empty where nothing changed; the revision is the old one then.
+    `changed` has each model's entry from `revision` on, or None for a deleted model. It is empty,
+    and the revision is the old one, if nothing changed.
     """
 
     revision: int
@@ -35,7 +36,10 @@ class Committed:
 
 
 class Change:
-    """Lives within one transaction that has the catalogue's row. `now_us`: since 1970."""
+    """A change within one transaction that has locked the catalogue's row.
+
+    `now_us` counts from 1970. Entries are loaded before they are put or removed.
+    """
 
     def __init__(self, connection: AsyncConnection, revision: int, now_us: int) -> None:
         self._connection = connection
@@ -46,40 +50,42 @@ class Change:
 
     @property
     def touched(self) -> set[str]:
-        """Models that were put or removed."""
+        """Return the models that were put or removed."""
         return {name for name, entry in self._after.items() if entry is not self._before[name]}
 
     def entries(self) -> Iterator[Entry]:
-        """Those that were put."""
+        """Yield the entries that were put."""
         for name in sorted(self.touched):
             if entry := self._after[name]:
                 yield entry
 
     async def load(self, names: Iterable[str]) -> None:
+        """Read the entries of these models, unless they have been read."""
         missing = set(names) - self._after.keys()
         if missing:
-            found = await reading.entries(self._connection, missing)
+            found = await queries.entries(self._connection, missing)
             for name in missing:
                 self._before[name] = self._after[name] = found.get(name)
 
     def loaded(self, name: str) -> Entry | None:
-        """The entry as this change has it; it must have been loaded."""
+        """Return a loaded entry as this change has it, or None."""
         return self._after[name]
 
     async def find(self, name: str) -> Entry | None:
+        """Load one model's entry, and return it or None."""
         await self.load((name,))
         return self._after[name]
 
     async def entry(self, name: str) -> Entry:
-        """Raises ModelNotFound."""
+        """Load one model's entry. Raises ModelNotFound."""
         entry = await self.find(name)
         if entry is None:
             raise ModelNotFound(model=name)
         return entry
 
     async def users(self, used: Collection[str]) -> list[Entry]:
-        """Entries that may point at one of these models, by a part or by their policy."""
-        names = await reading.users(self._connection, used)
+        """Return the entries that may point at one of these models, by a part or by a policy."""
+        names = await queries.users(self._connection, used)
         await self.load(names)
         names |= {
             name
@@ -89,16 +95,20 @@ class Change:
         return [entry for name in sorted(names) if (entry := self._after[name])]
 
     def put(self, entry: Entry) -> None:
-        """It must have been loaded, as one that exists or one that doesn't."""
+        """Set a model's entry, which must have been loaded even if there was none."""
         assert entry.name in self._before, entry.name
         self._after[entry.name] = entry
 
     def remove(self, name: str) -> None:
+        """Delete a loaded model."""
         assert self._before[name] is not None, name
         self._after[name] = None
 
     async def remembered(self, request_id: str, digest: str) -> str | None:
-        """The name of what a request of this id has made. Raises InvalidField for another one's."""
+        """Return the name of what an earlier request with this id made, or None.
+
+        Raises InvalidField if that was a different request.
+        """
         if not request_id:
             return None
         result = await self._connection.execute(
@@ -117,7 +127,7 @@ class Change:
         return str(row.made)
 
     async def remember(self, request_id: str, digest: str, made: str) -> None:
-        """Keeps what was made for a day."""
+        """Remember for a day what a request made."""
         await self._connection.execute(
             delete(requests).where(requests.c.created_us <= self._now_us - REMEMBERED_US)
         )
@@ -129,7 +139,7 @@ class Change:
             )
 
     async def commit(self) -> Committed:
-        """Writes what differs, under the next revision, and ends the transaction."""
+        """Write what differs, under the next revision, and end the transaction."""
         revision = self._revision + 1
         changed: dict[str, Entry | None] = {}
         for name, after in self._after.items():
@@ -145,7 +155,7 @@ class Change:
         return Committed(revision if changed else self._revision, changed)
 
     async def _write(self, changed: Mapping[str, Entry | None]) -> None:
-        """Rows that point at others go before those, and come after them."""
+        """Write the rows. Rows that point at others are deleted before them, and inserted after."""
         before = [entry for name in changed if (entry := self._before[name])]
         after = [entry for entry in changed.values() if entry]
         had, has = _use_rows(before), _use_rows(after)
@@ -170,7 +180,7 @@ class Change:
             for key, row in known.items()
             if key in wanted and wanted[key]["fingerprint"] != row["fingerprint"]
         }
-        # What was learned with other files says nothing about these.
+        # Footprints of other files say nothing about these.
         await self._execute(_delete(footprints, *_VERSION), _named(stale, _VERSION))
         await self._execute(_delete(versions, *_VERSION), _named(_gone(known, wanted), _VERSION))
         await self._execute(insert(versions), _new(known, wanted))
@@ -220,7 +230,7 @@ def _named(keys: Iterable[Any], columns: tuple[str, ...]) -> list[dict[str, Any]
 
 
 def _prefixed(row: Mapping[str, Any], columns: Iterable[str]) -> dict[str, Any]:
-    """A statement's own parameters must not be named like the table's columns."""
+    """Name the parameters of a WHERE clause, which must differ from the columns' names."""
     return {f"at_{column}": row[column] for column in columns}
 
 

@@ -1,4 +1,4 @@
-"""Where the databases differ; everything else is written once for all of them."""
+"""How the databases differ. Everything else is the same for all of them."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -7,17 +7,17 @@ from sqlalchemy import URL, Connection, event, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 DRIVERS: Final = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
-BUSY_TIMEOUT_MS: Final = 10_000  # an import writes for a second or two at most
+BUSY_TIMEOUT_MS: Final = 10_000  # an import writes for two seconds at most
 
 
 class UnknownDatabase(ValueError):
-    """The URL is of no database that the Registry knows."""
+    """The URL names no database that the Registry supports."""
 
 
 def open_engine(text: str) -> tuple[AsyncEngine, AsyncEngine]:
-    """(for writing, for reading), over one pool. A reader sees one moment, however often it asks.
+    """Return an engine for writing and one for reading, over one pool.
 
-    Raises UnknownDatabase.
+    A reader's transaction sees the database at one moment. Raises UnknownDatabase.
     """
     url = make_url(text)
     kind = url.get_backend_name()
@@ -27,7 +27,7 @@ def open_engine(text: str) -> tuple[AsyncEngine, AsyncEngine]:
     if kind == "sqlite":
         engine = _sqlite(url)
         return engine, engine
-    # The pool tries a connection before it lends it: database servers restart.
+    # Database servers restart, so the pool tries a connection before it lends it.
     engine = create_async_engine(url, pool_pre_ping=True)
     return engine, engine.execution_options(isolation_level="REPEATABLE READ")
 
@@ -43,7 +43,7 @@ def _sqlite(url: URL) -> AsyncEngine:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # The driver would begin a transaction at the first write: two reads would see two moments.
+    # The driver would begin a transaction only at the first write, and two reads could differ.
     connection.exec_driver_sql("BEGIN")
 
 

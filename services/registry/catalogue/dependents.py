@@ -1,4 +1,4 @@
-"""Before a change is committed: whatever is made of what it touches is looked at again."""
+"""The versions that are made of what a change touches, resolved again before it is committed."""
 
 from dataclasses import replace
 
@@ -7,13 +7,13 @@ import structlog
 from services.registry.catalogue.change import Change
 from services.registry.core.catalogue import Entry, Version
 from services.registry.core.resolution import resolved
-from services.registry.formats import config as model_config
+from services.registry.formats.config import config_digest, with_parts
 
 _log = structlog.get_logger(__name__)
 
 
-async def settle(change: Change) -> None:
-    """Chooses the parts of the touched versions and of all that, in turn, is made of them."""
+async def resolve_dependents(change: Change) -> None:
+    """Choose the parts of the touched versions, and of whatever is made of those in turn."""
     touched = change.touched
     rounds = 0
     while touched:
@@ -24,16 +24,16 @@ async def settle(change: Change) -> None:
         touched = set()
         for entry in entries.values():
             await _load_parts(change, entry)
-            settled = _settled(change, entry)
-            if settled != entry:
-                change.put(settled)
+            after = _with_resolved_versions(change, entry)
+            if after != entry:
+                change.put(after)
                 touched.add(entry.name)
         rounds += 1
-        assert rounds < 1000, f"the parts of {sorted(touched)} never settle"
+        assert rounds < 1000, f"the parts of {sorted(touched)} keep changing"
 
 
 async def _load_parts(change: Change, entry: Entry) -> None:
-    """All that the entry's versions are made of, and what that is made of."""
+    """Load what the entry's versions are made of, and what that is made of in turn."""
     waiting, seen = {entry.name}, {entry.name}
     while waiting:
         await change.load(waiting)
@@ -48,7 +48,7 @@ async def _load_parts(change: Change, entry: Entry) -> None:
         seen |= found
 
 
-def _settled(change: Change, entry: Entry) -> Entry:
+def _with_resolved_versions(change: Change, entry: Entry) -> Entry:
     for version in entry.versions.values():
         if version.parts:
             entry = entry.with_version(_resolve(change, version))
@@ -74,9 +74,9 @@ def _resolve(change: Change, version: Version) -> Version:
 
 
 def with_chosen_parts(version: Version) -> Version:
-    """The version with its config saying what was chosen."""
+    """Return the version with a config that names the chosen parts."""
     if not version.config:
         return version
-    config = model_config.with_parts(version.config, version.parts)
-    digest = model_config.digest(config, version.auxiliary_digest)
+    config = with_parts(version.config, version.parts)
+    digest = config_digest(config, version.auxiliary_digest)
     return replace(version, config=config, config_digest=digest)

@@ -1,4 +1,4 @@
-"""Brings the database's tables up to date."""
+"""Migrations of the database's tables."""
 
 from pathlib import Path
 
@@ -10,9 +10,9 @@ _SCRIPTS = Path(__file__).parents[1] / "migrations"
 
 
 def upgrade(connection: Connection, revision: str = "head") -> None:
-    """Runs the migrations that are missing. Blocks; for AsyncConnection.run_sync."""
+    """Run the missing migrations. Blocks: call it through AsyncConnection.run_sync."""
     config = Config()
-    # Config interpolates, so a per cent sign in the installation's path must be doubled.
+    # Config interpolates, so a percent sign in the installation's path must be doubled.
     config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection

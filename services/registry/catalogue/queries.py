@@ -1,4 +1,4 @@
-"""Queries for catalogue entries, within whatever transaction the connection is in."""
+"""Queries for catalogue entries, within the connection's transaction."""
 
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final
@@ -11,16 +11,17 @@ from services.registry.catalogue import rows
 from services.registry.catalogue.schema import catalogue, models, uses, versions
 from services.registry.core.catalogue import Entry
 
-# Databases limit the number of parameters in a statement.
+# Names in one statement, whose number of parameters databases limit, and rows read at once.
 _AT_ONCE: Final = 500
 
 
 async def revision(connection: AsyncConnection) -> int:
+    """Return the catalogue's revision."""
     return int((await connection.execute(select(catalogue.c.revision))).scalar_one())
 
 
 async def entries(connection: AsyncConnection, names: Collection[str]) -> dict[str, Entry]:
-    """Those of the models that exist."""
+    """Return the entries of those models that exist."""
     found: dict[str, Entry] = {}
     for some in _chunks(sorted(names)):
         found_models = await connection.execute(select(models).where(models.c.name.in_(some)))
@@ -34,7 +35,7 @@ async def entries(connection: AsyncConnection, names: Collection[str]) -> dict[s
 
 
 async def all_entries(connection: AsyncConnection) -> dict[str, Entry]:
-    """The whole catalogue. Read in portions, between which the event loop does other things."""
+    """Return the whole catalogue. The event loop does other work between batches of rows."""
     some: list[RowMapping] = []
     result = await connection.stream(select(versions).order_by(versions.c.model, versions.c.number))
     async for part in result.mappings().partitions(_AT_ONCE):
@@ -44,7 +45,7 @@ async def all_entries(connection: AsyncConnection) -> dict[str, Entry]:
 
 
 async def users(connection: AsyncConnection, used: Collection[str]) -> set[str]:
-    """The models that point at one of these with a part or with an arm of their policy."""
+    """Return the models that point at one of these by a part or by an arm of their policy."""
     found: set[str] = set()
     for some in _chunks(sorted(used)):
         result = await connection.execute(
@@ -55,7 +56,7 @@ async def users(connection: AsyncConnection, used: Collection[str]) -> set[str]:
 
 
 def beyond(first: Column[str], second: Column[int], key: Key) -> ColumnElement[bool]:
-    """Rows after `key` in the order of both columns."""
+    """Return the condition for rows after `key` in the order of both columns."""
     return or_(first > key[0], and_(first == key[0], second > key[1]))
 
 

@@ -1,4 +1,4 @@
-"""Catalogue values ↔ table rows."""
+"""Conversions between catalogue values and table rows."""
 
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -90,7 +90,7 @@ def version_of(row: Row) -> Version:
 
 
 def entries_of(models: Iterable[Row], versions: Iterable[Row]) -> dict[str, Entry]:
-    """`versions` in ascending order; those of models that are not given are left out."""
+    """Build entries. `versions` are in ascending order; those of other models are left out."""
     found = {row["name"]: Entry(model_of(row), {}) for row in models}
     grouped: dict[str, dict[int, Version]] = {name: {} for name in found}
     for row in versions:
@@ -100,7 +100,7 @@ def entries_of(models: Iterable[Row], versions: Iterable[Row]) -> dict[str, Entr
 
 
 def use_rows(entry: Entry) -> set[tuple[str, int, str]]:
-    """(user, its version or 0 for its policy, used model), other models only."""
+    """Return (user, its version or 0 for its policy, used model) for each other model in use."""
     arms = entry.model.policy.arms if entry.model.policy else ()
     used = {(0, arm.target.model) for arm in arms} | {
         (version.number, part.model)

@@ -1,6 +1,6 @@
 """The Registry's tables, as the newest migration leaves them.
 
-Times are microseconds since 1970, durations microseconds.
+Times are in microseconds since 1970, durations in microseconds.
 """
 
 from sqlalchemy import (
@@ -21,7 +21,7 @@ from sqlalchemy import (
 
 metadata = MetaData()
 
-# One row. A writer changes it first, so that one writes at a time and revisions have no gaps.
+# One row. Every writer changes it first, so that there is one at a time, and no gap in revisions.
 catalogue = Table(
     "catalogue",
     metadata,

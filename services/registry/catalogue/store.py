@@ -1,8 +1,8 @@
-"""The catalogue in a database: reads of one moment, and changes that are made whole or not at all.
+"""The catalogue in a database: consistent reads, and changes made as a whole or not at all.
 
-One writes at a time: a change takes the catalogue's one row first, so further ones wait, in this
-process and in others. Footprints and the controller lease have tables of their own, which change
-without the catalogue's revision.
+There is one writer at a time. A change first locks the catalogue's only row, so other changes wait,
+in this process and in others. Footprints and the controller lease have tables of their own, which
+change without a new revision.
 """
 
 import time
@@ -17,8 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.common.errors import ModelNotFound, NotReady
 from services.common.paging import Page
-from services.registry.catalogue import migrate, rows
-from services.registry.catalogue import queries as reading
+from services.registry.catalogue import migrate, queries, rows
 from services.registry.catalogue.change import Change
 from services.registry.catalogue.database import open_engine
 from services.registry.catalogue.schema import catalogue, footprints, lease, models, versions
@@ -30,7 +29,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Snapshot(NamedTuple):
-    """Everything there is at `revision`."""
+    """The whole catalogue at `revision`."""
 
     revision: int
     entries: dict[str, Entry]
@@ -41,7 +40,7 @@ def wall_clock_us() -> int:
 
 
 class Store:
-    """Every call raises NotReady while the database does not answer."""
+    """The database. Every call raises NotReady while it does not answer."""
 
     def __init__(self, engine: AsyncEngine, reader: AsyncEngine, now_us: Callable[[], int]) -> None:
         self._engine = engine
@@ -50,7 +49,7 @@ class Store:
 
     @classmethod
     async def open(cls, url: str, now_us: Callable[[], int] = wall_clock_us) -> Self:
-        """Connects and brings the tables up to date. Raises UnknownDatabase."""
+        """Connect, and bring the tables up to date. Raises UnknownDatabase."""
         engine, reader = open_engine(url)
         try:
             async with engine.begin() as connection:
@@ -65,27 +64,27 @@ class Store:
 
     async def revision(self) -> int:
         async with _connected(self._reader) as connection:
-            return await reading.revision(connection)
+            return await queries.revision(connection)
 
     async def snapshot(self) -> Snapshot:
         async with _connected(self._reader) as connection:
-            revision = await reading.revision(connection)
-            return Snapshot(revision, await reading.all_entries(connection))
+            revision = await queries.revision(connection)
+            return Snapshot(revision, await queries.all_entries(connection))
 
     async def entries(self, names: Collection[str]) -> dict[str, Entry]:
-        """Those of the models that exist."""
+        """Return the entries of those models that exist."""
         async with _connected(self._reader) as connection:
-            return await reading.entries(connection, names)
+            return await queries.entries(connection, names)
 
     async def entry(self, name: str) -> Entry:
-        """Raises ModelNotFound."""
+        """Return one model's entry. Raises ModelNotFound."""
         found = await self.entries((name,))
         if name not in found:
             raise ModelNotFound(model=name)
         return found[name]
 
     async def list_models(self, page: Page) -> list[Entry]:
-        """By name; one more than the page holds says that there is more."""
+        """Return models by name, one more than the page holds if there are more."""
         async with _connected(self._reader) as connection:
             result = await connection.execute(
                 select(models.c.name)
@@ -94,33 +93,33 @@ class Store:
                 .limit(page.size + 1)
             )
             names = list(result.scalars())
-            found = await reading.entries(connection, names)
+            found = await queries.entries(connection, names)
         return [found[name] for name in names]
 
     async def list_versions(self, model: str | None, page: Page) -> list[Version]:
-        """By model and number, of all models with None; one more than the page holds.
+        """Return a model's versions, or all with None, by model and number.
 
-        Raises ModelNotFound.
+        There is one more than the page holds if there are more. Raises ModelNotFound.
         """
         query = (
             select(versions)
-            .where(reading.beyond(versions.c.model, versions.c.number, page.after))
+            .where(queries.beyond(versions.c.model, versions.c.number, page.after))
             .order_by(versions.c.model, versions.c.number)
             .limit(page.size + 1)
         )
         if model is not None:
             query = query.where(versions.c.model == model)
         async with _connected(self._reader) as connection:
-            if model is not None and not await reading.entries(connection, (model,)):
+            if model is not None and not await queries.entries(connection, (model,)):
                 raise ModelNotFound(model=model)
             result = await connection.execute(query)
             return [rows.version_of(row) for row in result.mappings()]
 
     @asynccontextmanager
     async def change(self) -> AsyncIterator[Change]:
-        """What isn't committed inside is rolled back."""
+        """Give a change, which is rolled back unless the block commits it."""
         async with _connected(self._engine) as connection:
-            # Not a new value yet: this takes the row, and with SQLite the file.
+            # The value stays the same: this locks the row, and with SQLite the file.
             result = await connection.execute(
                 update(catalogue)
                 .values(revision=catalogue.c.revision)
@@ -129,7 +128,7 @@ class Store:
             yield Change(connection, result.scalar_one(), self._now_us())
 
     async def report_footprints(self, reported: Iterable[Footprint]) -> None:
-        """Keeps the highest of each; those of versions that are not registered are dropped."""
+        """Keep the peak of each footprint, and drop those of versions that are not registered."""
         async with _connected(self._engine) as connection:
             await self._take_lease_row(connection)
             for footprint in reported:
@@ -137,18 +136,18 @@ class Store:
             await connection.commit()
 
     async def list_footprints(self, page: Page) -> list[Footprint]:
-        """By model and number; one more than the page holds."""
+        """Return footprints by model and number, one more than the page holds if there are more."""
         async with _connected(self._reader) as connection:
             result = await connection.execute(
                 select(footprints)
-                .where(reading.beyond(footprints.c.model, footprints.c.number, page.after))
+                .where(queries.beyond(footprints.c.model, footprints.c.number, page.after))
                 .order_by(footprints.c.model, footprints.c.number)
                 .limit(page.size + 1)
             )
             return [rows.footprint_of(row) for row in result.mappings()]
 
     async def hold_lease(self, holder: str, incarnation: str, ttl_us: int) -> int:
-        """The epoch. Raises LeaseHeld."""
+        """Take or extend the controller lease, and return its epoch. Raises LeaseHeld."""
         async with _connected(self._engine) as connection:
             known = await self._take_lease_row(connection)
             now = held(known, holder, incarnation, ttl_us, self._now_us())
@@ -165,7 +164,7 @@ class Store:
             return now.epoch
 
     async def _take_lease_row(self, connection: AsyncConnection) -> Lease:
-        """Until the transaction ends nobody else writes the lease or a footprint."""
+        """Lock the lease and the footprints until the transaction ends; return the lease."""
         result = await connection.execute(
             update(lease)
             .values(epoch=lease.c.epoch)
@@ -182,7 +181,7 @@ class Store:
 
 @asynccontextmanager
 async def _connected(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """Raises NotReady while the database doesn't answer, or is busy for too long."""
+    """Connect. Raises NotReady if the database does not answer, or is busy for too long."""
     async with AsyncExitStack() as stack:
         try:
             connection = await stack.enter_async_context(engine.connect())

@@ -1,7 +1,8 @@
 """The catalogue's changes, remembered for those who follow it.
 
-The log is one for all watchers, and each has only a place in it: what a slow reader missed is put
-together when it reads on, so nothing queues up. Who is behind what is remembered gets a snapshot.
+All watchers share one log, and each only has a position in it. What a slow reader has missed is
+merged when it reads on, so nothing queues up. A watcher that is further behind than the log
+remembers gets a snapshot.
 """
 
 import asyncio
@@ -14,19 +15,19 @@ from services.common.errors import NotReady
 from services.registry.catalogue.store import Snapshot
 from services.registry.core.catalogue import Entry
 
-MAX_ENTRIES = 5000  # entries remembered; some kilobytes each
+MAX_ENTRIES = 5000  # entries remembered, of a few kilobytes each
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """Entries to replace, None for a model that is gone; none at all when nothing changed."""
+    """Entries to replace, None for a deleted model. It is empty when nothing has changed."""
 
     revision: int
     changed: Mapping[str, Entry | None] = field(default_factory=dict)
 
 
-class CatalogLog:
-    """Deltas from a floor on. Of one event loop; `revision` is where the catalogue stands."""
+class CatalogueLog:
+    """The newest deltas, for one event loop. `revision` is the catalogue's at the start."""
 
     def __init__(self, revision: int, max_entries: int = MAX_ENTRIES) -> None:
         self._floor = self._head = revision
@@ -37,7 +38,7 @@ class CatalogLog:
         self._closed = False
 
     def publish(self, delta: Delta) -> None:
-        """To be called in the order of revisions."""
+        """Add a delta. Revisions only grow."""
         if delta.revision != self._head + 1:
             self._forget()  # another process wrote in between: watchers need a snapshot
         self._deltas.append(delta)
@@ -52,12 +53,12 @@ class CatalogLog:
         self._wake()
 
     def close(self) -> None:
-        """Ends every `follow`."""
+        """End every `follow`."""
         self._closed = True
         self._wake()
 
     def remembers(self, revision: int) -> bool:
-        """Whether all that came after `revision` is known."""
+        """Return whether all that came after `revision` is known."""
         return self._floor <= revision <= self._head
 
     async def follow(
@@ -66,16 +67,16 @@ class CatalogLog:
         snapshot: Callable[[], Awaitable[Snapshot]],
         idle_seconds: float,
     ) -> AsyncGenerator[Snapshot | Delta]:
-        """All that comes after `start`, or after a snapshot where that is 0 or not remembered.
+        """Yield all that comes after `start`, or a snapshot first if that is 0 or forgotten.
 
-        An empty delta each time that nothing was said for `idle_seconds`. Raises NotReady when the
-        log is closed.
+        After every `idle_seconds` without a change there is an empty delta. Raises NotReady once
+        the log is closed.
         """
         at = start if start and self.remembers(start) else None
         while not self._closed:
             if at is None or at < self._floor:
                 whole = await snapshot()
-                # It may hold a change whose publication is still to come.
+                # It may contain a change that is yet to be published.
                 at = whole.revision
                 yield whole
                 continue
@@ -95,7 +96,7 @@ class CatalogLog:
         return Delta(max(self._head, revision), changed)
 
     async def _woken(self, seconds: float) -> bool:
-        """Waits for news, at most so long. False: there will be none."""
+        """Wait for news, for at most `seconds`. Return False if the log is closed."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._news.wait()

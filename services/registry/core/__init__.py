@@ -1,0 +1,1 @@
+"""What the Registry decides, as pure functions over immutable values."""

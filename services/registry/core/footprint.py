@@ -1,4 +1,4 @@
-"""Memory learned by watching a version run."""
+"""The memory that a version takes, as observed while it runs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from shoal.names import ModelVersionName
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Bytes by resource, at the highest; time of the last load in microseconds."""
+    """A version's peak memory in bytes by resource, and the microseconds of its last load."""
 
     version: ModelVersionName
     config_digest: str
@@ -17,10 +17,10 @@ class Footprint:
 
 
 def merged(known: Footprint | None, reported: Footprint) -> Footprint:
-    """A high-water mark never falls, and counts only for the config it was seen with.
+    """Return the footprint after a report: a peak never falls while the config stays the same.
 
-    A Controller that took over a resident version has not seen its peak, so its smaller figure
-    must not replace the known one.
+    A Controller that took over a resident version has not seen its peak, so its smaller figure must
+    not replace the known one.
     """
     if known is None or known.config_digest != reported.config_digest:
         return reported

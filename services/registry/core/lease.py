@@ -1,19 +1,19 @@
-"""Who acts as Controller.
+"""The lease that decides which Controller acts.
 
-The end of a lease is kept as wall-clock time, because it must outlive this process and a monotonic
-clock does not. Clocks can be set: one set back lengthens a lease to its ttl at most, counted from
-the question; one set forward ends it early, and then two Controllers may act until the first one
-learns of the newer epoch, which Routers follow already.
+The end of a lease is kept as wall-clock time, because it must outlive this process, which a
+monotonic clock does not. Clocks can be set. Setting one back lengthens a lease, to its ttl from
+then at most. Setting one forward ends it early: two Controllers may then act until the first learns
+of the newer epoch, which the Routers already follow.
 """
 
 from dataclasses import dataclass
 
-from services.common.errors import LeaseHeld
+from services.registry.core.errors import LeaseHeld
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Times in microseconds, `expires_us` since 1970. Before the first one the epoch is 0."""
+    """The controller lease. `expires_us` counts from 1970; before the first lease, `epoch` is 0."""
 
     epoch: int = 0
     holder: str = ""
@@ -26,7 +26,7 @@ class Lease:
 
 
 def held(lease: Lease, holder: str, incarnation: str, ttl_us: int, now_us: int) -> Lease:
-    """The lease after `holder` asked for it. Raises LeaseHeld, with the time to wait."""
+    """Return the lease after `holder` asked for it. Raises LeaseHeld, with the time to wait."""
     remaining_us = lease.remaining_us(now_us)
     if remaining_us and holder != lease.holder:
         seconds = remaining_us / 1e6

@@ -1,4 +1,4 @@
-"""What a model asks of the fleet, and which such wishes are allowed."""
+"""What a model asks of the fleet, and which values are allowed."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -21,10 +21,10 @@ _LABEL = re.compile(r"[A-Za-z0-9_./-]{1,63}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Residency:
-    """None, and no labels: as the Controller's settings have it.
+    """A model's own residency settings; where it has none, the Controller's apply.
 
-    `idle_ttl_us`: microseconds without use before it is evicted, 0 for never. `required_labels`: of
-    the servers that may hold it.
+    `idle_ttl_us` is the number of microseconds without use until it is evicted, or 0 for never.
+    Only servers with all of `required_labels` may hold it.
     """
 
     min_copies: int | None = None
@@ -35,13 +35,13 @@ class Residency:
     required_labels: Mapping[str, str] = field(default_factory=dict)
 
 
-# Update-mask path of each field, and the field.
+# Field by update-mask path.
 _FIELDS: Final = {f"{PATH}.{one.name.removesuffix('_us')}": one.name for one in fields(Residency)}
 PATHS: Final = (PATH, *_FIELDS)
 
 
 def checked(asked: Residency) -> Residency:
-    """Raises InvalidField."""
+    """Return `asked` unchanged. Raises InvalidField."""
     _check_range("min_copies", asked.min_copies, 0, MAX_COPIES)
     _check_range("max_copies", asked.max_copies, 1, MAX_COPIES)
     _check_range("priority", asked.priority, -MAX_PRIORITY, MAX_PRIORITY)
@@ -50,26 +50,27 @@ def checked(asked: Residency) -> Residency:
     if least is not None and most is not None and most < least:
         raise InvalidField(
             field=f"{FIELD}.max_copies",
-            problem=f"{most} are fewer than the min_copies of {least}: raise it or lower those",
+            problem=f"{most} are fewer than the min_copies of {least}: raise max_copies or "
+            "lower min_copies",
         )
     return asked
 
 
 def idle_ttl_us(nanoseconds: int) -> int:
-    """Microseconds. Raises InvalidField."""
+    """Return the time in microseconds. Raises InvalidField."""
     if nanoseconds and not SHORTEST_TTL_NS <= nanoseconds <= LONGEST_TTL_NS:
         raise InvalidField(
             field=f"{FIELD}.idle_ttl",
-            problem=f"{nanoseconds / 1e9} s is not between 0.001 s and ten years: give such a "
-            "time, or 0 for never",
+            problem=f"{nanoseconds / 1e9} s is not between 0.001 s and ten years: give a time in "
+            "that range, or 0 for never",
         )
     return nanoseconds // 1000
 
 
 def merged(known: Residency, given: Residency, paths: Collection[str]) -> Residency:
-    """`known` with the fields that an update mask names as `given` has them, unset ones too.
+    """Return `known` with the fields that an update mask names taken from `given`, set or unset.
 
-    Raises InvalidField, also where each is allowed and both together are not.
+    Raises InvalidField, also when values exclude each other.
     """
     if PATH in paths:
         return checked(given)
@@ -81,8 +82,8 @@ def _check_range(name: str, value: int | None, least: int, most: int) -> None:
     if value is not None and not least <= value <= most:
         raise InvalidField(
             field=f"{FIELD}.{name}",
-            problem=f"{value} is not between {least} and {most}: give such a number, or leave it "
-            "unset for the Controller's own setting",
+            problem=f"{value} is not between {least} and {most}: give a number in that range, or "
+            "leave it unset for the Controller's setting",
         )
 
 

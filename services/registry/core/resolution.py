@@ -1,11 +1,11 @@
 """Which versions an ensemble, or a model that calls others, is made of.
 
-A step that names no version takes its part's default version once, and keeps it: a canary of the
-part must not take over every ensemble that uses it. Only when that version stops answering does
-the step move to the default of that time.
+A step that names no version is given its part's default version once, and keeps it: a canary of the
+part must not take over every ensemble that uses it. Only when that version may no longer be served
+does the step move to the default version of that time.
 
-Triton refuses ensembles that lead back to themselves by *model*, whatever the versions, so the same
-holds here.
+Triton refuses an ensemble that leads back to its own *model*, whatever the versions, so that is
+refused here too.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ Find = Callable[[str], Entry | None]
 
 
 def resolved(version: Version, find: Find) -> Version:
-    """The version with its parts chosen; `parts_problem` says why one could not be."""
+    """Return the version with its parts chosen; `parts_problem` says why one could not be."""
     choices = [_choice(part, find(part.model)) for part in version.parts]
     loop = _loop(version.model, version.parts, find, set())
     problems = [problem for _, problem in choices if problem]
@@ -31,9 +31,9 @@ def resolved(version: Version, find: Find) -> Version:
 
 
 def parts_first(parts_of: dict[str, set[str]]) -> list[str]:
-    """The models, each after those among them that it is made of; names decide the rest.
+    """Return the models, each after those that it is made of, otherwise in the order of names.
 
-    Loops are broken anywhere: `resolved` is who refuses them.
+    Loops are broken anywhere; `resolved` refuses them.
     """
     ordered: dict[str, None] = {}
 
@@ -69,7 +69,7 @@ def _choice(part: Part, entry: Entry | None) -> tuple[Part, str]:
 def _loop(
     model: str, parts: Iterable[Part], find: Find, seen: set[tuple[str, int]]
 ) -> tuple[str, ...] | None:
-    """The models on a way from `parts` back to `model`, or None. `seen` are dead ends."""
+    """Return the models on a path from `parts` back to `model`, or None. `seen` are dead ends."""
     for part in parts:
         if part.model == model:
             return (model,)
@@ -83,7 +83,7 @@ def _loop(
 
 
 def _candidates(part: Part, entry: Entry | None) -> Iterable[Version]:
-    """What the part may stand for: while nothing is chosen, any version."""
+    """Return what the part may stand for: any version while none is chosen."""
     if entry is None:
         return ()
     chosen = entry.versions.get(part.chosen)

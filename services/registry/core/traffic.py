@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from services.common.errors import IllegalState, InvalidField
+from services.common.errors import InvalidField
 from services.registry.core.catalogue import Arm, Entry, Target, VersionState
+from services.registry.core.errors import IllegalState
 from shoal import names
 
 MAX_WEIGHT: Final = 10_000
@@ -12,7 +13,7 @@ MAX_ARMS: Final = 100
 
 
 def parse_target(text: str) -> Target | None:
-    """The resource name of a version, an alias or a model; None for anything else."""
+    """Parse the resource name of a version, an alias or a model; None for anything else."""
     if version := names.parse_version_name(text):
         return Target(version.model, version=version.version)
     if alias := names.parse_alias_name(text):
@@ -23,7 +24,7 @@ def parse_target(text: str) -> Target | None:
 
 
 def check_arms(arms: Sequence[tuple[str, int]]) -> tuple[Arm, ...]:
-    """(target, weight) of each arm, as they were sent. Raises InvalidField."""
+    """Parse the (target, weight) of each arm of a request. Raises InvalidField."""
     if not 1 <= len(arms) <= MAX_ARMS:
         raise InvalidField(
             field="traffic_policy.arms", problem=f"give 1 to {MAX_ARMS}, not {len(arms)}"
@@ -31,7 +32,7 @@ def check_arms(arms: Sequence[tuple[str, int]]) -> tuple[Arm, ...]:
     checked = tuple(_check_arm(index, *arm) for index, arm in enumerate(arms))
     if not any(arm.weight for arm in checked):
         raise InvalidField(
-            field="traffic_policy.arms", problem="every weight is 0, so nothing would answer"
+            field="traffic_policy.arms", problem="every weight is 0, so no arm would get a request"
         )
     if len({arm.target for arm in checked}) < len(checked):
         raise InvalidField(
@@ -57,10 +58,11 @@ def _check_arm(index: int, text: str, weight: int) -> Arm:
 
 
 def check_targets(arms: Sequence[Arm], entries: Mapping[str, Entry]) -> None:
-    """Every arm must be able to answer now, whatever its weight: weights are changed in a hurry.
+    """Check that every arm can be served now, whatever its weight: weights change in a hurry.
 
-    `entries`: the models that the arms point at. Raises VersionNotFound, NoApprovedVersion, and
-    IllegalState for a version that is not approved: a policy answers requests that name none.
+    `entries` are the models that the arms point at. Raises VersionNotFound, NoApprovedVersion, and
+    IllegalState for a version that is not approved, because a policy serves requests that name no
+    version.
     """
     for arm in arms:
         target = arm.target
@@ -76,5 +78,5 @@ def check_targets(arms: Sequence[Arm], entries: Mapping[str, Entry]) -> None:
                 name=version.name,
                 state=version.state.value,
                 move="given traffic",
-                hint="approve it first, or take the arm out",
+                hint="approve it first, or remove the arm",
             )

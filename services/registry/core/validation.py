@@ -1,4 +1,4 @@
-"""What callers may write into requests. Everything here raises a services.common.errors error."""
+"""What callers may write into requests. Each function returns a checked value or raises."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -21,7 +21,7 @@ _RESOURCE = re.compile(r"ram|gpu:(0|[1-9][0-9]{0,3})")
 
 
 def model_name(field: str, text: str) -> str:
-    """``models/{model}`` → model. Raises InvalidName."""
+    """Return the model of ``models/{model}``. Raises InvalidName."""
     model = names.parse_model_name(text)
     if model is None:
         raise InvalidName(field, text)
@@ -29,7 +29,10 @@ def model_name(field: str, text: str) -> str:
 
 
 def version_name(field: str, text: str) -> ModelVersionName:
-    """Raises InvalidName, or InvalidVersion where only the version is wrong."""
+    """Parse a version's resource name.
+
+    Raises InvalidName, or InvalidVersion when only the version is wrong.
+    """
     version = names.parse_version_name(text)
     if version is not None:
         return version
@@ -40,7 +43,7 @@ def version_name(field: str, text: str) -> ModelVersionName:
 
 
 def alias_name(field: str, text: str) -> tuple[str, str]:
-    """Raises InvalidName, also for an alias that could be taken for a version."""
+    """Return model and alias. Raises InvalidName, also for an alias that looks like a version."""
     alias = names.parse_alias_name(text)
     if alias is None:
         raise InvalidName(field, text)
@@ -48,7 +51,7 @@ def alias_name(field: str, text: str) -> tuple[str, str]:
 
 
 def policy_name(field: str, text: str) -> str:
-    """``models/{model}/trafficPolicy`` → model. Raises InvalidName."""
+    """Return the model of ``models/{model}/trafficPolicy``. Raises InvalidName."""
     model = names.parse_policy_name(text)
     if model is None:
         raise InvalidName(field, text)
@@ -56,14 +59,14 @@ def policy_name(field: str, text: str) -> str:
 
 
 def version_number(model: str, number: int) -> int:
-    """Raises InvalidVersion."""
+    """Check that a version is at least 1. Raises InvalidVersion."""
     if number < 1:
         raise InvalidVersion(version=number, model=model)
     return number
 
 
 def update_mask(paths: Collection[str], allowed: Collection[str]) -> frozenset[str]:
-    """The fields to change; ``*`` stands for all. Raises InvalidField."""
+    """Return the fields to change; ``*`` stands for all. Raises InvalidField."""
     choice = f"name some of {', '.join(sorted(allowed))}, or *"
     if not paths:
         raise InvalidField(field="update_mask", problem=f"it is empty: {choice}")
@@ -74,7 +77,7 @@ def update_mask(paths: Collection[str], allowed: Collection[str]) -> frozenset[s
 
 
 def description(text: str) -> str:
-    """Raises InvalidField."""
+    """Check the length of a description. Raises InvalidField."""
     if len(text) > MAX_DESCRIPTION:
         raise InvalidField(
             field="model.description",
@@ -84,7 +87,7 @@ def description(text: str) -> str:
 
 
 def labels(given: Mapping[str, str]) -> dict[str, str]:
-    """Raises InvalidField."""
+    """Return a model's labels in the order of keys. Raises InvalidField."""
     if len(given) > MAX_LABELS:
         raise InvalidField(
             field="model.labels", problem=f"{len(given)} are more than the {MAX_LABELS} allowed"
@@ -105,7 +108,7 @@ def labels(given: Mapping[str, str]) -> dict[str, str]:
 
 
 def memory(field: str, given: Mapping[str, int]) -> dict[str, int]:
-    """Resource to bytes. Raises InvalidField."""
+    """Return bytes by resource. Raises InvalidField."""
     for resource, size in given.items():
         if _RESOURCE.fullmatch(resource) is None:
             raise InvalidField(
@@ -117,7 +120,7 @@ def memory(field: str, given: Mapping[str, int]) -> dict[str, int]:
 
 
 def folder(field: str, text: str) -> str:
-    """An absolute path. Raises InvalidField."""
+    """Check that a path is absolute. Raises InvalidField."""
     if not PurePath(text).is_absolute() or "\0" in text:
         raise InvalidField(
             field=field, problem=f"{text[:512]!r} is not an absolute path on the Registry's host"
@@ -126,7 +129,7 @@ def folder(field: str, text: str) -> str:
 
 
 def token(field: str, text: str, *, required: bool = False) -> str:
-    """A caller's own word, opaque here. Raises InvalidField."""
+    """Check the length of a caller's token, which is opaque here. Raises InvalidField."""
     if required and not text:
         raise InvalidField(field=field, problem="it is empty")
     if len(text) > MAX_TOKEN:
@@ -135,7 +138,7 @@ def token(field: str, text: str, *, required: bool = False) -> str:
 
 
 def ttl_us(nanoseconds: int) -> int:
-    """Microseconds. Raises InvalidField."""
+    """Return a lease's ttl in microseconds. Raises InvalidField."""
     if not 1_000_000 <= nanoseconds <= MAX_TTL_SECONDS * 1_000_000_000:
         raise InvalidField(
             field="ttl",
@@ -145,7 +148,7 @@ def ttl_us(nanoseconds: int) -> int:
 
 
 def requirements(text: str) -> Iterable[tuple[str, int]]:
-    """``a, b:2`` → (model, version), with 0 where none is named. Raises InvalidField."""
+    """Parse ``a, b:2`` into models and versions, 0 where none is named. Raises InvalidField."""
     for word in filter(None, (item.strip() for item in text.split(","))):
         model, colon, number = word.partition(":")
         version = names.parse_version(number.strip()) if colon else 0

@@ -1,0 +1,1 @@
+"""The files that describe a model: Triton's config and ONNX graphs."""

@@ -1,8 +1,8 @@
 """config.pbtxt: read, completed and compared.
 
-Shoal's servers run without Triton's auto-completion (with it, a Python model takes a second longer
-to load), and Triton tells a config's mistakes only to its own log. So what can be completed is
-completed here, the way Triton does it, and what cannot be served is refused here, with the reason.
+Shoal's servers run without Triton's auto-completion, with which a Python model takes a second
+longer to load, and Triton reports a config's mistakes only in its own log. So configs are completed
+here, the way Triton does it, and what cannot be served is refused here, with the reason.
 """
 
 import hashlib
@@ -19,18 +19,18 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from services.common.errors import InvalidField
 from services.registry.core import validation
 from services.registry.core.catalogue import Part
-from services.registry.formats import onnx as onnx_graph
+from services.registry.formats.onnx import NotReadable, Tensor, read_graph
 from shoal import names
 
 ENSEMBLE: Final = "ensemble"
 REQUIRES: Final = "shoal.requires"
 CONFIG_FILE: Final = "config.pbtxt"
 
-# What Triton's own completion gives a model whose tensors all leave their first dimension open.
+# Triton's own default for a model whose tensors all leave their first dimension open.
 DEFAULT_MAX_BATCH_SIZE: Final = 4
 
-# (backend, platform, file), in the order in which Triton tries them. An empty platform: Triton
-# fills none in.
+# (backend, platform, file), in the order in which Triton tries them. Where the platform is empty,
+# Triton fills in none.
 BACKENDS: Final = (
     ("tensorflow", "tensorflow_savedmodel", "model.savedmodel"),
     ("tensorflow", "tensorflow_graphdef", "model.graphdef"),
@@ -42,7 +42,7 @@ BACKENDS: Final = (
 )
 
 
-# Triton starts a Python model through `bash -c` with these words unquoted.
+# Triton starts a Python model through `bash -c`, with these words unquoted.
 _WORD = re.compile(r"[A-Za-z0-9_.-]+")
 _PATH = re.compile(r"[A-Za-z0-9_./-]+")
 _ENVIRONMENT = re.compile(r"(\$\$TRITON_MODEL_DIRECTORY/)?[A-Za-z0-9_./-]+")
@@ -50,11 +50,11 @@ ENVIRONMENT_PATH: Final = "EXECUTION_ENV_PATH"
 
 
 class Unservable(Exception):
-    """The text says what is wrong and becomes a version's invalid_reason."""
+    """A version cannot be served; the text says why and becomes its invalid_reason."""
 
 
-def parse(text: str) -> ModelConfig:
-    """A config.pbtxt's content. Raises Unservable with line and column."""
+def parse_config(text: str) -> ModelConfig:
+    """Parse the text of a config.pbtxt. Raises Unservable, with line and column."""
     config = ModelConfig()
     try:
         text_format.Parse(text, config)
@@ -63,23 +63,23 @@ def parse(text: str) -> ModelConfig:
     return config
 
 
-def as_text(raw: bytes) -> str:
-    """The content of a config.pbtxt with this serialized config."""
+def config_text(raw: bytes) -> str:
+    """Return a serialized config as the text of a config.pbtxt."""
     return str(text_format.MessageToString(ModelConfig.FromString(raw)))
 
 
-def serialized(config: ModelConfig) -> bytes:
-    """Equal for equal configs: maps are sorted."""
+def serialize(config: ModelConfig) -> bytes:
+    """Serialize a config, the same for equal configs: maps are sorted."""
     return bytes(config.SerializeToString(deterministic=True))
 
 
-def completed(
+def complete_config(
     given: ModelConfig, model: str, folder: Path | None, auxiliary: Collection[str], kind: str
 ) -> ModelConfig:
-    """The config that a server is given: all that Triton would fill in or guess said outright.
+    """Return the config that a server is given, with all that Triton would fill in or guess.
 
-    `folder` is the version's, `auxiliary` the files beside config.pbtxt, `kind` the instance kind
-    where none is said. Raises Unservable.
+    `folder` is the version's, `auxiliary` are the files beside config.pbtxt, and `kind` is the
+    instance kind if the config gives none. Raises Unservable.
     """
     config = ModelConfig()
     config.CopyFrom(given)
@@ -109,18 +109,18 @@ def is_ensemble(config: ModelConfig) -> bool:
 
 @lru_cache(maxsize=4096)
 def is_stateful(config: bytes) -> bool:
-    """Whether a serialized config asks for sequence batching."""
+    """Return whether a serialized config asks for sequence batching."""
     return bool(ModelConfig.FromString(config).HasField("sequence_batching"))
 
 
 @lru_cache(maxsize=4096)
 def is_decoupled(config: bytes) -> bool:
-    """Whether the model of a serialized config gives any number of replies to a request."""
+    """Return whether a serialized config allows any number of replies to a request."""
     return bool(ModelConfig.FromString(config).model_transaction_policy.decoupled)
 
 
-def parts(config: ModelConfig) -> tuple[Part, ...]:
-    """One for each step, then what `shoal.requires` names. Raises Unservable."""
+def parts_of(config: ModelConfig) -> tuple[Part, ...]:
+    """Return a part for each step, then those that `shoal.requires` names. Raises Unservable."""
     steps = ((step.model_name, max(step.model_version, 0)) for step in _steps(config))
     declared = config.parameters[REQUIRES].string_value if REQUIRES in config.parameters else ""
     try:
@@ -129,35 +129,35 @@ def parts(config: ModelConfig) -> tuple[Part, ...]:
         raise Unservable(error.message) from None
     for model, _ in named:
         if not names.is_model_name(model):
-            raise Unservable(f"{model!r} is no name of a model")
+            raise Unservable(f"{model!r} cannot be a model's name")
     return tuple(Part(model, number, number) for model, number in named)
 
 
 def with_parts(raw: bytes, chosen: Sequence[Part]) -> bytes:
-    """The serialized config with every step's version as chosen; -1 while nothing is."""
+    """Return the serialized config with each step's chosen version, or -1 while there is none."""
     config = ModelConfig.FromString(raw)
     for step, part in zip(_steps(config), chosen, strict=False):
         step.model_version = part.chosen or -1
-    return serialized(config)
+    return serialize(config)
 
 
-def digest(raw: bytes, auxiliary_digest: str) -> str:
-    """Versions that share it can be resident side by side on one server.
+def config_digest(raw: bytes, auxiliary_digest: str) -> str:
+    """Return a digest that versions share if they can be resident on one server side by side.
 
     Triton changes `version_policy` and `instance_group` in place. Any other difference, and any
-    change of a file beside config.pbtxt, reloads every resident version of the model.
+    change to a file beside config.pbtxt, reloads every resident version of the model.
     """
     config = ModelConfig.FromString(raw)
     config.ClearField("version_policy")
     config.ClearField("instance_group")
-    return hashlib.sha256(serialized(config) + b"\0" + auxiliary_digest.encode()).hexdigest()
+    return hashlib.sha256(serialize(config) + b"\0" + auxiliary_digest.encode()).hexdigest()
 
 
 def runs_own_code(config: ModelConfig) -> bool:
-    """Whether Python files or libraries in the model's folder are meant to be run.
+    """Return whether Python files or libraries in the model's folder are meant to be run.
 
-    Triton looks for a backend in a model's own folder first: a stray `model.py` beside an ONNX file
-    would be run instead of the backend that the config names.
+    Triton looks for a backend in the model's own folder first, so a stray `model.py` beside an ONNX
+    file would be run instead of the backend that the config names.
     """
     given = any(backend == config.backend for backend, _, _ in BACKENDS)
     return bool(config.backend == "python" or config.runtime or not given)
@@ -172,7 +172,7 @@ def _steps(config: ModelConfig) -> list[model_config_pb2.ModelEnsembling.Step]:
 
 
 def _located(error: text_format.ParseError) -> str:
-    """The parser's message, its `line:column : text` spelled out."""
+    """Return the parser's message with its `line:column : text` spelled out."""
     text = str(error)
     if match := re.match(r"(\d+):(\d+) : (.*)", text, re.DOTALL):
         return f"line {match[1]}, column {match[2]}: {match[3]}"
@@ -192,13 +192,13 @@ def _check_words(config: ModelConfig) -> None:
     for field, text, allowed in words:
         if text and allowed.fullmatch(text) is None:
             raise Unservable(
-                f"{field} {text[:256]!r} is not allowed: Triton hands it to a shell, so it may "
-                "have letters, digits, '_', '.' and '-' only"
+                f"{field} {text[:256]!r} is not allowed: Triton passes it to a shell, so it may "
+                "contain only letters, digits, '_', '.' and '-'"
             )
 
 
 def _check_paths(config: ModelConfig, auxiliary: Collection[str]) -> None:
-    """Triton opens these names whatever they point at."""
+    """Check file names, which Triton opens whatever they point at. Raises Unservable."""
     files = [config.default_model_filename, *config.cc_model_filenames.values()]
     for name in filter(None, [*files, *label_files(config)]):
         path = PurePosixPath(name)
@@ -230,7 +230,7 @@ def _complete_backend(config: ModelConfig, content: Collection[str]) -> None:
     if row is None:
         if not config.backend:
             raise Unservable(_no_backend(config, content))
-        return  # a backend of somebody's own, which knows its files by itself
+        return  # a custom backend, which knows its own files
     backend, platform, filename = row
     config.backend = config.backend or backend
     config.platform = config.platform or platform
@@ -245,7 +245,7 @@ def _matches(config: ModelConfig, row: tuple[str, str, str], content: Collection
     if config.platform:
         return bool(config.platform == platform)
     if config.backend:
-        # TensorFlow has two formats; the file tells which.
+        # TensorFlow has two formats, which the file tells apart.
         return bool(config.backend == backend) and (backend != "tensorflow" or filename in content)
     if config.default_model_filename:
         return bool(config.default_model_filename == filename)
@@ -264,7 +264,7 @@ def _no_backend(config: ModelConfig, content: Collection[str]) -> str:
 
 
 def _complete_instances(config: ModelConfig, kind: str) -> None:
-    """One instance, where Triton on a CPU would make two, each with a copy of the weights."""
+    """Set one instance; on a CPU, Triton would make two, each with a copy of the weights."""
     if not config.instance_group:
         config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.Kind.Value(kind))
     for group in config.instance_group:
@@ -273,8 +273,8 @@ def _complete_instances(config: ModelConfig, kind: str) -> None:
 
 def _complete_tensors(config: ModelConfig, path: Path) -> None:
     try:
-        graph = onnx_graph.read(path)
-    except onnx_graph.NotReadable as error:
+        graph = read_graph(path)
+    except NotReadable as error:
         raise Unservable(str(error)) from None
     tensors = (*graph.inputs, *graph.outputs)
     said_nothing = not (config.input or config.output or config.max_batch_size)
@@ -288,16 +288,15 @@ def _complete_tensors(config: ModelConfig, path: Path) -> None:
         _fill(config.output, graph.outputs, batched=config.max_batch_size > 0)
 
 
-def _fill(entries: Any, tensors: Iterable[onnx_graph.Tensor], *, batched: bool) -> None:
+def _fill(entries: Any, tensors: Iterable[Tensor], *, batched: bool) -> None:
     for tensor in tensors:
         if batched and tensor.shape[:1] != (-1,):
             raise Unservable(
-                f"max_batch_size is not 0, but {tensor.name!r} does not leave its first dimension "
-                "open"
+                f"max_batch_size is not 0, but the first dimension of {tensor.name!r} is fixed"
             )
         shape = tensor.shape[1:] if batched else tensor.shape
         kind = model_config_pb2.DataType.Value(tensor.data_type)
-        # Triton has no tensors without dimensions: one of size 1 is taken off before the model.
+        # Triton has no tensors without dimensions: it removes one of size 1 for the model.
         entry = entries.add(name=tensor.name, data_type=kind, dims=shape or (1,))
         if not shape:
             entry.reshape.SetInParent()
@@ -308,8 +307,8 @@ def _check_tensors(config: ModelConfig) -> None:
         raise Unservable(f"max_batch_size {config.max_batch_size} is negative")
     if not config.output:
         raise Unservable(
-            f"{CONFIG_FILE} lists no output: name the model's inputs and outputs there, servers do "
-            "not ask the model for them"
+            f"{CONFIG_FILE} lists no output: name the model's inputs and outputs there, because "
+            "servers do not ask the model for them"
         )
     for kind, entries in (("input", config.input), ("output", config.output)):
         for entry in entries:
@@ -321,5 +320,5 @@ def _check_tensors(config: ModelConfig) -> None:
                 raise Unservable(f"{kind} {entry.name!r} has no dims")
             if any(dim < 1 and dim != -1 for dim in entry.dims):
                 raise Unservable(
-                    f"{kind} {entry.name!r} has a dimension that is neither -1 nor > 0"
+                    f"{kind} {entry.name!r} has a dimension that is neither -1 nor positive"
                 )

@@ -1,7 +1,7 @@
-"""Inputs and outputs of an ONNX model, read without its weights.
+"""The inputs and outputs of an ONNX model, read without its weights.
 
-A file may hold two gigabytes of them, so it is mapped, and only the fields that describe the graph
-are looked at.
+Weights can take gigabytes, so the file is mapped, and only the fields that describe the graph are
+read.
 """
 
 import mmap
@@ -13,14 +13,14 @@ from typing import Any, Final
 import onnx
 from google.protobuf.message import DecodeError
 
+from shoal.protobuf import fields
+
 # Field numbers of onnx.proto.
 _MODEL_GRAPH: Final = 7
 _GRAPH_INITIALIZER: Final = 5
 _GRAPH_INPUT: Final = 11
 _GRAPH_OUTPUT: Final = 12
 _TENSOR_NAME: Final = 8
-
-_VARINT, _I64, _BYTES, _I32 = 0, 1, 2, 5  # wire types
 
 DATA_TYPES: Final = {
     "FLOAT": "TYPE_FP32",
@@ -38,12 +38,15 @@ DATA_TYPES: Final = {
 
 
 class NotReadable(Exception):
-    """The text says what is wrong with the file."""
+    """Say what is wrong with a file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """`shape`: -1 for a size that the graph leaves open. `data_type` as Triton spells it."""
+    """A model's input or output.
+
+    `data_type` is Triton's name (TYPE_FP32). A -1 in `shape` is a size that the graph leaves open.
+    """
 
     name: str
     data_type: str
@@ -56,8 +59,8 @@ class Graph:
     outputs: tuple[Tensor, ...]
 
 
-def read(path: Path) -> Graph:
-    """Raises NotReadable, OSError."""
+def read_graph(path: Path) -> Graph:
+    """Read the graph of an ONNX file. Raises NotReadable, OSError."""
     with path.open("rb") as file:
         if not path.stat().st_size:
             raise NotReadable(f"{path.name} is empty")
@@ -72,18 +75,19 @@ def _graph(data: mmap.mmap) -> Graph:
     inputs: list[bytes] = []
     outputs: list[bytes] = []
     weights: set[str] = set()
-    graphs = [span for number, span in _fields(data, 0, len(data)) if number == _MODEL_GRAPH]
+    model = _messages(data, slice(0, len(data)))
+    graphs = [content for number, content in model if number == _MODEL_GRAPH]
     if not graphs:
         raise ValueError("no graph")
-    for start, end in graphs:
-        for number, (first, last) in _fields(data, start, end):
+    for graph in graphs:
+        for number, content in _messages(data, graph):
             if number == _GRAPH_INPUT:
-                inputs.append(data[first:last])
+                inputs.append(data[content])
             elif number == _GRAPH_OUTPUT:
-                outputs.append(data[first:last])
+                outputs.append(data[content])
             elif number == _GRAPH_INITIALIZER:
-                weights.add(_name(data, first, last))
-    # Up to IR version 3 every weight is listed as an input too.
+                weights.add(_name(data, content))
+    # Up to IR version 3, every weight is also listed as an input.
     tensors = (_tensor(raw) for raw in inputs)
     return Graph(
         tuple(tensor for tensor in tensors if tensor.name not in weights),
@@ -91,24 +95,27 @@ def _graph(data: mmap.mmap) -> Graph:
     )
 
 
-def _name(data: mmap.mmap, start: int, end: int) -> str:
-    names = [
-        data[first:last]
-        for number, (first, last) in _fields(data, start, end)
-        if number == _TENSOR_NAME
-    ]
-    return names[-1].decode() if names else ""
+def _messages(data: mmap.mmap, part: slice) -> Iterator[tuple[int, slice]]:
+    """Yield the number and the place of each length-delimited field in `part`."""
+    for number, _, content in fields(data, part, "the model"):
+        if isinstance(content, slice):
+            yield number, content
+
+
+def _name(data: mmap.mmap, tensor: slice) -> str:
+    found = [data[content] for number, content in _messages(data, tensor) if number == _TENSOR_NAME]
+    return found[-1].decode() if found else ""
 
 
 def _tensor(raw: bytes) -> Tensor:
     info: Any = onnx.ValueInfoProto.FromString(raw)
     kind = info.type.WhichOneof("value")
     if kind != "tensor_type":
-        raise NotReadable(f"{info.name!r} is no tensor but a {kind}, which Triton cannot pass")
+        raise NotReadable(f"{info.name!r} is not a tensor but a {kind}, which Triton cannot pass")
     tensor = info.type.tensor_type
     element = onnx.TensorProto.DataType.Name(tensor.elem_type)
     if element not in DATA_TYPES:
-        raise NotReadable(f"{info.name!r} has elements of {element}, which Triton does not know")
+        raise NotReadable(f"{info.name!r} has elements of {element}, which Triton does not support")
     if not tensor.HasField("shape"):
         raise NotReadable(f"the graph does not say how many dimensions {info.name!r} has")
     shape = tuple(
@@ -116,37 +123,3 @@ def _tensor(raw: bytes) -> Tensor:
         for dim in tensor.shape.dim
     )
     return Tensor(info.name, DATA_TYPES[element], shape)
-
-
-def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, tuple[int, int]]]:
-    """(field number, start and end of its value) of one message, top level only."""
-    while at < end:
-        tag, at = _varint(data, at)
-        start, wire = at, tag & 7
-        if wire == _VARINT:
-            _, at = _varint(data, at)
-        elif wire == _I64:
-            at += 8
-        elif wire == _I32:
-            at += 4
-        elif wire == _BYTES:
-            size, start = _varint(data, at)
-            at = start + size
-        else:
-            raise ValueError(f"wire type {wire}")
-        if at > end:
-            raise ValueError("truncated")
-        yield tag >> 3, (start, at)
-
-
-def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise ValueError("varint")

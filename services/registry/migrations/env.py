@@ -1,4 +1,4 @@
-"""Runs migrations over the connection that `migrate.upgrade` hands in."""
+"""Alembic's environment: migrations run over the connection that `migrate.upgrade` hands in."""
 
 from alembic import context
 
@@ -7,7 +7,7 @@ from services.registry.catalogue.schema import metadata
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=metadata,
-    # SQLite changes a column only by copying its table.
+    # SQLite can change a column only by copying its table.
     render_as_batch=True,
 )
 with context.begin_transaction():

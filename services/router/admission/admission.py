@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Final
 
-from services.common.errors import DeadlineBeforeResident, Overloaded, ShoalError
+from services.common.errors import DeadlineBeforeResident, ShoalError
 from services.router.core.admission.gate import Bounds, Gate, Refusal, Refused
 from services.router.core.admission.memory import Held
 from services.router.core.admission.priority import Priority, priority_of
 from services.router.core.admission.queues import Waiting
 from services.router.core.admission.tenants import Tenant, TenantLimit, Tenants
+from services.router.core.errors import Overloaded
 from services.router.core.routing.routes import Target
 from services.router.core.routing.table import Table
 

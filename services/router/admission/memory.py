@@ -3,8 +3,8 @@
 import random
 from typing import Final
 
-from services.common.errors import MemoryTaken
 from services.router.core.admission.memory import SMALL, Held
+from services.router.core.errors import MemoryTaken
 
 RETRY_SECONDS: Final = 0.5  # to twice as long, at random, so that not all come back at once
 

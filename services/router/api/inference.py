@@ -8,12 +8,13 @@ from tritonclient.grpc import service_pb2
 
 from services.common import telemetry
 from services.common.caller import CallerPolicy
-from services.common.errors import NotProxied, ShoalError
+from services.common.errors import ShoalError
 from services.common.packed import PACKED
-from services.common.rpc import Context, deadline_of, reading
+from services.common.rpc import Context, deadline_of, unpacking
 from services.common.status import DETAILS_KEY, abort
 from services.router.call import Answer, GrpcMethod, over_grpc
 from services.router.control.answers import Rejected
+from services.router.core.errors import NotProxied
 from services.router.core.routing.metadata import Pairs, forwarded
 from services.router.servers.answers import TritonError
 from services.router.streams.stream import Streams
@@ -109,7 +110,7 @@ class InferenceService:
 
 def _answering(answer: GrpcMethod, asked: str) -> GrpcMethod:
     """`asked`: the message's name."""
-    read = reading(getattr(service_pb2, asked).FromString, f"inference.{asked}")
+    read = unpacking(getattr(service_pb2, asked).FromString, f"inference.{asked}")
 
     async def answered(message: bytes, context: Context) -> Any:
         try:

@@ -13,18 +13,13 @@ import grpc
 from opentelemetry import trace
 
 from services.common import telemetry
-from services.common.errors import (
-    ControllerUnavailable,
-    DeadlineBeforeResident,
-    NoLease,
-    NotReady,
-    StandsBy,
-)
+from services.common.errors import DeadlineBeforeResident, NotReady, StandsBy
 from services.common.status import error_info
 from services.router.control.answers import NOBODY, Rejected
 from services.router.control.leader import Acting, Lost
 from services.router.control.placement_watch import PlacementWatch, replica_of
 from services.router.core.attempts import Miss
+from services.router.core.errors import ControllerUnavailable, NoLease
 from services.router.core.routing.routes import Replica, Target
 from services.router.core.routing.table import Revision
 from shoal.controller.v1 import controller_service_pb2 as wire

@@ -1,11 +1,144 @@
-"""What the Router refuses of Triton's administrative calls, and of memory and classes in requests.
+"""The errors that only the Router raises; `services/common/errors.py` has the base and more.
 
-Each text of these begins as Triton's own does, which clients may match on. And where large JSON is
-not converted, which Triton has no words for.
+Where a comment says that a text, or its beginning, is Triton's own, clients may match on it.
 """
 
 from services.common.codes import Code
 from services.common.errors import ShoalError
+
+# --- the request ----------------------------------------------------------------------------------
+
+
+class MessageTooLarge(ShoalError):
+    code, reason = Code.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE"
+    template = (
+        "the request has {size} bytes, and this Router accepts at most {limit}: send less at once, "
+        "or raise SHOAL_ROUTER_MAX_MESSAGE_BYTES."
+    )
+
+
+class MetadataTooLarge(ShoalError):
+    code, reason = Code.RESOURCE_EXHAUSTED, "METADATA_TOO_LARGE"
+    template = "the call's metadata has {size} bytes, and at most {limit} are allowed: send less."
+
+
+class JsonTooLarge(ShoalError):
+    code, reason = Code.RESOURCE_EXHAUSTED, "JSON_TOO_LARGE"
+    template = "the request has {size} bytes of JSON, and this Router reads at most {limit}: {hint}"
+
+
+class ConverterLost(ShoalError):
+    code, reason = Code.UNAVAILABLE, "CONVERTER_LOST"
+    template = (
+        "the process that was to convert {size} bytes from or to JSON {what}. Repeat the request, "
+        "send less at once, or send tensors in binary."
+    )
+
+
+class NotProxied(ShoalError):
+    code, reason = Code.UNIMPLEMENTED, "NOT_PROXIED"
+    template = "this Router does not answer {method}: {hint}"
+
+
+class NoClasses(ShoalError):
+    # Triton's own text.
+    code, reason = Code.INVALID_ARGUMENT, "NO_CLASSES"
+    template = "class result not available for output due to unsupported type '{datatype}'"
+
+
+# --- servers and the Controller -------------------------------------------------------------------
+
+
+class ServerLost(ShoalError):
+    code, reason = Code.UNAVAILABLE, "SERVER_LOST"
+    template = (
+        "server {server} broke off while it worked on a request for model '{model}' version "
+        "{version}: {cause}. The request may have been carried out; repeat it only if that does "
+        "no harm."
+    )
+
+
+class ControllerUnavailable(ShoalError):
+    """No Controller can be reached, and only a Controller can do what the request needs."""
+
+    code, reason = Code.UNAVAILABLE, "CONTROLLER_UNAVAILABLE"
+    template = (
+        "model '{model}' is not resident, and the Controller at {controller} cannot be reached: "
+        "{cause}. Resident models keep answering. Start the Controller and repeat the request."
+    )
+
+
+class NoController(ControllerUnavailable):
+    """The same, for a call that the Controller itself answers."""
+
+    reason = "NO_CONTROLLER"
+    template = (
+        "the Controller at {controller} cannot be reached: {cause}. Resident models keep "
+        "answering. Start the Controller and repeat {call}."
+    )
+
+
+class NoLease(ShoalError):
+    code, reason = Code.UNAVAILABLE, "NO_LEASE"
+    template = (
+        "a sequence of model '{model}' cannot begin at the moment: the Controller at {controller} "
+        "does not answer, and might unload the model before the sequence ends. Requests outside "
+        "sequences are still answered. Repeat once the Controller is back."
+    )
+
+
+class ServersDisagree(ShoalError):
+    code, reason = Code.UNAVAILABLE, "SERVERS_DISAGREE"
+    template = (
+        "{call} failed on server {server}: {cause}. Done on: {done}. Repeat it once the server is "
+        "well again; `shoal status` shows how it is."
+    )
+
+
+class NoServerAnswers(ShoalError):
+    code, reason = Code.UNAVAILABLE, "NO_SERVER_ANSWERS"
+    template = "no server answers {call}: {causes}. `shoal status` shows what is wrong with each."
+
+
+# --- overload -------------------------------------------------------------------------------------
+
+
+class Overloaded(ShoalError):
+    code, reason = Code.RESOURCE_EXHAUSTED, "OVERLOADED"
+    template = (
+        "model '{model}' version {version} gets more requests than it can answer, and this one, of "
+        "priority {priority}, was refused: {problem}. Repeat it after the delay in RetryInfo, with "
+        "a longer deadline, or with a higher priority in x-shoal-priority."
+    )
+
+
+class RateLimited(ShoalError):
+    code, reason = Code.RESOURCE_EXHAUSTED, "RATE_LIMITED"
+    template = (
+        "tenant '{tenant}' exceeds its rate of {rate} requests/s (with bursts of up to {burst}): "
+        "send less, or have SHOAL_ROUTER_TENANT_LIMITS raised."
+    )
+
+
+class TenantLimited(ShoalError):
+    code, reason = Code.RESOURCE_EXHAUSTED, "TENANT_LIMITED"
+    template = (
+        "tenant '{tenant}' has {number} requests {what}, and may have {limit}: wait for answers "
+        "before sending more, or have SHOAL_ROUTER_TENANT_LIMITS raised."
+    )
+
+
+class MemoryTaken(ShoalError):
+    code, reason = Code.RESOURCE_EXHAUSTED, "MEMORY_TAKEN"
+    template = (
+        "this request of {size} bytes finds no room: the Router holds {held} bytes of requests and "
+        "may hold {limit}, part of which is reserved for requests of up to {small} bytes. Repeat "
+        "it after the delay in RetryInfo, send less at once, or raise "
+        "SHOAL_ROUTER_MAX_HELD_BYTES."
+    )
+
+
+# --- Triton's administrative calls: each text begins as Triton's own ------------------------------
 
 
 class NotInRepository(ShoalError):
@@ -21,9 +154,9 @@ class LoadRefused(ShoalError):
 class LoadParameter(ShoalError):
     code, reason = Code.INVALID_ARGUMENT, "LOAD_PARAMETER"
     template = (
-        "unrecognized load parameter '{parameter}'. What is loaded is what is registered: "
-        "`shoal register PATH --name {model}` makes a version of other files or another config; "
-        "then load it without parameters."
+        "unrecognized load parameter '{parameter}'. Only registered files are loaded: "
+        "`shoal register PATH --name {model}` registers a version with other files or another "
+        "config; then load it without parameters."
     )
 
 
@@ -45,30 +178,7 @@ class VersionNotAvailable(ShoalError):
     )
 
 
-class NoController(ShoalError):
-    code, reason = Code.UNAVAILABLE, "NO_CONTROLLER"
-    template = (
-        "the Controller at {controller} cannot be reached: {cause}. Resident models go on "
-        "answering; start the Controller and repeat {call}."
-    )
-
-
-class ServersDisagree(ShoalError):
-    code, reason = Code.UNAVAILABLE, "SERVERS_DISAGREE"
-    template = (
-        "{call} failed on server {server}: {cause}. Done on: {done}. Repeat it when the server is "
-        "well; `shoal status` says how it is."
-    )
-
-
-class NoServerAnswers(ShoalError):
-    code, reason = Code.UNAVAILABLE, "NO_SERVER_ANSWERS"
-    template = "no server answers {call}: {causes}. `shoal status` says what is wrong with each."
-
-
-class NoClasses(ShoalError):
-    code, reason = Code.INVALID_ARGUMENT, "NO_CLASSES"
-    template = "class result not available for output due to unsupported type '{datatype}'"
+# --- shared memory: each text begins as Triton's own ----------------------------------------------
 
 
 class RegionExists(ShoalError):
@@ -95,18 +205,11 @@ class RegionInUse(ShoalError):
     code, reason = Code.UNAVAILABLE, "REGION_IN_USE"
     template = (
         "failed to register shared memory region '{region}': a server still uses that memory for a "
-        "request that came before it was unregistered. Register it when RetryInfo says."
+        "request that was sent before it was unregistered. Register it after the delay in "
+        "RetryInfo."
     )
 
 
 class RegionUnopened(ShoalError):
     code, reason = Code.INTERNAL, "REGION_UNOPENED"
     template = "Unable to open shared memory region: '{key}'"
-
-
-class ConverterLost(ShoalError):
-    code, reason = Code.UNAVAILABLE, "CONVERTER_LOST"
-    template = (
-        "the process that was to convert {size} bytes from or to JSON {what}. Repeat the request, "
-        "or send less at once, or tensors in binary."
-    )

@@ -18,7 +18,6 @@ import structlog
 from tritonclient.grpc import service_pb2
 
 from services.common.caller import LOCAL, CallerPolicy
-from services.common.errors import NotProxied
 from services.common.tasks import TaskScope
 from services.router.call import Answer, Call, RefusedByServers
 from services.router.control.answers import Rejected
@@ -26,6 +25,7 @@ from services.router.control.placement_watch import PlacementWatch
 from services.router.control.servers import ServerAnswer, ServerCalls, updates
 from services.router.core.errors import (
     NoController,
+    NotProxied,
     RegionBounds,
     RegionInUse,
     RegionRefused,

@@ -8,10 +8,11 @@ from typing import Final, Protocol
 import structlog
 from starlette.types import Receive, Scope, Send
 
-from services.common.errors import MemoryTaken, MessageTooLarge, NotReady, ShoalError
+from services.common.errors import NotReady, ShoalError
 from services.router.admission.memory import Holding
 from services.router.call import RefusedByServers
 from services.router.control.answers import Rejected
+from services.router.core.errors import MemoryTaken, MessageTooLarge
 from services.router.core.rest.values import WrongRequest
 from services.router.rest.incoming import Gone, Incoming
 from services.router.rest.reply import (

@@ -5,9 +5,10 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Final
 
-from services.common.errors import NotProxied, ShoalError
+from services.common.errors import ShoalError
 from services.router.control import model_info
 from services.router.control.answers import Rejected
+from services.router.core.errors import NotProxied
 from services.router.core.rest.generate import Declared, generated
 from services.router.core.rest.values import INTERNAL, INVALID, WrongRequest
 from services.router.rest import tensors

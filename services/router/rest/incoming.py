@@ -8,8 +8,8 @@ from typing import Any
 from starlette.types import Receive, Scope
 
 from services.common.caller import Caller, CallerPolicy
-from services.common.errors import MessageTooLarge
 from services.router.admission.memory import Holding
+from services.router.core.errors import MessageTooLarge
 from services.router.core.rest import headers
 from services.router.core.rest.values import INTERNAL, UNSUPPORTED, WrongRequest
 from services.router.core.routing.metadata import Pairs

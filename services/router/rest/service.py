@@ -7,10 +7,10 @@ from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 from tritonclient.grpc import service_pb2
 
 from services.common.caller import CallerPolicy
-from services.common.errors import JsonTooLarge, NotProxied
 from services.router.call import Answer, Call
 from services.router.control.placement_watch import PlacementWatch
 from services.router.core.admission.memory import Held
+from services.router.core.errors import JsonTooLarge, NotProxied
 from services.router.core.routing.routes import resolve
 from services.router.rest.converter import LARGE, Converter
 from services.router.rest.documents import loads

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import grpc
 
-from services.common.errors import ServerLost
+from services.router.core.errors import ServerLost
 from services.router.core.routing.metadata import Pairs
 from services.router.core.routing.routes import Replica
 

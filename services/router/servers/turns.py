@@ -11,9 +11,9 @@ from services.common.idle import IdleTimer
 from services.common.tasks import TaskScope
 from services.router.core.routing.metadata import Pairs
 from services.router.core.routing.routes import Replica
-from services.router.core.wire.protobuf import Malformed
 from services.router.core.wire.reply import reply, whole
 from services.router.core.wire.verdict import DECOUPLED, code_in_band, cut_off
+from shoal.protobuf import Malformed
 
 MODEL_STREAM_INFER: Final = "/inference.GRPCInferenceService/ModelStreamInfer"
 

@@ -17,13 +17,13 @@ from services.router.control.residents import ControllerClient
 from services.router.core.admission.rate import RetryBudget
 from services.router.core.routing.metadata import Pairs
 from services.router.core.routing.routes import Replica, Target
-from services.router.core.wire.protobuf import Malformed
 from services.router.core.wire.reply import Pending, reply
 from services.router.core.wire.request import Sequence, refused
 from services.router.servers.channels import ServerChannels
 from services.router.servers.repeats import Repeats
 from services.router.servers.turns import MODEL_STREAM_INFER, OPENING, PlainCalls
 from services.router.streams.exchange import Exchange
+from shoal.protobuf import Malformed
 
 PARTING_SECONDS: Final = 30.0  # for what is under way when its client has gone
 

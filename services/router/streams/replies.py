@@ -8,9 +8,10 @@ from typing import Final
 
 from opentelemetry import trace
 
-from services.common.errors import ServerLost, ShoalError
+from services.common.errors import ShoalError
 from services.router.admission.admission import Admission
 from services.router.control.answers import Rejected
+from services.router.core.errors import ServerLost
 from services.router.core.wire.reply import refusal
 from services.router.process.tuning import MIB
 from services.router.streams.exchange import Exchange

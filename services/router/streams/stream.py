@@ -10,7 +10,7 @@ from opentelemetry.context import Context
 
 from services.common import telemetry
 from services.common.caller import Caller
-from services.common.errors import MessageTooLarge, ShoalError
+from services.common.errors import ShoalError
 from services.common.packed import PACKED
 from services.common.tasks import TaskScope
 from services.router.admission.memory import hold
@@ -18,11 +18,11 @@ from services.router.control.answers import Rejected
 from services.router.control.placement_watch import PlacementWatch
 from services.router.core.admission.priority import HEADER
 from services.router.core.attempts import FIRST
+from services.router.core.errors import MessageTooLarge
 from services.router.core.routing.metadata import Pairs, Said
 from services.router.core.routing.routes import Target
 from services.router.core.routing.sequences import draw
 from services.router.core.wire import request as wire
-from services.router.core.wire.protobuf import Malformed
 from services.router.core.wire.reply import Turns, failure, refusal, reply, response, streamed
 from services.router.core.wire.verdict import begun, is_decoupled
 from services.router.servers.answers import TritonError
@@ -33,6 +33,7 @@ from services.router.streams.exchange import Exchange
 from services.router.streams.replies import Replies, Write
 from services.router.telemetry.statistics import Statistics
 from services.router.unary.inference import Request, UnaryInference, malformed
+from shoal.protobuf import Malformed
 
 # Asks that an error of a model end the stream, with its status. It is not passed on: every Triton
 # before release 26.04 may crash of it.

@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2
 
 from services.router.control.model_info import datatype
 from services.router.core.errors import NoClasses
-from services.router.core.wire.protobuf import Malformed
+from shoal.protobuf import Malformed
 
 _NONE: Final = frozenset({"BYTES", "BOOL", "FP16", "BF16"})
 _PARAMETER: Final = "classification"

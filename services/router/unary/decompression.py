@@ -4,9 +4,9 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from services.common.errors import MessageTooLarge
 from services.common.packed import Packed
 from services.router.admission.memory import Holding
+from services.router.core.errors import MessageTooLarge
 
 INLINE: Final = 1 << 16  # bytes of what comes out; beyond that by a thread
 PIECE: Final = 1 << 20  # bytes; those of several requests come by turns

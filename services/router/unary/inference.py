@@ -11,12 +11,7 @@ import grpc
 
 from services.common import telemetry
 from services.common.caller import Caller
-from services.common.errors import (
-    MalformedMessage,
-    MessageTooLarge,
-    MetadataTooLarge,
-    ServerLost,
-)
+from services.common.errors import MalformedMessage
 from services.common.rpc import HEADER_BYTES
 from services.common.tasks import TaskScope
 from services.router.admission.admission import Admission, Ticket
@@ -25,11 +20,11 @@ from services.router.control.answers import Rejected
 from services.router.control.model_info import ModelInfo
 from services.router.control.placement_watch import PlacementWatch
 from services.router.core.admission.priority import HEADER
+from services.router.core.errors import MessageTooLarge, MetadataTooLarge, ServerLost
 from services.router.core.routing.metadata import EXPLAIN, Pairs, Said, read
 from services.router.core.routing.routes import Target, why
 from services.router.core.routing.sequences import draw
 from services.router.core.wire import request as wire
-from services.router.core.wire.protobuf import Malformed
 from services.router.core.wire.reply import amended
 from services.router.servers.answers import InferReply, TritonError
 from services.router.servers.turns import PlainStream
@@ -39,6 +34,7 @@ from services.router.unary import classification as classes
 from services.router.unary.decompression import unpacked
 from services.router.unary.forward import Forwarder
 from services.router.unary.lending import Lender, Lending
+from shoal.protobuf import Malformed
 
 
 class Request(NamedTuple):

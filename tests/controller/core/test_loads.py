@@ -6,16 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.common.errors import (
-    DeadlineTooShort,
-    LoadFailed,
-    ModelNotFound,
-    SetAside,
-    VersionNotFound,
-)
+from services.common.errors import LoadFailed, ModelNotFound, VersionNotFound
 from services.controller.core import demand
 from services.controller.core import events as ev
 from services.controller.core.entities import Server, UnitSpec
+from services.controller.core.errors import DeadlineTooShort, SetAside
 from services.controller.core.states import State
 from services.controller.core.waiting import Purpose
 from tests.support.residency_checks import check

@@ -4,16 +4,13 @@ import pytest
 
 from services.common.errors import (
     DeadlineBeforeResident,
-    Held,
     LoadFailed,
     ModelNotFound,
-    NeverFits,
-    NoRoom,
-    NoServer,
     VersionNotFound,
 )
 from services.controller.core import events as ev
 from services.controller.core.entities import Health, ReplicaKey, Server, UnitSpec
+from services.controller.core.errors import Held, NeverFits, NoRoom, NoServer
 from services.controller.core.limits import Limits
 from services.controller.core.states import TRANSITIONS, Cause, State, after
 from tests.support.residency_checks import check

@@ -16,10 +16,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from services.common.errors import NeverFits, ShoalError
+from services.common.errors import ShoalError
 from services.controller.core import events as ev
 from services.controller.core import memory
 from services.controller.core.entities import Replica, ReplicaKey, Server, Unit, UnitSpec
+from services.controller.core.errors import NeverFits
 from services.controller.core.fleet import Fleet
 from services.controller.core.limits import Limits
 from services.controller.core.residency import Engine

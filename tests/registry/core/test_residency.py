@@ -1,4 +1,4 @@
-"""What a model may ask of the fleet."""
+"""The residency settings that a model may have."""
 
 from dataclasses import fields, replace
 

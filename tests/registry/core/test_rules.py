@@ -8,16 +8,15 @@ from hypothesis import strategies as st
 
 from services.common import paging
 from services.common.errors import (
-    IllegalState,
     InvalidField,
     InvalidName,
     InvalidVersion,
-    LeaseHeld,
     NoApprovedVersion,
     VersionNotFound,
 )
 from services.registry.core import validation
 from services.registry.core.catalogue import Arm, Entry, Model, Target, Version, VersionState
+from services.registry.core.errors import IllegalState, LeaseHeld
 from services.registry.core.footprint import Footprint, merged
 from services.registry.core.lease import Lease, held
 from services.registry.core.traffic import check_arms, check_targets, parse_target

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.errors import RateLimited, TenantLimited
 from services.router.core.admission import tenants
 from services.router.core.admission.priority import Priority
 from services.router.core.admission.rate import Bucket, Meter, RetryBudget, full, take
 from services.router.core.admission.tenants import OTHERS, TenantLimit, Tenants
+from services.router.core.errors import RateLimited, TenantLimited
 
 pauses = st.lists(st.floats(0.0, 5.0), max_size=60)
 rates = st.floats(0.1, 1000.0)

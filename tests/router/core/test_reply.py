@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
-from services.router.core.wire.protobuf import Malformed
 from services.router.core.wire.reply import (
     Pending,
     StreamReply,
@@ -21,6 +20,7 @@ from services.router.core.wire.reply import (
     streamed,
     whole,
 )
+from shoal.protobuf import Malformed
 
 words = st.text(st.characters(codec="utf-8"), max_size=200)
 

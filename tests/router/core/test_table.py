@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from services.common.errors import ShoalError
 from services.router.core.routing.routes import Arm, Replica, Route, Target, VersionRoute, resolve
 from services.router.core.routing.table import NONE, Change, Revision, StaleEpoch, Table
-from services.router.core.wire.protobuf import text_field
 from services.router.core.wire.request import head
+from shoal.protobuf import text_field
 
 ADDRESSES = {"t0": "h:1", "t1": "h:2"}
 

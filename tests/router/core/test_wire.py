@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from services.router.core.wire import request as wire
-from services.router.core.wire.protobuf import Malformed
 from services.router.core.wire.request import (
     Head,
     Sequence,
@@ -19,6 +18,7 @@ from services.router.core.wire.request import (
     overridden_in_stream,
     refused,
 )
+from shoal.protobuf import Malformed
 from tests.fuzz import oracle
 
 VARINT, FIXED64, BYTES, OPEN, CLOSE, FIXED32 = range(6)

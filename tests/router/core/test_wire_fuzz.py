@@ -14,8 +14,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from services.router.core.wire import request as wire
-from services.router.core.wire.protobuf import Malformed
 from services.router.core.wire.request import Sequence, head
+from shoal.protobuf import Malformed
 from tests.fuzz import oracle, seeds
 from tests.router.core.test_wire import FIXED32, FIXED64, OPEN, VARINT, field, text, varint
 

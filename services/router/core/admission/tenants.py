@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from services.common.errors import RateLimited, TenantLimited
 from services.router.core.admission.priority import Priority, priority_of
 from services.router.core.admission.rate import Bucket, full, take
+from services.router.core.errors import RateLimited, TenantLimited
 
 ANYBODY: Final = "*"  # stands for every tenant without limits of its own
 COLD: Final = 1000

@@ -20,7 +20,7 @@ from services.router.core.rest.values import (
     unsigned,
     wrong,
 )
-from services.router.core.wire.protobuf import signed
+from shoal.protobuf import signed
 
 Scalar = bool | int | float | str
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Final
 
-from services.router.core.wire.protobuf import (
+from shoal.protobuf import (
     BYTES,
     FIXED32,
     FIXED64,

@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final, Generic, NamedTuple, TypeVar
 
-from services.router.core.wire.protobuf import Malformed, encoded, text_field, varint
 from services.router.core.wire.request import MARK, MODEL_VERSION, with_fields
+from shoal.protobuf import Malformed, encoded, text_field, varint
 
 # Field numbers of inference.ModelStreamInferResponse as tags of length-delimited fields.
 _ERROR: Final = 1 << 3 | 2

@@ -11,7 +11,7 @@ from itertools import repeat
 from math import prod
 from typing import Final, NamedTuple
 
-from services.router.core.wire.protobuf import (
+from shoal.protobuf import (
     BYTES,
     FIXED32,
     FIXED64,

@@ -1,12 +1,12 @@
-"""Protobuf's own encoding, as far as the Router reads and writes it without a parser."""
+"""Protobuf's wire encoding, for code that reads or writes a message without parsing all of it."""
 
 from collections.abc import Iterator
 from itertools import repeat
-from typing import Final
+from typing import Final, Protocol
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
-VARINT_BYTES: Final = 10
-# Of tags and sizes. C++ parsers drop the bits of a tag beyond 32, and would see another field.
+VARINT_BYTES: Final = 10  # the longest varint
+# The longest tag or size. C++ parsers drop a tag's bits beyond 32 and would see another field.
 NUMBER_BYTES: Final = 5
 MAX_TAG: Final = 2**32 - 1
 
@@ -14,21 +14,31 @@ _MAX_INT: Final = 2**64 - 1
 
 
 class Malformed(ValueError):
-    """The bytes are no protobuf message."""
+    """The bytes are not a protobuf message."""
+
+
+class Octets(Protocol):
+    """Bytes in memory or in a mapped file."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> int: ...
 
 
 def fields(
-    message: bytes, part: slice, whole: str, most: int
+    message: Octets, part: slice, whole: str, most: int = 2**63 - 1
 ) -> Iterator[tuple[int, int, int | slice]]:
-    """Numbers, wire types and contents, which are 0 for the types of fixed size. `whole`: what
-    has the fields, at `most` so many."""
+    """Yield the number, wire type and content of each field in `part` of a message.
+
+    The content is a number, a slice of `message`, or 0 for the types of fixed size. Raises
+    Malformed, which names `whole`, also when there are more than `most` fields.
+    """
     position, end = part.start, part.stop
     for _ in repeat(None, most):
         if position >= end:
             break
         tag, position = varint(message, position, NUMBER_BYTES)
         if not 8 <= tag <= MAX_TAG:
-            raise Malformed(f"a field number that there is not, in {whole}")
+            raise Malformed(f"an impossible field number in {whole}")
         kind = tag & 7
         content: int | slice = 0
         if kind == BYTES:
@@ -51,16 +61,18 @@ def fields(
 
 
 def signed(number: int) -> int:
-    """An unsigned number of 64 bits as C++ casts it to a signed one."""
+    """Return an unsigned 64-bit number as C++ casts it to a signed one."""
     return number - 2**64 if number >= 2**63 else number
 
 
 def text_field(number: int, text: str) -> bytes:
+    """Return a whole string field. `number` is at most 15."""
     data = text.encode()
     return bytes((number << 3 | BYTES,)) + encoded(len(data)) + data
 
 
 def encoded(number: int) -> bytes:
+    """Return an unsigned number as a varint."""
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)
@@ -69,8 +81,11 @@ def encoded(number: int) -> bytes:
     return bytes(out)
 
 
-def varint(message: bytes, position: int, longest: int) -> tuple[int, int]:
-    """The number at `position`, of at most `longest` bytes, and where it ends."""
+def varint(message: Octets, position: int, longest: int) -> tuple[int, int]:
+    """Return the number at `position`, and the position after it.
+
+    Raises Malformed for a number that is cut off, or takes more than `longest` bytes.
+    """
     result = 0
     for index in range(longest):
         if position >= len(message):

@@ -1,0 +1,11 @@
+"""What `telemetry.sampled` and the SDK's sampler tell each other about the next root span."""
+
+from contextvars import ContextVar
+from typing import Final
+
+REFUSED: Final = 0
+
+# The last answer that `sampled` gave in this context: the trace id that it drew, or REFUSED. The
+# root span takes over the id, so that the sampler, asked again inside the SDK, sees the same id and
+# decides the same.
+drawn: Final[ContextVar[int | None]] = ContextVar("drawn", default=None)
