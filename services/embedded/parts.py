@@ -229,7 +229,6 @@ def _controller(
             "SHOAL_CONTROLLER_SERVERS": servers,
             "SHOAL_CONTROLLER_TRITON_ADMIN_KEY": secret,
             "SHOAL_CONTROLLER_SELFCHECK_MODEL": SELFCHECK_MODEL,
-            "SHOAL_CONTROLLER_STAGING_DIR": str(common.data / "staging"),
         },
         part,
     )

@@ -1,4 +1,4 @@
-"""What a stack is told: flags, over environment variables, over a file, over defaults."""
+"""The settings of a stack: flags come before environment variables, then a file, then defaults."""
 
 import difflib
 import os
@@ -31,31 +31,56 @@ CollectorUrl = Annotated[AnyHttpUrl, UrlConstraints(host_required=True)]
 
 
 class StackSettings(BaseModel):
-    """Every key is a flag (`--memory-budget`), a variable (`SHOAL_MEMORY_BUDGET`) and a key of the
-    file (`memory-budget`). Port 0 picks a free one; all ports are on loopback."""
+    """`shoal up` runs everything on one machine. Each setting is a flag (`--memory-budget`), an
+    environment variable (`SHOAL_MEMORY_BUDGET`) and a key of the file given with `--config`
+    (`memory-budget`). All ports are on loopback; port 0 picks a free one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     repository: tuple[Folder, ...] = ()
+    """Triton model repositories to serve; they are only read. The flag can be repeated, the
+    variable separates paths by `:`. In a checkout the default is its `model_repository`."""
     servers: int = Field(default=1, ge=1, le=64)
-    controllers: int = Field(default=1, ge=1, le=8)  # one acts, the others stand by
-    router_workers: int = Field(default=1, ge=1, le=64)  # processes that share the Router's ports
-    memory_budget: Size | None = None  # bytes of each server; None: by the machine's memory
-    max_models: int = Field(default=0, ge=0)  # (model, version) units of each server; 0: no cap
-    data: Folder | None = None  # None: a temporary folder, deleted when the stack stops
-    otlp: CollectorUrl | None = None  # None: the embedded collector
+    """Triton servers to start."""
+    controllers: int = Field(default=1, ge=1, le=8)
+    """Controllers to start; one acts, the others stand by."""
+    router_workers: int = Field(default=1, ge=1, le=64)
+    """Router processes that share its ports."""
+    memory_budget: Size | None = None
+    """Memory for models on each server, such as `8GiB`, beyond what the server itself takes. By
+    default half of what the machine has free, divided among the servers."""
+    max_models: int = Field(default=0, ge=0)
+    """The most units in memory on each server; 0 for no such limit."""
+    data: Folder | None = None
+    """Folder that keeps what is registered, and logs. By default a temporary one, deleted when the
+    stack stops."""
+    otlp: CollectorUrl | None = None
+    """OTLP/HTTP collector to send traces to (`http://HOST:4318`). By default one is started with
+    the stack."""
     no_otlp: bool = False
+    """Whether to do without traces altogether."""
     trace_ratio: float = Field(default=0.01, ge=0, le=1)
+    """Share of requests to trace. A request with a sampled `traceparent` is always traced."""
     router_grpc_port: Port = 8001
+    """The Router's port for gRPC."""
     router_http_port: Port = 8000
+    """The Router's port for HTTP."""
     registry_port: Port = 9101
+    """The Registry's port."""
     registry_metrics_port: Port = 9111
+    """The Registry's port for Prometheus metrics."""
     controller_port: Port = 9102
+    """The first Controller's port."""
     controller_metrics_port: Port = 9112
+    """The first Controller's port for Prometheus metrics."""
     otlp_grpc_port: Port = 4317
+    """The embedded collector's port for OTLP over gRPC."""
     otlp_http_port: Port = 4318
-    triton_venv: Folder | None = None  # None: where deploy/triton/setup.sh puts it
-    announce: Folder | None = None  # a JSON file kept true to the stack's state
+    """The embedded collector's port for OTLP over HTTP, and for reading traces."""
+    triton_venv: Folder | None = None
+    """Triton's environment, made by `deploy/triton/setup.sh`. By default where that puts it."""
+    announce: Folder | None = None
+    """A JSON file that is kept up to date with the stack's state, addresses and processes."""
 
     @model_validator(mode="after")
     def _one_collector(self) -> "StackSettings":
@@ -72,7 +97,8 @@ class Given(NamedTuple):
 def load(
     flags: Mapping[str, Any], environment: Mapping[str, str], config: Path | None
 ) -> StackSettings:
-    """`flags`: keys with underscores, only those that were given. Raises BadSettings."""
+    """Return the settings from `flags` (keys with underscores, only those that were given), the
+    environment and the file. Raises BadSettings."""
     given = {key: Given(value, flag(key)) for key, value in flags.items()}
     merged = {**_from_file(config), **_from_environment(environment), **given}
     try:
@@ -121,7 +147,7 @@ def _from_file(path: Path | None) -> dict[str, Given]:
 
 
 def _beside(path: Path, key: str, value: Any) -> Any:
-    """Folders in a file are relative to the file, not to where the command is run."""
+    """Return `value` with folders relative to the file, not to where the command is run."""
     if key == "repository":
         folders = [value] if isinstance(value, str) else value
         return [path.parent / Path(folder).expanduser() for folder in folders]
