@@ -6,10 +6,10 @@ from typing import Annotated
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What the number counts, as a person would write it after the number."""
+    """What a number counts."""
 
-    symbol: str
+    name: str
 
 
-Seconds = Annotated[float, Unit("s")]
-Bytes = Annotated[int, Unit("B")]
+Seconds = Annotated[float, Unit("seconds")]
+Bytes = Annotated[int, Unit("bytes")]

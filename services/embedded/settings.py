@@ -19,12 +19,15 @@ from pydantic import (
     model_validator,
 )
 
+from services.common.units import Unit
 from services.embedded.errors import BadSettings
 from shoal.sizes import parse_size
 
 ENV_PREFIX: Final = "SHOAL_"
 
-Size = Annotated[int, BeforeValidator(lambda value: parse_size(str(value))), Field(gt=0)]
+Size = Annotated[
+    int, Unit("size"), BeforeValidator(lambda value: parse_size(str(value))), Field(gt=0)
+]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 CollectorUrl = Annotated[AnyHttpUrl, UrlConstraints(host_required=True)]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-LOOPBACK = "127.0.0.1"
+from services.embedded.ports import LOOPBACK
 
 # Everything that changes a server or shows another tenant's data. Model configurations are among
 # them because Triton would show the one Shoal supplied, with Shoal's version policy in it; a
