@@ -1,14 +1,12 @@
-"""The Controller's settings: environment variables that start with SHOAL_CONTROLLER_."""
+"""The Controller's settings, from environment variables that begin with SHOAL_CONTROLLER_."""
 
 import os
-from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import (
     AnyHttpUrl,
     BaseModel,
     Field,
-    PositiveInt,
     Secret,
     SecretStr,
     StringConstraints,
@@ -16,6 +14,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.common.units import Bytes, Seconds
 from services.controller.core import memory
 from services.controller.core.entities import Server
 from services.controller.core.limits import Limits
@@ -24,38 +23,42 @@ from services.controller.registry.catalogue import Defaults
 Address = Annotated[str, StringConstraints(pattern=r"^.+:\d+$")]
 Resource = Annotated[str, StringConstraints(pattern=r"^(ram|gpu:\d+)$")]
 Share = Annotated[float, Field(gt=0, le=1)]
+PositiveBytes = Annotated[Bytes, Field(gt=0)]
 
 THIS_HOST: Final = "localhost"
 
 _DEFAULT: Final = Limits()
 
 
-class ServerSettings(BaseModel, extra="forbid"):
-    """One Triton."""
+class ServerSettings(BaseModel, extra="forbid", use_attribute_docstrings=True):
+    """One Triton, as an object of `SHOAL_CONTROLLER_SERVERS`."""
 
-    id: str = Field(description="what it was started with as --id")
-    address: Address = Field(description="host:port of its gRPC endpoint")
-    memory_budget: dict[Resource, PositiveInt] = Field(
-        default_factory=dict,
-        description='bytes by resource ("ram", "gpu:0"), over the server\'s own baseline',
-    )
-    soft_limit: Share | None = Field(
-        default=None, description="share of the budget; None: as of all servers"
-    )
-    max_models: int = Field(default=0, ge=0, description="units at most; 0: no such limit")
-    headroom_models: int = Field(
-        default=0, ge=0, description="of max_models, how many are kept free ahead of need"
-    )
-    labels: dict[str, str] = Field(default_factory=dict, description="that models may require")
-    host: str = Field(
-        default="", description="servers with the same share its cores; empty: by the address"
-    )
-    local: bool = Field(
-        default=True, description="its processes run on this host, so that they can be measured"
-    )
-    metrics_url: AnyHttpUrl | None = Field(
-        default=None, description="of its metrics endpoint, for a server that is not local"
-    )
+    id: str
+    """The name the server was started with (`--id`)."""
+    address: Address
+    """`host:port` of the server's gRPC endpoint."""
+    memory_budget: dict[Resource, PositiveBytes] = Field(default_factory=dict)
+    """Bytes that models may take of each resource (`ram`, `gpu:0`, …), beyond what the empty server
+    takes. A resource that is not named has no budget."""
+    soft_limit: Share | None = None
+    """Share of the budget beyond which idle models are evicted ahead of need. By default the
+    `SHOAL_CONTROLLER_SOFT_LIMIT` of all servers."""
+    max_models: int = Field(default=0, ge=0)
+    """The most units the server may hold; 0 for no such limit. An ensemble does not count, its
+    parts do."""
+    headroom_models: int = Field(default=0, ge=0)
+    """How many of `max_models` are kept free ahead of need."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels that models may require (`shoal residency --require`). Copies of a model spread over
+    the values of `zone`."""
+    host: str = ""
+    """Servers with the same value share a machine's cores. By default it follows from `local` and
+    the address."""
+    local: bool = True
+    """Whether the server's processes run on the Controller's host, so that their memory can be
+    measured one by one."""
+    metrics_url: AnyHttpUrl | None = None
+    """The server's Prometheus endpoint, from which its memory is read if it is not local."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -68,135 +71,105 @@ class ServerSettings(BaseModel, extra="forbid"):
 
 
 class Settings(BaseSettings):
-    """Times in seconds."""
+    """The Controller decides which models are loaded where."""
 
     model_config = SettingsConfigDict(
-        env_prefix="SHOAL_CONTROLLER_", extra="forbid", hide_input_in_errors=True
+        env_prefix="SHOAL_CONTROLLER_",
+        extra="forbid",
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
     )
 
     host: str = "127.0.0.1"
+    """Address to listen on. Beyond loopback, administrative calls are accepted only from trusted
+    proxies."""
     port: int = 9102
+    """Port of the gRPC API."""
     metrics_port: int = 9112
-    registry: Address = Field(default="127.0.0.1:9101", description="host:port")
-    holder: str = Field(
-        default="controller", description="the stable name under which it asks for the lease"
-    )
+    """Port of the Prometheus metrics."""
+    registry: Address = "127.0.0.1:9101"
+    """`host:port` of the Registry."""
+    holder: str = "controller"
+    """The name under which this Controller asks for the lease to act. It must be unique among the
+    Controllers of a fleet, and stay the same across restarts."""
     servers: list[ServerSettings] = Field(default_factory=list)
-    triton_admin_key: SecretStr = Field(
-        default=SecretStr(""), description="for Triton's restricted protocols"
-    )
-    selfcheck_model: str = Field(
-        default="",
-        description="an identity model in every server's repository, compared at attachment; "
-        "empty: no check",
-    )
+    """The Tritons of the fleet, as a JSON list of [server objects](#each-server)."""
+    triton_admin_key: SecretStr = SecretStr("")
+    """The value that every Triton was given for its restricted protocols."""
+    selfcheck_model: str = ""
+    """The name of an identity model in every server's repository. Its answer is compared before an
+    empty server is used. Empty for no check."""
     trusted_proxies: list[str] = Field(default_factory=list)
-    staging_dir: Path | None = None
-    events_webhook: Secret[AnyHttpUrl] | None = Field(
-        default=None, description="where every event is posted to, as a CloudEvent; None: nowhere"
-    )
+    """Addresses or networks whose `x-shoal-subject`, `x-shoal-tenant` and `x-shoal-roles` headers
+    are believed."""
+    events_webhook: Secret[AnyHttpUrl] | None = None
+    """A URL to which every event is posted as a CloudEvent. It may contain credentials."""
 
-    health_interval: float = Field(default=0.5, gt=0)
-    measure_interval: float = Field(default=1.0, gt=0)
-    load_timeout: float = Field(default=300.0, gt=0, description="a longer load counts as hung")
-    unload_timeout: float = Field(default=60.0, gt=0, description="a longer unload counts as hung")
-    probe_timeout: float = Field(
-        default=30.0, gt=0, description="for the first answer of a version that has a probe"
-    )
-    max_wait: float = Field(default=300.0, gt=0, description="for callers without a deadline")
-    lease_ttl: float = Field(default=10.0, gt=1)
-    server_patience: float = Field(
-        default=_DEFAULT.server_patience_seconds,
-        ge=0,
-        description="how long requests wait for a server when none is healthy",
-    )
-    router_lease: float = Field(
-        default=_DEFAULT.router_seconds,
-        gt=0,
-        description="a Router that was not heard from for so long is dropped",
-    )
+    health_interval: Seconds = Field(default=0.5, gt=0)
+    """Time between two looks at each server."""
+    measure_interval: Seconds = Field(default=1.0, gt=0)
+    """Time between two measurements of each server's memory."""
+    load_timeout: Seconds = Field(default=300.0, gt=0)
+    """Time after which a load counts as hung."""
+    unload_timeout: Seconds = Field(default=60.0, gt=0)
+    """Time after which an unload counts as hung; its server is then drained, to be restarted."""
+    probe_timeout: Seconds = Field(default=30.0, gt=0)
+    """How long a freshly loaded version may take to answer its probe."""
+    max_wait: Seconds = Field(default=300.0, gt=0)
+    """The longest a cold request waits for its model, whatever its own deadline."""
+    lease_ttl: Seconds = Field(default=10.0, gt=1)
+    """How long the lease to act lasts without renewal. The same for all Controllers of a fleet."""
+    server_patience: Seconds = Field(default=_DEFAULT.server_patience_seconds, ge=0)
+    """How long cold requests wait for a server while none is healthy."""
+    router_lease: Seconds = Field(default=_DEFAULT.router_seconds, gt=0)
+    """A Router that has not been heard from for this long no longer holds up an unload."""
 
-    policy: Literal["lru", "gdsf"] = Field(
-        default="lru",
-        description="what is evicted first: the least recently used, or what costs least to lose "
-        "by size, reload time and use",
-    )
-    half_life: float = Field(
-        default=_DEFAULT.half_life_seconds, gt=0, description="after which a use counts half"
-    )
-    soft_limit: Share = Field(
-        default=0.9,
-        description="share of a budget beyond which what is idle is evicted ahead of need; "
-        "1: only when the room is needed",
-    )
-    headroom_idle: float = Field(
-        default=_DEFAULT.headroom_idle_seconds,
-        ge=0,
-        description="what was used within them is not evicted ahead of need",
-    )
-    idle_ttl: float = Field(
-        default=_DEFAULT.idle_ttl_seconds,
-        ge=0,
-        description="a model that was not used for so long is evicted; 0: never for that reason",
-    )
-    leak_share: float = Field(
-        default=_DEFAULT.leak_share,
-        gt=0,
-        description="share of a budget that a server may hold beyond what its models take, before "
-        "it is drained and restarted",
-    )
+    policy: Literal["lru", "gdsf"] = "lru"
+    """What is evicted first: `lru`, the least recently used, or `gdsf`, what costs least to lose by
+    size, load time and use."""
+    half_life: Seconds = Field(default=_DEFAULT.half_life_seconds, gt=0)
+    """Time after which a use counts half."""
+    soft_limit: Share = 0.9
+    """Share of a budget beyond which idle models are evicted ahead of need; 1 to evict only when
+    the room is needed."""
+    headroom_idle: Seconds = Field(default=_DEFAULT.headroom_idle_seconds, ge=0)
+    """A model used within this time is not evicted ahead of need."""
+    idle_ttl: Seconds = Field(default=_DEFAULT.idle_ttl_seconds, ge=0)
+    """A model that has not been used for this long is evicted; 0 for never on that ground."""
+    leak_share: float = Field(default=_DEFAULT.leak_share, gt=0)
+    """Share of its budget that a server may hold beyond what its models take, before it is drained
+    and restarted."""
 
-    loads_per_server: int = Field(
-        default=_DEFAULT.loads_per_server, ge=1, description="at the same time"
-    )
-    loads_per_host: int | None = Field(
-        default=None,
-        ge=1,
-        description="at the same time; None: as many as this host has cores, 4 at most",
-    )
-    load_backoff: float = Field(
-        default=_DEFAULT.backoff_seconds,
-        gt=0,
-        description="until a failed load is tried again; doubles with each failure",
-    )
+    loads_per_server: int = Field(default=_DEFAULT.loads_per_server, ge=1)
+    """How many loads may run at the same time on one server."""
+    loads_per_host: int | None = Field(default=None, ge=1)
+    """How many loads may run at the same time on one host. By default as many as the Controller's
+    host has cores, but at most 4."""
+    load_backoff: Seconds = Field(default=_DEFAULT.backoff_seconds, gt=0)
+    """Time until a failed load is tried again; it doubles with each further failure."""
 
-    min_copies: int = Field(
-        default=0, ge=0, description="replicas of every default version that are kept"
-    )
-    preload: list[str] = Field(
-        default_factory=list,
-        description='models ("resnet", "resnet:2") that are loaded when the Controller starts',
-    )
-    pinned: list[str] = Field(
-        default_factory=list, description="models that are loaded and never evicted"
-    )
-    max_copies: int = Field(
-        default=_DEFAULT.max_copies, ge=1, description="replicas of one version at most"
-    )
-    copy_in_flight: float = Field(
-        default=_DEFAULT.copy_in_flight,
-        gt=0,
-        description="requests in flight per replica that call for another copy",
-    )
-    copy_queue: float = Field(
-        default=_DEFAULT.copy_queue_seconds,
-        gt=0,
-        description="mean time in the server's own queue that calls for another copy",
-    )
-    copy_up: float = Field(
-        default=_DEFAULT.copy_up_seconds, ge=0, description="for so long, before there is another"
-    )
-    copy_down: float = Field(
-        default=_DEFAULT.copy_down_seconds,
-        ge=0,
-        description="a copy leaves when the others could have done without it for so long",
-    )
+    min_copies: int = Field(default=0, ge=0)
+    """Replicas of each model's default version that are always kept, unless the model sets its own
+    minimum."""
+    preload: list[str] = Field(default_factory=list)
+    """Models (`"resnet"`, `"resnet:2"`) to load when the Controller starts."""
+    pinned: list[str] = Field(default_factory=list)
+    """Models that are loaded and never evicted."""
+    max_copies: int = Field(default=_DEFAULT.max_copies, ge=1)
+    """The most replicas of one version, unless the model sets its own maximum."""
+    copy_in_flight: float = Field(default=_DEFAULT.copy_in_flight, gt=0)
+    """Requests in flight per replica above which another copy is wanted."""
+    copy_queue: Seconds = Field(default=_DEFAULT.copy_queue_seconds, gt=0)
+    """Mean time in the server's own queue above which another copy is wanted."""
+    copy_up: Seconds = Field(default=_DEFAULT.copy_up_seconds, ge=0)
+    """How long another copy must be wanted before it is loaded."""
+    copy_down: Seconds = Field(default=_DEFAULT.copy_down_seconds, ge=0)
+    """A copy is evicted when the others could have done without it for this long."""
 
-    predict: bool = Field(
-        default=_DEFAULT.predict,
-        description="whether models are loaded ahead of when they are expected, into spare room",
-    )
-    predict_ahead: float = Field(default=_DEFAULT.predict_seconds, gt=0)
+    predict: bool = _DEFAULT.predict
+    """Whether models are loaded into spare room ahead of when they are expected to be used."""
+    predict_ahead: Seconds = Field(default=_DEFAULT.predict_seconds, gt=0)
+    """How far ahead models are loaded on expectation."""
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -207,12 +180,10 @@ class Settings(BaseSettings):
 
 
 def defaults(settings: Settings) -> Defaults:
-    """Return what holds for models that ask for nothing themselves."""
     return Defaults(settings.min_copies, frozenset(settings.preload), frozenset(settings.pinned))
 
 
 def limits(settings: Settings) -> Limits:
-    """Return the numbers that the engine decides by."""
     return Limits(
         leak_share=settings.leak_share,
         policy=settings.policy,
@@ -235,7 +206,6 @@ def limits(settings: Settings) -> Limits:
 
 
 def server(settings: Settings, one: ServerSettings) -> Server:
-    """Return a server as the engine takes it."""
     share = settings.soft_limit if one.soft_limit is None else one.soft_limit
     return Server(
         one.id,
@@ -250,12 +220,12 @@ def server(settings: Settings, one: ServerSettings) -> Server:
 
 
 def host(one: ServerSettings) -> str:
-    """Which servers share cores and memory."""
+    """Return the name of the machine: servers with the same one share cores and memory."""
     return one.host or (THIS_HOST if one.local else one.address.rpartition(":")[0])
 
 
 def metrics_url(settings: Settings, one: ServerSettings) -> str:
-    """Where to read what the server takes; empty where that is not told, or would be the sum of
+    """Return where to read the server's memory; "" where that is not known, or would be the sum of
     several servers."""
     beside = [other for other in settings.servers if host(other) == host(one)]
     return str(one.metrics_url) if one.metrics_url is not None and len(beside) == 1 else ""

@@ -1,4 +1,4 @@
-"""A stack's settings: flags over environment variables, over a file, over defaults."""
+"""The settings of a stack: flags come before environment variables, then a file, then defaults."""
 
 import difflib
 import os
@@ -19,65 +19,89 @@ from pydantic import (
     model_validator,
 )
 
+from services.common.units import Unit
 from services.embedded.errors import BadSettings
 from shoal.sizes import parse_size
 
 ENV_PREFIX: Final = "SHOAL_"
 
-Size = Annotated[int, BeforeValidator(lambda value: parse_size(str(value))), Field(gt=0)]
+Size = Annotated[
+    int, Unit("size"), BeforeValidator(lambda value: parse_size(str(value))), Field(gt=0)
+]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 CollectorUrl = Annotated[AnyHttpUrl, UrlConstraints(host_required=True)]
 
 
 class StackSettings(BaseModel):
-    """The settings of `shoal up`.
+    """`shoal up` runs everything on one machine. Each setting is a flag (`--memory-budget`), an
+    environment variable (`SHOAL_MEMORY_BUDGET`) and a key of the file given with `--config`
+    (`memory-budget`). All ports are on loopback; port 0 picks a free one."""
 
-    Every key is a flag (`--memory-budget`), a variable (`SHOAL_MEMORY_BUDGET`) and a key of the
-    file (`memory-budget`). All ports are on loopback, and port 0 picks a free one.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     repository: tuple[Folder, ...] = ()
+    """Triton model repositories to serve; they are only read. The flag can be repeated, the
+    variable separates paths by `:`. In a checkout the default is its `model_repository`."""
     servers: int = Field(default=1, ge=1, le=64)
-    controllers: int = Field(default=1, ge=1, le=8)  # one acts, the others stand by
-    router_workers: int = Field(default=1, ge=1, le=64)  # processes that share the Router's ports
-    memory_budget: Size | None = None  # bytes for each server; None: by the machine's memory
-    max_models: int = Field(default=0, ge=0)  # model versions on each server; 0: no limit
-    data: Folder | None = None  # None: a temporary folder, deleted when the stack stops
-    otlp: CollectorUrl | None = None  # None: the embedded collector
+    """Triton servers to start."""
+    controllers: int = Field(default=1, ge=1, le=8)
+    """Controllers to start; one acts, the others stand by."""
+    router_workers: int = Field(default=1, ge=1, le=64)
+    """Router processes that share its ports."""
+    memory_budget: Size | None = None
+    """Memory for models on each server, such as `8GiB`, beyond what the server itself takes. By
+    default half of what the machine has free, divided among the servers."""
+    max_models: int = Field(default=0, ge=0)
+    """The most units in memory on each server; 0 for no such limit."""
+    data: Folder | None = None
+    """Folder that keeps what is registered, and logs. By default a temporary one, deleted when the
+    stack stops."""
+    otlp: CollectorUrl | None = None
+    """OTLP/HTTP collector to send traces to (`http://HOST:4318`). By default one is started with
+    the stack."""
     no_otlp: bool = False
+    """Whether to do without traces altogether."""
     trace_ratio: float = Field(default=0.01, ge=0, le=1)
+    """Share of requests to trace. A request with a sampled `traceparent` is always traced."""
     router_grpc_port: Port = 8001
+    """The Router's port for gRPC."""
     router_http_port: Port = 8000
+    """The Router's port for HTTP."""
     registry_port: Port = 9101
+    """The Registry's port."""
     registry_metrics_port: Port = 9111
+    """The Registry's port for Prometheus metrics."""
     controller_port: Port = 9102
+    """The first Controller's port."""
     controller_metrics_port: Port = 9112
+    """The first Controller's port for Prometheus metrics."""
     otlp_grpc_port: Port = 4317
+    """The embedded collector's port for OTLP over gRPC."""
     otlp_http_port: Port = 4318
-    triton_venv: Folder | None = None  # None: where deploy/triton/setup.sh puts it
-    announce: Folder | None = None  # a JSON file with the stack's current state
+    """The embedded collector's port for OTLP over HTTP, and for reading traces."""
+    triton_venv: Folder | None = None
+    """Triton's environment, made by `deploy/triton/setup.sh`. By default where that puts it."""
+    announce: Folder | None = None
+    """A JSON file that is kept up to date with the stack's state, addresses and processes."""
 
     @model_validator(mode="after")
     def _one_collector(self) -> "StackSettings":
         if self.otlp is not None and self.no_otlp:
-            raise ValueError("otlp names a collector and no_otlp asks for none: give one of them")
+            raise ValueError("otlp names a collector and no_otlp wants none: give one of them")
         return self
 
 
 class Given(NamedTuple):
-    """A value, and where it was given."""
-
     value: Any
-    where: str  # for people: "--servers", "SHOAL_SERVERS", "shoal.toml: servers"
+    where: str  # as a person would name it: "--servers", "SHOAL_SERVERS", "shoal.toml: servers"
 
 
 def load(
     flags: Mapping[str, Any], environment: Mapping[str, str], config: Path | None
 ) -> StackSettings:
-    """Read all settings. `flags` are those that were given, by key. Raises BadSettings."""
+    """Return the settings from `flags` (keys with underscores, only those that were given), the
+    environment and the file. Raises BadSettings."""
     given = {key: Given(value, flag(key)) for key, value in flags.items()}
     merged = {**_from_file(config), **_from_environment(environment), **given}
     try:
@@ -126,7 +150,7 @@ def _from_file(path: Path | None) -> dict[str, Given]:
 
 
 def _beside(path: Path, key: str, value: Any) -> Any:
-    """Return a folder in a file relative to the file, not to the working directory."""
+    """Return `value` with folders relative to the file, not to where the command is run."""
     if key == "repository":
         folders = [value] if isinstance(value, str) else value
         return [path.parent / Path(folder).expanduser() for folder in folders]

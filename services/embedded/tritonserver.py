@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-LOOPBACK = "127.0.0.1"
+from services.embedded.ports import LOOPBACK
 
 # All that changes a server or shows another tenant's data, and model configurations: Triton would
 # show the one that Shoal supplied, with Shoal's version policy. A client's ModelConfig is answered

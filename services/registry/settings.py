@@ -1,4 +1,4 @@
-"""The Registry's settings, from its environment: SHOAL_REGISTRY_PORT and so on."""
+"""The Registry's settings, from environment variables that begin with SHOAL_REGISTRY_."""
 
 import json
 import os
@@ -9,11 +9,13 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import URL
 
+from services.common.units import Seconds
+
 DATABASE_FILE = "registry.db"
 
 
 def _words(separator: str) -> BeforeValidator:
-    """Accept a list as JSON, or as words between separators."""
+    """Return a validator that reads a list from JSON, or from words between separators."""
 
     def split(value: object) -> object:
         if not isinstance(value, str):
@@ -31,31 +33,42 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class RegistrySettings(BaseSettings):
-    """Port 0 picks a free port, and `metrics_port` may be none. Folders become absolute paths.
-
-    When bound beyond loopback, the Registry takes administrative calls only through
-    `trusted_proxies`. `database_url` is sqlite:////path or postgresql://…; without it, there is an
-    SQLite file in `data_dir`. `staging_dir` is the model root of every server, by default in
-    `data_dir`. `repositories` are imported at start, and separated by colons.
-    `default_instance_kind` is for configs that name no kind; with KIND_AUTO, Triton takes a GPU if
-    there is one.
-    """
+    """The Registry knows what exists: models, versions, aliases, approvals, traffic policies."""
 
     model_config = SettingsConfigDict(
-        env_prefix="SHOAL_REGISTRY_", env_parse_none_str="none", frozen=True
+        env_prefix="SHOAL_REGISTRY_",
+        env_parse_none_str="none",
+        frozen=True,
+        use_attribute_docstrings=True,
     )
 
     host: str = "127.0.0.1"
+    """Address to listen on. Beyond loopback, administrative calls are accepted only from trusted
+    proxies."""
     port: Port = 9101
+    """Port of the gRPC API; 0 picks a free one."""
     metrics_port: Port | None = 9111
+    """Port of the Prometheus metrics; 0 picks a free one, `none` turns them off."""
     data_dir: Folder = Field(default=Path(".shoal"), validate_default=True)
+    """Folder for the SQLite database and, unless it is set, the staging tree."""
     database_url: SecretStr | None = None
+    """`sqlite:////path` or `postgresql://user:password@host/database`. By default an SQLite file in
+    `data_dir`."""
     staging_dir: Folder | None = None
+    """Folder for the staging tree, the model repository of every Triton. By default `staging` in
+    `data_dir`."""
     repositories: Folders = ()
+    """Model repositories to import at start: paths separated by `:`, or a JSON list."""
     trusted_proxies: Networks = ()
+    """Addresses or networks whose `x-shoal-subject`, `x-shoal-tenant` and `x-shoal-roles` headers
+    are believed: separated by commas, or a JSON list."""
     default_instance_kind: Literal["KIND_AUTO", "KIND_CPU", "KIND_GPU", "KIND_MODEL"] = "KIND_AUTO"
-    watch_checkpoint_seconds: float = Field(default=5.0, gt=0)
-    stop_grace_seconds: float = Field(default=2.0, ge=0)
+    """Where the instances of a model run whose config does not say it. With `KIND_AUTO`, Triton
+    uses a GPU if there is one."""
+    watch_checkpoint_seconds: Seconds = Field(default=5.0, gt=0)
+    """How often an idle watch tells its revision."""
+    stop_grace_seconds: Seconds = Field(default=2.0, ge=0)
+    """How long a stopping Registry finishes the calls it has begun."""
 
     @property
     def database(self) -> str:

@@ -1,4 +1,4 @@
-"""The Router's settings: environment variables that start with SHOAL_ROUTER_."""
+"""The Router's settings, from environment variables that begin with SHOAL_ROUTER_."""
 
 import resource
 from collections.abc import Mapping
@@ -9,19 +9,20 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.common.rpc import Limits
+from services.common.units import Bytes, Seconds
 from services.router.core.admission.gate import QUEUE_BYTES, QUEUE_REQUESTS, QUEUE_SECONDS, Bounds
 from services.router.core.admission.priority import Priority
 from services.router.core.admission.tenants import ANYBODY, TenantLimit
 
 MIB = 1 << 20
 MAX_MESSAGE = 2**31 - 1  # bytes; what tritonclient allows itself
-# One that is larger by no more is told of the limit by the Router, others by gRPC.
+# A request beyond the limit by no more than this is refused by the Router, a larger one by gRPC.
 EXCESS = 64 * MIB
 MEMORY_PART = 8  # a request under way takes four times its bytes
 LARGEST_HELD = 4  # messages
 ALONE_PATIENCE = 5.0  # seconds
 OWN_FILES = 512  # descriptors that no client may take
-# Until then the last of 20,000 calls at once are begun with, also on a busy machine.
+# Long enough to begin with the last of 20,000 calls at once, even on a busy machine.
 PENDING_SECONDS = 300.0
 TAKE_OVER_PATIENCE = 30.0  # seconds; a lease runs out first, in 10 s unless it is set otherwise
 
@@ -29,15 +30,21 @@ _ADDRESS = r"[^,]+:\d+"
 
 
 class TenantSettings(BaseModel):
-    """As `TenantLimit`; what one tenant leaves out is as for all."""
+    """The limits of one tenant, as an object of `SHOAL_ROUTER_TENANT_LIMITS`. What a tenant leaves
+    out is taken from `*`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     rate: float | None = Field(default=None, gt=0)
+    """Requests a second, on average. By default no limit."""
     burst: float | None = Field(default=None, ge=1)
+    """Requests at once after a pause. By default the requests of one second."""
     in_flight: int | None = Field(default=None, ge=1)
+    """Requests at the same time, waiting or sent. By default no limit."""
     cold: int | None = Field(default=None, ge=1)
+    """Requests at the same time that wait for a model to become resident. By default 1000."""
     priority: Literal["high", "normal", "low"] | None = None
+    """The most urgent class the tenant may use. By default `high`."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -46,7 +53,7 @@ class TenantSettings(BaseModel):
         return self
 
     def over(self, limit: TenantLimit) -> TenantLimit:
-        """With `limit` for what is left out."""
+        """Return these limits, completed from `limit`."""
         return TenantLimit(
             rate=limit.rate if self.rate is None else self.rate,
             burst=limit.burst if self.rate is None else self.burst,
@@ -57,78 +64,87 @@ class TenantSettings(BaseModel):
 
 
 class Settings(BaseSettings):
-    """`controller`: host:port of each Controller, separated by commas; the one that acts is
-    followed. `controller_patience`: of a cold request, while none acts; by default longer than a
-    take-over lasts where there are several. `state_dir`: where the last table is kept, empty for
-    nowhere. `max_message_bytes`: of one request; `max_held_bytes`: of all that are under way,
-    divided among the workers. `workers`: processes on the same ports; `worker` and
-    `worker_sockets` are what their parent tells each of them. Times in seconds."""
+    """The Router answers clients: it picks a version and a replica for each request."""
 
-    model_config = SettingsConfigDict(env_prefix="SHOAL_ROUTER_", extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="SHOAL_ROUTER_", extra="forbid", use_attribute_docstrings=True
+    )
 
     host: str = "127.0.0.1"
+    """Address to listen on. Beyond loopback, administrative calls are accepted only from trusted
+    proxies."""
     grpc_port: int = 8001
+    """Port of Triton's gRPC protocol and of Shoal's own API."""
     http_port: int = 8000
+    """Port of HTTP: inference, health and the Prometheus metrics."""
     controller: Annotated[str, StringConstraints(pattern=rf"^{_ADDRESS}(,{_ADDRESS})*$")] = (
         "127.0.0.1:9102"
     )
+    """`host:port` of every Controller, separated by commas. The one that acts is followed."""
     state_dir: Path | None = None
+    """Folder that keeps the last placements, for a start while no Controller answers. By default
+    they are not kept."""
     # Taking in one of the largest, nothing else is answered: half a second by default, 7 s at most.
-    max_message_bytes: int = Field(default=256 * MIB, gt=0, le=MAX_MESSAGE)
-    max_held_bytes: int | None = Field(
-        default=None, ge=1, le=2**63 - 1, description="of all requests under way"
-    )
-    max_json_bytes: int = Field(
-        default=64 * MIB,
-        gt=0,
-        le=MAX_MESSAGE,
-        description="of one request",
-    )
-    json_processes: int = Field(
-        default=2, ge=1, le=64, description="that convert large JSON, at most, in each worker"
-    )
+    max_message_bytes: Bytes = Field(default=256 * MIB, gt=0, le=MAX_MESSAGE)
+    """The largest request, also after decompression."""
+    max_held_bytes: Bytes | None = Field(default=None, ge=1, le=2**63 - 1)
+    """Bytes of all requests under way, divided among the workers. By default an eighth of the
+    memory, and at least four of the largest requests."""
+    max_json_bytes: Bytes = Field(default=64 * MIB, gt=0, le=MAX_MESSAGE)
+    """The most JSON in one HTTP request."""
+    json_processes: int = Field(default=2, ge=1, le=64)
+    """The most processes that convert large JSON, in each worker."""
     trusted_proxies: list[str] = Field(default_factory=list)
-    controller_patience: float | None = Field(default=None, ge=0)
-    hedge_after: float | None = Field(
-        default=None,
-        gt=0,
-        description="seconds without an answer after which another replica is asked, too",
-    )
-    batch_scheduling: bool = Field(
-        default=False,
-        description="SCHED_BATCH: more requests a second, and later answers while models load "
-        "beside it",
-    )
-    stop_grace: float = Field(default=5.0, ge=0)
+    """Addresses or networks whose `x-shoal-subject`, `x-shoal-tenant` and `x-shoal-roles` headers
+    are believed."""
+    controller_patience: Seconds | None = Field(default=None, ge=0)
+    """How long a cold request waits while no Controller acts. By default 5 s with one Controller,
+    and 30 s with several, which is longer than a take-over."""
+    hedge_after: Seconds | None = Field(default=None, gt=0)
+    """Time without an answer after which a second replica is asked as well. By default never."""
+    batch_scheduling: bool = False
+    """Run under `SCHED_BATCH`: more requests a second, but later answers while models load on the
+    same cores."""
+    stop_grace: Seconds = Field(default=5.0, ge=0)
+    """How long a stopping Router finishes the requests it has begun."""
     # Of each process. A Triton takes no more header bytes either.
-    max_header_bytes: int = Field(default=8 * 1024, ge=1024, le=MAX_MESSAGE)
-    max_streams: int = Field(
-        default=10_000, ge=1, le=MAX_MESSAGE, description="calls at a time on one connection"
-    )
+    max_header_bytes: Bytes = Field(default=8 * 1024, ge=1024, le=MAX_MESSAGE)
+    """The most metadata or headers in one call."""
+    max_streams: int = Field(default=10_000, ge=1, le=MAX_MESSAGE)
+    """Calls at the same time on one connection."""
     max_connections: int | None = Field(default=None, ge=1, le=MAX_MESSAGE)
+    """Connections at the same time, gRPC and HTTP each. By default as many as the limit on open
+    files allows, less 512."""
     # By default, all clients of a Router that comes back may call at once.
-    max_pending: int = Field(
-        default=20_000, ge=1, le=MAX_MESSAGE, description="calls that it has not begun with"
-    )
-    connection_age: float | None = Field(default=None, gt=0)
-    connection_grace: float | None = Field(default=None, gt=0)
-    connection_idle: float | None = Field(default=3600.0, gt=0)
-    shared_memory: bool = Field(
-        default=False, description="callers on this host may send tensors in shared memory"
-    )
-    tenant_limits: dict[str, TenantSettings] = Field(
-        default_factory=dict, description="by tenant, * for all without their own"
-    )
-    # Known by measuring for every model that is not named here.
-    in_flight_limits: dict[str, Annotated[int, Field(ge=1)]] = Field(
-        default_factory=dict, description="of one replica, by model, * for all without their own"
-    )
-    queue_requests: int = Field(default=QUEUE_REQUESTS, ge=1, description="that wait for a version")
-    queue_bytes: int = Field(default=QUEUE_BYTES, ge=1, description="of all requests that wait")
-    queue_seconds: float = Field(default=QUEUE_SECONDS, gt=0, description="without a deadline")
-    workers: int = Field(default=1, ge=1, le=64, description="processes that share the ports")
-    worker: int | None = Field(default=None, ge=0, description="set by the parent of workers")
+    max_pending: int = Field(default=20_000, ge=1, le=MAX_MESSAGE)
+    """gRPC calls, over all connections, that the Router has not yet begun to handle."""
+    connection_age: Seconds | None = Field(default=None, gt=0)
+    """Age at which a gRPC client is told to reconnect. By default never."""
+    connection_grace: Seconds | None = Field(default=None, gt=0)
+    """Time after `connection_age` at which the calls left on the connection are ended. By default
+    never."""
+    connection_idle: Seconds | None = Field(default=3600.0, gt=0)
+    """Time without a call after which a gRPC client is told to reconnect."""
+    shared_memory: bool = False
+    """Whether callers on this host may send tensors in shared memory."""
+    tenant_limits: dict[str, TenantSettings] = Field(default_factory=dict)
+    """Limits by tenant, as a JSON object of [tenant objects](#each-tenant); `*` stands for every
+    tenant that is not named."""
+    in_flight_limits: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """How many requests one replica is sent at a time, by model, as a JSON object; `*` stands for
+    every model that is not named. By default the Router finds out by measuring."""
+    queue_requests: int = Field(default=QUEUE_REQUESTS, ge=1)
+    """Requests that may wait for one version."""
+    queue_bytes: Bytes = Field(default=QUEUE_BYTES, ge=1)
+    """Bytes of all requests that wait."""
+    queue_seconds: Seconds = Field(default=QUEUE_SECONDS, gt=0)
+    """How long a request without a deadline may wait."""
+    workers: int = Field(default=1, ge=1, le=64)
+    """Router processes that share the ports."""
+    worker: int | None = Field(default=None, ge=0)
+    """Set by the parent of several workers for each of them; not for operators."""
     worker_sockets: Path = Path()
+    """Set by the parent of several workers for each of them; not for operators."""
 
     @model_validator(mode="after")
     def _one_writes(self) -> Self:
@@ -141,12 +157,12 @@ class Settings(BaseSettings):
 
     @property
     def max_received_bytes(self) -> int:
-        """Above the Router's own limit, so that it is its own error that a caller sees."""
+        """The limit that gRPC is given: above the Router's own, so that callers see its error."""
         return min(MAX_MESSAGE, self.max_message_bytes + EXCESS)
 
     def held_bytes(self, memory: int) -> int:
-        """Of all requests under way in this process; `memory`: bytes of the machine. Unless it is
-        set, an eighth of that, and enough for some of the largest."""
+        """Return the most bytes of requests under way in this process, on a machine with `memory`
+        bytes."""
         limit = self.max_held_bytes
         if limit is None:
             limit = max(memory // MEMORY_PART, LARGEST_HELD * self.max_message_bytes)
@@ -154,8 +170,8 @@ class Settings(BaseSettings):
 
     @property
     def limits(self) -> Limits:
-        """Without a number of connections, as many as leave files for what the Router itself opens
-        to servers and Controllers."""
+        """What clients may take of a gRPC server. The number of connections leaves open files for
+        those that the Router makes to servers and Controllers."""
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         room = max(files - OWN_FILES, files // 2) if files != resource.RLIM_INFINITY else None
         return Limits(

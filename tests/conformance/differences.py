@@ -183,20 +183,22 @@ def _same_up_to_the_name(method: str, triton: Outcome, shoal: Outcome) -> None:
 
 DIFFERENCES: Final[dict[str, Difference]] = {
     "encoding": Difference(
-        "Fields in another order, the same content: in streams, and where an answer has a map",
-        "The Router writes a stream's replies around what it forwards; Triton's maps have no order "
-        "of their own, two servers differ in it too",
+        "The same content with fields in another order: in streams, and in answers that have a map",
+        "The Router writes a stream's replies around what it forwards. Triton's maps have no "
+        "fixed order, and two servers differ in it, too",
         same_content,
     ),
     "refused in band": Difference(
-        "A request that is refused within a stream: the reply names the model and says that it is "
-        "final, where Triton gives the id alone",
-        "The Router sends it to a server by itself, and tells what every other last reply tells",
+        "A request refused within a stream: the reply names the model and says that it is "
+        "final, where Triton gives only the id",
+        "The Router sends the request to a server by itself, and says what every other last "
+        "reply says",
         _refused_in_band,
     ),
     "errors as statuses": Difference(
-        "A stream with the header `triton_grpc_error`: the first error ends it, also a refusal",
-        "As Triton describes it; release 24.10 keeps refusals in the stream",
+        "A stream with the header `triton_grpc_error`: its first error ends it, even if that is "
+        "a refusal",
+        "This is how Triton describes it; release 24.10 keeps refusals in the stream",
         _as_status,
     ),
     "paths": Difference(
@@ -205,48 +207,50 @@ DIFFERENCES: Final[dict[str, Difference]] = {
         _same_but_paths,
     ),
     "unknown": Difference(
-        "Unknown model or version: more words after Triton's own sentence",
+        "Unknown model or version: more text after Triton's own sentence",
         "Clients match on the sentence; people need to know what to do",
         _says_more,
     ),
     "alias": Difference(
-        "A version that is no number: NOT_FOUND, not INVALID_ARGUMENT",
+        "A version that is not a number: NOT_FOUND instead of INVALID_ARGUMENT",
         "It is the name of an alias",
         _alias,
     ),
     "versions": Difference(
-        "Versions 0, -1, 01 and beyond 64 bits: INVALID_ARGUMENT, whatever Triton does with each",
-        "A version has one spelling, which is its folder's name",
+        "Versions 0, -1, 01, and those beyond 64 bits: INVALID_ARGUMENT, whatever Triton does "
+        "with each",
+        "A version has one spelling, the name of its folder",
         _refused("INVALID_ARGUMENT", "give a whole number from 1 up"),
     ),
     "names": Difference(
-        "Names that no model can have: INVALID_ARGUMENT, not NOT_FOUND",
+        "Names that no model can have: INVALID_ARGUMENT instead of NOT_FOUND",
         "They never reach a server, where a name becomes a folder",
         _refused("INVALID_ARGUMENT", "names start with a letter or digit"),
     ),
     "not loaded": Difference(
-        "A model that cannot be loaded: FAILED_PRECONDITION with the load's error; it has "
-        "metadata, config and a row in the index, and is ready until a load has failed",
-        "It exists and is loaded when it is asked for",
+        "A model that cannot be loaded: FAILED_PRECONDITION with the error of the load. It has "
+        "metadata, a config and a row in the index, and is ready until a load has failed",
+        "It exists, and is loaded when it is asked for",
         _not_loaded,
     ),
     "not protobuf": Difference(
-        "Bytes that are no request: INVALID_ARGUMENT and why, not INTERNAL; in a stream an error, "
-        "where Triton ends it without a word",
-        "The Router reads the names before anything is sent to a server",
+        "Bytes that are not a request: INVALID_ARGUMENT with the reason instead of INTERNAL; in "
+        "a stream an error, where Triton ends the stream without one",
+        "The Router reads the names before it sends anything to a server",
         _refused("INVALID_ARGUMENT", "not a valid inference.ModelInferRequest"),
     ),
     "groups": Difference(
-        "A request with protobuf groups, more than 16,384 fields, or an id or name of more than "
-        "64 KiB: INVALID_ARGUMENT",
-        "No client sends them, and reading them can be made to cost much",
+        "A request with protobuf groups, with more than 16,384 fields, or with an id or name of "
+        "more than 64 KiB: INVALID_ARGUMENT",
+        "No client sends them, and reading them can be made expensive",
         _refused("INVALID_ARGUMENT", "wire type 3"),
     ),
     "shapes": Difference(
         "An input of more than 2^48 elements, of more than 64 dimensions, or with negative "
-        "dimensions whose product is not negative: INVALID_ARGUMENT, whatever Triton does with it",
-        "Triton lets the product overflow, and where that fits the bytes, a Python model's "
-        "process dies of the input",
+        "dimensions whose product is not negative: INVALID_ARGUMENT, whatever Triton does with "
+        "it",
+        "In Triton the product overflows, and if the result matches the number of bytes, the "
+        "input ends a Python model's process",
         _refused("INVALID_ARGUMENT", "an input of more than"),
     ),
     "config": Difference(
@@ -256,29 +260,29 @@ DIFFERENCES: Final[dict[str, Difference]] = {
         _config,
     ),
     "server": Difference(
-        "ServerMetadata: the name `shoal` and Shoal's version; only the extensions that are there",
-        "It is one server to its clients",
+        "ServerMetadata: the name `shoal`, Shoal's version, and only the extensions that Shoal has",
+        "To its clients it is one server",
         _server,
     ),
     "index": Difference(
-        "RepositoryIndex: every registered version, READY where it may be asked for; the reason "
-        "says whether it is resident",
+        "RepositoryIndex: every registered version, READY if requests for it are answered; the "
+        "reason says whether it is resident",
         "A model that is not resident is loaded by the first request for it",
         _index,
     ),
     "statistics": Difference(
-        "ModelStatistics: of all servers together, and over evictions",
-        "Where a model was when it answered is nothing that a client knows",
+        "ModelStatistics: summed over all servers and across evictions",
+        "Where a model was when it answered is not a client's concern",
         _statistics,
     ),
     "parameters of a load": Difference(
         "RepositoryModelLoad with a config or with files: INVALID_ARGUMENT",
-        "What is loaded is what is registered; loading a client's files is running its code",
+        "What is loaded is what is registered; to load a client's files would be to run its code",
         _refused("INVALID_ARGUMENT", "unrecognized load parameter"),
     ),
     "methods": Difference(
-        "A method that there is not: UNIMPLEMENTED with another text",
-        "It is gRPC's own text, in Python and in C++",
+        "An unknown method: UNIMPLEMENTED with another text",
+        "The text is gRPC's own, which differs between Python and C++",
         _same_up_to_the_name,
     ),
 }

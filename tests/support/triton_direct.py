@@ -17,10 +17,9 @@ import tritonclient.grpc as triton
 
 from services.embedded import leftovers
 from services.embedded.backends import assemble
-from services.embedded.ports import pick
+from services.embedded.ports import LOOPBACK, pick
 from services.embedded.tritonserver import (
     ADMIN_METADATA,
-    LOOPBACK,
     TritonSpec,
     command,
     environment,
