@@ -15,7 +15,7 @@ import pytest
 
 from services.common.caller import LOCAL
 from services.common.errors import ModelNotFound
-from services.router.core.routing.metadata import read
+from services.router.core.routing.metadata import read_metadata
 from services.router.servers.answers import TritonError
 from services.router.streams import call as stream_call
 from services.router.streams import replies as stream_replies
@@ -441,7 +441,7 @@ async def test_the_replies_to_one_request(servers: dict[str, DirectTriton]) -> N
 
         def responses(request: Any) -> AsyncGenerator[bytes, None]:
             message = request.SerializeToString()
-            return router.streams.responses(Request(message, read(()), None, LOCAL))
+            return router.streams.responses(Request(message, read_metadata(()), None, LOCAL))
 
         assert len([r async for r in responses(ask(MANY, 3, 0))]) == 3
         assert [r async for r in responses(ask(MANY, 0, 0))] == []

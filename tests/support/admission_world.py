@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from services.router.core.admission.gate import Bounds, Gate, Refusal
 from services.router.core.admission.priority import Priority
-from services.router.core.admission.queues import Waiting
+from services.router.core.admission.queues import QueuedRequest
 
 WAY = 0.0007  # seconds from the Router to the model and back
 
@@ -66,7 +66,7 @@ class World:
         self._random = random.Random(seed)
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = itertools.count()
-        self._waiting: dict[Waiting, tuple[Gate, Request]] = {}
+        self._waiting: dict[QueuedRequest, tuple[Gate, Request]] = {}
         self._fifo: list[tuple[Gate, Request, float]] = []
         self._idle = model.instances
 
@@ -127,7 +127,7 @@ class World:
         if gate.enter(request.priority, 1, self.now):
             self._send(gate, request)
             return
-        waiting = Waiting(request.tenant, request.priority, 100, self.now, 0.0)
+        waiting = QueuedRequest(request.tenant, request.priority, 100, self.now, 0.0)
         refused, displaced = gate.offer(waiting, request.deadline, 1, self.now)
         if displaced is not None:
             self._refuse(displaced, Refusal.DISPLACED)
@@ -137,12 +137,12 @@ class World:
         self._waiting[waiting] = gate, request
         self._at(waiting.until, self._expire, waiting)
 
-    def _expire(self, waiting: Waiting) -> None:
+    def _expire(self, waiting: QueuedRequest) -> None:
         if waiting in self._waiting:
             self._waiting[waiting][0].remove(waiting)
             self._refuse(waiting, Refusal.EXPIRED)
 
-    def _refuse(self, waiting: Waiting, refusal: Refusal) -> None:
+    def _refuse(self, waiting: QueuedRequest, refusal: Refusal) -> None:
         _, request = self._waiting.pop(waiting)
         self.refused.append((self.now, request, refusal))
 

@@ -1,4 +1,4 @@
-"""What administrators of a Triton ask of it, asked of a fleet."""
+"""Administrative calls of Triton's protocol, answered for a whole fleet."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -12,7 +12,7 @@ from services.router.call import Answer, Call
 from services.router.control.answers import Rejected
 from services.router.control.calls import ControllerCalls
 from services.router.control.placement_watch import PlacementWatch
-from services.router.control.servers import ServerCalls, readings, updates
+from services.router.control.servers import ServerCalls, all_accepted, any_accepted
 from services.router.core.errors import (
     LoadParameter,
     LoadRefused,
@@ -29,8 +29,9 @@ UNLOAD_DEPENDENTS: Final = "unload_dependents"
 
 
 class Administration:
-    """Each method takes and gives messages of inference.GRPCInferenceService. All raise Rejected
-    and NoController beside what they name."""
+    """Answers administrative calls. The methods take and return messages of
+    inference.GRPCInferenceService. All raise Rejected and NoController besides the errors that they
+    name."""
 
     def __init__(self, watch: PlacementWatch, calls: ControllerCalls, servers: ServerCalls) -> None:
         self._watch = watch
@@ -38,7 +39,7 @@ class Administration:
         self._servers = servers
 
     def answers(self) -> Mapping[str, Answer]:
-        """By the method's name."""
+        """Return the answer to each method, by name."""
         return {
             "ModelStatistics": self.model_statistics,
             "RepositoryModelLoad": self.load,
@@ -48,15 +49,16 @@ class Administration:
         }
 
     async def model_statistics(self, request: Any, call: Call) -> Any:
-        """Of all servers, and over reloads: see ControllerService/GetModelStatistics. Raises
-        ModelNotAvailable, VersionNotAvailable, InvalidVersion."""
+        """Return statistics of all servers, kept across reloads: see
+        ControllerService/GetModelStatistics. Raises ModelNotAvailable, VersionNotAvailable,
+        InvalidVersion."""
         number = self._version(request.name, request.version) if request.name else 0
         wanted = wire.GetModelStatisticsRequest(model=request.name, version=number)
         reply = await self._calls.ask("GetModelStatistics", wanted, call.deadline)
         return service_pb2.ModelStatisticsResponse.FromString(reply.statistics)
 
     def _version(self, model: str, version: str) -> int:
-        """0 where none is named."""
+        """Return the number of the version, 0 if none is named."""
         routes = self._watch.table.routes
         route = routes.get(model)
         if route is None or not route.versions:
@@ -72,9 +74,11 @@ class Administration:
     # --- RepositoryModelLoad, RepositoryModelUnload -----------------------------------------------
 
     async def load(self, request: Any, call: Call) -> Any:
-        """Returns when what answers requests for the model is READY: its default version, or each
-        arm of its traffic policy. Raises AdminRequired, RepositoryNamed, LoadParameter,
-        NotInRepository, LoadRefused, NoApprovedVersion."""
+        """Load a model. Returns when all versions that answer its requests are READY: its default
+        version, or each arm of its traffic policy.
+
+        Raises AdminRequired, RepositoryNamed, LoadParameter, NotInRepository, LoadRefused,
+        NoApprovedVersion."""
         call.caller.require_admin("RepositoryModelLoad")
         refuse_named(request.repository_name)
         for parameter in request.parameters:
@@ -90,7 +94,7 @@ class Administration:
         return service_pb2.RepositoryModelLoadResponse()
 
     async def _load(self, target: Target, call: Call) -> str:
-        """The server that has it."""
+        """Load a version and return the server that has it."""
         wanted = wire.LoadModelRequest(name=version_name(*target))
         try:
             reply = await self._calls.ask("LoadModel", wanted, call.deadline)
@@ -106,8 +110,8 @@ class Administration:
         return str(reply.replica.name.split("/")[1])  # "servers/{server}/replicas/…"
 
     async def unload(self, request: Any, call: Call) -> Any:
-        """Returns when no version of the model is resident any more; the next request for it loads
-        it again. Raises AdminRequired, RepositoryNamed, InvalidField."""
+        """Unload a model. Returns when no version of it is resident any more; the next request for
+        it loads it again. Raises AdminRequired, RepositoryNamed, InvalidField."""
         call.caller.require_admin("RepositoryModelUnload")
         refuse_named(request.repository_name)
         parts = request.parameters.get(UNLOAD_DEPENDENTS)
@@ -125,9 +129,12 @@ class Administration:
     # --- TraceSetting, LogSettings ----------------------------------------------------------------
 
     async def trace_setting(self, request: Any, call: Call) -> Any:
-        """Of all servers, or for a model of those that hold it now; to change them makes it
-        resident. A server that is started again begins with its own. Raises AdminRequired,
-        Answered, ServersDisagree, NoServerAnswers, and what `load` raises."""
+        """Read or change the trace settings of all servers, or of a model on the servers that hold
+        it. Changing a model's settings makes it resident. A server that restarts begins with its
+        own settings.
+
+        Raises AdminRequired, RefusedByServers, ServersDisagree, NoServerAnswers, and what `load`
+        raises."""
         call.caller.require_admin("TraceSetting")
         asked = service_pb2.TraceSettingRequest()
         asked.CopyFrom(request)
@@ -143,29 +150,29 @@ class Administration:
         answers = await self._servers.ask(
             wire.SERVER_CALL_TRACE_SETTING, asked.SerializeToString(), call.deadline, servers
         )
-        taken = updates if request.settings else readings
+        taken = all_accepted if request.settings else any_accepted
         return common_trace(taken("TraceSetting", answers))
 
     async def log_settings(self, request: Any, call: Call) -> Any:
-        """Of all servers; one that is started again begins with its own. Raises AdminRequired,
-        Answered, ServersDisagree, NoServerAnswers."""
+        """Read or change the log settings of all servers. A server that restarts begins with its
+        own settings. Raises AdminRequired, RefusedByServers, ServersDisagree, NoServerAnswers."""
         call.caller.require_admin("LogSettings")
         answers = await self._servers.ask(
             wire.SERVER_CALL_LOG_SETTINGS, request.SerializeToString(), call.deadline
         )
-        taken = updates if request.settings else readings
+        taken = all_accepted if request.settings else any_accepted
         return common_log(taken("LogSettings", answers))
 
 
 def refuse_named(repository: str) -> None:
-    """Raises RepositoryNamed, as Triton does, where a repository is named."""
+    """Raises RepositoryNamed, as Triton does, if a repository is named."""
     if repository:
         raise RepositoryNamed(repository=repository[:128])
 
 
 def _in_tritons_words(target: Target, cause: str) -> str:
-    """What RepositoryModelLoad says of a load that failed. `cause`: what the server said, as a
-    sentence."""
+    """Return what RepositoryModelLoad says about a failed load. `cause` is what the server said, as
+    a sentence."""
     if cause.startswith("load failed for model"):
         return cause.removesuffix(".")
     return (

@@ -1,4 +1,4 @@
-"""What would happen to a request now, and why: asked of the same rules that decide it."""
+"""Explains what would happen to a request now and why, by the rules that decide it."""
 
 import time
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ from services.router.core.wire.request import Sequence
 
 
 class Question(NamedTuple):
-    """`headers`: of the request. `sequence`: the id of the one that it belongs to, empty for
-    none."""
+    """A request to be explained. `headers` are its headers; `sequence` is the id of its sequence,
+    or ""."""
 
     model: str
     version: str
@@ -24,7 +24,8 @@ class Question(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """`arms`: what may be drawn, its share of the traffic, and where it is resident."""
+    """What would happen to a request. `arms` are the versions that it may go to, each with its
+    share of the traffic and the servers that have it."""
 
     arms: tuple[tuple[Target, float, tuple[str, ...]], ...]
     priority: Priority
@@ -32,12 +33,15 @@ class Explanation(NamedTuple):
 
 
 class Explanations:
+    """Explains requests."""
+
     def __init__(self, watch: PlacementWatch, admission: Admission) -> None:
         self._watch = watch
         self._admission = admission
 
     def explain(self, asked: Question) -> Explanation:
-        """Raises what `routes.resolve` raises, and InvalidField for headers that say nothing."""
+        """Explain a request. Raises what `routes.resolve` raises, and InvalidField for headers that
+        have no meaning."""
         found = self._found(asked)
         who = self._admission.tenants.tenant(asked.tenant, time.monotonic())
         priority = priority_of(asked.headers.get(HEADER), 0, who.limit.priority)

@@ -1,4 +1,4 @@
-"""inference.GRPCInferenceService, as one very large Triton would answer it."""
+"""inference.GRPCInferenceService, answered as if by one very large Triton."""
 
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final, NoReturn
@@ -32,7 +32,7 @@ _NOT_PROXIED: Final = dict.fromkeys(
 
 
 class InferenceService:
-    """Answers inference itself, and everything else with `answers`, by the method's name."""
+    """Answers inference itself, and every other method with its entry in `answers`."""
 
     def __init__(
         self,
@@ -47,8 +47,8 @@ class InferenceService:
         self._answers = answers
 
     def methods(self) -> grpc.GenericRpcHandler:
-        """Return the service for a gRPC server. Inference takes and gives raw bytes, the rest are
-        messages."""
+        """Return the service for a gRPC server. Inference takes and returns raw bytes, other
+        methods messages."""
         infer = self._traced_infer if telemetry.enabled() else self.model_infer
         methods: dict[str, Any] = {
             "ModelInfer": grpc.unary_unary_rpc_method_handler(infer),
@@ -66,34 +66,35 @@ class InferenceService:
 
     async def _traced_infer(self, request: bytes, context: Context) -> bytes:
         metadata = tuple(context.invocation_metadata() or ())
-        with tracing.serving(f"{SERVICE}/ModelInfer", metadata):
+        with tracing.server_span(f"{SERVICE}/ModelInfer", metadata):
             return await self.model_infer(request, context, metadata)
 
     async def model_infer(
         self, request: bytes, context: Context, metadata: Pairs | None = None
     ) -> bytes:
-        """Answer a serialized ModelInferRequest. `metadata` is the caller's, where it has been read
-        already, for that takes gRPC a while."""
+        """Answer a serialized ModelInferRequest. `metadata` is the caller's if it has been read
+        already, which takes gRPC a while."""
         if metadata is None:
             metadata = tuple(context.invocation_metadata() or ())
         deadline = deadline_of(context)
         caller = self._callers.caller(context.peer(), metadata)
         inference = self._inference
         try:
-            said = inference.said(metadata)
+            said = inference.checked_metadata(metadata)
             if request[:1] in PACKED:
-                request = await inference.unpacked(request)
+                request = await inference.decompressed(request)
             answer = await inference.answer(Request(request, said, deadline, caller))
         except (TritonError, Rejected) as answered:
             await _pass_on(context, answered.error)
         except ShoalError as error:
-            tracing.refused(error)
+            tracing.mark_refused(error)
             await abort(context, error)
         if answer.trailing:
             context.set_trailing_metadata(answer.trailing)
         return answer.message
 
     async def model_stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
+        """Answer a client's stream of serialized ModelInferRequests."""
         metadata = tuple(context.invocation_metadata() or ())
         deadline = deadline_of(context)
         caller = self._callers.caller(context.peer(), metadata)
@@ -108,7 +109,8 @@ class InferenceService:
 
 
 def _answering(answer: GrpcMethod, asked: str) -> GrpcMethod:
-    """`asked`: the message's name."""
+    """Return `answer` as a method that takes serialized messages. `asked` is the name of their
+    type."""
     read = reading(getattr(service_pb2, asked).FromString, f"inference.{asked}")
 
     async def answered(message: bytes, context: Context) -> Any:
@@ -123,6 +125,8 @@ def _answering(answer: GrpcMethod, asked: str) -> GrpcMethod:
 
 
 def _refusing(method: str, hint: str) -> GrpcMethod:
+    """Return a method that refuses every call."""
+
     async def answered(request: Any, context: Context) -> Any:
         await abort(context, NotProxied(method=method, hint=hint))
 
@@ -131,7 +135,7 @@ def _refusing(method: str, hint: str) -> GrpcMethod:
 
 async def _pass_on(context: Context, error: grpc.aio.AioRpcError) -> NoReturn:
     """End the call with the status that another service gave, unchanged."""
-    tracing.failed(error.details() or error.code().name)
+    tracing.mark_failed(error.details() or error.code().name)
     trailing = error.trailing_metadata() or ()
     kept = forwarded(trailing)
     details = tuple([item for item in trailing if item[0] == DETAILS_KEY])

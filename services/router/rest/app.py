@@ -4,7 +4,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.router.rest.endpoint import Endpoint
-from services.router.rest.reply import said
+from services.router.rest.reply import error_reply
 from services.router.rest.service import Service
 from services.router.rest.table import ROUTES
 
@@ -19,4 +19,4 @@ def app(service: Service) -> ASGIApp:
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
-        await said(404, "Not Found").send(send)
+        await error_reply(404, "Not Found").send(send)

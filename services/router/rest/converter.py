@@ -44,7 +44,7 @@ class Converter:
     IDLE_SECONDS."""
 
     def __init__(self, processes: int = 1) -> None:
-        self._places = asyncio.Semaphore(processes)
+        self._slots = asyncio.Semaphore(processes)
         self._threads = ThreadPoolExecutor(processes, "json")
         self._idle: list[_Process] = []
         self._running = TaskScope("conversions of JSON")
@@ -56,9 +56,9 @@ class Converter:
         process gets GRACE_SECONDS more: to start another takes about as long."""
         if size <= LARGE:
             return convert(*given)
-        await self._places.acquire()
-        work = self._running.start(self._apart(size, convert, given), awaited=True)
-        work.add_done_callback(self._over)
+        await self._slots.acquire()
+        work = self._running.start(self._in_process(size, convert, given), awaited=True)
+        work.add_done_callback(self._release_slot)
         try:
             found, error = await asyncio.shield(work)
             if error is not None:
@@ -72,7 +72,7 @@ class Converter:
             del work
             error = None
 
-    async def _apart(
+    async def _in_process(
         self, size: int, convert: Callable[..., object], given: tuple[object, ...]
     ) -> Outcome:
         try:
@@ -89,11 +89,11 @@ class Converter:
                 raise _lost(size, "has ended before") from error
             raise
         self._idle.append(process)
-        self._rest(loop)
+        self._restart_idle_timer(loop)
         return outcome
 
-    def _over(self, work: asyncio.Task[Outcome]) -> None:
-        self._places.release()
+    def _release_slot(self, work: asyncio.Task[Outcome]) -> None:
+        self._slots.release()
 
     def _process(self) -> "_Process":
         while self._idle:
@@ -103,7 +103,7 @@ class Converter:
             self._threads.submit(process.end)
         return _Process()
 
-    def _rest(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _restart_idle_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = loop.call_later(IDLE_SECONDS, self._end_idle)

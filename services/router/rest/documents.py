@@ -55,18 +55,18 @@ def dumps(document: Any) -> bytes:
         return text.encode("utf-8", "surrogateescape")
 
 
-def is_plain(array: Any) -> bool:
+def is_finite(array: Any) -> bool:
     """Whether JSON has a word for each of its elements."""
     return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
 def _written(value: object) -> Any:
-    if isinstance(value, Odd):
+    if isinstance(value, NonFinite):
         return orjson.Fragment(json.dumps(value.array.tolist(), separators=(",", ":")).encode())
     raise TypeError
 
 
-class Odd:
+class NonFinite:
     """Floats, not all of which JSON has a word for."""
 
     def __init__(self, array: Any) -> None:
@@ -74,7 +74,7 @@ class Odd:
 
 
 def _listed(value: object) -> Any:
-    if isinstance(value, Odd):
+    if isinstance(value, NonFinite):
         value = value.array
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()

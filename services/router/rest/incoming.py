@@ -9,24 +9,24 @@ from starlette.types import Receive, Scope
 
 from services.common.caller import Caller, CallerPolicy
 from services.common.errors import MessageTooLarge
-from services.router.admission.memory import Holding
+from services.router.admission.memory import Reservation
 from services.router.core.rest import headers
 from services.router.core.rest.values import INTERNAL, UNSUPPORTED, WrongRequest
 from services.router.core.routing.metadata import Pairs
-from services.router.unary.decompression import unpacked
+from services.router.unary.decompression import decompressed
 
 
-class Gone(Exception):
+class ClientGone(Exception):
     """The client has closed the connection."""
 
 
-class Incoming:
+class HttpRequest:
     """One HTTP request. `holding` is what its body takes of the Router's memory, `path` the path's
     parameters, `metadata` what a gRPC call would bring, and `deadline` in seconds of the monotonic
     clock, None for none. Raises WrongRequest for a time-out that cannot be read."""
 
     def __init__(
-        self, scope: Scope, receive: Receive, callers: CallerPolicy, holding: Holding
+        self, scope: Scope, receive: Receive, callers: CallerPolicy, reservation: Reservation
     ) -> None:
         self.method: str = scope["method"]
         self.path: Mapping[str, str] = scope["path_params"]
@@ -35,7 +35,7 @@ class Incoming:
         self.peer = headers.peer(scope["client"])
         self.caller: Caller = callers.caller(self.peer, self.metadata)
         self.body = b""
-        self.holding = holding
+        self.reservation = reservation
         seconds = headers.timeout(self.headers)
         self.deadline = None if seconds is None else time.monotonic() + seconds
         self._receive = receive
@@ -54,12 +54,12 @@ class Incoming:
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                raise Gone
+                raise ClientGone
             chunk = message.get("body", b"")
             size += len(chunk)
             if size > limit:
                 raise MessageTooLarge(size=f"more than {limit}", limit=limit)
-            self.holding.grow(len(chunk))
+            self.reservation.grow(len(chunk))
             chunks.append(chunk)
             if not message.get("more_body", False):
                 break
@@ -86,7 +86,7 @@ class Incoming:
         if not self.body:
             raise WrongRequest("INVALID_ARGUMENT", "nothing to be decompressed")
         try:
-            self.body = await unpacked(self.body, limit, self.holding)
+            self.body = await decompressed(self.body, limit, self.reservation)
         except zlib.error as error:
             raise WrongRequest(INTERNAL, f"failed to decompress the request: {error}") from error
-        self.holding.grow(len(self.body) - self.holding.size)
+        self.reservation.grow(len(self.body) - self.reservation.size)

@@ -241,10 +241,10 @@ def _nested(found: Any) -> Any:
     if isinstance(found, bytes):
         return _text(found)
     if not isinstance(found, np.ndarray):
-        return tensors.plain(found)
+        return tensors.for_json(found)
     if found.dtype == np.object_:
         return [_nested(one) for one in found]
-    return tensors.plain(np.ascontiguousarray(found))
+    return tensors.for_json(np.ascontiguousarray(found))
 
 
 def _text(value: bytes) -> Any:

@@ -54,29 +54,29 @@ class HttpReply(NamedTuple):
         async with aclosing(self.events):
             async for event in self.events:
                 await send({"type": "http.response.body", "body": event, "more_body": True})
-        await finish(send)
+        await end_body(send)
 
 
 async def _start(send: Send, status: int, headers: Headers) -> None:
     await send({"type": "http.response.start", "status": status, "headers": list(headers)})
 
 
-async def finish(send: Send) -> None:
+async def end_body(send: Send) -> None:
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def of_json(document: Any, status: int = 200) -> HttpReply:
+def json_reply(document: Any, status: int = 200) -> HttpReply:
     return HttpReply(status, dumps(document))
 
 
-def said(status: int, text: str) -> HttpReply:
+def error_reply(status: int, text: str) -> HttpReply:
     return HttpReply(status, dumps({"error": text}))
 
 
 # --- tensors --------------------------------------------------------------------------------------
 
 
-async def of_tensors(
+async def tensors_reply(
     text: bytes, binary: list[memoryview], accepted: bytes | None, more: Headers
 ) -> HttpReply:
     """JSON and what follows it, compressed as the client likes best."""
@@ -113,17 +113,17 @@ def passed_on(metadata: Pairs) -> Headers:
 # --- errors ---------------------------------------------------------------------------------------
 
 
-def of_refused(refused: WrongRequest) -> HttpReply:
-    return said(headers.status(refused.code), refused.text)
+def refused_reply(refused: WrongRequest) -> HttpReply:
+    return error_reply(headers.status(refused.code), refused.text)
 
 
-def of_error(error: ShoalError) -> HttpReply:
+def shoal_error_reply(error: ShoalError) -> HttpReply:
     status = headers.status(grpc_code(error).name, error.reason)
     body = dumps({"error": error.message, "reason": error.reason})
     return HttpReply(status, body, (JSON, *_retry(error.retry_after)))
 
 
-def of_call(error: grpc.aio.AioRpcError) -> HttpReply:
+def status_reply(error: grpc.aio.AioRpcError) -> HttpReply:
     """Another service's status, which is the client's to see."""
     trailing = tuple(error.trailing_metadata() or ())
     info = error_info(trailing)

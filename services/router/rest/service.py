@@ -10,11 +10,11 @@ from services.common.caller import CallerPolicy
 from services.common.errors import JsonTooLarge, NotProxied
 from services.router.call import Answer, Call
 from services.router.control.placement_watch import PlacementWatch
-from services.router.core.admission.memory import Held
+from services.router.core.admission.memory import MemoryBudget
 from services.router.core.routing.routes import resolve
 from services.router.rest.converter import LARGE, Converter
 from services.router.rest.documents import loads
-from services.router.rest.incoming import Incoming
+from services.router.rest.incoming import HttpRequest
 from services.router.unary.inference import Request, UnaryInference
 
 T = TypeVar("T")
@@ -38,26 +38,24 @@ class Service:
     `max_json`: bytes; `held`: of all requests. `converter`: of what is JSON."""
 
     watch: PlacementWatch
-    requests: UnaryInference
+    inference: UnaryInference
     callers: CallerPolicy
-    calls: Mapping[str, Answer]
+    answers: Mapping[str, Answer]
     metrics: Callable[[], Awaitable[bytes]]
     pages: Pages
     max_body: int
     max_json: int
-    stream: ReplyStream | None = None
-    held: Held = field(default_factory=Held)
+    responses: ReplyStream
+    memory_budget: MemoryBudget = field(default_factory=MemoryBudget)
     converter: Converter = field(default_factory=Converter)
-    hints: Mapping[str, str] = field(default_factory=dict)
 
-    async def call(self, rpc: str, incoming: Incoming, /, **fields: Any) -> Any:
+    async def call(self, rpc: str, incoming: HttpRequest, /, **fields: Any) -> Any:
         """Raises NotProxied where this Router has no such call."""
-        behaviour = self.calls.get(rpc)
-        if behaviour is None:
-            hint = self.hints.get(rpc, "it is not there in this release.")
-            raise NotProxied(method=rpc, hint=hint)
+        answer = self.answers.get(rpc)
+        if answer is None:
+            raise NotProxied(method=rpc, hint="it is not there in this release.")
         message = getattr(service_pb2, f"{rpc}Request")(**fields)
-        return await behaviour(message, Call(incoming.caller, incoming.peer, incoming.deadline))
+        return await answer(message, Call(incoming.caller, incoming.peer, incoming.deadline))
 
     def json(self, body: bytes) -> Any:
         """Of a call without tensors. Raises Refused, JsonTooLarge."""
@@ -74,13 +72,13 @@ class Service:
             raise JsonTooLarge(size=size, limit=self.max_json, hint=hint)
         return await self.converter.run(size, read, *given)
 
-    def known(self, model: str, version: str) -> None:
+    def require_known(self, model: str, version: str) -> None:
         """Raises what `resolve` raises for a name or version that nothing is registered as."""
         routes = self.watch.table.routes
         if version or model not in routes:
             resolve(routes, model, version, 0.0)
 
-    def request(self, message: bytes, incoming: Incoming) -> Request:
+    def request(self, message: bytes, incoming: HttpRequest) -> Request:
         """Raises MetadataTooLarge."""
-        said = self.requests.said(incoming.metadata)
-        return Request(message, said, incoming.deadline, incoming.caller)
+        metadata = self.inference.checked_metadata(incoming.metadata)
+        return Request(message, metadata, incoming.deadline, incoming.caller)

@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple
 
-from services.router.rest import about, generate, infer, plain, protocol
+from services.router.rest import generate, infer, pages, v1, v2
 from services.router.rest.endpoint import RouteAction
 
 MODELS: Final = "models"
@@ -33,7 +33,7 @@ class HttpRoute(NamedTuple):
     tag: str
     methods: tuple[str, ...]
     paths: tuple[str, ...]
-    behaviour: RouteAction
+    action: RouteAction
     summary: str
     takes: str = ""
     gives: str = ""
@@ -64,22 +64,22 @@ ROUTES: Final = (
     ),
     HttpRoute(
         *("predict", PLAIN, POST, ("/v1/models/{id}/predict", "/v1/models/{id}:predict")),
-        plain.predict,
+        v1.predict,
         "Ask a model, with inputs by name, or with instances one by one.",
         *("PredictRequest", "PredictResponse"),
     ),
     HttpRoute(
-        *("ready", MODELS, GET, _of_model("/ready"), protocol.model_ready),
+        *("ready", MODELS, GET, _of_model("/ready"), v2.model_ready),
         "200 if it may be asked for, resident or not, else 400.",
     ),
     HttpRoute(
-        *("live", SERVER, GET, ("/v2/health/live",), protocol.live),
+        *("live", SERVER, GET, ("/v2/health/live",), v2.live),
         "200 while the Router runs.",
         gives="Live",
         early=True,
     ),
     HttpRoute(
-        *("serverReady", SERVER, GET, ("/v2/health/ready",), protocol.ready),
+        *("serverReady", SERVER, GET, ("/v2/health/ready",), v2.ready),
         "200 if the Router knows where models are, else 400.",
         gives="Ready",
         early=True,
@@ -96,49 +96,49 @@ ROUTES: Final = (
         events=True,
     ),
     HttpRoute(
-        *("allStatistics", SERVER, GET, ("/v2/models/stats",), protocol.statistics),
+        *("allStatistics", SERVER, GET, ("/v2/models/stats",), v2.statistics),
         "Counts and durations of every model.",
         gives="Statistics",
     ),
     HttpRoute(
-        *("metadata", MODELS, GET, _of_model(""), protocol.model),
+        *("metadata", MODELS, GET, _of_model(""), v2.model),
         "Inputs and outputs.",
         gives="ModelMetadata",
     ),
     HttpRoute(
-        *("config", MODELS, GET, _of_model("/config"), protocol.config),
+        *("config", MODELS, GET, _of_model("/config"), v2.config),
         "Its config, completed.",
         gives="ModelConfig",
     ),
     HttpRoute(
-        *("statistics", MODELS, GET, _of_model("/stats"), protocol.statistics),
+        *("statistics", MODELS, GET, _of_model("/stats"), v2.statistics),
         "Counts and durations.",
         gives="Statistics",
     ),
     HttpRoute(
-        *("modelTrace", MODELS, BOTH, ("/v2/models/{model}/trace/setting",), protocol.trace),
+        *("modelTrace", MODELS, BOTH, ("/v2/models/{model}/trace/setting",), v2.trace),
         "How its requests are traced, and how they will be.",
         *("TraceSetting", "TraceSetting"),
     ),
     HttpRoute(
-        *("server", SERVER, GET, ("/v2",), protocol.server),
+        *("server", SERVER, GET, ("/v2",), v2.server),
         "Name, version and extensions.",
         gives="ServerMetadata",
     ),
     HttpRoute(
-        *("trace", SERVER, BOTH, ("/v2/trace/setting",), protocol.trace),
+        *("trace", SERVER, BOTH, ("/v2/trace/setting",), v2.trace),
         "How requests are traced, and how they will be.",
         *("TraceSetting", "TraceSetting"),
     ),
     HttpRoute(
-        *("logging", SERVER, BOTH, ("/v2/logging",), protocol.logging),
+        *("logging", SERVER, BOTH, ("/v2/logging",), v2.logging),
         "What servers log, and what they will.",
         *("LogSettings", "LogSettings"),
     ),
     HttpRoute(
         *("index", REPOSITORY, POST),
         ("/v2/repository/index", "/v2/repository/{repository}/index"),
-        protocol.index,
+        v2.index,
         "All models with their versions; READY is one that may be asked for.",
         *("IndexRequest", "Index"),
     ),
@@ -148,7 +148,7 @@ ROUTES: Final = (
             "/v2/repository/models/{model}/load",
             "/v2/repository/{repository}/models/{model}/load",
         ),
-        protocol.load,
+        v2.load,
         "Have it resident before it is asked for.",
         "LoadRequest",
     ),
@@ -158,82 +158,82 @@ ROUTES: Final = (
             "/v2/repository/models/{model}/unload",
             "/v2/repository/{repository}/models/{model}/unload",
         ),
-        protocol.unload,
+        v2.unload,
         "Have it leave now; it comes back when it is asked for.",
         "UnloadRequest",
     ),
     HttpRoute(
-        *("systemStatus", MEMORY, GET, _of_region("system", "status"), protocol.system_status),
+        *("systemStatus", MEMORY, GET, _of_region("system", "status"), v2.system_status),
         "Regions that are registered.",
         gives="SystemRegions",
     ),
     HttpRoute(
         *("systemRegister", MEMORY, POST, _of_region("system", "register")),
-        protocol.system_register,
+        v2.system_register,
         "Register a region of POSIX shared memory.",
         "SystemRegion",
     ),
     HttpRoute(
         *("systemUnregister", MEMORY, POST, _of_region("system", "unregister")),
-        protocol.system_unregister,
+        v2.system_unregister,
         "Forget a region, or all.",
     ),
     HttpRoute(
-        *("cudaStatus", MEMORY, GET, _of_region("cuda", "status"), protocol.cuda_status),
+        *("cudaStatus", MEMORY, GET, _of_region("cuda", "status"), v2.cuda_status),
         "Regions that are registered.",
         gives="CudaRegions",
     ),
     HttpRoute(
-        *("cudaRegister", MEMORY, POST, _of_region("cuda", "register"), protocol.cuda_register),
+        *("cudaRegister", MEMORY, POST, _of_region("cuda", "register"), v2.cuda_register),
         "Register a region of a GPU's memory.",
         "CudaRegion",
     ),
     HttpRoute(
         *("cudaUnregister", MEMORY, POST, _of_region("cuda", "unregister")),
-        protocol.cuda_unregister,
+        v2.cuda_unregister,
         "Forget a region, or all.",
     ),
     HttpRoute(
-        *("plainMetadata", PLAIN, GET, ("/v1/models/{id}/metadata",), plain.metadata),
+        *("plainMetadata", PLAIN, GET, ("/v1/models/{id}/metadata",), v1.metadata),
         "Inputs, outputs, versions and aliases.",
         gives="PlainMetadata",
     ),
     HttpRoute(
-        *("status", PLAIN, GET, ("/v1/models/status",), plain.status),
+        *("status", PLAIN, GET, ("/v1/models/status",), v1.status),
         "All models with their versions: resident or not, and where.",
         gives="Status",
     ),
     HttpRoute(
-        *("plainReady", PLAIN, GET, ("/v1/models/{id}",), plain.ready),
+        *("plainReady", PLAIN, GET, ("/v1/models/{id}",), v1.ready),
         "200 if it may be asked for, resident or not, else 503.",
         gives="PlainReady",
     ),
     HttpRoute(
-        *("health", PLAIN, GET, ("/v1/health",), plain.health),
+        *("health", PLAIN, GET, ("/v1/health",), v1.health),
         "200 when requests can be answered, 503 before.",
         gives="Health",
         early=True,
     ),
     HttpRoute(
-        *("root", ABOUT, GET, ("/",), about.root),
+        *("root", ABOUT, GET, ("/",), pages.root),
         "That there is something here, and where to read on.",
         gives="Root",
         early=True,
     ),
     HttpRoute(
-        *("metrics", ABOUT, GET, ("/metrics",), about.metrics),
+        *("metrics", ABOUT, GET, ("/metrics",), pages.metrics),
         "For Prometheus.",
         gives="text/plain",
         early=True,
     ),
     HttpRoute(
-        *("openapi", ABOUT, GET, ("/openapi.json",), about.openapi),
+        *("openapi", ABOUT, GET, ("/openapi.json",), pages.openapi),
         "These routes, for programs.",
         gives="OpenApi",
         early=True,
     ),
     HttpRoute(
-        *("docs", ABOUT, GET, ("/docs",), about.docs),
+        *("docs", ABOUT, GET, ("/docs",), pages.docs),
         "These routes, for people.",
         gives="text/html",
         early=True,

@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2
 from services.router.core.rest.infer import SIZES, Infer, Input, Output, RegionPart, Scalar
 from services.router.core.rest.values import INTERNAL, INVALID, WrongRequest
 from services.router.core.wire import framing
-from services.router.rest.documents import Odd, is_plain
+from services.router.rest.documents import NonFinite, is_finite
 
 Array = np.ndarray[Any, Any]
 
@@ -52,7 +52,7 @@ def message(model: str, version: str, infer: Infer, binary: memoryview) -> bytes
                 )
             contents.append(content)
         else:
-            contents.append(packed(one))
+            contents.append(encoded_elements(one))
     if position != len(binary):
         raise WrongRequest(INVALID, f"unexpected additional input data for model '{model}'")
     for wanted in infer.outputs:
@@ -79,11 +79,11 @@ def set_parameter(parameter: Any, name: str, value: Scalar) -> None:
         parameter.string_param = value
 
 
-def packed(one: Input) -> bytes:
+def encoded_elements(one: Input) -> bytes:
     """The elements of an input that came as JSON, as they lie in memory."""
     flat = one.elements or []
     if one.datatype == "BYTES":
-        return strings(map(_bytes, flat))
+        return encoded_bytes_elements(map(_bytes, flat))
     wide = {"U": np.uint64, "I": np.int64}.get(one.datatype[0])
     with np.errstate(over="ignore"):
         if one.datatype == "BF16":
@@ -101,7 +101,7 @@ def _bytes(text: str) -> bytes:
         raise WrongRequest(INTERNAL, f"a string is no UTF-8: {error}") from error
 
 
-def strings(elements: Iterable[bytes]) -> bytes:
+def encoded_bytes_elements(elements: Iterable[bytes]) -> bytes:
     """BYTES elements, each behind its length."""
     parts: list[bytes] = []
     for element in elements:
@@ -135,7 +135,7 @@ class Decoded(NamedTuple):
         return sum(map(len, self.contents))
 
 
-def answered(raw: bytes) -> Decoded:
+def decoded(raw: bytes) -> Decoded:
     head, contents = framing.without_outputs(raw)
     return Decoded(service_pb2.ModelInferResponse.FromString(head), contents)
 
@@ -156,7 +156,7 @@ def _is_json(asked: Output | None, infer: Infer) -> bool:
     return asked.region is None and not asked.binary
 
 
-def described(answer: Decoded, infer: Infer) -> tuple[dict[str, Any], list[memoryview]]:
+def json_parts(answer: Decoded, infer: Infer) -> tuple[dict[str, Any], list[memoryview]]:
     """The JSON of the answer, and what follows it in binary. Raises WrongRequest."""
     response = answer.response
     document: dict[str, Any] = {}
@@ -189,7 +189,7 @@ def described(answer: Decoded, infer: Infer) -> tuple[dict[str, Any], list[memor
     return document, binary
 
 
-def merged(answer: Decoded) -> dict[str, Any]:
+def flattened(answer: Decoded) -> dict[str, Any]:
     """All of the answer as members of one object, by name; a tensor of one element is that
     element. Raises WrongRequest."""
     response = answer.response
@@ -209,7 +209,7 @@ def merged(answer: Decoded) -> dict[str, Any]:
 
 
 def _only(data: Any) -> Any:
-    return Odd(data.array[0]) if isinstance(data, Odd) else data[0]
+    return NonFinite(data.array[0]) if isinstance(data, NonFinite) else data[0]
 
 
 def scalar_of(parameter: Any) -> Any:
@@ -221,7 +221,10 @@ def in_json(name: str, datatype: str, shape: Sequence[int], content: memoryview)
     """The elements, flat, as `documents.dumps` writes them. Raises WrongRequest."""
     count = prod(shape)
     if datatype == "BYTES":
-        return [text.decode("utf-8", "surrogateescape") for text in texts(name, count, content)]
+        return [
+            text.decode("utf-8", "surrogateescape")
+            for text in decoded_bytes_elements(name, count, content)
+        ]
     if datatype in ("FP16", "BF16"):
         raise WrongRequest(
             INVALID,
@@ -231,15 +234,15 @@ def in_json(name: str, datatype: str, shape: Sequence[int], content: memoryview)
     elements = _elements(name, datatype, count, content)
     if datatype.startswith("FP"):
         elements = elements.astype(np.float64)  # Triton writes a float as the double that it is
-    return plain(elements)
+    return for_json(elements)
 
 
-def plain(array: Array) -> Array | Odd:
+def for_json(array: Array) -> Array | NonFinite:
     """An array, or an element of one, ready for `documents.dumps`."""
-    return array if is_plain(array) else Odd(array)
+    return array if is_finite(array) else NonFinite(array)
 
 
-def texts(name: str, count: int, content: memoryview) -> list[bytes]:
+def decoded_bytes_elements(name: str, count: int, content: memoryview) -> list[bytes]:
     """The elements of a BYTES tensor. Raises WrongRequest."""
     found: list[bytes] = []
     position = 0
@@ -258,7 +261,7 @@ def array(name: str, datatype: str, shape: Sequence[int], content: memoryview) -
     """A tensor as numpy has it, BYTES as objects, BF16 as float32. Raises WrongRequest."""
     if datatype == "BYTES":
         made = np.empty(prod(shape), np.object_)
-        made[:] = texts(name, prod(shape), content)
+        made[:] = decoded_bytes_elements(name, prod(shape), content)
         return made.reshape(shape)
     return _elements(name, datatype, prod(shape), content).reshape(shape)
 

@@ -13,17 +13,18 @@ from services.common.idle import IdleTimer
 from services.common.tasks import TaskScope
 from services.router.control.in_use import InUse
 from services.router.control.placement_watch import PlacementWatch
-from services.router.control.residents import ControllerClient
+from services.router.control.residents import ResidencyClient
 from services.router.core.admission.rate import RetryBudget
 from services.router.core.routing.metadata import Pairs
 from services.router.core.routing.routes import Replica, Target
 from services.router.core.wire.protobuf import Malformed
-from services.router.core.wire.reply import Pending, reply
-from services.router.core.wire.request import Sequence, refused
+from services.router.core.wire.reply import PendingRequests, reply
+from services.router.core.wire.request import Sequence, probe
 from services.router.servers.channels import ServerChannels
+from services.router.servers.lockstep import MODEL_STREAM_INFER, OPENING, LockstepCalls
 from services.router.servers.repeats import Repeats
-from services.router.servers.turns import MODEL_STREAM_INFER, OPENING, PlainCalls
 from services.router.streams.exchange import Exchange
+from services.router.waiting import Wakeup
 
 PARTING_SECONDS: Final = 30.0  # for what is under way when its client has gone
 
@@ -41,7 +42,7 @@ _log = structlog.get_logger(__name__)
 _tracer = trace.get_tracer("shoal.router")
 
 
-class Listener(Protocol):
+class ReplyListener(Protocol):
     """Whoever has a call's replies."""
 
     def replied(self, call: "StreamCall", message: bytes) -> Callable[[], Awaitable[None]] | None:
@@ -64,15 +65,15 @@ class StreamCall:
         method: Any,
         metadata: tuple[tuple[str, str | bytes], ...],
         in_use: InUse,
-        listener: Listener,
+        listener: ReplyListener,
     ) -> None:
         self.replica = replica
-        self.pending: Pending[Exchange] = Pending()
+        self.pending: PendingRequests[Exchange] = PendingRequests()
         self._in_use = in_use
-        self._listener: Listener | None = listener
+        self._listener: ReplyListener | None = listener
         self._outgoing: deque[bytes] = deque()
-        self._early: list[bytes] | None = []  # to be sent when it is open; None from then on
-        self._wake: asyncio.Future[None] | None = None
+        self._before_open: list[bytes] | None = []  # to be sent when it is open; None from then on
+        self._work = Wakeup()
         self._closing = False
         self._idle = IdleTimer(IDLE_SECONDS, self.close, busy=lambda: bool(self.pending))
         self._parting: asyncio.TimerHandle | None = None
@@ -94,26 +95,26 @@ class StreamCall:
         self._idle.touch()
         self._in_use.begin(self.replica)
         if exchange.memory is not None:
-            exchange.memory.hold()
+            exchange.memory.retain()
         self.pending.add(exchange.id, exchange)
-        if self._early is None:
+        if self._before_open is None:
             self._outgoing.append(message)
-            self._awake()
+            self._work.wake()
         else:
-            self._early.append(message)
+            self._before_open.append(message)
 
     def end(self, exchange: Exchange) -> None:
         """It is under way no more; `pending` takes it for the one that was answered."""
         self.pending.end(exchange.id)
-        self._over(exchange)
+        self._release(exchange)
 
     def close(self) -> None:
         """Send nothing more; what is under way is answered."""
         self._closing = True
         self._idle.stop()
-        self._awake()
+        self._work.wake()
 
-    def part(self) -> None:
+    def abandon(self) -> None:
         """Nobody wants the replies any more. A reset in the middle of one can leave a Triton before
         release 25.06 unable to unload the model: so it is let finish, within a bound."""
         self._listener = None
@@ -130,7 +131,7 @@ class StreamCall:
             while (message := await self._call.read()) is not grpc.aio.EOF:
                 listener = self._listener
                 if listener is None:
-                    self._drop(message)
+                    self._discard(message)
                 elif (room := listener.replied(self, message)) is not None:
                     await room()
         except grpc.aio.AioRpcError as error:
@@ -142,7 +143,7 @@ class StreamCall:
             self._idle.stop()
             if self._parting is not None:
                 self._parting.cancel()
-            self._early = None
+            self._before_open = None
             self.close()
             self._ended(failure)
 
@@ -153,34 +154,34 @@ class StreamCall:
         sent, patience = 0, OPENING_SECONDS
         while not reading.done():
             sent += 1
-            self._outgoing.append(refused(*self.replica.target))
-            self._awake()
+            self._outgoing.append(probe(*self.replica.target))
+            self._work.wake()
             await asyncio.wait((reading,), timeout=patience)
             patience *= 2
         await reading
         for _ in range(1, sent):
             await self._call.read()
-        early, self._early = self._early or [], None
+        early, self._before_open = self._before_open or [], None
         self._outgoing.extend(early)
-        self._awake()
+        self._work.wake()
 
     def _ended(self, failure: grpc.aio.AioRpcError | None) -> None:
         broken = sorted(self.pending, key=lambda exchange: exchange.serial)
         self.pending.clear()
         for exchange in broken:
-            self._over(exchange)
+            self._release(exchange)
         if self._listener is not None:
             self._listener.ended(self, broken, failure)
 
-    def _over(self, exchange: Exchange) -> None:
+    def _release(self, exchange: Exchange) -> None:
         exchange.forward.end()
         self._in_use.end(self.replica)
         if exchange.memory is not None:
             exchange.memory.release()
 
-    def _drop(self, message: bytes) -> None:
+    def _discard(self, message: bytes) -> None:
         said = reply(message)
-        exchange = self.pending.answered(said.id)
+        exchange = self.pending.oldest(said.id)
         if exchange is not None and said.final is not False:
             self.end(exchange)
 
@@ -189,15 +190,9 @@ class StreamCall:
         while True:
             while self._outgoing:
                 yield self._outgoing.popleft()
-            if self._closing and self._early is None:
+            if self._closing and self._before_open is None:
                 return
-            self._wake = asyncio.get_running_loop().create_future()
-            await self._wake
-
-    def _awake(self) -> None:
-        wake, self._wake = self._wake, None
-        if wake is not None and not wake.done():
-            wake.set_result(None)
+            await self._work.wait()
 
 
 class StreamCalls:
@@ -208,7 +203,7 @@ class StreamCalls:
     def __init__(
         self,
         watch: PlacementWatch,
-        controller: ControllerClient,
+        controller: ResidencyClient,
         channels: ServerChannels,
         pick: Pick,
         repeats: Repeats,
@@ -223,12 +218,12 @@ class StreamCalls:
         self._methods: dict[str, Any] = {}
         self._running = TaskScope("calls of streams")
         self._learned: set[tuple[Target, str]] = set()  # decoupled, a Triton says
-        self.plain = PlainCalls(self._all_plain)
-        watch.listen(self.plain.check)
+        self.lockstep = LockstepCalls(self._none_decoupled)
+        watch.listen(self.lockstep.check)
 
     async def close(self) -> None:
         """What is under way is let finish for a moment."""
-        await self.plain.close()
+        await self.lockstep.close()
         await self._running.close(CLOSING_SECONDS)
 
     def open(
@@ -236,12 +231,12 @@ class StreamCalls:
         replica: Replica,
         address: str,
         metadata: Pairs,
-        listener: Listener,
+        listener: ReplyListener,
     ) -> StreamCall:
-        method = self._method(address)
+        method = self._method_of(address)
         call = StreamCall(replica, method, metadata, self.watch.in_use, listener)
         self._running.start(call.run())
-        self.plain.check()
+        self.lockstep.check()
         return call
 
     def decoupled(self, target: Target) -> bool | None:
@@ -256,13 +251,13 @@ class StreamCalls:
     def learn(self, target: Target) -> None:
         """A Triton says that it is decoupled."""
         self._learned.add((target, self.watch.table.digest(target)))
-        self.plain.check()
+        self.lockstep.check()
 
-    def _all_plain(self) -> bool:
+    def _none_decoupled(self) -> bool:
         """Also of what was withdrawn and is not over."""
-        return self.watch.table.plain and not self._running and not self._learned
+        return self.watch.table.none_decoupled and not self._running and not self._learned
 
-    def _method(self, address: str) -> Any:
+    def _method_of(self, address: str) -> Any:
         method = self._methods.get(address)
         if method is None:
             method = self._channels.to(address).stream_stream(MODEL_STREAM_INFER)

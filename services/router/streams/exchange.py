@@ -7,7 +7,7 @@ from opentelemetry import trace
 from services.router.admission.admission import Ticket
 from services.router.core.attempts import FIRST
 from services.router.core.routing.routes import Replica, Target
-from services.router.core.wire.reply import Turns
+from services.router.core.wire.reply import ReplyOrder
 from services.router.core.wire.request import Sequence
 from services.router.unary.lending import Lending
 
@@ -36,17 +36,17 @@ class Exchange:
         self.model = self.version = self.id = ""
         self.sequence: Sequence | None = None
         #: Whether it goes on with a sequence.
-        self.begun = False
+        self.continues = False
         #: The version that it is counted for; None where somebody else counts it.
         self.target: Target | None = None
         #: The order that its reply keeps; None where it keeps none.
-        self.turns: Turns[Exchange] | None = None
+        self.turns: ReplyOrder[Exchange] | None = None
         #: Leave to be sent; None where somebody else has it.
         self.ticket: Ticket | None = None
         #: The caller's memory that its tensors lie in.
         self.memory: Lending | None = None
         #: Whether it asks for an empty final reply; None where Triton will refuse how it asks.
-        self.asked: bool | None = False
+        self.wants_final: bool | None = False
         self.attempts = FIRST[False]
         #: Until when it is not sent again, in seconds of the monotonic clock.
         self.again_at = 0.0

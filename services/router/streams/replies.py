@@ -15,6 +15,7 @@ from services.router.core.wire.reply import refusal
 from services.router.process.tuning import MIB
 from services.router.streams.exchange import Exchange
 from services.router.telemetry.statistics import Statistics
+from services.router.waiting import Wakeup
 
 MOST_PENDING: Final = 1024  # requests of one stream
 MOST_PENDING_BYTES: Final = 64 * MIB  # of requests that may have to be repeated
@@ -22,7 +23,7 @@ MOST_UNSENT_BYTES: Final = MIB  # of replies that the client has not taken yet
 MOST_EXPECTED_BYTES: Final = 128 * MIB  # of replies to come, were each as large as the largest was
 
 Write = Callable[[bytes], Awaitable[None]]
-Room = Callable[[], Awaitable[None]]
+WaitForRoom = Callable[[], Awaitable[None]]
 
 
 class Replies:
@@ -40,14 +41,14 @@ class Replies:
         self._strict = strict
         self._raising = raising
         self._pending: set[Exchange] = set()
-        self._kept = 0  # bytes of requests
+        self._kept_bytes = 0  # bytes of requests
         self._unsent: deque[bytes] = deque()
         self._unsent_bytes = 0
         self._held_bytes = 0  # of replies that wait for their turn
         self._largest = 0  # bytes of a reply
         self._complete = False
         self._failure: BaseException | None = None
-        self._wake: asyncio.Future[None] | None = None
+        self._work = Wakeup()
         self._freed = asyncio.Event()  # set when there may be space for a request
         self._room = asyncio.Event()  # set while there is room for a reply
         self._room.set()
@@ -56,19 +57,19 @@ class Replies:
 
     def begin(self, exchange: Exchange) -> None:
         self._pending.add(exchange)
-        self._kept += exchange.size
+        self._kept_bytes += exchange.size
 
     def full(self) -> bool:
         """Whether no more requests are to be read now."""
         pending = len(self._pending)
         return (
             pending >= MOST_PENDING
-            or self._kept >= MOST_PENDING_BYTES
+            or self._kept_bytes >= MOST_PENDING_BYTES
             or self._unsent_bytes >= MOST_UNSENT_BYTES
             or (pending > 0 and self._held_bytes + pending * self._largest >= MOST_EXPECTED_BYTES)
         )
 
-    async def space(self) -> None:
+    async def until_space(self) -> None:
         while self.full():
             self._freed.clear()
             await self._freed.wait()
@@ -76,7 +77,7 @@ class Replies:
     def complete(self) -> None:
         """The client has no more requests."""
         self._complete = True
-        self._awake()
+        self._work.wake()
 
     def abandon(self) -> None:
         """The client has gone: what it waits for has failed."""
@@ -86,13 +87,15 @@ class Replies:
 
     # --- replies ----------------------------------------------------------------------------------
 
-    def pass_on(self, exchange: Exchange, message: bytes) -> Room | None:
+    def pass_on(self, exchange: Exchange, message: bytes) -> WaitForRoom | None:
         """A part of the reply, with more to come."""
         self._release(exchange)
         self._push(message)
-        return self._slow()
+        return self._backpressure()
 
-    def answer(self, exchange: Exchange, message: bytes | None, *, failed: bool) -> Room | None:
+    def answer(
+        self, exchange: Exchange, message: bytes | None, *, failed: bool
+    ) -> WaitForRoom | None:
         """The end of the reply; None where all of it was passed on."""
         self._end(exchange, failed=failed)
         turns = exchange.turns
@@ -100,23 +103,23 @@ class Replies:
             if message is not None:
                 self._push(message)
             else:
-                self._awake()
-            return self._slow()
+                self._work.wake()
+            return self._backpressure()
         assert message is not None, "what keeps an order has one reply"
         out = turns.answer(exchange, message)
         if out:
             self._push(out[0])
             if len(out) > 1:
-                self._unhold(out[1:])
+                self._push_held(out[1:])
         else:
             self._held_bytes += len(message)
             self._largest = max(self._largest, len(message))
-        return self._slow()
+        return self._backpressure()
 
-    def unordered(self, exchange: Exchange) -> None:
+    def leave_order(self, exchange: Exchange) -> None:
         """It keeps nobody waiting any more, and waits for nobody."""
         if exchange.turns is not None:
-            self._unhold(exchange.turns.leave(exchange))
+            self._push_held(exchange.turns.leave(exchange))
             exchange.turns = None
 
     def refuse(self, exchange: Exchange, error: ShoalError | Rejected) -> None:
@@ -134,11 +137,10 @@ class Replies:
     def fail(self, failure: BaseException) -> None:
         """End the stream with it, once what was passed on is written."""
         self._failure = self._failure or failure
-        self._awake()
+        self._work.wake()
 
     async def write(self, write: Write) -> None:
         """Write replies until the last one is out. Raises what `fail` was told."""
-        loop = asyncio.get_running_loop()
         while True:
             while self._unsent:
                 message = self._unsent.popleft()
@@ -151,8 +153,7 @@ class Replies:
                 raise self._failure
             if self._complete and not self._pending:
                 return
-            self._wake = loop.create_future()
-            await self._wake
+            await self._work.wait()
 
     # --- inside -----------------------------------------------------------------------------------
 
@@ -162,20 +163,20 @@ class Replies:
         self._unsent_bytes += size
         if size > self._largest:
             self._largest = size
-        self._awake()
+        self._work.wake()
 
-    def _slow(self) -> Room | None:
+    def _backpressure(self) -> WaitForRoom | None:
         if self._unsent_bytes < MOST_UNSENT_BYTES:
             return None
         for exchange in self._pending:  # their client holds them up, and should nobody else
-            self._leave(exchange)
+            self._leave_admission(exchange)
         self._room.clear()
         return self._until_room
 
     async def _until_room(self) -> None:
         await self._room.wait()
 
-    def _unhold(self, messages: list[bytes]) -> None:
+    def _push_held(self, messages: list[bytes]) -> None:
         for message in messages:
             self._held_bytes -= len(message)
             self._push(message)
@@ -184,19 +185,19 @@ class Replies:
         """What was passed on in part is not repeated, and waits for its client alone."""
         if exchange.message is not None:
             exchange.message = None
-            self._leave(exchange)
-            self._kept -= exchange.size
-            self._admission.held.give(exchange.held)
+            self._leave_admission(exchange)
+            self._kept_bytes -= exchange.size
+            self._admission.memory_budget.give(exchange.held)
             self._freed.set()
 
-    def _leave(self, exchange: Exchange, *, abandoned: bool = False) -> None:
+    def _leave_admission(self, exchange: Exchange, *, abandoned: bool = False) -> None:
         """It is let go on, for as long as it takes: that says nothing of the model."""
         ticket, exchange.ticket = exchange.ticket, None
         if ticket is not None:
             self._admission.leave(ticket, answered=False, abandoned=abandoned)
 
     def _end(self, exchange: Exchange, *, failed: bool, abandoned: bool = False) -> None:
-        self._leave(exchange, abandoned=abandoned)
+        self._leave_admission(exchange, abandoned=abandoned)
         self._release(exchange)
         self._pending.discard(exchange)
         if exchange.memory is not None:
@@ -207,8 +208,3 @@ class Replies:
             self._statistics.add(exchange.target, seconds, failed=failed, cold=exchange.cold)
             exchange.span.set_attribute("shoal.cold", exchange.cold)
         exchange.span.end()
-
-    def _awake(self) -> None:
-        wake, self._wake = self._wake, None
-        if wake is not None and not wake.done():
-            wake.set_result(None)

@@ -13,22 +13,29 @@ from services.common.caller import Caller
 from services.common.errors import MessageTooLarge, ShoalError
 from services.common.packed import PACKED
 from services.common.tasks import TaskScope
-from services.router.admission.memory import hold
+from services.router.admission.memory import reserve
 from services.router.control.answers import Rejected
 from services.router.control.placement_watch import PlacementWatch
 from services.router.core.admission.priority import HEADER
 from services.router.core.attempts import FIRST
-from services.router.core.routing.metadata import Pairs, Said
+from services.router.core.routing.metadata import CallerMetadata, Pairs
 from services.router.core.routing.routes import Target
 from services.router.core.routing.sequences import draw
 from services.router.core.wire import request as wire
 from services.router.core.wire.protobuf import Malformed
-from services.router.core.wire.reply import Turns, failure, refusal, reply, response, streamed
-from services.router.core.wire.verdict import begun, is_decoupled
+from services.router.core.wire.reply import (
+    ReplyOrder,
+    as_stream_reply,
+    failure,
+    refusal,
+    reply,
+    split,
+)
+from services.router.core.wire.verdict import is_decoupled, was_begun
 from services.router.servers.answers import TritonError
-from services.router.servers.turns import MODEL_STREAM_INFER, PlainStream
+from services.router.servers.lockstep import MODEL_STREAM_INFER, LockstepStream
 from services.router.streams.call import StreamCalls
-from services.router.streams.decoupled import DecoupledRequests, Origin, in_stream
+from services.router.streams.decoupled import DecoupledRequests, Origin, error_in_stream
 from services.router.streams.exchange import Exchange
 from services.router.streams.replies import Replies, Write
 from services.router.telemetry.statistics import Statistics
@@ -54,29 +61,29 @@ class Streams:
         self,
         watch: PlacementWatch,
         calls: StreamCalls,
-        requests: UnaryInference,
+        inference: UnaryInference,
         statistics: Statistics,
         *,
         max_message: int,
     ) -> None:
         self.watch = watch
         self.calls = calls
-        self.requests = requests
+        self.inference = inference
         self.statistics = statistics
         self.max_message = max_message
 
     def open(self, metadata: Pairs, deadline: float | None, caller: Caller) -> "Stream":
         """`metadata`: the caller's, as it came. `deadline`: seconds of the monotonic clock, None
         for none. Raises MetadataTooLarge."""
-        return Stream(self, self.requests.said(metadata), deadline, caller)
+        return Stream(self, self.inference.checked_metadata(metadata), deadline, caller)
 
     async def responses(self, request: Request) -> AsyncGenerator[bytes, None]:
         """Serialized ModelInferResponses to one request, none or any number.
 
         Raises TritonError and Rejected with another service's own status, else ShoalError."""
-        stream = Stream(self, request.said, request.deadline, request.caller, raising=True)
+        stream = Stream(self, request.metadata, request.deadline, request.caller, raising=True)
         replies: asyncio.Queue[bytes] = asyncio.Queue(maxsize=1)
-        running = asyncio.create_task(stream.run(_alone(request.message), replies.put))
+        running = asyncio.create_task(stream.run(_only(request.message), replies.put))
         try:
             while True:
                 getting = asyncio.ensure_future(replies.get())
@@ -97,32 +104,32 @@ class Stream:
     def __init__(
         self,
         streams: Streams,
-        said: Said,
+        said: CallerMetadata,
         deadline: float | None,
         caller: Caller,
         *,
         raising: bool = False,
     ) -> None:
-        strict = STRICT in said.given
+        strict = STRICT in said.pairs
         onward = tuple(item for item in said.onward if item[0] != STRICT[0])
         self._streams = streams
-        self._said = said._replace(onward=onward)
+        self._metadata = said._replace(onward=onward)
         self._caller = caller
         self._raising = raising
         self._parent: Context | None = None
         self._traced: bool | None = False  # None: each request by itself
         if telemetry.enabled():
-            self._parent = telemetry.parent_context(said.given)
+            self._parent = telemetry.parent_context(said.pairs)
             self._traced = None if self._parent is None else telemetry.sampled(self._parent)
         if self._traced:
-            onward = (*onward, *(item for item in said.given if item[0] in _TRACE))
+            onward = (*onward, *(item for item in said.pairs if item[0] in _TRACE))
         self._origin = Origin(onward, deadline, strict, {})
-        admission = streams.requests.admission
+        admission = streams.inference.admission
         self._replies = Replies(streams.statistics, admission, strict=strict, raising=raising)
         # In a stream an error has no code, and these are ended with one.
-        self._plain = None if strict or raising else PlainStream(streams.calls.plain)
+        self._lockstep = None if strict or raising else LockstepStream(streams.calls.lockstep)
         self._decoupled: dict[Target, DecoupledRequests] = {}
-        self._turns: dict[tuple[str, str], Turns[Exchange]] = {}
+        self._turns: dict[tuple[str, str], ReplyOrder[Exchange]] = {}
         self._sequences: dict[tuple[str, int | str], Work] = {}
         self._tasks = TaskScope("a client's stream")
         self._serial = 0
@@ -139,30 +146,30 @@ class Stream:
         finally:
             self._tasks.cancel()
             self._replies.abandon()
-            for lane in self._decoupled.values():
-                lane.part()
+            for sent in self._decoupled.values():
+                sent.abandon()
             for call in self._origin.calls:
-                call.part()
-            if self._plain is not None:
-                self._plain.part()
+                call.abandon()
+            if self._lockstep is not None:
+                self._lockstep.abandon()
 
     async def _read(self, requests: AsyncIterator[bytes]) -> None:
         try:
             async for message in requests:
                 if message[:1] in PACKED:
-                    await self._unpack(message)
+                    await self._decompress(message)
                 else:
                     self._accept(message)
                 if self._replies.full():
-                    await self._replies.space()
+                    await self._replies.until_space()
             self._replies.complete()
         except Exception as error:
             self._replies.fail(error)
 
-    async def _unpack(self, message: bytes) -> None:
+    async def _decompress(self, message: bytes) -> None:
         refused = None
         try:
-            message = await self._streams.requests.unpacked(message)
+            message = await self._streams.inference.decompressed(message)
         except ShoalError as error:
             refused = error
         self._accept(message, refused)
@@ -177,12 +184,12 @@ class Stream:
                 raise refused
             if len(message) > streams.max_message:
                 raise MessageTooLarge(size=len(message), limit=streams.max_message)
-            exchange.held = hold(streams.requests.admission.held, len(message))
+            exchange.held = reserve(streams.inference.admission.memory_budget, len(message))
             head = wire.head(message)
             exchange.model, exchange.version, exchange.id = head.model, head.version, head.id
             sequence = exchange.sequence = head.sequence
             table = streams.watch.table
-            target, _, retry, _ = table.way(
+            target, _, retry, _ = table.resolve(
                 head.model, head.version, draw(sequence, random.random())
             )
             exchange.attempts = FIRST[retry and sequence is None]
@@ -217,23 +224,23 @@ class Stream:
         try:
             if before is not None:
                 await asyncio.wait((before,))
-            if decoupled or not await self._alone(exchange, head):
-                await self._several(exchange, target, head)
+            if decoupled or not await self._answer_one(exchange, head):
+                await self._answer_many(exchange, target, head)
         except Exception as error:
             self._replies.fail(error)
 
-    async def _alone(self, exchange: Exchange, head: wire.Head) -> bool:
+    async def _answer_one(self, exchange: Exchange, head: wire.Head) -> bool:
         """Have the one reply that there is; False where there may be several."""
         assert exchange.message is not None
         message, deadline = exchange.message, self._origin.deadline
-        request = Request(message, self._said, deadline, self._caller, head, self._plain)
-        span, requests = exchange.span, self._streams.requests
+        request = Request(message, self._metadata, deadline, self._caller, head, self._lockstep)
+        span, inference = exchange.span, self._streams.inference
         try:
             if span is trace.INVALID_SPAN:
-                answer = await requests.answer(request)
+                answer = await inference.answer(request)
             else:
                 with trace.use_span(span, record_exception=False, set_status_on_exception=False):
-                    answer = await requests.answer(request)
+                    answer = await inference.answer(request)
         except TritonError as failed:
             text = failed.error.details() or ""
             if is_decoupled(failed.error.code().name, text):
@@ -242,49 +249,49 @@ class Stream:
         except (Rejected, ShoalError) as error:
             self._replies.refuse(exchange, error)
         else:
-            message = answer.message if answer.streamed else streamed(answer.message)
+            message = answer.message if answer.streamed else as_stream_reply(answer.message)
             self._replies.answer(exchange, message, failed=False)
         return True
 
     def _failed(self, exchange: Exchange, error: TritonError, text: str) -> None:
         if exchange.span.is_recording():
             exchange.span.set_status(trace.StatusCode.ERROR, text)
-        if self._raising or (self._origin.strict and begun(text)):
+        if self._raising or (self._origin.strict and was_begun(text)):
             self._replies.fail(error)
             return
-        if begun(text):
+        if was_begun(text):
             message = failure(exchange.id, text, exchange.model, exchange.version)
         else:
             message = refusal(exchange.id, text)
         self._replies.answer(exchange, message, failed=True)
 
-    async def _several(self, exchange: Exchange, target: Target, head: wire.Head) -> None:
+    async def _answer_many(self, exchange: Exchange, target: Target, head: wire.Head) -> None:
         """Have it answered by any number of replies, when its turn to be sent has come."""
         streams, sequence, message = self._streams, head.sequence, exchange.message
         assert message is not None
         if exchange.turns is not None:
             streams.calls.learn(target)
-            self._replies.unordered(exchange)
+            self._replies.leave_order(exchange)
         exchange.target = target
-        admission = streams.requests.admission
+        admission = streams.inference.admission
         try:
             if head.classes:
-                await streams.requests.check_classes(message, target)
-            exchange.asked = wire.asks_for_finals(message)
-            exchange.memory = streams.requests.lend(message, self._caller)
+                await streams.inference.check_classes(message, target)
+            exchange.wants_final = wire.asks_for_final_reply(message)
+            exchange.memory = streams.inference.lend(message, self._caller)
             if exchange.memory is not None:
                 exchange.message = exchange.memory.message
             ticket = admission.enter(
                 self._caller.tenant,
                 target,
-                said=self._said.own.get(HEADER),
-                parameter=head.priority,
+                priority_header=self._metadata.shoal.get(HEADER),
+                priority_parameter=head.priority,
                 deadline=self._origin.deadline,
                 size=exchange.size,
-                begun=sequence is not None and not sequence.start,
+                continues=sequence is not None and not sequence.start,
             )
             if ticket.turn is not None:
-                await admission.turn(ticket)
+                await admission.wait_turn(ticket)
             exchange.ticket = ticket
             self._requests_to(target).take(exchange)
         except Malformed as error:
@@ -303,7 +310,7 @@ class Stream:
         policy draws, whichever it is."""
         turns = self._turns.get(named)
         if turns is None:
-            turns = self._turns[named] = Turns()
+            turns = self._turns[named] = ReplyOrder()
         turns.join(exchange)
         exchange.turns = turns
 
@@ -316,11 +323,11 @@ class Stream:
         work.add_done_callback(ended)
 
     def _requests_to(self, target: Target) -> DecoupledRequests:
-        lane = self._decoupled.get(target)
-        if lane is None:
-            lane = DecoupledRequests(target, self._streams.calls, self._replies, self._origin)
-            self._decoupled[target] = lane
-        return lane
+        requests = self._decoupled.get(target)
+        if requests is None:
+            requests = DecoupledRequests(target, self._streams.calls, self._replies, self._origin)
+            self._decoupled[target] = requests
+        return requests
 
     def _trace(self, exchange: Exchange, target: Target) -> None:
         """A span of its own, where the stream's trace is sampled."""
@@ -335,13 +342,13 @@ class Stream:
                 exchange.span.set_attribute("shoal.request_id", exchange.id)
 
 
-async def _alone(message: bytes) -> AsyncIterator[bytes]:
+async def _only(message: bytes) -> AsyncIterator[bytes]:
     yield message
 
 
 def _response(message: bytes) -> bytes:
     """What a reply has besides an error. Raises TritonError."""
-    error, rest = response(message)
+    error, rest = split(message)
     if error:
-        raise in_stream(error, begun=reply(message).final is not None)
+        raise error_in_stream(error, begun=reply(message).final is not None)
     return rest

@@ -14,7 +14,7 @@ from services.router.core.routing.routes import Target
 
 
 @dataclass(slots=True)
-class Count:
+class VersionCount:
     """Seconds are sums over all requests. `cold`: had to wait until the model was resident."""
 
     requests: int = 0
@@ -29,13 +29,13 @@ class Statistics(Collector):
     `streamed`: requests for plain models that were answered by streams to servers."""
 
     def __init__(self) -> None:
-        self.counts: dict[Target, Count] = {}
+        self.counts: dict[Target, VersionCount] = {}
         self.streamed = 0
 
     def add(self, target: Target, seconds: float, *, failed: bool, cold: bool) -> None:
         count = self.counts.get(target)
         if count is None:
-            count = self.counts[target] = Count()
+            count = self.counts[target] = VersionCount()
         count.requests += 1
         count.seconds += seconds
         if failed:
@@ -66,7 +66,7 @@ _FAMILIES: Final = (
 )
 
 
-class Overload(Collector):
+class AdmissionMetrics(Collector):
     """What `admission` let through, keeps waiting and refused, and what `budget` allowed."""
 
     def __init__(self, admission: Admission, budget: RetryBudget) -> None:
@@ -118,14 +118,14 @@ class Overload(Collector):
         yield from (waiting, limit, in_flight)
 
     def _of_memory(self) -> Iterator[Metric]:
-        held = self._admission.held
+        memory_budget = self._admission.memory_budget
         yield GaugeMetricFamily(
-            "shoal_router_held_bytes", "Bytes of all requests under way.", held.total
+            "shoal_router_held_bytes", "Bytes of all requests under way.", memory_budget.held
         )
         yield CounterMetricFamily(
             "shoal_router_memory_refused",
             "Requests that were refused for there was no room to hold them.",
-            held.refused,
+            memory_budget.refused,
         )
 
     def _of_tenants(self) -> Iterator[Metric]:

@@ -15,7 +15,7 @@ _tracer = trace.get_tracer("shoal.router")
 
 
 @contextmanager
-def serving(name: str, metadata: Metadata) -> Iterator[None]:
+def server_span(name: str, metadata: Metadata) -> Iterator[None]:
     """A server's span within the caller's trace, where that trace is sampled."""
     if not telemetry.enabled():
         yield
@@ -49,17 +49,17 @@ def describe(target: Target, request_id: str, *, cold: bool) -> None:
         )
 
 
-def failed(text: str) -> None:
+def mark_failed(text: str) -> None:
     """Mark the current span."""
     span = trace.get_current_span()
     if span.is_recording():
         span.set_status(trace.StatusCode.ERROR, text)
 
 
-def refused(error: ShoalError) -> None:
+def mark_refused(error: ShoalError) -> None:
     """Mark the current span, with the reason."""
     span = trace.get_current_span()
     if span.is_recording():
         span.set_attribute("shoal.error.reason", error.reason)
         span.set_attribute("rpc.grpc.status_code", grpc_code(error).value[0])
-    failed(error.message)
+    mark_failed(error.message)

@@ -6,7 +6,7 @@ from typing import Final
 
 from services.common.errors import MessageTooLarge
 from services.common.packed import Packed
-from services.router.admission.memory import Holding
+from services.router.admission.memory import Reservation
 
 INLINE: Final = 1 << 16  # bytes of what comes out; beyond that by a thread
 PIECE: Final = 1 << 20  # bytes; those of several requests come by turns
@@ -14,7 +14,7 @@ PIECE: Final = 1 << 20  # bytes; those of several requests come by turns
 _thread: Final = ThreadPoolExecutor(1, "unpacking")
 
 
-async def unpacked(message: bytes, limit: int, holding: Holding) -> bytes:
+async def decompressed(message: bytes, limit: int, reservation: Reservation) -> bytes:
     """What gzip or zlib made a `message` of, which `holding` grows by.
 
     Raises zlib.error, MessageTooLarge beyond `limit` bytes, and MemoryTaken."""
@@ -30,7 +30,7 @@ async def unpacked(message: bytes, limit: int, holding: Holding) -> bytes:
         size += len(piece)
         if size > limit:
             raise MessageTooLarge(size=f"more than {limit}", limit=limit)
-        holding.grow(len(piece))
+        reservation.grow(len(piece))
         pieces.append(piece)
     if size <= INLINE:
         return b"".join(pieces)

@@ -10,7 +10,7 @@ from opentelemetry import trace
 
 from services.common import telemetry
 from services.router.control.placement_watch import PlacementWatch
-from services.router.control.residents import ControllerClient
+from services.router.control.residents import ResidencyClient
 from services.router.core.admission.rate import RetryBudget
 from services.router.core.attempts import FIRST, Action, Attempts, Progress, after
 from services.router.core.routing.metadata import Pairs
@@ -19,11 +19,11 @@ from services.router.core.routing.sequences import home, over
 from services.router.core.wire.request import Sequence
 from services.router.core.wire.verdict import verdict
 from services.router.servers.answers import InferReply, TritonError, lost
-from services.router.servers.call_metadata import onward
+from services.router.servers.call_metadata import shared_metadata
 from services.router.servers.channels import ServerChannels
 from services.router.servers.connection import Connections
+from services.router.servers.lockstep import LockstepRequest, LockstepStream
 from services.router.servers.repeats import Repeats
-from services.router.servers.turns import PlainRequest, PlainStream
 
 _OK: Final = grpc.StatusCode.OK
 
@@ -32,7 +32,7 @@ MODEL_INFER: Final = "/inference.GRPCInferenceService/ModelInfer"
 _tracer = trace.get_tracer("shoal.router")
 
 
-class Sent(NamedTuple):
+class SentRequest(NamedTuple):
     """A request on its way. `call`: a running ModelInfer, or a PlainRequest."""
 
     replica: Replica
@@ -48,7 +48,7 @@ class Forwarder:
     def __init__(
         self,
         watch: PlacementWatch,
-        controller: ControllerClient,
+        controller: ResidencyClient,
         channels: ServerChannels,
         *,
         hedge_after: float | None = None,
@@ -60,7 +60,7 @@ class Forwarder:
         self._tracing = telemetry.enabled()
         self._connections = Connections()
         self._methods: dict[str, Any] = {}  # stubs by address
-        self._outliving: set[Any] = set()
+        self._detached: set[Any] = set()
         self.repeats = Repeats()
         self.budget = RetryBudget()
 
@@ -76,7 +76,7 @@ class Forwarder:
         *,
         retry: bool,
         sequence: Sequence | None = None,
-        stream: PlainStream | None = None,
+        stream: LockstepStream | None = None,
     ) -> InferReply:
         """Have `target` answer `message`, wherever it is or will be; what belongs to a `sequence`,
         where that began.
@@ -97,8 +97,8 @@ class Forwarder:
                 address = self._watch.table.addresses[replica.server]
                 call, span = self._send(replica, address, message, metadata, stream)
                 if self._hedge_after is not None and attempts.repeatable:
-                    sent = Sent(replica, address, call, span)
-                    replica, address, call, span = await self._first(sent, message, metadata)
+                    sent = SentRequest(replica, address, call, span)
+                    replica, address, call, span = await self._first_to_end(sent, message, metadata)
             else:
                 cold = True
                 granted = await self._send_cold(target, message, metadata, deadline, attempts)
@@ -112,10 +112,10 @@ class Forwarder:
             try:
                 code = await call.code()
             except BaseException:
-                self._outlive(Sent(replica, address, call, span))
+                self._detach(SentRequest(replica, address, call, span))
                 raise
             finally:
-                if attempts.broke is not None:
+                if attempts.loss is not None:
                     self.repeats.end(replica)
             refused = code is not _OK
             if sequence is not None and over(sequence, begun=begun, failed=refused):
@@ -124,13 +124,13 @@ class Forwarder:
             if span is not trace.INVALID_SPAN:
                 span.end()
             if not refused:
-                if isinstance(call, PlainRequest):
+                if isinstance(call, LockstepRequest):
                     return InferReply(call.message, cold, replica.server, streamed=True)
                 return InferReply(await call, cold, replica.server)
             text = await call.details() or ""
-            own = await self._connections.answered(self._channels.to(address), code.name, text)
+            own = await self._connections.from_server(self._channels.to(address), code.name, text)
             step = after(
-                verdict(code.name, text, answered=own),
+                verdict(code.name, text, from_server=own),
                 Progress.NONE,
                 replica,
                 attempts,
@@ -139,8 +139,8 @@ class Forwarder:
                 chance=random.random(),
                 budget=self.budget,
             )
-            if step.broke is not None:
-                self._watch.broke(step.broke)
+            if step.loss is not None:
+                self._watch.report_loss(step.loss)
             if step.action is Action.ANSWER:
                 raise TritonError(await _error(call), cold=cold)
             if step.attempts is None:
@@ -175,10 +175,10 @@ class Forwarder:
         metadata: Pairs,
         deadline: float | None,
         attempts: Attempts,
-    ) -> Sent | None:
+    ) -> SentRequest | None:
         """Send where the Controller says; return None when that replica was withdrawn since."""
         grant = await self._controller.make_resident(target, deadline, attempts.missed)
-        repeat = attempts.broke is not None
+        repeat = attempts.loss is not None
         if repeat:
             await self.repeats.begin(grant.replica, deadline)
         if self._watch.table.outdated(grant.replica, grant.revision):
@@ -188,9 +188,11 @@ class Forwarder:
         call, span = self._send(grant.replica, grant.address, message, metadata)
         if grant.use_lease:
             self._watch.started(grant.replica, grant.use_lease)
-        return Sent(grant.replica, grant.address, call, span)
+        return SentRequest(grant.replica, grant.address, call, span)
 
-    async def _first(self, sent: Sent, message: bytes, metadata: Pairs) -> Sent:
+    async def _first_to_end(
+        self, sent: SentRequest, message: bytes, metadata: Pairs
+    ) -> SentRequest:
         """Whichever has ended first: `sent`, or the same at another replica, where it is sent if
         this takes long. The other one comes to its end unheard."""
         waits = {asyncio.ensure_future(sent.call.code()): sent}
@@ -204,10 +206,10 @@ class Forwarder:
         finally:
             for wait, unheard in waits.items():
                 wait.cancel()
-                self._outlive(unheard)
+                self._detach(unheard)
         return first
 
-    def _hedge(self, replica: Replica, message: bytes, metadata: Pairs) -> Sent | None:
+    def _hedge(self, replica: Replica, message: bytes, metadata: Pairs) -> SentRequest | None:
         """Sent to the one with the least in flight but `replica`; None where there is no other, or
         the budget is spent."""
         table, in_use = self._watch.table, self._watch.in_use
@@ -216,7 +218,7 @@ class Forwarder:
             return None
         other = min(others, key=in_use.count)
         address = table.addresses[other.server]
-        return Sent(other, address, *self._send(other, address, message, metadata))
+        return SentRequest(other, address, *self._send(other, address, message, metadata))
 
     def _send(
         self,
@@ -224,12 +226,12 @@ class Forwarder:
         address: str,
         message: bytes,
         metadata: Pairs,
-        stream: PlainStream | None = None,
+        stream: LockstepStream | None = None,
     ) -> tuple[Any, trace.Span]:
         """The running call, which counts as in flight until it has ended."""
         method = self._methods.get(address)
         if method is None:
-            method = self._connect(address)
+            method = self._open_method(address)
         span: trace.Span = trace.INVALID_SPAN
         call: Any = None
         if self._tracing and trace.get_current_span().is_recording():
@@ -242,26 +244,26 @@ class Forwarder:
         elif stream is not None:  # a trace has a call of its own
             call = stream.send(replica, self._channels.to(address), message, metadata)
         if call is None:
-            call = method(message, metadata=onward(metadata))
+            call = method(message, metadata=shared_metadata(metadata))
         self._watch.in_use.begin(replica)
         return call, span
 
-    def _outlive(self, sent: Sent) -> None:
+    def _detach(self, sent: SentRequest) -> None:
         """Nobody waits for it any more, but it counts as in flight until Triton has ended it: a
         reset in the middle of a response can leave a Triton before release 25.06 unable to unload
         the model."""
         # A call that nobody holds is cancelled. The callback makes a reference cycle, which keeps
         # the messages until the garbage collector runs: so it is not for every call.
-        self._outliving.add(sent.call)
+        self._detached.add(sent.call)
 
         def ended(_: Any) -> None:
-            self._outliving.discard(sent.call)
+            self._detached.discard(sent.call)
             self._watch.in_use.end(sent.replica)
             sent.span.end()
 
         sent.call.add_done_callback(ended)
 
-    def _connect(self, address: str) -> Any:
+    def _open_method(self, address: str) -> Any:
         method = self._methods[address] = self._channels.to(address).unary_unary(MODEL_INFER)
         return method
 

@@ -20,23 +20,23 @@ from services.common.errors import (
 from services.common.rpc import HEADER_BYTES
 from services.common.tasks import TaskScope
 from services.router.admission.admission import Admission, Ticket
-from services.router.admission.memory import Holding, hold
+from services.router.admission.memory import Reservation, reserve
 from services.router.control.answers import Rejected
 from services.router.control.model_info import ModelInfo
 from services.router.control.placement_watch import PlacementWatch
 from services.router.core.admission.priority import HEADER
-from services.router.core.routing.metadata import EXPLAIN, Pairs, Said, read
+from services.router.core.routing.metadata import EXPLAIN, CallerMetadata, Pairs, read_metadata
 from services.router.core.routing.routes import Target, why
 from services.router.core.routing.sequences import draw
 from services.router.core.wire import request as wire
 from services.router.core.wire.protobuf import Malformed
 from services.router.core.wire.reply import amended
 from services.router.servers.answers import InferReply, TritonError
-from services.router.servers.turns import PlainStream
+from services.router.servers.lockstep import LockstepStream
 from services.router.telemetry import tracing
 from services.router.telemetry.statistics import Statistics
 from services.router.unary import classification as classes
-from services.router.unary.decompression import unpacked
+from services.router.unary.decompression import decompressed
 from services.router.unary.forward import Forwarder
 from services.router.unary.lending import Lender, Lending
 
@@ -47,11 +47,11 @@ class Request(NamedTuple):
     already. `stream`: it may go to a server by; then the reply may be `streamed`."""
 
     message: bytes
-    said: Said
+    metadata: CallerMetadata
     deadline: float | None
     caller: Caller
     head: wire.Head | None = None
-    stream: PlainStream | None = None
+    stream: LockstepStream | None = None
 
 
 class UnaryInference:
@@ -84,27 +84,27 @@ class UnaryInference:
         self._with_memory = TaskScope("requests with shared memory")
         self._tracing = telemetry.enabled()
 
-    def said(self, metadata: Pairs) -> Said:
+    def checked_metadata(self, pairs: Pairs) -> CallerMetadata:
         """What a call's metadata says, as it came.
 
         gRPC bounds it only once the client has heard of the bound, and HTTP otherwise. A Triton
         that is sent too much refuses other callers' requests on the same connection with it (seen
         on release 24.10). Raises MetadataTooLarge."""
-        said = read(metadata)
-        if said.size > self._max_metadata:
-            raise MetadataTooLarge(size=said.size, limit=self._max_metadata)
-        return said
+        metadata = read_metadata(pairs)
+        if metadata.size > self._max_metadata:
+            raise MetadataTooLarge(size=metadata.size, limit=self._max_metadata)
+        return metadata
 
-    async def unpacked(self, message: bytes) -> bytes:
+    async def decompressed(self, message: bytes) -> bytes:
         """A request that came compressed. Raises MalformedMessage, MessageTooLarge, MemoryTaken."""
-        holding = Holding(self.admission.held)
+        reservation = Reservation(self.admission.memory_budget)
         try:
-            holding.grow(len(message))
-            return await unpacked(message, self._max_message, holding)
+            reservation.grow(len(message))
+            return await decompressed(message, self._max_message, reservation)
         except zlib.error as error:
             raise malformed(f"it cannot be decompressed: {error}") from error
         finally:
-            holding.release()
+            reservation.release()
 
     def lend(self, message: bytes, caller: Caller) -> Lending | None:
         """Return the caller's memory for a request that goes another way than `answer`; None where
@@ -119,20 +119,22 @@ class UnaryInference:
             memory = self._lender.lend(request.message, request.caller)
             if memory is not None:
                 # Servers write to the memory whether or not the caller waits.
-                work = self._with_memory.start(self._lent(request, memory), awaited=True)
+                work = self._with_memory.start(
+                    self._answer_with_memory(request, memory), awaited=True
+                )
                 return await asyncio.shield(work)
         return await self._answer(request)
 
-    async def _lent(self, request: Request, memory: Lending) -> InferReply:
+    async def _answer_with_memory(self, request: Request, memory: Lending) -> InferReply:
         """Answer a request whose tensors lie in the caller's memory, also when that has gone."""
         request = request._replace(message=memory.message, stream=None)
         try:
             try:
                 answer = await self._answer(request)
             except TritonError as error:
-                told = error.error
-                refused = told.code() is grpc.StatusCode.NOT_FOUND
-                if not (refused and memory.forgotten(told.details() or "")):
+                status = error.error
+                refused = status.code() is grpc.StatusCode.NOT_FOUND
+                if not (refused and memory.forgotten(status.details() or "")):
                     raise
                 await memory.map_again()
                 answer = await self._answer(request)
@@ -144,7 +146,7 @@ class UnaryInference:
 
     async def _answer(self, request: Request) -> InferReply:
         began = time.monotonic()
-        message, said, deadline, caller, head, stream = request
+        message, metadata, deadline, caller, head, stream = request
         size = len(message)
         admission = self.admission
         target: Target | None = None
@@ -156,11 +158,11 @@ class UnaryInference:
             if size > self._max_message:
                 raise MessageTooLarge(size=size, limit=self._max_message)
             if head is None:
-                held = hold(admission.held, size)
+                held = reserve(admission.memory_budget, size)
                 head = wire.head(message)
             model, version, request_id, sequence, priority, asks_classes = head
             table = self._watch.table
-            target, tail, retry, renamed = table.way(
+            target, tail, retry, renamed = table.resolve(
                 model,
                 version,
                 draw(sequence, random.random()),
@@ -170,19 +172,19 @@ class UnaryInference:
             entered = admission.enter(
                 caller.tenant,
                 target,
-                said=said.own.get(HEADER),
-                parameter=priority,
+                priority_header=metadata.shoal.get(HEADER),
+                priority_parameter=priority,
                 deadline=deadline,
                 size=size,
-                begun=sequence is not None and not sequence.start,
+                continues=sequence is not None and not sequence.start,
             )
             if entered.turn is not None:
-                await admission.turn(entered)
+                await admission.wait_turn(entered)
             ticket = entered
             reply = await self._forwarder.infer(
                 target,
                 message + tail,
-                said.onward,
+                metadata.onward,
                 deadline,
                 retry=retry,
                 sequence=sequence,
@@ -194,9 +196,9 @@ class UnaryInference:
             if renamed:
                 mended = amended if reply.streamed else wire.overridden
                 reply = reply._replace(message=mended(reply.message, model, None))
-            if EXPLAIN in said.own:
-                told = self._explained(head, target, reply)
-                reply = reply._replace(trailing=told)
+            if EXPLAIN in metadata.shoal:
+                status = self._explained(head, target, reply)
+                reply = reply._replace(trailing=status)
             return reply
         except TritonError as error:
             cold = error.cold
@@ -211,7 +213,7 @@ class UnaryInference:
             raise
         finally:
             if held:
-                admission.held.give(held)
+                admission.memory_budget.give(held)
             if ticket is not None:
                 admission.leave(ticket, answered=not (failed or cold), abandoned=abandoned)
             if target is not None:
@@ -237,10 +239,10 @@ class UnaryInference:
 
 
 def _renamed(error: TritonError, memory: Lending) -> TritonError:
-    told = error.error
-    text = memory.renamed(told.details() or "")
+    status = error.error
+    text = memory.renamed(status.details() or "")
     again = grpc.aio.AioRpcError(
-        told.code(), told.initial_metadata(), told.trailing_metadata(), details=text
+        status.code(), status.initial_metadata(), status.trailing_metadata(), details=text
     )
     return TritonError(again, cold=error.cold)
 

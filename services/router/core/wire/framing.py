@@ -1,4 +1,4 @@
-"""Raw tensors beside the rest of a message: cut out of a body, put into one, never decoded."""
+"""Takes raw tensors out of a message, or puts them into one, without decoding them."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -22,7 +22,8 @@ Raw = bytes | memoryview
 
 
 def with_inputs(head: bytes, contents: Iterable[Raw]) -> bytes:
-    """`head`: a serialized ModelInferRequest without raw_input_contents."""
+    """Return a ModelInferRequest with `contents` as its raw_input_contents. `head` is the
+    serialized rest of it."""
     parts: list[Raw] = [head]
     for content in contents:
         parts += (_RAW_INPUT + encoded(len(content)), content)
@@ -30,10 +31,9 @@ def with_inputs(head: bytes, contents: Iterable[Raw]) -> bytes:
 
 
 def without_outputs(message: bytes) -> tuple[bytes, list[memoryview]]:
-    """A serialized ModelInferResponse without its raw_output_contents, and those apart.
+    """Split a serialized ModelInferResponse into itself without raw_output_contents, and those.
 
-    Raises ValueError (Malformed) where it is none.
-    """
+    Raises ValueError (Malformed) if it is not a message."""
     view = memoryview(message)
     kept: list[memoryview] = []
     contents: list[memoryview] = []

@@ -19,9 +19,9 @@ from services.router.core.rest.values import (
     wrong,
 )
 from services.router.rest.documents import loads
-from services.router.rest.incoming import Incoming
+from services.router.rest.incoming import HttpRequest
 from services.router.rest.messages import document
-from services.router.rest.reply import HttpReply, of_json, said
+from services.router.rest.reply import HttpReply, error_reply, json_reply
 from services.router.rest.service import Service
 
 EMPTY: Final = HttpReply(headers=((b"content-type", b"text/plain"),))
@@ -31,41 +31,41 @@ _EMPTY_JSON: Final = HttpReply()
 # --- server and models ----------------------------------------------------------------------------
 
 
-async def live(incoming: Incoming, service: Service) -> HttpReply:
+async def live(incoming: HttpRequest, service: Service) -> HttpReply:
     """Triton's own answer has no body, which KServe's client wants."""
     reply = await service.call("ServerLive", incoming)
-    return of_json({"live": reply.live}, 200 if reply.live else 400)
+    return json_reply({"live": reply.live}, 200 if reply.live else 400)
 
 
-async def ready(incoming: Incoming, service: Service) -> HttpReply:
+async def ready(incoming: HttpRequest, service: Service) -> HttpReply:
     reply = await service.call("ServerReady", incoming)
-    return of_json({"ready": reply.ready}, 200 if reply.ready else 400)
+    return json_reply({"ready": reply.ready}, 200 if reply.ready else 400)
 
 
-async def server(incoming: Incoming, service: Service) -> HttpReply:
-    return of_json(document(await service.call("ServerMetadata", incoming)))
+async def server(incoming: HttpRequest, service: Service) -> HttpReply:
+    return json_reply(document(await service.call("ServerMetadata", incoming)))
 
 
-async def model_ready(incoming: Incoming, service: Service) -> HttpReply:
+async def model_ready(incoming: HttpRequest, service: Service) -> HttpReply:
     reply = await service.call("ModelReady", incoming, **_named(incoming))
-    return EMPTY if reply.ready else said(400, "Model version not ready")
+    return EMPTY if reply.ready else error_reply(400, "Model version not ready")
 
 
-async def model(incoming: Incoming, service: Service) -> HttpReply:
-    return of_json(document(await service.call("ModelMetadata", incoming, **_named(incoming))))
+async def model(incoming: HttpRequest, service: Service) -> HttpReply:
+    return json_reply(document(await service.call("ModelMetadata", incoming, **_named(incoming))))
 
 
-async def config(incoming: Incoming, service: Service) -> HttpReply:
+async def config(incoming: HttpRequest, service: Service) -> HttpReply:
     reply = await service.call("ModelConfig", incoming, **_named(incoming))
-    return of_json(document(reply.config))
+    return json_reply(document(reply.config))
 
 
-async def statistics(incoming: Incoming, service: Service) -> HttpReply:
+async def statistics(incoming: HttpRequest, service: Service) -> HttpReply:
     reply = await service.call("ModelStatistics", incoming, **_named(incoming))
-    return of_json(document(reply))
+    return json_reply(document(reply))
 
 
-def _named(incoming: Incoming) -> dict[str, str]:
+def _named(incoming: HttpRequest) -> dict[str, str]:
     return {
         "name": incoming.path.get("model", ""),
         "version": incoming.path.get("version", ""),
@@ -75,7 +75,7 @@ def _named(incoming: Incoming) -> dict[str, str]:
 # --- the repository -------------------------------------------------------------------------------
 
 
-async def index(incoming: Incoming, service: Service) -> HttpReply:
+async def index(incoming: HttpRequest, service: Service) -> HttpReply:
     asked = service.json(incoming.body) if incoming.body else {}
     ready_only = find(asked, "ready")
     reply = await service.call(
@@ -84,10 +84,10 @@ async def index(incoming: Incoming, service: Service) -> HttpReply:
         ready=ready_only is not MISSING and boolean(ready_only),
     )
     rows = [{key: value for key, value in document(row).items() if value} for row in reply.models]
-    return of_json(rows)
+    return json_reply(rows)
 
 
-async def load(incoming: Incoming, service: Service) -> HttpReply:
+async def load(incoming: HttpRequest, service: Service) -> HttpReply:
     _no_repository(incoming)
     body = incoming.body
     parameters = await service.read(len(body), _load_parameters, body)
@@ -112,7 +112,7 @@ def _load_parameters(body: bytes) -> dict[str, Any]:
     return parameters
 
 
-async def unload(incoming: Incoming, service: Service) -> HttpReply:
+async def unload(incoming: HttpRequest, service: Service) -> HttpReply:
     _no_repository(incoming)
     asked = service.json(incoming.body) if incoming.body else {}
     dependents = find(find(asked, "parameters"), "unload_dependents")
@@ -126,7 +126,7 @@ async def unload(incoming: Incoming, service: Service) -> HttpReply:
     return _EMPTY_JSON
 
 
-def _no_repository(incoming: Incoming) -> None:
+def _no_repository(incoming: HttpRequest) -> None:
     if "repository" in incoming.path:
         raise WrongRequest(UNSUPPORTED, "'repository_name' specification is not supported")
 
@@ -141,7 +141,7 @@ def _decoded(text: str) -> bytes:
 # --- settings -------------------------------------------------------------------------------------
 
 
-async def trace(incoming: Incoming, service: Service) -> HttpReply:
+async def trace(incoming: HttpRequest, service: Service) -> HttpReply:
     settings: dict[str, Any] = {}
     if incoming.method == "POST":
         for name, value in members(service.json(incoming.body)).items():
@@ -150,7 +150,7 @@ async def trace(incoming: Incoming, service: Service) -> HttpReply:
         "TraceSetting", incoming, model_name=incoming.path.get("model", ""), settings=settings
     )
     found = {name: list(setting.value) for name, setting in reply.settings.items()}
-    return of_json(
+    return json_reply(
         {
             name: values if name == "trace_level" else "".join(values)
             for name, values in sorted(found.items())
@@ -167,14 +167,14 @@ def _setting(name: str, value: object) -> list[str]:
     return [string(value)]
 
 
-async def logging(incoming: Incoming, service: Service) -> HttpReply:
+async def logging(incoming: HttpRequest, service: Service) -> HttpReply:
     settings: dict[str, Any] = {}
     if incoming.method == "POST":
         for name, value in members(service.json(incoming.body)).items():
             if value is not None:
                 settings[name] = _log_setting(name, value)
     reply = await service.call("LogSettings", incoming, settings=settings)
-    return of_json(
+    return json_reply(
         {
             name: getattr(setting, setting.WhichOneof("parameter_choice") or "string_param")
             for name, setting in sorted(reply.settings.items())
@@ -193,23 +193,23 @@ def _log_setting(name: str, value: object) -> dict[str, Any]:
 # --- shared memory --------------------------------------------------------------------------------
 
 
-async def system_status(incoming: Incoming, service: Service) -> HttpReply:
+async def system_status(incoming: HttpRequest, service: Service) -> HttpReply:
     return await _status("System", incoming, service)
 
 
-async def cuda_status(incoming: Incoming, service: Service) -> HttpReply:
+async def cuda_status(incoming: HttpRequest, service: Service) -> HttpReply:
     return await _status("Cuda", incoming, service)
 
 
-async def system_unregister(incoming: Incoming, service: Service) -> HttpReply:
+async def system_unregister(incoming: HttpRequest, service: Service) -> HttpReply:
     return await _unregister("System", incoming, service)
 
 
-async def cuda_unregister(incoming: Incoming, service: Service) -> HttpReply:
+async def cuda_unregister(incoming: HttpRequest, service: Service) -> HttpReply:
     return await _unregister("Cuda", incoming, service)
 
 
-async def system_register(incoming: Incoming, service: Service) -> HttpReply:
+async def system_register(incoming: HttpRequest, service: Service) -> HttpReply:
     name = _region(incoming, "system")
     asked = service.json(incoming.body)
     key = string(_required(asked, "key"))
@@ -225,7 +225,7 @@ async def system_register(incoming: Incoming, service: Service) -> HttpReply:
     return _EMPTY_JSON
 
 
-async def cuda_register(incoming: Incoming, service: Service) -> HttpReply:
+async def cuda_register(incoming: HttpRequest, service: Service) -> HttpReply:
     name = _region(incoming, "cuda")
     asked = service.json(incoming.body)
     handle = string(member(_required(asked, "raw_handle"), "b64"))
@@ -240,21 +240,21 @@ async def cuda_register(incoming: Incoming, service: Service) -> HttpReply:
     return _EMPTY_JSON
 
 
-async def _status(kind: str, incoming: Incoming, service: Service) -> HttpReply:
+async def _status(kind: str, incoming: HttpRequest, service: Service) -> HttpReply:
     reply = await service.call(
         f"{kind}SharedMemoryStatus", incoming, name=incoming.path.get("region", "")
     )
-    return of_json([document(region) for _, region in sorted(reply.regions.items())])
+    return json_reply([document(region) for _, region in sorted(reply.regions.items())])
 
 
-async def _unregister(kind: str, incoming: Incoming, service: Service) -> HttpReply:
+async def _unregister(kind: str, incoming: HttpRequest, service: Service) -> HttpReply:
     await service.call(
         f"{kind}SharedMemoryUnregister", incoming, name=incoming.path.get("region", "")
     )
     return _EMPTY_JSON
 
 
-def _region(incoming: Incoming, kind: str) -> str:
+def _region(incoming: HttpRequest, kind: str) -> str:
     name = incoming.path.get("region", "")
     if not name:
         raise WrongRequest(
