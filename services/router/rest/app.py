@@ -10,6 +10,7 @@ from services.router.rest.table import ROUTES
 
 
 def app(service: Service) -> ASGIApp:
+    """Return the application."""
     return Router(
         [Route(path, Endpoint(path, route, service)) for route in ROUTES for path in route.paths],
         redirect_slashes=False,

@@ -1,4 +1,4 @@
-"""JSON in and out, as Triton's HTTP server takes and gives it."""
+"""Reads and writes JSON as Triton's HTTP server does."""
 
 import json
 import re
@@ -18,7 +18,7 @@ _WHERE: Final = re.compile(r"Parse error at offset (\d+): (.*)")
 
 
 def loads(body: bytes | memoryview) -> Any:
-    """Read JSON as Triton does, where NaN and Infinity are numbers. Raises WrongRequest."""
+    """Read JSON as Triton does, which accepts NaN and Infinity as numbers. Raises WrongRequest."""
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -35,19 +35,20 @@ def loads(body: bytes | memoryview) -> Any:
 
 
 def _integer(digits: str) -> int | float:
-    """What has more than 64 bits is a double, as the other parsers have it."""
+    """Return a number. Beyond 64 bits it becomes a double, as with the other parsers."""
     return int(digits) if len(digits) <= _MOST_DIGITS else float(digits)
 
 
 def _valid(document: Any) -> Any:
-    """Raises ValueError for halves of characters, which the other parsers do not take."""
+    """Return the document. Raises ValueError for lone surrogates, which the other parsers
+    refuse."""
     json.dumps(document, ensure_ascii=False).encode()
     return document
 
 
 def dumps(document: Any) -> bytes:
-    """Numbers that are none are written NaN and Infinity, and bytes that are no text, which came as
-    surrogates, as they are."""
+    """Write JSON. NaN and Infinity are written as such, and surrogates that stand for bytes that
+    are not text become these bytes again."""
     try:
         return orjson.dumps(document, _written, orjson.OPT_SERIALIZE_NUMPY)
     except TypeError:
@@ -56,7 +57,7 @@ def dumps(document: Any) -> bytes:
 
 
 def is_finite(array: Any) -> bool:
-    """Whether JSON has a word for each of its elements."""
+    """Return whether JSON can express every element."""
     return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
@@ -67,7 +68,7 @@ def _written(value: object) -> Any:
 
 
 class NonFinite:
-    """Floats, not all of which JSON has a word for."""
+    """Floats of which JSON cannot express some."""
 
     def __init__(self, array: Any) -> None:
         self.array = array

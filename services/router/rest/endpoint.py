@@ -1,4 +1,5 @@
-"""From ASGI to a behaviour and back: one caller, one deadline, one span, one kind of error."""
+"""Serves one HTTP route: it determines caller and deadline, opens a span, and turns errors into
+replies."""
 
 import asyncio
 import contextlib
@@ -37,7 +38,8 @@ _log = structlog.get_logger(__name__)
 
 
 class EndpointRoute(Protocol):
-    """A row of the table of routes. `early`: it answers before it is known where models are."""
+    """A row of the table of routes. `early` says that it answers before the Router knows where
+    models are."""
 
     @property
     def methods(self) -> tuple[str, ...]: ...
@@ -48,7 +50,7 @@ class EndpointRoute(Protocol):
 
 
 class Endpoint:
-    """An ASGI application for one route. `path`: with names in braces."""
+    """An ASGI application for one route. `path` has names in braces."""
 
     def __init__(self, path: str, route: EndpointRoute, service: Service) -> None:
         self._path = path
@@ -75,7 +77,7 @@ class Endpoint:
             reservation.release()
 
     async def _read_and_answer(self, incoming: HttpRequest, send: Send) -> None:
-        """Raises Gone."""
+        """Read the body and answer the request. Raises ClientGone."""
         refused: HttpReply | None = None
         try:
             async with asyncio.timeout(incoming.left()):
@@ -126,8 +128,8 @@ class Endpoint:
 
 
 async def _refuse_body(reply: HttpReply, incoming: HttpRequest, send: Send) -> None:
-    """Answer at once, and close when the client has stopped sending: a connection that is closed
-    before takes the answer with it."""
+    """Reply at once, and close the connection when the client has stopped sending. Closing it
+    earlier would lose the reply."""
     reply = reply._replace(headers=(*reply.headers, _CLOSE))
     await reply.send(send, more=True)
     await within(LINGER_SECONDS, incoming.skip())
@@ -135,7 +137,8 @@ async def _refuse_body(reply: HttpReply, incoming: HttpRequest, send: Send) -> N
 
 
 async def _unless_gone(work: Awaitable[None], incoming: HttpRequest) -> None:
-    """Raises Gone, with the work cancelled, when the client closes the connection before."""
+    """Do the work, but cancel it and raise ClientGone if the client closes the connection
+    before."""
     task = asyncio.current_task()
     assert task is not None
 

@@ -33,6 +33,7 @@ _NOT_ONE: Final = (
 
 
 async def generate(incoming: HttpRequest, service: Service) -> HttpReply:
+    """Answer with the one response of the model."""
     async with aclosing(await _responses(incoming, service)) as responses:
         found = [response async for response in responses]
     if len(found) != 1:
@@ -41,7 +42,8 @@ async def generate(incoming: HttpRequest, service: Service) -> HttpReply:
 
 
 async def generate_stream(incoming: HttpRequest, service: Service) -> HttpReply:
-    """What is refused is answered with its own status; what fails in the model, with an event."""
+    """Answer with an event for each response. A refusal has its own status, while a failure of the
+    model is an event."""
     replies = _replies(service, await _responses(incoming, service))
     first = await anext(replies, None)
     if first is None:
@@ -65,7 +67,7 @@ async def generate_stream(incoming: HttpRequest, service: Service) -> HttpReply:
 
 
 async def _responses(incoming: HttpRequest, service: Service) -> AsyncGenerator[bytes, None]:
-    """Serialized ModelInferResponses: one, or as many as a decoupled model gives."""
+    """Return serialized ModelInferResponses: one, or any number from a decoupled model."""
     model, version = incoming.path["model"], incoming.path.get("version", "")
     service.require_known(model, version)
     config = (await service.call("ModelConfig", incoming, name=model, version=version)).config
@@ -100,7 +102,7 @@ async def _one(service: Service, request: Request) -> AsyncGenerator[bytes, None
 async def _replies(
     service: Service, responses: AsyncGenerator[bytes, None]
 ) -> AsyncGenerator[HttpReply, None]:
-    """One for each response; an error is the last."""
+    """Yield a reply for each response. An error is the last one."""
     try:
         async with aclosing(responses):
             async for response in responses:

@@ -1,4 +1,4 @@
-"""One HTTP request: who sent it, until when it waits, and its body, read within bounds."""
+"""An HTTP request: its caller, its deadline, and its body, read within bounds."""
 
 import time
 import zlib
@@ -21,31 +21,34 @@ class ClientGone(Exception):
 
 
 class HttpRequest:
-    """One HTTP request. `holding` is what its body takes of the Router's memory, `path` the path's
-    parameters, `metadata` what a gRPC call would bring, and `deadline` in seconds of the monotonic
-    clock, None for none. Raises WrongRequest for a time-out that cannot be read."""
+    """An HTTP request. Raises WrongRequest for a timeout that cannot be read."""
 
     def __init__(
         self, scope: Scope, receive: Receive, callers: CallerPolicy, reservation: Reservation
     ) -> None:
         self.method: str = scope["method"]
+        #: Parameters of the path.
         self.path: Mapping[str, str] = scope["path_params"]
         self.headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))  # the first counts
+        #: What a gRPC call would carry as metadata.
         self.metadata: Pairs = headers.metadata(scope["headers"])
         self.peer = headers.peer(scope["client"])
         self.caller: Caller = callers.caller(self.peer, self.metadata)
         self.body = b""
+        #: The memory reserved for the body.
         self.reservation = reservation
         seconds = headers.timeout(self.headers)
+        #: Seconds of the monotonic clock, or None.
         self.deadline = None if seconds is None else time.monotonic() + seconds
         self._receive = receive
 
     def left(self) -> float | None:
-        """Seconds until the deadline."""
+        """Return the seconds until the deadline, or None."""
         return None if self.deadline is None else self.deadline - time.monotonic()
 
     async def read(self, limit: int) -> None:
-        """The whole body, of at most `limit` bytes. Raises MessageTooLarge, MemoryTaken, Gone."""
+        """Read the whole body, of at most `limit` bytes. Raises MessageTooLarge, MemoryTaken,
+        ClientGone."""
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit:
             raise MessageTooLarge(size=int(declared), limit=limit)
@@ -66,12 +69,13 @@ class HttpRequest:
         self.body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def gone(self) -> None:
-        """Returns when the client has closed the connection; only after the body was read."""
+        """Return when the client has closed the connection. Call it only after the body was
+        read."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
     async def skip(self) -> None:
-        """Take what still comes of a body that is too large, and drop it."""
+        """Read and drop the rest of a body that is too large."""
         message: Any = {"more_body": True}
         while message.get("more_body", False):
             message = await self._receive()

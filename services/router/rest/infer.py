@@ -1,4 +1,4 @@
-"""`/infer`: tensors in JSON, in binary, or raw."""
+"""`/infer`: inference with tensors in JSON, in binary, or as the raw body."""
 
 from math import prod
 from typing import Any, Final
@@ -18,6 +18,7 @@ _ACCEPTED: Final = (b"accept-encoding", b"gzip, deflate")
 
 
 async def infer(incoming: HttpRequest, service: Service) -> HttpReply:
+    """Answer an inference request."""
     model, version = incoming.path["model"], incoming.path.get("version", "")
     service.require_known(model, version)
     try:
@@ -34,7 +35,8 @@ async def infer(incoming: HttpRequest, service: Service) -> HttpReply:
 
 
 def _read(model: str, version: str, body: bytes, size: int) -> tuple[Infer, bytes]:
-    """What is asked, but for its inputs, and the message that asks it. `size`: of the JSON."""
+    """Return what is asked, without its inputs, and the message that asks it. `size` is the bytes
+    of JSON."""
     whole = memoryview(body)
     asked = parsed(loads(whole[:size]))
     return asked._replace(inputs=()), tensors.message(model, version, asked, whole[size:])
@@ -43,6 +45,7 @@ def _read(model: str, version: str, body: bytes, size: int) -> tuple[Infer, byte
 async def answered(
     message: bytes, asked: Infer, incoming: HttpRequest, service: Service
 ) -> HttpReply:
+    """Send a serialized ModelInferRequest and return its answer in the form that `asked` wants."""
     answer = await service.inference.answer(service.request(message, incoming))
     found = tensors.decoded(answer.message)
     size = tensors.json_size(found, asked)
@@ -56,7 +59,7 @@ async def answered(
 
 
 def _written(answer: tensors.Decoded, asked: Infer) -> tuple[bytes, list[memoryview]]:
-    """An answer's JSON, and what follows it in binary."""
+    """Return an answer's JSON, and the binary part that follows it."""
     document, binary = tensors.json_parts(answer, asked)
     return dumps(document), binary
 
@@ -65,7 +68,7 @@ def _written(answer: tensors.Decoded, asked: Infer) -> tuple[bytes, list[memoryv
 
 
 async def _raw(incoming: HttpRequest, service: Service, model: str, version: str) -> Infer:
-    """The model's only input, of the shape that the size allows."""
+    """Return a request whose body is the model's only input, in the shape that its size allows."""
     reply = await service.call("ModelConfig", incoming, name=model, version=version)
     config = reply.config
     inputs = config.input

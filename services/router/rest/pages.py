@@ -1,4 +1,4 @@
-"""What the port says of itself: metrics, OpenAPI, and a page for people."""
+"""The routes that describe the port: metrics, OpenAPI, and a page for people."""
 
 from prometheus_client import CONTENT_TYPE_LATEST
 

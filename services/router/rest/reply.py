@@ -1,4 +1,4 @@
-"""What an HTTP request is answered with, and how errors look there."""
+"""HTTP replies, and the form of errors in them."""
 
 import asyncio
 import math
@@ -36,7 +36,7 @@ _DECOUPLED: Final = (
 
 
 class HttpReply(NamedTuple):
-    """`events`: of a stream, sent as they come instead of a body."""
+    """An HTTP reply. `events`, if there are any, are sent as they come instead of a body."""
 
     status: int = 200
     body: bytes = b""
@@ -44,7 +44,7 @@ class HttpReply(NamedTuple):
     events: AsyncGenerator[bytes, None] | None = None
 
     async def send(self, send: Send, *, more: bool = False) -> None:
-        """`more`: leave it open, until `finish`."""
+        """Send the reply. `more` leaves it open until `end_body`."""
         if self.events is None:
             size = (b"content-length", b"%d" % len(self.body))
             await _start(send, self.status, (*self.headers, size))
@@ -62,14 +62,17 @@ async def _start(send: Send, status: int, headers: Headers) -> None:
 
 
 async def end_body(send: Send) -> None:
+    """End a reply that was left open."""
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def json_reply(document: Any, status: int = 200) -> HttpReply:
+    """Return a document as a reply."""
     return HttpReply(status, dumps(document))
 
 
 def error_reply(status: int, text: str) -> HttpReply:
+    """Return an error text as a reply."""
     return HttpReply(status, dumps({"error": text}))
 
 
@@ -79,7 +82,7 @@ def error_reply(status: int, text: str) -> HttpReply:
 async def tensors_reply(
     text: bytes, binary: list[memoryview], accepted: bytes | None, more: Headers
 ) -> HttpReply:
-    """JSON and what follows it, compressed as the client likes best."""
+    """Return JSON and the binary part that follows it, compressed as the client prefers."""
     kind: Headers = (JSON,)
     body = text
     if binary:
@@ -102,7 +105,7 @@ def _compressed(body: bytes, window: int) -> bytes:
 
 
 def passed_on(metadata: Pairs) -> Headers:
-    """Of a call's metadata, what an HTTP client may see."""
+    """Return those entries of a call's metadata that an HTTP client may see."""
     return tuple(
         (name.encode(), value.encode())
         for name, value in metadata
@@ -114,17 +117,19 @@ def passed_on(metadata: Pairs) -> Headers:
 
 
 def refused_reply(refused: WrongRequest) -> HttpReply:
+    """Return a refusal in Triton's words as a reply."""
     return error_reply(headers.status(refused.code), refused.text)
 
 
 def shoal_error_reply(error: ShoalError) -> HttpReply:
+    """Return one of Shoal's errors as a reply."""
     status = headers.status(grpc_code(error).name, error.reason)
     body = dumps({"error": error.message, "reason": error.reason})
     return HttpReply(status, body, (JSON, *_retry(error.retry_after)))
 
 
 def status_reply(error: grpc.aio.AioRpcError) -> HttpReply:
-    """Another service's status, which is the client's to see."""
+    """Return another service's status, which the client sees unchanged, as a reply."""
     trailing = tuple(error.trailing_metadata() or ())
     info = error_info(trailing)
     text = error.details() or error.code().name
@@ -139,7 +144,7 @@ TOO_LATE: Final = WrongRequest("DEADLINE_EXCEEDED", "Deadline Exceeded")  # gRPC
 
 
 def _retry(seconds: float | None) -> Headers:
-    """Whole seconds are all that the header can say."""
+    """Return the Retry-After header, which can only name whole seconds."""
     if seconds is None:
         return ()
     return ((b"retry-after", b"%d" % max(1, math.ceil(seconds))),)

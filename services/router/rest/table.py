@@ -1,4 +1,4 @@
-"""All routes of the HTTP port: what each is for, and what answers it."""
+"""All routes of the HTTP port, with the functions that answer them."""
 
 from typing import Final, NamedTuple
 
@@ -26,8 +26,7 @@ TAGS: Final = {
 
 
 class HttpRoute(NamedTuple):
-    """`takes`, `gives`: names of schemas in `schemas`, empty for no body. `events`: it gives
-    server-sent events of that schema. `early`: it answers before it is known where models are."""
+    """A route."""
 
     name: str
     tag: str
@@ -35,9 +34,13 @@ class HttpRoute(NamedTuple):
     paths: tuple[str, ...]
     action: RouteAction
     summary: str
+    #: The name of its body's schema in `schemas`, or "" for no body.
     takes: str = ""
+    #: The name of its reply's schema in `schemas` or a media type, or "" for no body.
     gives: str = ""
+    #: Whether it replies with server-sent events of that schema.
     events: bool = False
+    #: Whether it answers before the Router knows where models are.
     early: bool = False
 
 

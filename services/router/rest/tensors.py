@@ -31,7 +31,8 @@ _FINAL: Final = "triton_final_response"  # gRPC's streams alone have it
 
 
 def message(model: str, version: str, infer: Infer, binary: memoryview) -> bytes:
-    """A serialized ModelInferRequest; `binary` is what followed the JSON. Raises WrongRequest."""
+    """Return a serialized ModelInferRequest. `binary` is the part of the body after the JSON.
+    Raises WrongRequest."""
     request = service_pb2.ModelInferRequest(model_name=model, model_version=version, id=infer.id)
     for name, value in infer.parameters.items():
         set_parameter(request.parameters[name], name, value)
@@ -65,7 +66,7 @@ def message(model: str, version: str, infer: Infer, binary: memoryview) -> bytes
 
 
 def set_parameter(parameter: Any, name: str, value: Scalar) -> None:
-    """An inference.InferParameter, of the kind that Triton wants for that name."""
+    """Set an inference.InferParameter, in the kind that Triton wants for that name."""
     if isinstance(value, bool):
         parameter.bool_param = value
     elif isinstance(value, int):
@@ -80,7 +81,7 @@ def set_parameter(parameter: Any, name: str, value: Scalar) -> None:
 
 
 def encoded_elements(one: Input) -> bytes:
-    """The elements of an input that came as JSON, as they lie in memory."""
+    """Return the elements of an input that came as JSON, as they lie in memory."""
     flat = one.elements or []
     if one.datatype == "BYTES":
         return encoded_bytes_elements(map(_bytes, flat))
@@ -102,7 +103,7 @@ def _bytes(text: str) -> bytes:
 
 
 def encoded_bytes_elements(elements: Iterable[bytes]) -> bytes:
-    """BYTES elements, each behind its length."""
+    """Return BYTES elements, each behind its length."""
     parts: list[bytes] = []
     for element in elements:
         parts += (struct.pack("<I", len(element)), element)
@@ -136,12 +137,13 @@ class Decoded(NamedTuple):
 
 
 def decoded(raw: bytes) -> Decoded:
+    """Split a serialized ModelInferResponse."""
     head, contents = framing.without_outputs(raw)
     return Decoded(service_pb2.ModelInferResponse.FromString(head), contents)
 
 
 def json_size(answer: Decoded, infer: Infer) -> int:
-    """Bytes of the tensors that `described` puts into JSON."""
+    """Return the bytes of those tensors that `json_parts` puts into JSON."""
     wanted = {output.name: output for output in infer.outputs}
     return sum(
         len(content)
@@ -157,7 +159,7 @@ def _is_json(asked: Output | None, infer: Infer) -> bool:
 
 
 def json_parts(answer: Decoded, infer: Infer) -> tuple[dict[str, Any], list[memoryview]]:
-    """The JSON of the answer, and what follows it in binary. Raises WrongRequest."""
+    """Return an answer's JSON, and the binary part that follows it. Raises WrongRequest."""
     response = answer.response
     document: dict[str, Any] = {}
     if response.id:
@@ -190,7 +192,7 @@ def json_parts(answer: Decoded, infer: Infer) -> tuple[dict[str, Any], list[memo
 
 
 def flattened(answer: Decoded) -> dict[str, Any]:
-    """All of the answer as members of one object, by name; a tensor of one element is that
+    """Return an answer as one object with members by name. A tensor with one element is that
     element. Raises WrongRequest."""
     response = answer.response
     document: dict[str, Any] = {
@@ -213,12 +215,12 @@ def _only(data: Any) -> Any:
 
 
 def scalar_of(parameter: Any) -> Any:
-    """The value of an inference.InferParameter."""
+    """Return the value of an inference.InferParameter."""
     return getattr(parameter, parameter.WhichOneof("parameter_choice") or "int64_param")
 
 
 def in_json(name: str, datatype: str, shape: Sequence[int], content: memoryview) -> Any:
-    """The elements, flat, as `documents.dumps` writes them. Raises WrongRequest."""
+    """Return the elements, flat, as `documents.dumps` writes them. Raises WrongRequest."""
     count = prod(shape)
     if datatype == "BYTES":
         return [
@@ -238,12 +240,12 @@ def in_json(name: str, datatype: str, shape: Sequence[int], content: memoryview)
 
 
 def for_json(array: Array) -> Array | NonFinite:
-    """An array, or an element of one, ready for `documents.dumps`."""
+    """Return an array, or an element of one, as `documents.dumps` takes it."""
     return array if is_finite(array) else NonFinite(array)
 
 
 def decoded_bytes_elements(name: str, count: int, content: memoryview) -> list[bytes]:
-    """The elements of a BYTES tensor. Raises WrongRequest."""
+    """Return the elements of a BYTES tensor. Raises WrongRequest."""
     found: list[bytes] = []
     position = 0
     for _ in range(count):
@@ -258,7 +260,7 @@ def decoded_bytes_elements(name: str, count: int, content: memoryview) -> list[b
 
 
 def array(name: str, datatype: str, shape: Sequence[int], content: memoryview) -> Array:
-    """A tensor as numpy has it, BYTES as objects, BF16 as float32. Raises WrongRequest."""
+    """Return a tensor as a numpy array: BYTES as objects, BF16 as float32. Raises WrongRequest."""
     if datatype == "BYTES":
         made = np.empty(prod(shape), np.object_)
         made[:] = decoded_bytes_elements(name, prod(shape), content)

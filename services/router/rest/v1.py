@@ -1,4 +1,5 @@
-"""Routes for users of small model servers: names, lists and numbers, no tensors to describe."""
+"""The routes under /v1, for users of small model servers: names, lists and numbers, without tensors
+to describe."""
 
 import asyncio
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ AT_ONCE: Final = 8  # requests that one call makes of a model that takes no batc
 
 
 async def predict(incoming: HttpRequest, service: Service) -> HttpReply:
-    """`inputs` by name, or `instances` one by one; answered in the same way."""
+    """Answer `inputs` by name, or a list of `instances`, in the same form."""
     model, version = _named(incoming)
     service.require_known(model, version)
     await incoming.decompress(service.max_body)
@@ -97,7 +98,7 @@ async def status(incoming: HttpRequest, service: Service) -> HttpReply:
 
 
 async def health(incoming: HttpRequest, service: Service) -> HttpReply:
-    """503 until there is a first table of placements."""
+    """Return 503 until there is a first placement table."""
     there = service.watch.synchronized.is_set()
     return json_reply(
         {

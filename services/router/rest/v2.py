@@ -1,4 +1,4 @@
-"""Triton's routes that are one RPC each: JSON to a message, a message to JSON."""
+"""The routes under /v2 that are one RPC each: JSON to a message, and a message to JSON."""
 
 import base64
 import binascii
@@ -32,7 +32,8 @@ _EMPTY_JSON: Final = HttpReply()
 
 
 async def live(incoming: HttpRequest, service: Service) -> HttpReply:
-    """Triton's own answer has no body, which KServe's client wants."""
+    """Return whether the Router runs. Triton's own answer has no body, but KServe's client wants
+    one."""
     reply = await service.call("ServerLive", incoming)
     return json_reply({"live": reply.live}, 200 if reply.live else 400)
 
@@ -98,7 +99,7 @@ async def load(incoming: HttpRequest, service: Service) -> HttpReply:
 
 
 def _load_parameters(body: bytes) -> dict[str, Any]:
-    """There may be whole files in it."""
+    """Return the parameters of a load, which may hold whole files."""
     parameters: dict[str, Any] = {}
     given = find(loads(body) if body else {}, "parameters")
     for name, value in ({} if given is MISSING else members(given)).items():
@@ -159,7 +160,7 @@ async def trace(incoming: HttpRequest, service: Service) -> HttpReply:
 
 
 def _setting(name: str, value: object) -> list[str]:
-    """No value stands for "as it is globally"."""
+    """Return the values of a setting. No value stands for "as it is globally"."""
     if value is None:
         return []
     if name == "trace_level":

@@ -1,4 +1,4 @@
-"""One call of ModelStreamInfer from the Router to a replica, within a client's stream."""
+"""A call of ModelStreamInfer from the Router to a replica, for requests to decoupled models."""
 
 import asyncio
 from collections import deque
@@ -43,21 +43,24 @@ _tracer = trace.get_tracer("shoal.router")
 
 
 class ReplyListener(Protocol):
-    """Whoever has a call's replies."""
+    """Takes the replies of a call."""
 
     def replied(self, call: "StreamCall", message: bytes) -> Callable[[], Awaitable[None]] | None:
-        """Raises Malformed. What it gives is called and awaited before the next reply is read."""
+        """Take a reply. What this returns is called and awaited before the next reply is read.
+        Raises Malformed."""
 
     def ended(
         self, call: "StreamCall", broken: list[Exchange], error: grpc.aio.AioRpcError | None
     ) -> None:
-        """`broken`: what it had under way. `error`: None where it was ended as if all were well."""
+        """Take the end of the call. `broken` are the requests it had under way. `error` is None if
+        the server ended it as if all were well."""
 
 
 class StreamCall:
-    """Each request that is under way on it holds the replica; the call itself does not.
+    """A call to a replica. Each request under way on it holds the replica; the call itself does
+    not.
 
-    `method`: a stub of ModelStreamInfer."""
+    `method` is a stub of ModelStreamInfer."""
 
     def __init__(
         self,
@@ -72,6 +75,7 @@ class StreamCall:
         self._in_use = in_use
         self._listener: ReplyListener | None = listener
         self._outgoing: deque[bytes] = deque()
+        #: Messages to send once the call is open; None from then on.
         self._before_open: list[bytes] | None = []  # to be sent when it is open; None from then on
         self._work = Wakeup()
         self._closing = False
@@ -85,6 +89,7 @@ class StreamCall:
         return not self._closing
 
     def send(self, exchange: Exchange, message: bytes) -> None:
+        """Send a request."""
         if exchange.span.is_recording():
             exchange.forward = _tracer.start_span(
                 "forward",
@@ -104,19 +109,20 @@ class StreamCall:
             self._before_open.append(message)
 
     def end(self, exchange: Exchange) -> None:
-        """It is under way no more; `pending` takes it for the one that was answered."""
+        """Remove a request, which `pending` takes for the one that was answered."""
         self.pending.end(exchange.id)
         self._release(exchange)
 
     def close(self) -> None:
-        """Send nothing more; what is under way is answered."""
+        """Send nothing more. Requests under way are answered."""
         self._closing = True
         self._idle.stop()
         self._work.wake()
 
     def abandon(self) -> None:
-        """Nobody wants the replies any more. A reset in the middle of one can leave a Triton before
-        release 25.06 unable to unload the model: so it is let finish, within a bound."""
+        """Let the call finish within a bound, though nobody wants its replies any more: resetting
+        it in the middle of a reply can leave a Triton before release 25.06 unable to unload the
+        model."""
         self._listener = None
         self.close()
         if not self._call.done():
@@ -124,7 +130,7 @@ class StreamCall:
             self._parting = loop.call_later(PARTING_SECONDS, self._call.cancel)
 
     async def run(self) -> None:
-        """Read the replies until it has ended."""
+        """Read the replies until the call has ended."""
         failure: grpc.aio.AioRpcError | None = None
         try:
             await self._open()
@@ -148,7 +154,7 @@ class StreamCall:
             self._ended(failure)
 
     async def _open(self) -> None:
-        """Until all that is replied from now on is written."""
+        """Wait until every later reply is sure to be written."""
         await self._call.read()
         reading = asyncio.ensure_future(self._call.read())
         sent, patience = 0, OPENING_SECONDS
@@ -196,9 +202,9 @@ class StreamCall:
 
 
 class StreamCalls:
-    """The calls of all streams; they outlive their clients, as long as something is under way.
+    """The calls of all clients' streams. They outlast their clients while requests are under way.
 
-    `pick`: the replica for a request of a sequence or of none."""
+    `pick` returns the replica for a request, which may belong to a sequence."""
 
     def __init__(
         self,
@@ -217,12 +223,13 @@ class StreamCalls:
         self._channels = channels
         self._methods: dict[str, Any] = {}
         self._running = TaskScope("calls of streams")
+        #: Versions, with the digest of their config, that a Triton says are decoupled.
         self._learned: set[tuple[Target, str]] = set()  # decoupled, a Triton says
         self.lockstep = LockstepCalls(self._none_decoupled)
         watch.listen(self.lockstep.check)
 
     async def close(self) -> None:
-        """What is under way is let finish for a moment."""
+        """Close all calls, letting requests finish for a moment."""
         await self.lockstep.close()
         await self._running.close(CLOSING_SECONDS)
 
@@ -233,6 +240,7 @@ class StreamCalls:
         metadata: Pairs,
         listener: ReplyListener,
     ) -> StreamCall:
+        """Open a call to a replica, whose replies go to `listener`."""
         method = self._method_of(address)
         call = StreamCall(replica, method, metadata, self.watch.in_use, listener)
         self._running.start(call.run())
@@ -240,7 +248,7 @@ class StreamCalls:
         return call
 
     def decoupled(self, target: Target) -> bool | None:
-        """Whether the model is; None where that is not known."""
+        """Return whether the model is decoupled; None if that is not known."""
         entry = self.watch.table.entry(target)
         if entry is None:
             return None
@@ -249,12 +257,13 @@ class StreamCalls:
         return entry.decoupled
 
     def learn(self, target: Target) -> None:
-        """A Triton says that it is decoupled."""
+        """Note that a Triton says that the model is decoupled."""
         self._learned.add((target, self.watch.table.digest(target)))
         self.lockstep.check()
 
     def _none_decoupled(self) -> bool:
-        """Also of what was withdrawn and is not over."""
+        """Return whether no model is decoupled, including those that were withdrawn with requests
+        under way."""
         return self.watch.table.none_decoupled and not self._running and not self._learned
 
     def _method_of(self, address: str) -> Any:

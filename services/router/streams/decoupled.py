@@ -1,5 +1,5 @@
-"""What a client's stream asks of one version that is decoupled: sent to where it is or will be, and
-repeated."""
+"""The requests of a client's stream to one decoupled version: sending, parking and repeating
+them."""
 
 import asyncio
 import random
@@ -37,20 +37,24 @@ _log = structlog.get_logger(__name__)
 
 
 class Origin(NamedTuple):
-    """What a client said when it opened the stream. `metadata`: for the next hop. `deadline`:
-    seconds of the monotonic clock, None for none. `strict`: an error is to end the stream.
-    `calls`: those of the stream that have not ended, the oldest first."""
+    """What a client said when it opened its stream."""
 
+    #: For the next hop.
     metadata: Pairs
+    #: Seconds of the monotonic clock, or None.
     deadline: float | None
+    #: Whether an error ends the stream.
     strict: bool
+    #: The calls of the stream that have not ended, the oldest first.
     calls: dict[StreamCall, None]
 
 
 class DecoupledRequests:
-    """Which reply belongs to which request, their ids tell, which are passed on as they are: so
-    requests with the same id go by several calls. What has to wait until the version is resident,
-    or is to be repeated, is parked; and behind it what comes later."""
+    """The requests of one stream to one decoupled version.
+
+    Their ids, which are passed on unchanged, tell which reply belongs to which request, so requests
+    with the same id use several calls. Requests that wait until the version is resident, or are to
+    be repeated, are parked, as are all that come after them."""
 
     def __init__(
         self, target: Target, calls: StreamCalls, replies: Replies, origin: Origin
@@ -59,13 +63,14 @@ class DecoupledRequests:
         self._calls = calls
         self._replies = replies
         self._origin = origin
+        #: Open calls by server.
         self._by_server: dict[str, list[StreamCall]] = {}  # by server
         self._granted: Grant | None = None
         self._parked: list[Exchange] = []
         self._placing: asyncio.Task[None] | None = None
 
     def take(self, exchange: Exchange) -> None:
-        """Raises NoLease."""
+        """Send a request, or park it. Raises NoLease."""
         self._calls.budget.requests.add(time.monotonic())
         if exchange.sequence is not None and exchange.sequence.start:
             self._calls.controller.require_lease(self._target)
@@ -77,7 +82,7 @@ class DecoupledRequests:
         self._park(exchange)
 
     def abandon(self) -> None:
-        """The client has gone."""
+        """Stop placing parked requests, as the client is gone."""
         if self._placing is not None:
             self._placing.cancel()
         for exchange in self._parked:
@@ -86,7 +91,7 @@ class DecoupledRequests:
     # --- to a replica -----------------------------------------------------------------------------
 
     def _choose_call(self, exchange: Exchange) -> StreamCall | None:
-        """None where there is no replica."""
+        """Return the call for a request, or None if there is no replica."""
         replica = self._calls.pick(self._target, exchange.sequence)
         table, granted = self._calls.watch.table, self._granted
         if replica is not None:
@@ -96,8 +101,8 @@ class DecoupledRequests:
         return self._call_to(exchange, granted.replica, granted.address)  # not in the table yet
 
     def _call_to(self, exchange: Exchange, replica: Replica, address: str) -> StreamCall:
-        """One on which nothing has the same id, as far as that goes; what belongs to a sequence
-        keeps to one, for the order."""
+        """Return a call on which no request has the same id, if possible. Requests of a sequence
+        keep to one call, for their order."""
         calls = [call for call in self._by_server.get(replica.server, ()) if call.open]
         alone = (call for call in calls if not call.pending.count(exchange.id))
         call = calls[0] if calls and exchange.sequence is not None else next(alone, None)
@@ -157,7 +162,7 @@ class DecoupledRequests:
             self._placing = None
 
     async def _ask(self) -> None:
-        """Have the Controller name a replica, and send there what is parked."""
+        """Have the Controller name a replica, and send the parked requests there."""
         if not self._parked:
             return
         misses = [one.attempts.missed for one in self._parked if one.attempts.missed is not None]
@@ -184,6 +189,7 @@ class DecoupledRequests:
         self._send_parked(grant)
 
     def _send_parked(self, grant: Grant) -> None:
+        """Send the parked requests to the granted replica."""
         self._granted = grant
         for exchange in self._unpark():
             exchange.cold = True
@@ -197,7 +203,7 @@ class DecoupledRequests:
             self._calls.watch.started(grant.replica, grant.use_lease)
 
     async def _map_again(self) -> None:
-        """The callers' memory that a server did not know."""
+        """Map callers' memory that a server did not know."""
         lost = [one for one in self._parked if one.memory is not None and one.memory.lost]
         for exchange in lost:
             assert exchange.memory is not None
@@ -208,7 +214,7 @@ class DecoupledRequests:
                 self._replies.refuse(exchange, error)
 
     async def _pause(self) -> None:
-        """Wait until everything that is parked may be sent again."""
+        """Wait until all parked requests may be sent again."""
         until = max(exchange.again_at for exchange in self._parked)
         pause = until - time.monotonic()
         if pause > 0:
@@ -221,7 +227,7 @@ class DecoupledRequests:
     # --- and back ---------------------------------------------------------------------------------
 
     def replied(self, call: StreamCall, message: bytes) -> WaitForRoom | None:
-        """A reply that came by `call`. Raises Malformed."""
+        """Take a reply that came on `call`. Raises Malformed."""
         read_reply = reply(message)
         exchange = call.pending.oldest(read_reply.id)
         if exchange is None:
@@ -265,7 +271,8 @@ class DecoupledRequests:
     def ended(
         self, call: StreamCall, broken: list[Exchange], error: grpc.aio.AioRpcError | None
     ) -> None:
-        """`broken` is what `call` had under way when it ended with `error`, or with none."""
+        """Take the end of `call`, which had `broken` under way when it ended with `error`, or
+        without one."""
         self._origin.calls.pop(call, None)
         self._by_server[call.replica.server].remove(call)
         code = "OK" if error is None else error.code().name
@@ -289,8 +296,8 @@ class DecoupledRequests:
             self._calls.watch.sequences.end(self._target, sequence.id)
 
     def _after(self, exchange: Exchange, call: StreamCall, verdict: Verdict, certain: bool) -> Step:
-        """Decide what becomes of what came back from `call`. `certain` says that it is this request
-        that came back, and not another one with the same id."""
+        """Decide what becomes of a request that came back from `call`. `certain` says that it is
+        this request, and not another one with the same id."""
         progress = Progress.NONE if certain else Progress.UNCERTAIN
         return after(
             verdict,
@@ -321,7 +328,7 @@ class DecoupledRequests:
 
 
 def error_in_stream(text: str, *, begun: bool) -> TritonError:
-    """What a Triton said in a stream, as it would have said it to a request alone."""
+    """Return what a Triton said in a stream as the error that it would have given outside one."""
     nothing = grpc.aio.Metadata()
     code = grpc.StatusCode[code_in_stream(text, begun=begun)]
     return TritonError(grpc.aio.AioRpcError(code, nothing, nothing, details=text), cold=False)

@@ -30,27 +30,27 @@ class Exchange:
         #: reply has been passed on, for then the request cannot be repeated.
         self.message: bytes | None = message
         self.size = len(message)
-        #: Bytes that it counts with among all that is held.
+        #: Bytes that it counts for in the memory budget.
         self.held = 0
         #: As the request names them; `id` is the client's.
         self.model = self.version = self.id = ""
         self.sequence: Sequence | None = None
-        #: Whether it goes on with a sequence.
+        #: Whether it continues a sequence.
         self.continues = False
-        #: The version that it is counted for; None where somebody else counts it.
+        #: The version under which it is counted; None if it is counted elsewhere.
         self.target: Target | None = None
-        #: The order that its reply keeps; None where it keeps none.
+        #: The order that its reply keeps, or None.
         self.turns: ReplyOrder[Exchange] | None = None
-        #: Leave to be sent; None where somebody else has it.
+        #: Permission to be sent; None if it is held elsewhere.
         self.ticket: Ticket | None = None
         #: The caller's memory that its tensors lie in.
         self.memory: Lending | None = None
-        #: Whether it asks for an empty final reply; None where Triton will refuse how it asks.
+        #: Whether it asks for an empty final reply; None if Triton will refuse the way it asks.
         self.wants_final: bool | None = False
         self.attempts = FIRST[False]
-        #: Until when it is not sent again, in seconds of the monotonic clock.
+        #: When it may be sent again, in seconds of the monotonic clock.
         self.again_at = 0.0
-        #: The replica where its repeat counts as running.
+        #: The replica on which its repeat counts as running.
         self.repeated: Replica | None = None
         self.cold = self.failed = False
         self.span: trace.Span = trace.INVALID_SPAN

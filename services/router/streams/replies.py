@@ -1,4 +1,4 @@
-"""What goes back to the client of a stream, in order and no faster than the client takes it."""
+"""Returns replies to the client of a stream, in order and no faster than it takes them."""
 
 import asyncio
 import time
@@ -29,9 +29,9 @@ WaitForRoom = Callable[[], Awaitable[None]]
 class Replies:
     """The requests of one stream that wait for a reply, and the replies on their way to the client.
 
-    What a method gives that takes a reply is to be called and awaited before the next one is read
-    from where that came from. `strict`: the loss of a server ends the stream, as Triton does with
-    errors for a client that asks for it. `raising`: so does whatever is refused."""
+    What a method that takes a reply returns is to be called and awaited before the next reply is
+    read from the same source. `strict` says that the loss of a server ends the stream, as errors do
+    at Triton for clients that ask for that. `raising` says that any refusal does."""
 
     def __init__(
         self, statistics: Statistics, admission: Admission, *, strict: bool, raising: bool = False
@@ -41,26 +41,32 @@ class Replies:
         self._strict = strict
         self._raising = raising
         self._pending: set[Exchange] = set()
+        #: Bytes of the requests that may have to be repeated.
         self._kept_bytes = 0  # bytes of requests
         self._unsent: deque[bytes] = deque()
         self._unsent_bytes = 0
+        #: Bytes of replies that wait for their turn.
         self._held_bytes = 0  # of replies that wait for their turn
+        #: Bytes of the largest reply so far.
         self._largest = 0  # bytes of a reply
         self._complete = False
         self._failure: BaseException | None = None
         self._work = Wakeup()
+        #: Set when there may be space for another request.
         self._freed = asyncio.Event()  # set when there may be space for a request
+        #: Set while there is room for another reply.
         self._room = asyncio.Event()  # set while there is room for a reply
         self._room.set()
 
     # --- requests ---------------------------------------------------------------------------------
 
     def begin(self, exchange: Exchange) -> None:
+        """Add a request."""
         self._pending.add(exchange)
         self._kept_bytes += exchange.size
 
     def full(self) -> bool:
-        """Whether no more requests are to be read now."""
+        """Return whether to stop reading requests for now."""
         pending = len(self._pending)
         return (
             pending >= MOST_PENDING
@@ -70,17 +76,18 @@ class Replies:
         )
 
     async def until_space(self) -> None:
+        """Wait until more requests may be read."""
         while self.full():
             self._freed.clear()
             await self._freed.wait()
 
     def complete(self) -> None:
-        """The client has no more requests."""
+        """Note that the client sends no more requests."""
         self._complete = True
         self._work.wake()
 
     def abandon(self) -> None:
-        """The client has gone: what it waits for has failed."""
+        """Fail all requests, as the client is gone."""
         for exchange in list(self._pending):
             self._end(exchange, failed=True, abandoned=True)
         self._room.set()
@@ -88,7 +95,7 @@ class Replies:
     # --- replies ----------------------------------------------------------------------------------
 
     def pass_on(self, exchange: Exchange, message: bytes) -> WaitForRoom | None:
-        """A part of the reply, with more to come."""
+        """Pass on a part of a reply, with more to come."""
         self._release(exchange)
         self._push(message)
         return self._backpressure()
@@ -96,7 +103,8 @@ class Replies:
     def answer(
         self, exchange: Exchange, message: bytes | None, *, failed: bool
     ) -> WaitForRoom | None:
-        """The end of the reply; None where all of it was passed on."""
+        """End a request with the last part of its reply, or with None if all of it was passed
+        on."""
         self._end(exchange, failed=failed)
         turns = exchange.turns
         if turns is None:
@@ -117,13 +125,14 @@ class Replies:
         return self._backpressure()
 
     def leave_order(self, exchange: Exchange) -> None:
-        """It keeps nobody waiting any more, and waits for nobody."""
+        """Let a request keep nobody waiting any longer, and wait for nobody."""
         if exchange.turns is not None:
             self._push_held(exchange.turns.leave(exchange))
             exchange.turns = None
 
     def refuse(self, exchange: Exchange, error: ShoalError | Rejected) -> None:
-        """Answer in its turn with the error's text, as Triton does: the stream goes on."""
+        """Answer a request, in its turn, with an error's text, as Triton does. The stream goes
+        on."""
         if self._raising or (isinstance(error, ServerLost) and self._strict):
             self.fail(error)
             return
@@ -135,12 +144,12 @@ class Replies:
         self.answer(exchange, refusal(exchange.id, text), failed=True)
 
     def fail(self, failure: BaseException) -> None:
-        """End the stream with it, once what was passed on is written."""
+        """End the stream with `failure` once everything passed on is written."""
         self._failure = self._failure or failure
         self._work.wake()
 
     async def write(self, write: Write) -> None:
-        """Write replies until the last one is out. Raises what `fail` was told."""
+        """Write replies until the last one is out. Raises the error that `fail` was given."""
         while True:
             while self._unsent:
                 message = self._unsent.popleft()
@@ -166,6 +175,7 @@ class Replies:
         self._work.wake()
 
     def _backpressure(self) -> WaitForRoom | None:
+        """Return what to await if the client is behind."""
         if self._unsent_bytes < MOST_UNSENT_BYTES:
             return None
         for exchange in self._pending:  # their client holds them up, and should nobody else
@@ -182,7 +192,8 @@ class Replies:
             self._push(message)
 
     def _release(self, exchange: Exchange) -> None:
-        """What was passed on in part is not repeated, and waits for its client alone."""
+        """Note that a request will not be repeated, since a part of its reply was passed on. From
+        now on only its client holds it up."""
         if exchange.message is not None:
             exchange.message = None
             self._leave_admission(exchange)
@@ -191,7 +202,8 @@ class Replies:
             self._freed.set()
 
     def _leave_admission(self, exchange: Exchange, *, abandoned: bool = False) -> None:
-        """It is let go on, for as long as it takes: that says nothing of the model."""
+        """Let a request go on outside of admission, for however long. That says nothing about the
+        model."""
         ticket, exchange.ticket = exchange.ticket, None
         if ticket is not None:
             self._admission.leave(ticket, answered=False, abandoned=abandoned)

@@ -1,4 +1,4 @@
-"""A client's stream of inference requests: for many models, wherever each of them is."""
+"""A client's stream of inference requests, to any number of models."""
 
 import asyncio
 import random
@@ -52,10 +52,12 @@ _tracer = trace.get_tracer("shoal.router")
 
 
 class Streams:
-    """`calls`: to decoupled models. `requests`: answers all others, each request by itself: a
-    Triton that has streams to models of both kinds crashes within a thousand requests (seen on
-    release 24.10, and by its source so does 26.09), because it still writes to the state of a
-    request that it uses for another one already. `max_message`: bytes of one request."""
+    """Opens clients' streams.
+
+    `calls` are for decoupled models. `inference` answers requests to all other models, each by
+    itself. A Triton that has streams to models of both kinds crashes within a thousand requests
+    (seen on release 24.10, and by its source so does 26.09), because it still writes to the state
+    of a request that it already uses for another. `max_message` bounds the bytes of one request."""
 
     def __init__(
         self,
@@ -73,14 +75,14 @@ class Streams:
         self.max_message = max_message
 
     def open(self, metadata: Pairs, deadline: float | None, caller: Caller) -> "Stream":
-        """`metadata`: the caller's, as it came. `deadline`: seconds of the monotonic clock, None
-        for none. Raises MetadataTooLarge."""
+        """Open a stream. `metadata` is the caller's, unchanged. `deadline` is in seconds of the
+        monotonic clock, or None. Raises MetadataTooLarge."""
         return Stream(self, self.inference.checked_metadata(metadata), deadline, caller)
 
     async def responses(self, request: Request) -> AsyncGenerator[bytes, None]:
-        """Serialized ModelInferResponses to one request, none or any number.
+        """Yield serialized ModelInferResponses to one request: none or any number.
 
-        Raises TritonError and Rejected with another service's own status, else ShoalError."""
+        Raises TritonError and Rejected with another service's own status, otherwise ShoalError."""
         stream = Stream(self, request.metadata, request.deadline, request.caller, raising=True)
         replies: asyncio.Queue[bytes] = asyncio.Queue(maxsize=1)
         running = asyncio.create_task(stream.run(_only(request.message), replies.put))
@@ -99,7 +101,7 @@ class Streams:
 
 
 class Stream:
-    """One client's, whatever protocol it came by. `raising`: what is refused ends it."""
+    """One client's stream, whatever protocol it uses. `raising` says that any refusal ends it."""
 
     def __init__(
         self,
@@ -135,11 +137,12 @@ class Stream:
         self._serial = 0
 
     async def run(self, requests: AsyncIterator[bytes], write: Write) -> None:
-        """Answer serialized ModelInferRequests with serialized ModelStreamInferResponses, until
-        there are no more of the ones and all of the others are written.
+        """Answer serialized ModelInferRequests with serialized ModelStreamInferResponses until
+        there are no more requests and all replies are written.
 
-        Raises what ends the stream for a client that asked for that (TritonError, ServerLost). When
-        it is cancelled, its client has gone: what is under way is finished without it."""
+        Raises the error that ends the stream for clients that ask for that (TritonError,
+        ServerLost). A cancellation means that the client is gone: what is under way finishes
+        without it."""
         self._tasks.start(self._read(requests))
         try:
             await self._replies.write(write)
@@ -220,7 +223,7 @@ class Stream:
         decoupled: bool | None,
         before: Work | None,
     ) -> None:
-        """`before`: what is done with the request before it of the same sequence."""
+        """Answer a request. `before` is the work on the previous request of its sequence."""
         try:
             if before is not None:
                 await asyncio.wait((before,))
@@ -230,7 +233,7 @@ class Stream:
             self._replies.fail(error)
 
     async def _answer_one(self, exchange: Exchange, head: wire.Head) -> bool:
-        """Have the one reply that there is; False where there may be several."""
+        """Answer a request with one reply. Returns False if there may be several."""
         assert exchange.message is not None
         message, deadline = exchange.message, self._origin.deadline
         request = Request(message, self._metadata, deadline, self._caller, head, self._lockstep)
@@ -266,7 +269,7 @@ class Stream:
         self._replies.answer(exchange, message, failed=True)
 
     async def _answer_many(self, exchange: Exchange, target: Target, head: wire.Head) -> None:
-        """Have it answered by any number of replies, when its turn to be sent has come."""
+        """Have a request answered with any number of replies, once its turn to be sent has come."""
         streams, sequence, message = self._streams, head.sequence, exchange.message
         assert message is not None
         if exchange.turns is not None:
@@ -306,8 +309,8 @@ class Stream:
         self._replies.refuse(exchange, error)
 
     def _join(self, exchange: Exchange, named: tuple[str, str]) -> None:
-        """Its reply keeps the order among all for that model and version; "" for what a traffic
-        policy draws, whichever it is."""
+        """Keep the order of replies among all requests for that model and version, the version
+        being "" for any that a traffic policy draws."""
         turns = self._turns.get(named)
         if turns is None:
             turns = self._turns[named] = ReplyOrder()
@@ -330,7 +333,7 @@ class Stream:
         return requests
 
     def _trace(self, exchange: Exchange, target: Target) -> None:
-        """A span of its own, where the stream's trace is sampled."""
+        """Start a span for the request if the stream's trace is sampled."""
         if self._traced or telemetry.sampled(None):
             exchange.span = _tracer.start_span(
                 MODEL_STREAM_INFER.strip("/"),
@@ -347,7 +350,7 @@ async def _only(message: bytes) -> AsyncIterator[bytes]:
 
 
 def _response(message: bytes) -> bytes:
-    """What a reply has besides an error. Raises TritonError."""
+    """Return the ModelInferResponse in a reply. Raises TritonError."""
     error, rest = split(message)
     if error:
         raise error_in_stream(error, begun=reply(message).final is not None)

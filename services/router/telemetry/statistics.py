@@ -1,4 +1,4 @@
-"""What the Router counted: by model and version, and what it held back or refused."""
+"""Counts of the Router: by model and version, and of what it delayed or refused."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +15,8 @@ from services.router.core.routing.routes import Target
 
 @dataclass(slots=True)
 class VersionCount:
-    """Seconds are sums over all requests. `cold`: had to wait until the model was resident."""
+    """The requests to one version. Seconds are sums over all requests; `cold` counts those that
+    waited until the model was resident."""
 
     requests: int = 0
     errors: int = 0
@@ -25,14 +26,15 @@ class VersionCount:
 
 
 class Statistics(Collector):
-    """Plain numbers on the way of a request; made into metrics only when they are read.
-    `streamed`: requests for plain models that were answered by streams to servers."""
+    """Counts requests in plain numbers, which become metrics only when they are read."""
 
     def __init__(self) -> None:
         self.counts: dict[Target, VersionCount] = {}
+        #: Requests of streams that streams to servers answered.
         self.streamed = 0
 
     def add(self, target: Target, seconds: float, *, failed: bool, cold: bool) -> None:
+        """Count a request."""
         count = self.counts.get(target)
         if count is None:
             count = self.counts[target] = VersionCount()

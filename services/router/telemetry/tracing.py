@@ -1,4 +1,4 @@
-"""The Router's own spans: one for a request as it came in, told of what became of it."""
+"""The Router's spans: one for each request as it came in, with its outcome."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ _tracer = trace.get_tracer("shoal.router")
 
 @contextmanager
 def server_span(name: str, metadata: Metadata) -> Iterator[None]:
-    """A server's span within the caller's trace, where that trace is sampled."""
+    """Run inside a server's span within the caller's trace, if that trace is sampled."""
     if not telemetry.enabled():
         yield
         return
@@ -35,7 +35,7 @@ def server_span(name: str, metadata: Metadata) -> Iterator[None]:
 
 
 def describe(target: Target, request_id: str, *, cold: bool) -> None:
-    """Say in the current span what was asked for."""
+    """Add what was asked for to the current span."""
     span = trace.get_current_span()
     if span.is_recording():
         if request_id:
@@ -50,14 +50,14 @@ def describe(target: Target, request_id: str, *, cold: bool) -> None:
 
 
 def mark_failed(text: str) -> None:
-    """Mark the current span."""
+    """Mark the current span as failed."""
     span = trace.get_current_span()
     if span.is_recording():
         span.set_status(trace.StatusCode.ERROR, text)
 
 
 def mark_refused(error: ShoalError) -> None:
-    """Mark the current span, with the reason."""
+    """Mark the current span as failed, with the error's reason."""
     span = trace.get_current_span()
     if span.is_recording():
         span.set_attribute("shoal.error.reason", error.reason)

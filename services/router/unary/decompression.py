@@ -1,4 +1,4 @@
-"""Compressed requests: whoever sends one waits for it, and nobody else does."""
+"""Decompresses requests without keeping others waiting."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ _thread: Final = ThreadPoolExecutor(1, "unpacking")
 
 
 async def decompressed(message: bytes, limit: int, reservation: Reservation) -> bytes:
-    """What gzip or zlib made a `message` of, which `holding` grows by.
+    """Return a `message` that was compressed with gzip or zlib. `reservation` grows by its size.
 
     Raises zlib.error, MessageTooLarge beyond `limit` bytes, and MemoryTaken."""
     loop = asyncio.get_running_loop()

@@ -1,4 +1,5 @@
-"""One request on its way: from the table to a Triton and back, by way of the Controller if cold."""
+"""Forwards one request to a Triton and returns the answer, by way of the Controller if it is
+cold."""
 
 import asyncio
 import random
@@ -33,7 +34,7 @@ _tracer = trace.get_tracer("shoal.router")
 
 
 class SentRequest(NamedTuple):
-    """A request on its way. `call`: a running ModelInfer, or a PlainRequest."""
+    """A request that was sent. `call` is a running ModelInfer, or a LockstepRequest."""
 
     replica: Replica
     address: str
@@ -42,8 +43,10 @@ class SentRequest(NamedTuple):
 
 
 class Forwarder:
-    """`pick`, `repeats` and `budget` are for streams, too. `hedge_after`: seconds after which a
-    request is sent to another replica as well, None for never."""
+    """Forwards requests to the servers.
+
+    Streams use its `pick`, `repeats` and `budget` as well. `hedge_after` is the number of seconds
+    after which a request is also sent to a second replica, or None for never."""
 
     def __init__(
         self,
@@ -59,7 +62,9 @@ class Forwarder:
         self._hedge_after = hedge_after
         self._tracing = telemetry.enabled()
         self._connections = Connections()
+        #: Stubs by address.
         self._methods: dict[str, Any] = {}  # stubs by address
+        #: Calls for which nobody waits any more.
         self._detached: set[Any] = set()
         self.repeats = Repeats()
         self.budget = RetryBudget()
@@ -78,14 +83,13 @@ class Forwarder:
         sequence: Sequence | None = None,
         stream: LockstepStream | None = None,
     ) -> InferReply:
-        """Have `target` answer `message`, wherever it is or will be; what belongs to a `sequence`,
+        """Have `target` answer `message`, wherever it is or will be. Requests of a `sequence` go
         where that began.
 
-        `deadline`: seconds of the monotonic clock, None for none. `retry`: whether it may be sent
-        again after a server broke off with it, or keeps it waiting; never within a sequence.
-        `stream`: it may go by, the first time. Raises TritonError, ServerLost, and what the
-        Controller refuses (Rejected, ShoalError).
-        """
+        `deadline` is in seconds of the monotonic clock, or None. `retry` says that the request may
+        be sent again if a server breaks off with it, or hedged; never within a sequence. `stream`
+        may carry the first attempt. Raises TritonError, ServerLost, and what the Controller refuses
+        (Rejected, ShoalError)."""
         self.budget.requests.add(time.monotonic())
         if sequence is not None and sequence.start:
             self._controller.require_lease(target)
@@ -149,8 +153,8 @@ class Forwarder:
             await asyncio.sleep(step.pause)
 
     def pick(self, target: Target, sequence: Sequence | None) -> Replica | None:
-        """The replica that the sequence is tied to or belongs to; without a sequence, the one with
-        the least in flight of two drawn ones."""
+        """Return the replica that the sequence is tied to or at home on. Without a sequence, return
+        the one of two drawn replicas that has fewer requests in flight."""
         table = self._watch.table
         if sequence is not None and not sequence.start:
             tied = self._watch.sequences.replica(target, sequence.id)
@@ -176,7 +180,8 @@ class Forwarder:
         deadline: float | None,
         attempts: Attempts,
     ) -> SentRequest | None:
-        """Send where the Controller says; return None when that replica was withdrawn since."""
+        """Send the request where the Controller says. Returns None if that replica has been
+        withdrawn since."""
         grant = await self._controller.make_resident(target, deadline, attempts.missed)
         repeat = attempts.loss is not None
         if repeat:
@@ -193,8 +198,8 @@ class Forwarder:
     async def _first_to_end(
         self, sent: SentRequest, message: bytes, metadata: Pairs
     ) -> SentRequest:
-        """Whichever has ended first: `sent`, or the same at another replica, where it is sent if
-        this takes long. The other one comes to its end unheard."""
+        """Return the call that ends first: `sent`, or the same request at another replica, to which
+        it is sent if this takes long. Nobody waits for the other one."""
         waits = {asyncio.ensure_future(sent.call.code()): sent}
         try:
             done, _ = await asyncio.wait(waits, timeout=self._hedge_after)
@@ -210,8 +215,8 @@ class Forwarder:
         return first
 
     def _hedge(self, replica: Replica, message: bytes, metadata: Pairs) -> SentRequest | None:
-        """Sent to the one with the least in flight but `replica`; None where there is no other, or
-        the budget is spent."""
+        """Send the request to the replica with the least in flight other than `replica`. Returns
+        None if there is no other, or the budget is spent."""
         table, in_use = self._watch.table, self._watch.in_use
         others = [one for one in table.ready.get(replica.target, ()) if one != replica]
         if not others or not self.budget.hedge(time.monotonic()):
@@ -228,7 +233,7 @@ class Forwarder:
         metadata: Pairs,
         stream: LockstepStream | None = None,
     ) -> tuple[Any, trace.Span]:
-        """The running call, which counts as in flight until it has ended."""
+        """Start a call, which counts as in flight until it has ended."""
         method = self._methods.get(address)
         if method is None:
             method = self._open_method(address)
@@ -249,9 +254,9 @@ class Forwarder:
         return call, span
 
     def _detach(self, sent: SentRequest) -> None:
-        """Nobody waits for it any more, but it counts as in flight until Triton has ended it: a
-        reset in the middle of a response can leave a Triton before release 25.06 unable to unload
-        the model."""
+        """Let a call finish on its own. It counts as in flight until Triton has ended it: a reset
+        in the middle of a response can leave a Triton before release 25.06 unable to unload the
+        model."""
         # A call that nobody holds is cancelled. The callback makes a reference cycle, which keeps
         # the messages until the garbage collector runs: so it is not for every call.
         self._detached.add(sent.call)

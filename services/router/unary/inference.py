@@ -1,5 +1,5 @@
-"""One inference request, however it came in: what it means, when and by whom it is answered, what
-is counted."""
+"""One inference request, whichever way it came in: resolving, admitting, forwarding and counting
+it."""
 
 import asyncio
 import random
@@ -42,15 +42,17 @@ from services.router.unary.lending import Lender, Lending
 
 
 class Request(NamedTuple):
-    """`message`: a serialized ModelInferRequest. `said`: by the caller's metadata. `deadline`:
-    seconds of the monotonic clock, None for none. `head`: of a message that was let in and counted
-    already. `stream`: it may go to a server by; then the reply may be `streamed`."""
+    """An inference request."""
 
+    #: A serialized ModelInferRequest.
     message: bytes
     metadata: CallerMetadata
+    #: Seconds of the monotonic clock, or None.
     deadline: float | None
     caller: Caller
+    #: The head of a message that holds its memory already.
     head: wire.Head | None = None
+    #: May carry the request to a server; the reply may then be `streamed`.
     stream: LockstepStream | None = None
 
 
@@ -58,8 +60,8 @@ class UnaryInference:
     """Answers inference requests, each by itself.
 
     `max_message` bounds the bytes of one request, and `max_metadata` those of a call's metadata,
-    counted as HTTP/2 does. `admission` is that of all that is sent, whoever sends it. `lender` is
-    None where there is no shared memory."""
+    counted as HTTP/2 does. `admission` is shared with everybody who sends requests. `lender` is
+    None if shared memory is switched off."""
 
     def __init__(
         self,
@@ -85,18 +87,19 @@ class UnaryInference:
         self._tracing = telemetry.enabled()
 
     def checked_metadata(self, pairs: Pairs) -> CallerMetadata:
-        """What a call's metadata says, as it came.
+        """Read a call's metadata, as it came. Raises MetadataTooLarge.
 
-        gRPC bounds it only once the client has heard of the bound, and HTTP otherwise. A Triton
-        that is sent too much refuses other callers' requests on the same connection with it (seen
-        on release 24.10). Raises MetadataTooLarge."""
+        gRPC enforces its bound only once the client has heard of it, and HTTP has another. A Triton
+        that receives too much also refuses other callers' requests on the same connection (seen on
+        release 24.10)."""
         metadata = read_metadata(pairs)
         if metadata.size > self._max_metadata:
             raise MetadataTooLarge(size=metadata.size, limit=self._max_metadata)
         return metadata
 
     async def decompressed(self, message: bytes) -> bytes:
-        """A request that came compressed. Raises MalformedMessage, MessageTooLarge, MemoryTaken."""
+        """Return a request that came compressed. Raises MalformedMessage, MessageTooLarge,
+        MemoryTaken."""
         reservation = Reservation(self.admission.memory_budget)
         try:
             reservation.grow(len(message))
@@ -107,14 +110,14 @@ class UnaryInference:
             reservation.release()
 
     def lend(self, message: bytes, caller: Caller) -> Lending | None:
-        """Return the caller's memory for a request that goes another way than `answer`; None where
-        no tensor lies in any. Raises RegionNotFound, RegionBounds, NotProxied."""
+        """Return the caller's memory for a request that is not sent by `answer`; None if none of
+        its tensors lies there. Raises RegionNotFound, RegionBounds, NotProxied."""
         return None if self._lender is None else self._lender.lend(message, caller)
 
     async def answer(self, request: Request) -> InferReply:
         """Answer one request, whatever it takes.
 
-        Raises TritonError and Rejected with another service's own status, else ShoalError."""
+        Raises TritonError and Rejected with another service's own status, otherwise ShoalError."""
         if self._lender is not None:
             memory = self._lender.lend(request.message, request.caller)
             if memory is not None:
@@ -126,7 +129,7 @@ class UnaryInference:
         return await self._answer(request)
 
     async def _answer_with_memory(self, request: Request, memory: Lending) -> InferReply:
-        """Answer a request whose tensors lie in the caller's memory, also when that has gone."""
+        """Answer a request whose tensors lie in the caller's memory, even if the caller is gone."""
         request = request._replace(message=memory.message, stream=None)
         try:
             try:
@@ -222,7 +225,7 @@ class UnaryInference:
                     tracing.describe(target, request_id, cold=cold)
 
     def _explained(self, head: wire.Head, target: Target, reply: InferReply) -> Pairs:
-        """What a caller who asks for it is told of the way that the request took."""
+        """Return the trailers for a caller who asks how the request was routed."""
         return (
             ("x-shoal-model", target.model),
             ("x-shoal-version", str(target.version)),
@@ -232,8 +235,8 @@ class UnaryInference:
         )
 
     async def check_classes(self, message: bytes, target: Target) -> None:
-        """Of a request that may ask for classes. Raises NoClasses, Malformed, and Rejected or
-        ShoalError where the Controller does not say what `target` has."""
+        """Check a request that may ask for classes. Raises NoClasses, Malformed, and Rejected or
+        ShoalError if the Controller does not give the config of `target`."""
         digest = self._watch.table.digest(target)
         classes.check(message, await self._info.config(target, digest))
 

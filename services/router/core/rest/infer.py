@@ -1,4 +1,4 @@
-"""An inference request in Triton's JSON: what it asks, checked in Triton's order and words."""
+"""Inference requests in Triton's JSON, checked in Triton's order and refused in its words."""
 
 from collections.abc import Mapping
 from itertools import chain
@@ -40,7 +40,7 @@ _RESERVED: Final = (
 
 
 class RegionPart(NamedTuple):
-    """Of shared memory: `offset` and `size` in bytes."""
+    """A part of a region of shared memory. `offset` and `size` are in bytes."""
 
     name: str
     offset: int
@@ -48,7 +48,8 @@ class RegionPart(NamedTuple):
 
 
 class Input(NamedTuple):
-    """One of three: `size` bytes of the binary part, elements from JSON, a region."""
+    """An input. Its data is one of three: `size` bytes of the binary part, `elements` from JSON, or
+    a `region`."""
 
     name: str
     datatype: str
@@ -59,7 +60,8 @@ class Input(NamedTuple):
 
 
 class Output(NamedTuple):
-    """`classes`: how many of the best to answer with, 0 for the tensor itself."""
+    """An output that is asked for. `classes` is how many of the best classes to return, 0 for the
+    tensor itself."""
 
     name: str
     binary: bool = False
@@ -68,7 +70,7 @@ class Output(NamedTuple):
 
 
 class Infer(NamedTuple):
-    """`binary`: how outputs come that are not named."""
+    """An inference request. `binary` says whether outputs that are not named come in binary."""
 
     id: str = ""
     parameters: Mapping[str, Scalar] = {}
@@ -78,7 +80,7 @@ class Infer(NamedTuple):
 
 
 def parsed(document: object) -> Infer:
-    """`document`: of the body's JSON. Raises WrongRequest."""
+    """Return the request in a JSON document. Raises WrongRequest."""
     id_ = request_id(document)
     parameters, binary = _parameters(document)
     inputs = array(
@@ -97,12 +99,13 @@ def parsed(document: object) -> Infer:
 
 
 def request_id(document: object) -> str:
+    """Return the id that a document gives the request, or "". Raises WrongRequest."""
     found = find(document, "id")
     return "" if found is MISSING else string(found, "Unable to parse 'id'")
 
 
 def scalar(name: str, value: object) -> Scalar:
-    """A parameter as it is handed on: a number beyond int64 becomes a double."""
+    """Return the value of a parameter. Numbers beyond int64 become doubles. Raises WrongRequest."""
     if isinstance(value, str | bool | float):
         return value
     if isinstance(value, int):
@@ -114,7 +117,8 @@ def scalar(name: str, value: object) -> Scalar:
 
 
 def elements(name: str, datatype: str, shape: tuple[int, ...], data: object) -> list[Any]:
-    """`data`, nested in any way, as a flat list of what `datatype` takes. Raises WrongRequest."""
+    """Return `data`, nested in any way, as a flat list of elements of `datatype`. Raises
+    WrongRequest."""
     expected = prod(shape) if shape else 0
     if not expected:
         return []  # Triton looks no further
@@ -164,7 +168,7 @@ def _check(datatype: str, flat: list[Any], kinds: set[type]) -> None:
 
 
 def _flat(data: list[Any]) -> tuple[list[Any], set[type]]:
-    """The leaves of nested lists in their order, and their types."""
+    """Return the leaves of nested lists in order, and their types."""
     kinds = set(map(type, data))
     while list in kinds:
         if len(kinds) == 1:
@@ -176,7 +180,7 @@ def _flat(data: list[Any]) -> tuple[list[Any], set[type]]:
 
 
 def _parameters(document: object) -> tuple[dict[str, Scalar], bool]:
-    """Those that go on to Triton, and `binary_data_output`."""
+    """Return the parameters for Triton, and `binary_data_output`."""
     given = find(document, "parameters")
     found: dict[str, Scalar] = {}
     binary = False
