@@ -35,7 +35,7 @@ from services.router.telemetry.statistics import AdmissionMetrics
 from shoal.controller.v1.controller_service_pb2_grpc import ControllerServiceStub
 from shoal.router.v1.router_service_pb2_grpc import add_RouterServiceServicer_to_server
 
-FIRST_TABLE_SECONDS = 2.0  # for the Controller's; then the one on disk is used
+FIRST_TABLE_SECONDS = 2.0  # for the Controller's table; then the one on disk is used
 
 
 async def main(stop: asyncio.Event) -> None:

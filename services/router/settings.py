@@ -29,8 +29,7 @@ _ADDRESS = r"[^,]+:\d+"
 
 
 class TenantSettings(BaseModel):
-    """The limits of one tenant, as in `TenantLimit`. Whatever is not set follows the limits for all
-    tenants."""
+    """As `TenantLimit`; what one tenant leaves out is as for all."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -47,7 +46,7 @@ class TenantSettings(BaseModel):
         return self
 
     def over(self, limit: TenantLimit) -> TenantLimit:
-        """Return these limits, with those of `limit` where nothing is set."""
+        """With `limit` for what is left out."""
         return TenantLimit(
             rate=limit.rate if self.rate is None else self.rate,
             burst=limit.burst if self.rate is None else self.burst,
@@ -58,15 +57,12 @@ class TenantSettings(BaseModel):
 
 
 class Settings(BaseSettings):
-    """The Router's settings. Times are in seconds.
-
-    `controller` lists the host:port of each Controller, separated by commas; the Router follows the
-    one that acts. `controller_patience` bounds how long a cold request waits while none acts; if
-    there are several Controllers, it defaults to longer than a take-over lasts. `state_dir` is
-    where the last placement table is kept; if it is empty, no table is kept. `max_message_bytes`
-    bounds one request and `max_held_bytes` all requests under way, divided among the workers.
-    `workers` is the number of processes that share the ports; the parent process tells each of them
-    its `worker` and `worker_sockets`."""
+    """`controller`: host:port of each Controller, separated by commas; the one that acts is
+    followed. `controller_patience`: of a cold request, while none acts; by default longer than a
+    take-over lasts where there are several. `state_dir`: where the last table is kept, empty for
+    nowhere. `max_message_bytes`: of one request; `max_held_bytes`: of all that are under way,
+    divided among the workers. `workers`: processes on the same ports; `worker` and
+    `worker_sockets` are what their parent tells each of them. Times in seconds."""
 
     model_config = SettingsConfigDict(env_prefix="SHOAL_ROUTER_", extra="forbid")
 
@@ -145,16 +141,12 @@ class Settings(BaseSettings):
 
     @property
     def max_received_bytes(self) -> int:
-        """The largest message that gRPC accepts. It exceeds the Router's own limit, so that callers
-        see the Router's error rather than gRPC's."""
+        """Above the Router's own limit, so that it is its own error that a caller sees."""
         return min(MAX_MESSAGE, self.max_message_bytes + EXCESS)
 
     def held_bytes(self, memory: int) -> int:
-        """Return how many bytes of requests this process may hold, given a machine with `memory`
-        bytes.
-
-        Unless it is set, the limit is an eighth of that memory, and at least enough for a few of
-        the largest messages."""
+        """Of all requests under way in this process; `memory`: bytes of the machine. Unless it is
+        set, an eighth of that, and enough for some of the largest."""
         limit = self.max_held_bytes
         if limit is None:
             limit = max(memory // MEMORY_PART, LARGEST_HELD * self.max_message_bytes)
@@ -162,8 +154,8 @@ class Settings(BaseSettings):
 
     @property
     def limits(self) -> Limits:
-        """The limits on clients' connections. If no number of connections is set, the open files
-        that the Router does not need for itself decide."""
+        """Without a number of connections, as many as leave files for what the Router itself opens
+        to servers and Controllers."""
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         room = max(files - OWN_FILES, files // 2) if files != resource.RLIM_INFINITY else None
         return Limits(
@@ -179,23 +171,19 @@ class Settings(BaseSettings):
 
     @property
     def controllers(self) -> list[str]:
-        """The addresses of the Controllers, each listed once."""
         return list(dict.fromkeys(self.controller.split(",")))
 
     @property
     def bounds(self) -> Bounds:
-        """The bounds of the queues."""
         return Bounds(self.queue_requests, self.queue_bytes, self.queue_seconds)
 
     @property
     def patience(self) -> float:
-        """How long a cold request waits while no Controller acts, in seconds."""
         if self.controller_patience is not None:
             return self.controller_patience
         return ALONE_PATIENCE if len(self.controllers) == 1 else TAKE_OVER_PATIENCE
 
 
 def tenant_limits(settings: Mapping[str, TenantSettings]) -> dict[str, TenantLimit]:
-    """Return the limits of each tenant, completed with those for all tenants."""
     anybody = settings.get(ANYBODY, TenantSettings()).over(TenantLimit())
     return {name: tenant.over(anybody) for name, tenant in settings.items()}

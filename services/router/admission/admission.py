@@ -17,9 +17,9 @@ from services.router.core.admission.tenants import Tenant, TenantLimit, Tenants
 from services.router.core.routing.routes import Target
 from services.router.core.routing.table import Table
 
-EVERY: Final = "*"  # stands for every model without a number of its own
-MANY: Final = 1000  # gates, before those that were long not used are forgotten
-RETRY_SPREAD: Final = 0.5  # of RetryInfo at random, so that not all come back at once
+EVERY: Final = "*"  # stands for every model without a bound of its own
+MANY: Final = 1000  # gates, beyond which those unused for long are forgotten
+RETRY_SPREAD: Final = 0.5  # random share added to RetryInfo, so that not all return at once
 
 _PROBLEMS: Final = {
     Refusal.FULL: "{queued} wait already, as many or as large as may",
@@ -76,7 +76,7 @@ class Admission:
         self.memory_budget = memory_budget or MemoryBudget()
         self.gates: dict[Target, Gate] = {}
         #: Refused requests by reason, priority class and label of the tenant.
-        self.refused: Counter[tuple[str, str, str]] = Counter()  # by reason, class, tenant's label
+        self.refused: Counter[tuple[str, str, str]] = Counter()
         self.queued = [0] * len(Priority)
         self.queued_seconds = [0.0] * len(Priority)
 
@@ -209,7 +209,7 @@ class Admission:
         self, ticket: Ticket, replicas: int, deadline: float | None, size: int, now: float
     ) -> None:
         """Put a request in the queue. Raises Overloaded."""
-        # Who asks the Controller waits there for as long as it takes, and so do those behind.
+        # Requests that ask the Controller wait there as long as it takes, as do those behind them.
         until = now + self._bounds.patience if replicas else math.inf
         if deadline is not None and deadline < until:
             until = deadline
@@ -224,7 +224,7 @@ class Admission:
         self.queued[ticket.priority] += 1
         if displaced is not None:
             self._refuse(displaced, Refusal.DISPLACED, now)
-        # Another copy may have come, which nobody has left yet.
+        # There may be another copy, which no request has left yet.
         self._release(ticket)
 
     def _release(self, ticket: Ticket) -> None:
@@ -250,7 +250,7 @@ class Admission:
         assert ticket.turn is not None
         if not ticket.turn.cancelled():
             ticket.turn.set_result(error)
-        elif error is None:  # gone since, without having seen it yet
+        elif error is None:  # cancelled before it could see its turn
             ticket.gate.leave(None)
 
     def _withdraw(self, waiting: QueuedRequest) -> None:

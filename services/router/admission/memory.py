@@ -6,7 +6,7 @@ from typing import Final
 from services.common.errors import MemoryTaken
 from services.router.core.admission.memory import SMALL, MemoryBudget
 
-RETRY_SECONDS: Final = 0.5  # to twice as long, at random, so that not all come back at once
+RETRY_SECONDS: Final = 0.5  # up to twice as long at random, so that not all return at once
 
 
 def reserve(budget: MemoryBudget, size: int) -> int:
@@ -20,7 +20,7 @@ def _refusal(budget: MemoryBudget, size: int) -> MemoryTaken:
     """Return the error for a request of `size` bytes that does not fit."""
     return MemoryTaken(
         size=size,
-        budget=budget.held,
+        held=budget.held,
         limit=budget.limit,
         small=SMALL,
         retry_after=RETRY_SECONDS * random.uniform(1.0, 2.0),

@@ -119,7 +119,7 @@ class Administration:
             raise InvalidField(
                 field=f"parameter {UNLOAD_DEPENDENTS!r}", problem="a bool_param is expected"
             )
-        if request.model_name in self._watch.table.routes:  # Triton minds no other name either
+        if request.model_name in self._watch.table.routes:  # Triton ignores unknown names, too
             wanted = wire.EvictModelRequest(
                 name=model_name(request.model_name), parts=parts is not None and parts.bool_param
             )
@@ -140,13 +140,13 @@ class Administration:
         asked.CopyFrom(request)
         servers: tuple[str, ...] = ()
         route = self._watch.table.routes.get(request.model_name)
-        if route is not None and route.versions:  # of an unknown one all servers say so
+        if route is not None and route.versions:  # every server refuses an unknown one
             servers = tuple({s for entry in route.versions.values() for s in entry.servers})
             if not servers and request.settings:
                 target = resolve(self._watch.table.routes, request.model_name, "", 0.0)
                 servers = (await self._load(target, call),)
             elif not servers:
-                asked.model_name = ""  # what it will begin with
+                asked.model_name = ""  # the settings it will begin with
         answers = await self._servers.ask(
             wire.SERVER_CALL_TRACE_SETTING, asked.SerializeToString(), call.deadline, servers
         )

@@ -101,7 +101,7 @@ class InferenceService:
         try:
             await self._streams.open(metadata, deadline, caller).run(requests, context.write)
         except grpc.aio.InternalError:
-            return  # a write failed: the client has gone
+            return  # a write failed: the client is gone
         except TritonError as answered:
             await _pass_on(context, answered.error)
         except ShoalError as error:

@@ -14,7 +14,7 @@ from services.router.control.placement_watch import PlacementWatch
 from services.router.core.routing.routes import Target, VersionRoute, resolve
 
 SERVER_NAME: Final = "shoal"
-# As Triton names and orders them, with the call without which there is none.
+# In Triton's names and order, each with the call that it depends on.
 EXTENSIONS: Final = (
     ("classification", "ModelInfer"),
     ("sequence", "ModelInfer"),

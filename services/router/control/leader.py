@@ -34,7 +34,7 @@ class ActingController:
         try:
             if self.lost:
                 call.cancel()
-            code = await call.code()  # unlike the call itself, not cancelled with it
+            code = await call.code()  # awaiting this does not cancel the call
         except BaseException:
             call.cancel()
             raise

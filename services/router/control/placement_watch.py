@@ -20,9 +20,9 @@ from shoal.controller.v1 import types_pb2
 from shoal.registry.v1 import types_pb2 as registry
 
 HEARTBEAT_SECONDS: Final = 0.25
-SILENCE_SECONDS: Final = 2.5  # checkpoints come every second
+SILENCE_SECONDS: Final = 2.5  # checkpoints arrive every second
 RETRY_SECONDS: Final = 0.2
-STANDBY_SECONDS: Final = 0.5  # between two tries of the others, while one is followed
+STANDBY_SECONDS: Final = 0.5  # between attempts with the others, while one is followed
 
 _log = structlog.get_logger(__name__)
 
@@ -54,14 +54,13 @@ class PlacementWatch:
         #: The Controller that is heard from. Without one, the table is used as it is.
         self.acting: ActingController | None = None
         #: Set while a Controller is heard from.
-        self.found = asyncio.Event()  # set while there is one
+        self.found = asyncio.Event()
         #: Set once there is a first table.
         self.synchronized = asyncio.Event()
         self.in_use = InUse(self._on_busy, self._on_idle)
         self.sequences = Sequences()
         self._listeners: list[Callable[[], None]] = []
         self._queues: list[Callable[[Target], int]] = []
-        # In use, it may be, without being in the table: withdrawn, or granted and not seen in it.
         #: Replicas that may be in use without being in the table: they were withdrawn, or were
         #: granted before the table had them.
         self._outside_table: set[Replica] = set()
@@ -130,7 +129,7 @@ class PlacementWatch:
             except StaleEpoch as stale:
                 cause = str(stale)
                 if refused != cause:
-                    _log.warning("refused, it does not act any more", controller=address)
+                    _log.warning("controller refused: it no longer acts", controller=address)
                 refused = cause
             self._lose(acting, cause)
             await asyncio.sleep(STANDBY_SECONDS if self.acting is not None else RETRY_SECONDS)
@@ -175,7 +174,7 @@ class PlacementWatch:
             self.acting = None
             self.found.clear()
             _log.warning(
-                "controller lost, the table is kept", controller=acting.address, cause=cause
+                "controller lost: the table stays in use", controller=acting.address, cause=cause
             )
 
     async def _messages(
@@ -265,7 +264,7 @@ class PlacementWatch:
             self._send(self._usage())
 
     def _on_idle(self, replica: Replica) -> None:
-        # Where sequences are left, a heartbeat without them will say so.
+        # If sequences are left, a heartbeat reports when they have ended.
         if (
             replica in self._outside_table
             and not self.table.holds(replica)

@@ -28,7 +28,7 @@ from services.router.core.routing.table import Revision
 from services.router.waiting import within
 from shoal.controller.v1 import controller_service_pb2 as wire
 
-ANSWER_MARGIN: Final = 0.02  # seconds kept so that the caller hears why before its deadline
+ANSWER_MARGIN: Final = 0.02  # seconds in which to tell the caller why, before its deadline
 RETRY_SECONDS: Final = 0.1
 CONFIG_SECONDS: Final = 5.0
 
@@ -130,7 +130,7 @@ class ResidencyClient:
                 wait = min(away.left(), left - ANSWER_MARGIN)
                 await within(wait, self._watch.found.wait())
                 continue
-            if acting is not asked:  # heard from since
+            if acting is not asked:  # a Controller has been heard from since
                 away, asked = Absence(self._patience), acting
             timeout = None if deadline is None else max(left - ANSWER_MARGIN, left / 2)
             call = acting.stub.MakeResident(request, timeout=timeout, metadata=metadata)

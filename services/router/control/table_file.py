@@ -66,7 +66,7 @@ class TableFile:
                 await asyncio.to_thread(self._replace, self._snapshot().SerializeToString())
             except OSError as error:
                 if not failing:
-                    _log.warning("placements cannot be kept on disk", cause=str(error))
+                    _log.warning("cannot write the placement table", cause=str(error))
                 failing = True
                 self._changed.set()
             else:
@@ -97,7 +97,7 @@ class TableFile:
         except FileNotFoundError:
             return False
         except (OSError, ValueError) as error:
-            _log.warning("the placements on disk cannot be used", cause=str(error))
+            _log.warning("cannot use the placement table on disk", cause=str(error))
             return False
         servers = kept.snapshot.servers
         answers = await asyncio.gather(*(_is(server.server, server.address) for server in servers))
@@ -108,7 +108,7 @@ class TableFile:
         if table.revision != NONE:
             return False
         table.apply(change_of(kept))
-        _log.warning("started from the placements kept on disk", servers=sorted(trusted))
+        _log.warning("started from the placement table on disk", servers=sorted(trusted))
         return True
 
 

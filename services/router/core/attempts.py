@@ -12,9 +12,9 @@ from services.router.core.admission.rate import RetryBudget
 from services.router.core.routing.routes import Replica
 from services.router.core.wire.verdict import Verdict
 
-PAUSE_SECONDS: Final = 0.02  # longest pause after the first miss; it doubles with each
+PAUSE_SECONDS: Final = 0.02  # the longest pause after the first miss; doubles with each
 MAX_PAUSE_SECONDS: Final = 0.5
-PATIENCE_SECONDS: Final = 60.0  # of misses, until a client without a deadline is refused
+PATIENCE_SECONDS: Final = 60.0  # of misses until a client without a deadline is refused
 
 
 class Progress(enum.Enum):

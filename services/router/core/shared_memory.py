@@ -13,7 +13,7 @@ from services.router.core.errors import RegionBounds, RegionExists, RegionNotFou
 SYSTEM: Final = "system"
 CUDA: Final = "cuda"
 
-# What else lies where shared memory does: Triton's own, and the C library's semaphores.
+# Prefixes of other files in that folder: Triton's own, and the C library's semaphores.
 _RESERVED: Final = ("triton_python_backend_shm", "sem.")
 _LONGEST_KEY: Final = 255
 

@@ -108,7 +108,7 @@ class RegionLender:
         try:
             request = service_pb2.ModelInferRequest.FromString(message)
         except DecodeError:
-            return None  # refused, with its reason, where all others are
+            return None  # refused with a reason where all such messages are
         owner = Owner(caller.tenant, caller.subject)
         regions: dict[MappedMemory, str] = {}
         for tensor in (*request.inputs, *request.outputs):

@@ -44,11 +44,10 @@ from services.router.core.shared_memory import (
 from shoal.controller.v1 import controller_service_pb2 as wire
 
 FOLDER: Final = Path("/dev/shm")  # noqa: S108  where shm_open has its names
-CLOSING_SECONDS: Final = 2.0  # for the servers to let go of what is not used any more
+CLOSING_SECONDS: Final = 2.0  # for servers to release what is no longer used
+LETTING_GO_SECONDS: Final = 2.0  # until servers stop using what they have answered
 
-LETTING_GO_SECONDS: Final = 2.0  # for them to use no more what they have answered
-
-_FIRST_PAUSE: Final = 0.01  # seconds; doubled each time
+_FIRST_PAUSE: Final = 0.01  # seconds; doubles each time
 _STUB: Final = "triton_python_backend_stub"
 _LOOPBACK: Final = ("127.", "localhost:", "[::1]:", "unix:")
 
@@ -192,7 +191,7 @@ class SharedMemory:
             try:
                 now = os.lstat(FOLDER / source.key.lstrip("/"))
             except OSError:
-                return mapped, begins  # its name is gone; what is mapped stays
+                return mapped, begins  # the name is gone, but mappings stay
             if (now.st_dev, now.st_ino) == source.place and now.st_size < begins + size:
                 raise RegionBounds(part="offset + byte size", region=name)
         return mapped, begins
@@ -226,7 +225,7 @@ class SharedMemory:
         answers = await self._servers.ask(
             _REGISTER[source.kind], _registration(mapped), call.deadline
         )
-        # A server that cannot be reached maps it when a request comes there.
+        # A server that cannot be reached maps it when it gets a request.
         reached = [answer for answer in answers if answer.reached]
         try:
             all_accepted("SharedMemoryRegister", reached or answers)
@@ -248,14 +247,14 @@ class SharedMemory:
         """Return whether every server that can be reached has released the memory within `patience`
         seconds. For a moment after its answer to a request, Triton refuses to release what the
         request used."""
-        # The two requests have the same one field.
+        # The requests for either kind have the same single field.
         request = service_pb2.SystemSharedMemoryUnregisterRequest(name=name).SerializeToString()
         until, pause = time.monotonic() + patience, _FIRST_PAUSE
         while True:
             try:
                 answers = await self._servers.ask(_UNREGISTER[kind], request, None)
             except (NoController, Rejected) as error:  # the next registration sweeps it away
-                _log.warning("still mapped", region=name, cause=str(error))
+                _log.warning("shared memory is still mapped", region=name, cause=str(error))
                 return False
             refused = [answer for answer in answers if answer.reached and not answer.accepted]
             if not refused or time.monotonic() + pause > until:
@@ -264,7 +263,12 @@ class SharedMemory:
             pause *= 2
         for answer in answers:
             if not answer.accepted:
-                _log.warning("still mapped", server=answer.server, region=name, cause=answer.text)
+                _log.warning(
+                    "shared memory is still mapped",
+                    server=answer.server,
+                    region=name,
+                    cause=answer.text,
+                )
         return not refused
 
     async def _sweep(self, kind: str) -> set[str]:
@@ -301,7 +305,7 @@ class SharedMemory:
                 method=method,
                 hint="its workers do not know of each other's regions: run it with one.",
             )
-        # A proxy's own address says nothing of where its clients are.
+        # A proxy's address does not tell where its clients are.
         if self._callers.caller(call.peer, ()) != LOCAL:
             raise NotProxied(
                 method=method,

@@ -25,7 +25,7 @@ from shoal.router.v1.worker_service_pb2_grpc import (
 
 ANSWER_SECONDS: Final = 1.0  # a worker that takes longer is left out
 
-# Of these, a sum would say nothing.
+# Metrics of which a sum has no meaning.
 _SMALLEST: Final = frozenset({"process_start_time_seconds"})
 _LARGEST: Final = frozenset({"python_info", "shoal_router_workers"})
 
@@ -52,7 +52,7 @@ class Peers:
         server = grpc.aio.server()
         add_WorkerServiceServicer_to_server(servicer, server)
         path = socket_of(self._folder, self._worker)
-        path.unlink(missing_ok=True)  # of an earlier life
+        path.unlink(missing_ok=True)  # left by an earlier process
         server.add_insecure_port(f"unix:{path}")
         await server.start()
         try:

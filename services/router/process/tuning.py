@@ -14,7 +14,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 
 def before_grpc() -> None:
     """Set what gRPC reads once, when it is first imported."""
-    # The event engine's own listeners and clients cost more threads' hops a call.
+    # The event engine's listeners and clients hop between threads more often for each call.
     os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener,-event_engine_client")
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 

@@ -26,12 +26,12 @@ from services.common.ports import reserve
 from services.router.settings import Settings
 from services.router.waiting import within
 
-FIRST_DELAY: Final = 0.5  # seconds before a worker that died is started again; doubles
+FIRST_DELAY: Final = 0.5  # seconds before a dead worker is restarted; doubles each time
 MAX_DELAY: Final = 30.0
-STEADY_SECONDS: Final = 60.0  # after so long, the next death counts as the first
-KILL_AFTER: Final = 3.0  # seconds beyond the workers' own grace
+STEADY_SECONDS: Final = 60.0  # of life, after which a death counts as the first
+KILL_AFTER: Final = 3.0  # seconds after the workers' own grace
 
-# A worker that ends with one of these would do so again.
+# Exit statuses that a restarted worker would end with again.
 _FINAL: Final = frozenset({process.EXIT_PORT_TAKEN, process.EXIT_BAD_SETTINGS})
 
 ALIVE: Final = Gauge("shoal_router_workers", "Processes that share this Router's ports.")
@@ -84,7 +84,7 @@ class Workers:
                 return
             if time.monotonic() - began > STEADY_SECONDS:
                 delay = FIRST_DELAY
-            _log.error("worker died, starting it again", worker=index, status=status, delay=delay)
+            _log.error("worker died, restarting it", worker=index, status=status, delay=delay)
             await within(delay, self._stopping.wait())
             delay = min(MAX_DELAY, 2 * delay)
 

@@ -29,12 +29,16 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 Outcome = tuple[object, Exception | None]
 
-LARGE: Final = 1 << 17  # bytes of JSON, or of what becomes JSON: some 2 ms
+LARGE: Final = 1 << 17  # bytes of JSON, or of tensors that become JSON; takes some 2 ms
 IDLE_SECONDS: Final = 60.0
 RETRY_SECONDS: Final = 1.0
 GRACE_SECONDS: Final = 1.0
-_ENDED: Final = (OSError, EOFError, pickle.UnpicklingError)  # what its pipes say then
-# A machine without memory ends this process before the Router.
+_ENDED: Final = (
+    OSError,
+    EOFError,
+    pickle.UnpicklingError,
+)  # raised by the pipes of a process that has ended
+# A machine that runs out of memory kills this process before the Router.
 _OOM_SCORE: Final = Path("/proc/self/oom_score_adj")
 _FIRST_TO_GO: Final = "1000"
 
@@ -72,7 +76,7 @@ class Converter:
             asyncio.get_running_loop().call_later(GRACE_SECONDS, work.cancel)
             raise
         finally:
-            # Either knows the error, which knows this frame and what is given.
+            # Both refer to the error, which refers to this frame and the arguments.
             del work
             error = None
 
@@ -137,7 +141,7 @@ class _Process:
             [sys.executable, "-c", f"from {__name__} import main; main()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            process_group=0,  # out of reach of Ctrl-C, which is for whoever started it
+            process_group=0,  # out of reach of Ctrl-C, which is meant for the Router
         )
 
     def run(self, convert: Callable[..., object], given: tuple[object, ...]) -> Outcome:

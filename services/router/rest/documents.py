@@ -10,10 +10,10 @@ import rapidjson
 
 from services.router.core.rest.values import INTERNAL, WrongRequest
 
-# rapidjson goes down one call for every bracket.
+# rapidjson recurses once for every bracket.
 _MOST_BRACKETS: Final = 1000
 _NUMBERS: Final = rapidjson.NM_NAN | rapidjson.NM_NATIVE
-_MOST_DIGITS: Final = 20  # of a number of 64 bits, with its sign
+_MOST_DIGITS: Final = 20  # of a 64-bit number, with its sign
 _WHERE: Final = re.compile(r"Parse error at offset (\d+): (.*)")
 
 

@@ -31,7 +31,7 @@ from services.router.waiting import within
 
 RouteAction = Callable[[HttpRequest, Service], Awaitable[HttpReply]]
 
-LINGER_SECONDS: Final = 2.0  # in which the rest of a refused body may still come
+LINGER_SECONDS: Final = 2.0  # for the rest of a refused body to arrive
 _CLOSE: Final = (b"connection", b"close")
 
 _log = structlog.get_logger(__name__)

@@ -29,7 +29,9 @@ class HttpRequest:
         self.method: str = scope["method"]
         #: Parameters of the path.
         self.path: Mapping[str, str] = scope["path_params"]
-        self.headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))  # the first counts
+        self.headers: dict[bytes, bytes] = dict(
+            reversed(scope["headers"])
+        )  # the first of several counts
         #: What a gRPC call would carry as metadata.
         self.metadata: Pairs = headers.metadata(scope["headers"])
         self.peer = headers.peer(scope["client"])

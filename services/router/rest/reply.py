@@ -24,11 +24,11 @@ JSON: Final = (b"content-type", b"application/json")
 _OCTETS: Final = (b"content-type", b"application/octet-stream")
 _SIZE_HEADER: Final = b"inference-header-content-length"
 
-_THREADED_BYTES: Final = 1 << 16  # to compress: more is left to a thread
-_LEVEL: Final = 1  # of zlib; tensors gain next to nothing from more
+_THREADED_BYTES: Final = 1 << 16  # beyond that, a thread compresses
+_LEVEL: Final = 1  # of zlib; higher ones gain next to nothing for tensors
 _WINDOW: Final = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 
-# Triton has words of its own here for either protocol.
+# Triton words this differently for each protocol.
 _DECOUPLED: Final = (
     "ModelInfer RPC doesn't support models with decoupled transaction policy",
     "HTTP end point doesn't support models with decoupled transaction policy",

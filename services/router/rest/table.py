@@ -57,7 +57,7 @@ def _of_region(kind: str, verb: str) -> tuple[str, ...]:
     return f"/v2/{kind}sharedmemory/{verb}", f"/v2/{kind}sharedmemory/region/{{region}}/{verb}"
 
 
-# The first that fits answers, and those that are asked most come first.
+# The first route that matches answers, so the ones used most come first.
 ROUTES: Final = (
     HttpRoute(
         *("infer", MODELS, POST, _of_model("/infer"), infer.infer),

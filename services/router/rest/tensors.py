@@ -24,7 +24,7 @@ DTYPES: Final[Mapping[str, Any]] = {
 }  # numpy has no BF16
 
 _INT64: Final = 2**63
-_FINAL: Final = "triton_final_response"  # gRPC's streams alone have it
+_FINAL: Final = "triton_final_response"  # only replies on gRPC streams have it
 
 
 # --- requests -------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ def in_json(name: str, datatype: str, shape: Sequence[int], content: memoryview)
         )
     elements = _elements(name, datatype, count, content)
     if datatype.startswith("FP"):
-        elements = elements.astype(np.float64)  # Triton writes a float as the double that it is
+        elements = elements.astype(np.float64)  # as Triton writes them
     return for_json(elements)
 
 

@@ -11,7 +11,7 @@ from services.router.rest.messages import document
 from services.router.rest.reply import HttpReply, json_reply
 from services.router.rest.service import Service
 
-AT_ONCE: Final = 8  # requests that one call makes of a model that takes no batches
+AT_ONCE: Final = 8  # requests at a time to a model without batching, for one call
 
 
 async def predict(incoming: HttpRequest, service: Service) -> HttpReply:

@@ -19,7 +19,7 @@ class SharedMetadata(grpc.aio.Metadata):
         self._pairs = pairs
 
     def __bool__(self) -> bool:
-        return True  # what is false gRPC replaces
+        return True  # gRPC replaces metadata that is false
 
     def __len__(self) -> int:
         return len(self._pairs)

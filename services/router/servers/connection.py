@@ -8,8 +8,8 @@ import grpc
 
 from services.router.core.wire.verdict import Speaker, speaker
 
-# gRPC tells of a lost connection within a millisecond of the end of its calls, on a machine with
-# nothing else to do. A model that speaks as gRPC does is answered that much later.
+# On an idle machine, gRPC reports a lost connection within a millisecond of the end of its calls.
+# An error of a model that imitates gRPC is passed on that much later.
 LOSS_SECONDS: Final = 0.25
 
 _READY: Final = grpc.ChannelConnectivity.READY

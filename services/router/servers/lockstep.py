@@ -21,15 +21,15 @@ from services.router.waiting import Wakeup
 
 MODEL_STREAM_INFER: Final = "/inference.GRPCInferenceService/ModelStreamInfer"
 
-# A Triton keeps the model of a stream's first request until the stream ends, and cannot unload it
-# (seen on release 24.10). So the first is for no model, and is refused.
+# A Triton holds the model of a stream's first request until the stream ends, and cannot unload it
+# (seen on release 24.10). The first request therefore names no model, and is refused.
 OPENING: Final = b""
 
-IDLE_SECONDS: Final = 30.0  # after once to twice as long without a request a call is closed
-CLOSING_SECONDS: Final = 2.0  # for what is under way when the Router ends
-MOST_CALLS: Final = 16  # of one client's stream; what goes elsewhere goes alone
-MOST_IN_ALL: Final = 1024  # calls of all clients' streams
-MOST_ASKED: Final = 1024  # replicas that are known to have been asked
+IDLE_SECONDS: Final = 30.0  # a call is closed after once to twice as long without a request
+CLOSING_SECONDS: Final = 2.0  # for requests under way when the Router stops
+MOST_CALLS: Final = 16  # of one client's stream; other requests have calls of their own
+MOST_IN_ALL: Final = 1024  # calls for all clients' streams
+MOST_ASKED: Final = 1024  # replicas remembered as asked before
 
 _log = structlog.get_logger(__name__)
 
@@ -97,7 +97,7 @@ class LockstepCall:
         self.open = True
         self._opened = False
         self._request: LockstepRequest | None = None
-        self._message: bytes | None = None  # of the request that is not sent yet
+        self._message: bytes | None = None  # to be sent
         self._work = Wakeup()
         # Asking for the loop costs a system call each time, before Python 3.12.
         self._loop = asyncio.get_running_loop()
@@ -155,7 +155,7 @@ class LockstepCall:
             self._end_request(grpc.StatusCode[code], text=said.error)
         elif said.final:
             self._end_request(grpc.StatusCode.OK, message)
-        else:  # of several replies
+        else:  # one of several replies
             self.close()
             self._end_request(grpc.StatusCode.UNIMPLEMENTED, text=DECOUPLED)
 
@@ -167,7 +167,7 @@ class LockstepCall:
     def _on_idle(self) -> None:
         if self.open:
             self.close()
-        else:  # the server has not ended the stream, either
+        else:  # closed before, but the server has not ended the stream
             self._call.cancel()
 
     async def _requests(self) -> AsyncIterator[bytes]:
@@ -190,7 +190,7 @@ class LockstepCalls:
     def __init__(self, allowed: Callable[[], bool]) -> None:
         self.allowed = allowed
         self._calls: set[LockstepCall] = set()
-        self._running = TaskScope("streams in turns")
+        self._running = TaskScope("lockstep streams")
 
     async def close(self) -> None:
         """Close all calls, letting requests finish for a moment."""

@@ -12,7 +12,7 @@ from typing import Final
 from services.router.core.routing.routes import Replica, Target
 from services.router.waiting import within
 
-LONGEST_SECONDS: Final = 2.0  # a slow model's repeat keeps the others waiting no longer
+LONGEST_SECONDS: Final = 2.0  # that a slow model's repeat may keep others waiting
 
 
 class Repeats:

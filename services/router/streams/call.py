@@ -26,15 +26,15 @@ from services.router.servers.repeats import Repeats
 from services.router.streams.exchange import Exchange
 from services.router.waiting import Wakeup
 
-PARTING_SECONDS: Final = 30.0  # for what is under way when its client has gone
+PARTING_SECONDS: Final = 30.0  # for requests under way when their client has gone
 
-CLOSING_SECONDS: Final = 2.0  # likewise, when the Router ends
-IDLE_SECONDS: Final = 30.0  # after once to twice as long without a request a call is closed
+CLOSING_SECONDS: Final = 2.0  # for requests under way when the Router stops
+IDLE_SECONDS: Final = 30.0  # a call is closed after once to twice as long without a request
 
-# Until a Triton has noted that the refusal of the opening is written, which may be after it was
-# read here, it holds back for ever what a decoupled model replies. So others follow that it refuses
-# for the model itself, until the first of these is answered: from then on everything is written.
-OPENING_SECONDS: Final = 0.05  # until the second of these, and twice as long until the next
+# Replies of a decoupled model are held back for ever if they come before Triton has noted that the
+# refusal of the opening was written, which may be after it was read here. So probes follow, which
+# Triton refuses as well, until the first of them is answered. From then on, everything is written.
+OPENING_SECONDS: Final = 0.05  # until the second probe; doubles with each
 
 Pick = Callable[[Target, Sequence | None], Replica | None]
 
@@ -76,7 +76,7 @@ class StreamCall:
         self._listener: ReplyListener | None = listener
         self._outgoing: deque[bytes] = deque()
         #: Messages to send once the call is open; None from then on.
-        self._before_open: list[bytes] | None = []  # to be sent when it is open; None from then on
+        self._before_open: list[bytes] | None = []
         self._work = Wakeup()
         self._closing = False
         self._idle = IdleTimer(IDLE_SECONDS, self.close, busy=lambda: bool(self.pending))
@@ -224,7 +224,7 @@ class StreamCalls:
         self._methods: dict[str, Any] = {}
         self._running = TaskScope("calls of streams")
         #: Versions, with the digest of their config, that a Triton says are decoupled.
-        self._learned: set[tuple[Target, str]] = set()  # decoupled, a Triton says
+        self._learned: set[tuple[Target, str]] = set()
         self.lockstep = LockstepCalls(self._none_decoupled)
         watch.listen(self.lockstep.check)
 

@@ -30,8 +30,8 @@ from services.router.streams.call import StreamCall, StreamCalls
 from services.router.streams.exchange import Exchange
 from services.router.streams.replies import Replies, WaitForRoom
 
-MOST_ALIKE: Final = 8  # calls to one replica, so that each has one of several requests with one id
-MOST_CALLS: Final = 64  # of one stream; beyond that, those without a request are closed
+MOST_ALIKE: Final = 8  # calls to one replica, to keep requests with the same id apart
+MOST_CALLS: Final = 64  # of one stream; beyond that, idle ones are closed
 
 _log = structlog.get_logger(__name__)
 
@@ -64,7 +64,7 @@ class DecoupledRequests:
         self._replies = replies
         self._origin = origin
         #: Open calls by server.
-        self._by_server: dict[str, list[StreamCall]] = {}  # by server
+        self._by_server: dict[str, list[StreamCall]] = {}
         self._granted: Grant | None = None
         self._parked: list[Exchange] = []
         self._placing: asyncio.Task[None] | None = None
@@ -256,7 +256,7 @@ class DecoupledRequests:
         if failed and begun and self._origin.strict:
             self._replies.fail(error_in_stream(read_reply.error, begun=True))
             return None
-        # Triton repeats the version as it was asked for where a reply has no outputs.
+        # Triton repeats the version as it was asked for if a reply has no outputs.
         version = exchange.version if read_reply.bare or (failed and begun) else None
         model = exchange.model if exchange.model != self._target.model else None
         if version is not None or model is not None:
@@ -324,7 +324,7 @@ class DecoupledRequests:
             exchange.repeated = None
 
     def _stray(self, call: StreamCall) -> None:
-        _log.warning("a reply to nothing", server=call.replica.server, model=self._target.model)
+        _log.warning("reply to no request", server=call.replica.server, model=self._target.model)
 
 
 def error_in_stream(text: str, *, begun: bool) -> TritonError:

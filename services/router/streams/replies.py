@@ -18,9 +18,11 @@ from services.router.telemetry.statistics import Statistics
 from services.router.waiting import Wakeup
 
 MOST_PENDING: Final = 1024  # requests of one stream
-MOST_PENDING_BYTES: Final = 64 * MIB  # of requests that may have to be repeated
-MOST_UNSENT_BYTES: Final = MIB  # of replies that the client has not taken yet
-MOST_EXPECTED_BYTES: Final = 128 * MIB  # of replies to come, were each as large as the largest was
+MOST_PENDING_BYTES: Final = 64 * MIB  # of requests that may be repeated
+MOST_UNSENT_BYTES: Final = MIB  # of replies that the client has not read yet
+MOST_EXPECTED_BYTES: Final = (
+    128 * MIB
+)  # of replies to come, if each were as large as the largest so far
 
 Write = Callable[[bytes], Awaitable[None]]
 WaitForRoom = Callable[[], Awaitable[None]]
@@ -42,20 +44,20 @@ class Replies:
         self._raising = raising
         self._pending: set[Exchange] = set()
         #: Bytes of the requests that may have to be repeated.
-        self._kept_bytes = 0  # bytes of requests
+        self._kept_bytes = 0
         self._unsent: deque[bytes] = deque()
         self._unsent_bytes = 0
         #: Bytes of replies that wait for their turn.
-        self._held_bytes = 0  # of replies that wait for their turn
+        self._held_bytes = 0
         #: Bytes of the largest reply so far.
-        self._largest = 0  # bytes of a reply
+        self._largest = 0
         self._complete = False
         self._failure: BaseException | None = None
         self._work = Wakeup()
         #: Set when there may be space for another request.
-        self._freed = asyncio.Event()  # set when there may be space for a request
+        self._freed = asyncio.Event()
         #: Set while there is room for another reply.
-        self._room = asyncio.Event()  # set while there is room for a reply
+        self._room = asyncio.Event()
         self._room.set()
 
     # --- requests ---------------------------------------------------------------------------------
@@ -178,7 +180,7 @@ class Replies:
         """Return what to await if the client is behind."""
         if self._unsent_bytes < MOST_UNSENT_BYTES:
             return None
-        for exchange in self._pending:  # their client holds them up, and should nobody else
+        for exchange in self._pending:  # their client holds them up, and must not hold up others
             self._leave_admission(exchange)
         self._room.clear()
         return self._until_room

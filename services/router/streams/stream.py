@@ -41,8 +41,8 @@ from services.router.streams.replies import Replies, Write
 from services.router.telemetry.statistics import Statistics
 from services.router.unary.inference import Request, UnaryInference, malformed
 
-# Asks that an error of a model end the stream, with its status. It is not passed on: every Triton
-# before release 26.04 may crash of it.
+# Asks that an error of a model end the stream with its status. It is not passed on, since any
+# Triton before release 26.04 may crash because of it.
 STRICT: Final = ("triton_grpc_error", "true")
 _TRACE: Final = ("traceparent", "tracestate")
 
@@ -119,7 +119,7 @@ class Stream:
         self._caller = caller
         self._raising = raising
         self._parent: Context | None = None
-        self._traced: bool | None = False  # None: each request by itself
+        self._traced: bool | None = False  # None: decided for each request
         if telemetry.enabled():
             self._parent = telemetry.parent_context(said.pairs)
             self._traced = None if self._parent is None else telemetry.sampled(self._parent)
@@ -128,7 +128,7 @@ class Stream:
         self._origin = Origin(onward, deadline, strict, {})
         admission = streams.inference.admission
         self._replies = Replies(streams.statistics, admission, strict=strict, raising=raising)
-        # In a stream an error has no code, and these are ended with one.
+        # Errors in a stream have no code, but these streams end with one.
         self._lockstep = None if strict or raising else LockstepStream(streams.calls.lockstep)
         self._decoupled: dict[Target, DecoupledRequests] = {}
         self._turns: dict[tuple[str, str], ReplyOrder[Exchange]] = {}

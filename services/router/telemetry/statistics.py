@@ -54,7 +54,7 @@ class Statistics(Collector):
             yield family
         yield CounterMetricFamily(
             "shoal_router_streamed_requests",
-            "Requests of streams, for plain models, that streams to servers answered.",
+            "Requests of streams to models that are not decoupled, sent on streams, too.",
             self.streamed,
         )
 
@@ -62,9 +62,9 @@ class Statistics(Collector):
 _FAMILIES: Final = (
     ("shoal_router_requests", "Requests answered, whatever the answer.", "requests"),
     ("shoal_router_errors", "Requests answered with an error.", "errors"),
-    ("shoal_router_cold_requests", "Requests that waited until it was resident.", "cold"),
+    ("shoal_router_cold_requests", "Requests that waited until the model was resident.", "cold"),
     ("shoal_router_request_seconds", "Time taken by all requests.", "seconds"),
-    ("shoal_router_cold_seconds", "Time taken by the cold ones.", "cold_seconds"),
+    ("shoal_router_cold_seconds", "Time taken by cold requests.", "cold_seconds"),
 )
 
 
@@ -81,7 +81,7 @@ class AdmissionMetrics(Collector):
         yield from self._of_memory()
         retries = CounterMetricFamily(
             "shoal_router_retries",
-            "Requests to be sent again after a server broke off with them.",
+            "Requests that a server broke off, by whether they were sent again.",
             labels=("outcome",),
         )
         retries.add_metric(("sent",), self._budget.retried)
@@ -89,7 +89,7 @@ class AdmissionMetrics(Collector):
         yield retries
         hedges = CounterMetricFamily(
             "shoal_router_hedges",
-            "Requests that were sent to another replica, too, because the first one took long.",
+            "Requests also sent to a second replica because the first one took long.",
         )
         hedges.add_metric((), self._budget.hedged)
         yield hedges
@@ -103,12 +103,12 @@ class AdmissionMetrics(Collector):
         )
         limit = GaugeMetricFamily(
             "shoal_router_in_flight_limit",
-            "Requests that one replica is sent at the same time, at most.",
+            "The most requests that one replica is sent at a time.",
             labels=labels,
         )
         in_flight = GaugeMetricFamily(
             "shoal_router_in_flight",
-            "Requests that were sent and not answered yet.",
+            "Requests sent and not answered yet.",
             labels=labels,
         )
         for target, gate in list(self._admission.gates.items()):
@@ -126,14 +126,14 @@ class AdmissionMetrics(Collector):
         )
         yield CounterMetricFamily(
             "shoal_router_memory_refused",
-            "Requests that were refused for there was no room to hold them.",
+            "Requests refused because there was no memory to hold them.",
             memory_budget.refused,
         )
 
     def _of_tenants(self) -> Iterator[Metric]:
         admitted = CounterMetricFamily(
             "shoal_router_admitted",
-            "Requests that were sent, at once or after they had waited.",
+            "Requests sent, at once or after waiting.",
             labels=("priority", "tenant"),
         )
         for tenant, numbers in list(self._admission.tenants.admitted.items()):
@@ -141,7 +141,7 @@ class AdmissionMetrics(Collector):
                 admitted.add_metric((priority.label, tenant), numbers[priority])
         refused = CounterMetricFamily(
             "shoal_router_refused",
-            "Requests that were not sent, for overload or a limit of their tenant.",
+            "Requests not sent because of overload or a limit of their tenant.",
             labels=("reason", "priority", "tenant"),
         )
         for key, number in list(self._admission.refused.items()):

@@ -8,8 +8,8 @@ from services.common.errors import MessageTooLarge
 from services.common.packed import Packed
 from services.router.admission.memory import Reservation
 
-INLINE: Final = 1 << 16  # bytes of what comes out; beyond that by a thread
-PIECE: Final = 1 << 20  # bytes; those of several requests come by turns
+INLINE: Final = 1 << 16  # bytes of output; beyond that, a thread decompresses
+PIECE: Final = 1 << 20  # bytes at a time, so that several requests take turns
 
 _thread: Final = ThreadPoolExecutor(1, "unpacking")
 

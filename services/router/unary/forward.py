@@ -63,7 +63,7 @@ class Forwarder:
         self._tracing = telemetry.enabled()
         self._connections = Connections()
         #: Stubs by address.
-        self._methods: dict[str, Any] = {}  # stubs by address
+        self._methods: dict[str, Any] = {}
         #: Calls for which nobody waits any more.
         self._detached: set[Any] = set()
         self.repeats = Repeats()
@@ -158,7 +158,7 @@ class Forwarder:
         table = self._watch.table
         if sequence is not None and not sequence.start:
             tied = self._watch.sequences.replica(target, sequence.id)
-            # Also one that was withdrawn: it is not unloaded before its sequences have ended.
+            # This may be a withdrawn one: it is not unloaded until its sequences have ended.
             if tied is not None and tied.server in table.addresses:
                 return tied
         replicas = table.ready.get(target)
@@ -246,7 +246,7 @@ class Forwarder:
                 attributes={"shoal.server": replica.server, "server.address": address},
             )
             call = method(message, metadata=(*metadata, *telemetry.propagation(span)))
-        elif stream is not None:  # a trace has a call of its own
+        elif stream is not None:  # traced requests have calls of their own
             call = stream.send(replica, self._channels.to(address), message, metadata)
         if call is None:
             call = method(message, metadata=shared_metadata(metadata))
@@ -257,8 +257,8 @@ class Forwarder:
         """Let a call finish on its own. It counts as in flight until Triton has ended it: a reset
         in the middle of a response can leave a Triton before release 25.06 unable to unload the
         model."""
-        # A call that nobody holds is cancelled. The callback makes a reference cycle, which keeps
-        # the messages until the garbage collector runs: so it is not for every call.
+        # gRPC cancels a call that nobody refers to. The callback creates a reference cycle, which
+        # keeps the messages until the garbage collector runs, so not every call gets one.
         self._detached.add(sent.call)
 
         def ended(_: Any) -> None:

@@ -121,7 +121,7 @@ class UnaryInference:
         if self._lender is not None:
             memory = self._lender.lend(request.message, request.caller)
             if memory is not None:
-                # Servers write to the memory whether or not the caller waits.
+                # Servers write to the memory even if the caller stops waiting.
                 work = self._with_memory.start(
                     self._answer_with_memory(request, memory), awaited=True
                 )

@@ -27,26 +27,29 @@ from services.router.core.admission.rate import Meter
 QUEUE_REQUESTS: Final = 1000
 QUEUE_BYTES: Final = 512 << 20
 QUEUE_SECONDS: Final = 60.0
-MEMORY_SECONDS: Final = 10.0  # a class that nobody was of for so long is not reckoned with
-LEAST_SECONDS: Final = 300.0  # the least latency is that of the last one to two times so long
-STALE_SECONDS: Final = 5.0  # a trial that could not be measured for so long is given up
+MEMORY_SECONDS: Final = 10.0  # without a request of a class, until it no longer counts
+LEAST_SECONDS: Final = 300.0  # the least latency covers the last one to two such spans
+STALE_SECONDS: Final = 5.0  # without a measurement, until a trial is given up
 IDLE_SECONDS: Final = 60.0
-CAPACITY_SECONDS: Final = 0.005  # that a capacity holds while nobody waits
-COLD_AT_ONCE: Final = 16  # ask the Controller for one version; the others wait behind them
-COLD_MARGIN: Final = 0.02  # seconds before its deadline at which a cold one hears why
-CAUTION: Final = 1.25  # times what is expected to take until the answer: it is an estimate
+CAPACITY_SECONDS: Final = 0.005  # for which a computed capacity is used while nobody waits
+COLD_AT_ONCE: Final = 16  # requests that ask the Controller for a version; others wait for them
+COLD_MARGIN: Final = 0.02  # seconds in which to tell a cold request why, before its deadline
+CAUTION: Final = 1.25  # factor on the expected time until the answer, which is an estimate
 SHORTEST_RETRY: Final = 0.1  # seconds
-WEIGHT: Final = 1 / 16  # of the newest in a moving average
-# A window is over after so many answers and seconds, or for a slow model after fewer in more. And
-# after so many times what is in flight: of a model that batches, answers come many at once.
+WEIGHT: Final = 1 / 16  # of the newest value in a moving average
+# A window ends after so many answers and seconds, or for a slow model after fewer answers and more
+# seconds. It also covers several times what is in flight, since a model that batches answers many
+# requests at once.
 ANSWERS, SHORT_SECONDS = 32, 0.1
 WINDOW_TURNS: Final = 4
 FEW_ANSWERS, LONG_SECONDS = 8, 1.0
-MARKS: Final = 8  # parts of a window, whose differences are the noise
-SLACK: Final = 0.25  # of the answers in a window
-HOPELESS_MARKS: Final = 2  # parts after which a trial may be given up
-HOPELESS_NOISE: Final = 2.0  # times the noise, by which it must miss what it ought to give
-QUIET_NOISE: Final = 0.05  # noise beyond which a window takes longer, at most so many times
+MARKS: Final = 8  # parts of a window, whose differences give the noise
+SLACK: Final = 0.25  # of a window's answers may leave nobody waiting
+HOPELESS_MARKS: Final = 2  # parts of a window after which a trial may be given up
+HOPELESS_NOISE: Final = 2.0  # times the noise, by which such a trial must miss its mark
+QUIET_NOISE: Final = (
+    0.05  # noise above which a window is extended, to LONGEST_WINDOW times its length
+)
 LONGEST_WINDOW: Final = 4
 
 
@@ -107,7 +110,7 @@ class Gate:
         self.latency = 0.0
         #: The number of requests in the queue.
         self.waiting = 0
-        self._mean_in_flight = 0.0  # mean number in flight of late
+        self._mean_in_flight = 0.0
         self._least = self._least_before = math.inf
         self._least_since = -math.inf
         self._last_seen = [-math.inf] * len(Priority)
@@ -115,12 +118,12 @@ class Gate:
         self._overtook = [Meter() for _ in Priority]
         self._answers = 0
         #: Answers of this window after which nobody waited.
-        self._slack_answers = 0  # answers in the window after which nobody waited
+        self._slack_answers = 0
         self._replicas = 0
         #: The number of answers at which the window began, or before which it does not begin.
-        self._window_start = 0  # answers at the window's begin, or before which it doesn't begin
+        self._window_start = 0
         #: When the window began, and when each of its parts ended.
-        self._marks: list[float] = []  # when the window began, and each of its parts ended
+        self._marks: list[float] = []
         self._decided_at = -math.inf
         self._capacity = 0
         self._capacity_for = (Priority.NORMAL, 0)

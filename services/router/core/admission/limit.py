@@ -20,18 +20,18 @@ from typing import Final, NamedTuple
 FIRST: Final = 4
 MOST: Final = 4096
 PROMPT_SECONDS: Final = 0.05
-INFLATED: Final = 1.5  # times the least latency: then something queues
-# The least elasticity of throughput for which more in flight pay: half as many again must give 7 %
-# more, twice as many 12 %.
+INFLATED: Final = 1.5  # times the least latency, above which requests queue
+# The least elasticity of throughput for which more requests in flight pay: half as many again must
+# give 7 % more throughput, twice as many 12 %.
 PAYS: Final = 0.17
 QUICK_SECONDS: Final = 1.0
-SURE: Final = 0.5  # times the noise of a measurement, that more must give besides
-KEEPS: Final = 0.95  # of the throughput, when fewer in flight are to do
-LEAP_KEEPS: Final = 0.9  # when half as many or fewer are to do
-HARMS: Final = 3.0  # times the least latency, where urgent requests wait behind others
-FADES: Final = 0.995  # of what counts as the best, with each window
-WEIGHT: Final = 0.5  # of the newest in moving averages
-FORGETS: Final = 0.9  # of it, when more in flight do not bring it back
+SURE: Final = 0.5  # times the noise, which a higher limit must gain on top
+KEEPS: Final = 0.95  # of the throughput that a lower limit must keep
+LEAP_KEEPS: Final = 0.9  # the same, for half the limit or less
+HARMS: Final = 3.0  # times the least latency is too much if urgent requests are among others
+FADES: Final = 0.995  # of the best rate remains after each window
+WEIGHT: Final = 0.5  # of the newest value in moving averages
+FORGETS: Final = 0.9  # of the best rate remains when more requests in flight do not reach it
 SHORTEST_PAUSE: Final = 4  # windows between two rounds of trials
 LONGEST_PAUSE: Final = 16
 
@@ -107,7 +107,7 @@ def after_window(limit: Limit, window: Window, workers: int = 1) -> Limit:
     if limit.rising:
         if window.latency <= INFLATED * window.least and limit.value < MOST:
             return limit._replace(value=min(MOST, 2 * limit.value))
-        # Whether it batches is to be known first, where it takes little time to find out.
+        # First find out whether the model batches, if that takes little time.
         quick = not window.urgent and 4 * window.latency <= QUICK_SECONDS
         first = Trial.LEAP_UP if quick else Trial.LEAP_DOWN
         limit = limit._replace(rising=False, rate=window.rate, best=window.rate, trial=first)
@@ -120,7 +120,7 @@ def after_window(limit: Limit, window: Window, workers: int = 1) -> Limit:
     else:
         rate = limit.rate + (window.rate - limit.rate) * WEIGHT if limit.rate else window.rate
         limit = limit._replace(rate=rate, best=max(FADES * limit.best, rate))
-        if rate < KEEPS * limit.best:  # it was lowered too far, or the model has become slower
+        if rate < KEEPS * limit.best:  # lowered too far, or the model has become slower
             limit = limit._replace(pause=0, trial=Trial.UP)
     if limit.pause:
         return limit._replace(pause=limit.pause - 1)
@@ -178,17 +178,17 @@ def _value_to_try(limit: Limit, window: Window, workers: int) -> int:
     rare = limit.patience in (SHORTEST_PAUSE, LONGEST_PAUSE)
     if limit.trial is Trial.UP:
         higher = max(value + 1, value * 3 // 2)
-        # However noisy the measurements are, the urgent are not to pay for what comes of that.
+        # Urgent requests must not suffer from noisy measurements.
         if window.urgent and window.latency * higher > HARMS * window.least * value:
             return value
         return min(MOST, higher)
     if limit.trial is Trial.LEAP_UP:
-        # Dear to those who wait for a model that does not batch: so it is rare, and not at the cost
-        # of the urgent. And who has a small share of a replica gains by it in any case, until all
-        # have leapt to the top.
+        # A leap up costs those who wait for a model that does not batch, so it is rare, and never
+        # at the expense of urgent requests. A Router with a small share of a replica gains by it in
+        # any case, until all of them have leapt to the top.
         leaps = rare and not window.urgent and workers == 1
         return min(MOST, 4 * value) if leaps else value
-    # By Little's law, fewer than this cannot be enough. But the least latency may be too high, when
+    # By Little's law, fewer than this cannot be enough. But the least latency may be too high if
     # there has been a queue for long.
     busy = round(max(limit.rate, limit.best) * window.least)
     lower = value * 3 // 4

@@ -4,7 +4,7 @@ from typing import Final
 
 SMALL: Final = 1 << 20  # bytes
 UNLIMITED: Final = 2**63  # bytes
-RESERVE: Final = 8  # one part in so many is kept for small requests
+RESERVE: Final = 8  # one in so many bytes is kept for small requests
 
 
 class MemoryBudget:
@@ -18,9 +18,9 @@ class MemoryBudget:
         #: Bytes of all requests.
         self.held = 0
         #: Bytes of the large requests.
-        self.large = 0  # of these, those of large requests
+        self.large = 0
         #: The number of requests that did not fit.
-        self.refused = 0  # requests
+        self.refused = 0
 
     def take(self, size: int) -> bool:
         """Return whether there is room for a request of `size` bytes. If so, it is held until

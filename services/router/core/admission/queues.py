@@ -7,8 +7,8 @@ from typing import Final
 
 from services.router.core.admission.priority import Priority
 
-# Of so many that leave the queue one is whoever waits longest, whatever its class: so the less
-# urgent are slowed down by the more urgent, and not stopped.
+# One in so many requests to leave the queue is the one that has waited longest, whatever its class.
+# More urgent requests thus slow down less urgent ones without stopping them.
 AGING_TURNS: Final = 16
 
 

@@ -10,10 +10,10 @@ from services.router.core.admission.rate import Bucket, full, take
 
 ANYBODY: Final = "*"  # stands for every tenant without limits of its own
 COLD: Final = 1000
-MANY: Final = 10_000  # tenants, before those that say nothing are forgotten
+MANY: Final = 10_000  # tenants, beyond which those without a history are forgotten
 LABELS: Final = 100
 OTHERS: Final = "(others)"
-RETRY_SECONDS: Final = 0.5  # after which one of a tenant's requests may have ended
+RETRY_SECONDS: Final = 0.5  # in which one of a tenant's requests may end
 
 
 @dataclass(frozen=True, slots=True)

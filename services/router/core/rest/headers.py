@@ -6,7 +6,7 @@ from typing import Final
 
 from services.router.core.rest.values import INVALID, WrongRequest
 
-# Triton's HTTP server for the codes that it has, google.rpc's HTTP mapping for the rest.
+# As Triton's HTTP server has it for the codes that it knows, and google.rpc's mapping for the rest.
 _STATUS: Final = {
     "OK": 200,
     "CANCELLED": 400,
@@ -26,7 +26,7 @@ _STATUS: Final = {
     "DATA_LOSS": 500,
     "UNAUTHENTICATED": 401,
 }
-# Where the code alone would say the wrong thing to a client that knows HTTP only.
+# Exceptions, where the code alone would mislead a client that only knows HTTP.
 _STATUS_OF_REASON: Final = {
     "MESSAGE_TOO_LARGE": 413,
     "JSON_TOO_LARGE": 413,
@@ -40,7 +40,7 @@ _GRPC_TIMEOUT: Final = re.compile(r"(\d{1,8})([HMSmun])")
 _DECIMAL: Final = re.compile(r"\d{1,9}(\.\d{1,9})?")
 _ATOI: Final = re.compile(r"\s*([+-]?\d+)")
 
-# Of a request's headers, those that a gRPC call would bring as metadata.
+# Names of headers that a gRPC call would carry as metadata.
 _METADATA: Final = re.compile(
     rb"(x-[0-9a-z_.-]+|traceparent|tracestate|baggage|authorization)(?<!-bin)"
 )

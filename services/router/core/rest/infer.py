@@ -29,7 +29,7 @@ SIZES: Final[Mapping[str, int]] = {
     **dict.fromkeys(("UINT16", "INT16", "FP16", "BF16"), 2),
     **dict.fromkeys(("UINT32", "INT32", "FP32"), 4),
     **dict.fromkeys(("UINT64", "INT64", "FP64"), 8),
-}  # bytes of an element; of BYTES each has its own
+}  # bytes of an element; BYTES elements vary
 
 _MISMATCH: Final = "Unable to parse 'data': Shape does not match true shape of 'data' field"
 _BINARY_ONLY: Final = ("FP16", "BF16")
@@ -121,7 +121,7 @@ def elements(name: str, datatype: str, shape: tuple[int, ...], data: object) -> 
     WrongRequest."""
     expected = prod(shape) if shape else 0
     if not expected:
-        return []  # Triton looks no further
+        return []  # Triton does not look at the data then
     flat, kinds = _flat(array(data, "Unable to parse 'data'"))
     if datatype == "BYTES":
         if kinds - {str}:
@@ -155,7 +155,7 @@ _TAKEN: Final[Mapping[str, tuple[str, tuple[type, ...], tuple[int, int] | None]]
     "F": ("double", (int, float), None),
     "U": ("unsigned", (int,), (0, 2**64 - 1)),
     "I": ("signed", (int,), (-(2**63), 2**63 - 1)),
-}  # by the first letter of a datatype: the name in the text, types and bounds of what it takes
+}  # by a datatype's first letter: its name in texts, the types and the bounds of its elements
 
 
 def _check(datatype: str, flat: list[Any], kinds: set[type]) -> None:
@@ -217,7 +217,7 @@ def _input(document: object) -> Input:
     datatype = string(member(document, "datatype", what), what)
     what = "Unable to parse 'shape'"
     dims = array(member(document, "shape", what), what)
-    # What JSON can't say, -1, comes as the largest number.
+    # -1 comes as the largest unsigned number.
     shape = tuple(signed(unsigned(dim, what)) for dim in dims)
     size = find(given, "binary_data_size")
     if size is not MISSING:

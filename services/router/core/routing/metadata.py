@@ -4,17 +4,17 @@ from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-EXPLAIN: Final = "x-shoal-explain"  # with any value: trailers say who answered, and why
+EXPLAIN: Final = "x-shoal-explain"  # whatever its value, trailers say who answered and why
 
 _OWN: Final = "x-shoal-"
-# Triton's control key and our own identity headers are ours alone; the rest of these belong to one
-# hop only, or are set anew for the next. A content-length would be wrong for the longer message.
+# Triton's control key and Shoal's identity headers must not come from callers. The others belong to
+# one hop, or are set anew for the next; a content-length would be wrong for the longer message.
 _STRIPPED: Final = (
     *("grpc-", "triton-grpc-protocol-", _OWN),
     *("content-length", "user-agent", "trace"),
 )
-SAME_CALLERS: Final = 128  # what they say is mostly what they said last time
-_ENTRY_BYTES: Final = 32  # that an entry counts besides its text: RFC 9113, 6.5.2
+SAME_CALLERS: Final = 128  # most calls repeat the metadata of an earlier one
+_ENTRY_BYTES: Final = 32  # overhead of an entry, in RFC 9113, 6.5.2
 
 Metadata = Collection[tuple[str, str | bytes]]
 Pairs = tuple[tuple[str, str | bytes], ...]

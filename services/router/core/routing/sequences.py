@@ -10,7 +10,7 @@ from typing import Final
 from services.router.core.routing.routes import Replica, Target
 from services.router.core.wire.request import Sequence
 
-IDLE_SECONDS: Final = 60.0  # then it is taken for abandoned
+IDLE_SECONDS: Final = 60.0  # without a request, until it is taken for abandoned
 
 
 @dataclass

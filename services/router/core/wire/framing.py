@@ -13,8 +13,8 @@ from services.router.core.wire.protobuf import (
     varint,
 )
 
-# Field numbers of raw_input_contents in inference.ModelInferRequest, and of raw_output_contents in
-# ModelInferResponse, as tags of length-delimited fields.
+# Tags of raw_input_contents in inference.ModelInferRequest, and of raw_output_contents in
+# ModelInferResponse.
 _RAW_INPUT: Final = bytes((7 << 3 | 2,))
 _RAW_OUTPUT: Final = 6 << 3 | 2
 

@@ -6,7 +6,7 @@ from typing import Final
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
 VARINT_BYTES: Final = 10
-# Of tags and sizes. C++ parsers drop the bits of a tag beyond 32, and would see another field.
+# Limits of tags and sizes. C++ parsers drop bits of a tag beyond 32, and would see another field.
 NUMBER_BYTES: Final = 5
 MAX_TAG: Final = 2**32 - 1
 

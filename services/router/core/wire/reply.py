@@ -11,19 +11,19 @@ from typing import Final, Generic, NamedTuple, TypeVar
 from services.router.core.wire.protobuf import Malformed, encoded, text_field, varint
 from services.router.core.wire.request import MODEL_VERSION, VERSION_MARK, name_fields
 
-# Field numbers of inference.ModelStreamInferResponse as tags of length-delimited fields.
+# Tags of the fields of inference.ModelStreamInferResponse.
 _ERROR: Final = 1 << 3 | 2
 _RESPONSE: Final = 2 << 3 | 2
 
-# Likewise of inference.ModelInferResponse.
+# Tags of the fields of inference.ModelInferResponse.
 _VERSION: Final = MODEL_VERSION << 3 | 2
 _ID: Final = 3 << 3 | 2
 _PARAMETER: Final = 4 << 3 | 2
 _OUTPUT: Final = 5 << 3 | 2
 
-_FINAL: Final = b"\x0a\x15triton_final_response\x12\x02\x08"  # and one byte, the value
+_FINAL: Final = b"\x0a\x15triton_final_response\x12\x02\x08"  # followed by one byte, the value
 _LAST: Final = bytes((_PARAMETER, len(_FINAL) + 1)) + _FINAL + b"\x01"
-_GLANCE: Final = 512  # bytes; what comes before the outputs is in them, unless names are long
+_GLANCE: Final = 512  # bytes, within which the outputs begin unless names are long
 _ANSWERS: Final = bytes((_RESPONSE,))
 _VERSION_MARK: Final = VERSION_MARK.encode()
 _SIZE_BYTES: Final = 5

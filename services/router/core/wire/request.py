@@ -28,12 +28,12 @@ from services.router.core.wire.protobuf import (
 # Field numbers of inference.ModelInferRequest; in ModelInferResponse the first two are the same.
 MODEL_NAME: Final = 1
 MODEL_VERSION: Final = 2
-VERSION_MARK: Final = "0"  # before a version, in a request of `overridden_in_stream`
+VERSION_MARK: Final = "0"  # in front of a version in `overridden_in_stream`
 
 _NAMES: Final = frozenset({1 << 3 | 2, 2 << 3 | 2, 3 << 3 | 2})  # model, version, id
-_INPUT: Final = 5 << 3 | 2  # an InferInputTensor, of which only the shape is looked at
+_INPUT: Final = 5 << 3 | 2  # an InferInputTensor, of which only the shape is read
 _SHAPE: Final = 3
-_CONTENTS: Final = 7 << 3 | 2  # of an input: not looked into
+_CONTENTS: Final = 7 << 3 | 2  # of an input: not read
 _KEY, _VALUE = 1, 2  # in an entry of a map
 _PARAMETER: Final = 4 << 3 | 2  # an entry of the map `parameters`
 _READ: Final = frozenset({"sequence_id", "sequence_start", "sequence_end", "priority"})
@@ -42,24 +42,24 @@ _OUTPUT: Final = 6 << 3 | 2  # an InferRequestedOutputTensor
 _CLASSES: Final = b"classification"
 # The choices of an InferParameter, with their wire types: bool, int64, string, double, uint64.
 _CHOICES: Final = frozenset({(1, 0), (2, 0), (3, 2), (4, 1), (5, 0)})
-_BOOL: Final = 1  # of an InferParameter's choices
+_BOOL: Final = 1  # among the choices of an InferParameter
 
-# Asks for a reply that says no more than that it is the last one.
+# Asks for a final reply that says nothing but that it is the last.
 _FINAL_REPLY: Final = b"triton_enable_empty_final_response"
 _FINAL_REPLY_ENTRY: Final = (
     bytes((_KEY << 3 | 2, len(_FINAL_REPLY))) + _FINAL_REPLY + bytes((2 << 3 | 2, 2, _BOOL << 3, 1))
 )
 
-# Beyond what any client sends, and soon enough that a hostile message costs little.
+# More than any client sends, but few enough that a hostile message costs little.
 _MAX_FIELDS: Final = 2**14
 _MAX_TEXT: Final = 2**16  # bytes of a name, version or id
-_MAX_PARAMETERS: Final = 64  # of those that are read
+_MAX_PARAMETERS: Final = 64  # of the kinds that are read
 _MAX_PARAMETER_FIELDS: Final = 16
 _MAX_INPUT_FIELDS: Final = 256
 _MAX_DIMENSIONS: Final = 64  # as many as numpy has
-_MAX_ELEMENTS: Final = 2**48  # of a tensor: no memory holds more
+_MAX_ELEMENTS: Final = 2**48  # of a tensor; no memory holds more
 
-# What stands before the contents of a request's tensors is the same from one to the next.
+# What precedes the contents of the tensors is mostly the same in one request as in the next.
 LONGEST_PREAMBLE: Final = 512  # bytes
 MOST_PREAMBLES: Final = 4096
 _MOST_CONTENTS: Final = 64
@@ -81,9 +81,9 @@ class Head(NamedTuple):
     id: str
     sequence: Sequence | None = None
     #: In Triton's terms: 1 is the most urgent, 0 the model's default.
-    priority: int = 0  # as Triton has it: 1 is the most urgent, 0 the model's default
+    priority: int = 0
     #: Whether an output may ask for classes instead of a tensor.
-    classes: bool = False  # whether an output may ask for classes in place of a tensor
+    classes: bool = False
 
 
 class Preamble(NamedTuple):
@@ -98,7 +98,7 @@ class Preamble(NamedTuple):
     start: bytes
 
 
-preambles: Final[dict[bytes, Preamble]] = {}  # by their first field, which is the model's name
+preambles: Final[dict[bytes, Preamble]] = {}  # by the first field, which is the model's name
 
 
 def head(message: bytes) -> Head:
@@ -166,7 +166,7 @@ def _walk(message: bytes) -> tuple[Head, int]:
                 break
             tag = message[position]
             size = message[position + 1]
-            if size < 0x80:  # what there is of most requests
+            if size < 0x80:  # most fields of most requests
                 if tag == _CONTENTS:
                     position += size + 2
                     continue

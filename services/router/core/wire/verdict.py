@@ -22,7 +22,7 @@ class Verdict(enum.Enum):
     UNHEALTHY = enum.auto()
 
 
-# Triton's own texts under code UNAVAILABLE (release 24.10), of its queues.
+# Triton's own texts about its queues under code UNAVAILABLE (release 24.10).
 _OWN_UNAVAILABLE: Final = ("exceeds maximum queue size", "request timeout expired")
 _NOT_READY: Final = re.compile(r"request for unknown model: .* is not at ready state", re.DOTALL)
 _STOPPING: Final = re.compile(
@@ -35,16 +35,16 @@ _NEVER_SENT: Final = (
     "transport closed",
     "dns resolution failed",
 )
-# What gRPC says (releases 1.78 to 1.85) when a connection is lost speaks of one of these.
+# Words of which gRPC uses one (releases 1.78 to 1.85) when a connection is lost.
 _CONNECTION: Final = re.compile(
     r"connect|socket|transport|stream|goaway|tcp|endpoint|recvmsg|sendmsg|\bpipe\b|\bping\b|"
     r"keepalive|http|channel|network|handshake|dns|resol|address|shutdown|shutting down"
 )
-# And when a single call is cut off, on a connection that stays.
+# How gRPC begins when a single call is cut off on a connection that stays.
 _CUT_OFF: Final = re.compile(
     r"(stream removed \()?(rst_stream|received rst_stream|received http2 header with status)"
 )
-# Of a Python model, alone or in ensembles. What a model itself raises comes behind other words.
+# A Python model's process, alone or in ensembles. What a model raises comes after other words.
 _DEAD_PROCESS: Final = re.compile(r"(in ensemble '[^']*', )*stub process '[^']*' is not healthy")
 
 
@@ -96,7 +96,7 @@ def verdict(code: str, text: str, *, from_server: bool) -> Verdict:
     return Verdict.UNREACHED if any(sign in low for sign in _NEVER_SENT) else Verdict.BROKEN
 
 
-# Of a request that a Triton refused before it began: it is not resident, or the server is ending.
+# Refusals of requests that a Triton did not start: no such model is resident, or the server stops.
 _NOT_RESIDENT: Final = re.compile(r"request for unknown model: .*(is not|has no)", re.DOTALL)
 _ENDING: Final = ("has stopped accepting new", "server exiting", "server not ready")
 
@@ -128,9 +128,9 @@ def status_of_lost_stream(code: str, text: str) -> tuple[str, str]:
     return "UNAVAILABLE", f"RST_STREAM: {text if code == 'UNAVAILABLE' else code}"
 
 
-_OF_REQUEST: Final = "[request id: "  # begins what Triton's core says of a request that it refuses
+_OF_REQUEST: Final = "[request id: "  # begins a refusal by Triton's core
 _DECOUPLED: Final = "support models with decoupled transaction policy"
-DECOUPLED: Final = f"ModelInfer RPC doesn't {_DECOUPLED}"  # as Triton refuses such a request alone
+DECOUPLED: Final = f"ModelInfer RPC doesn't {_DECOUPLED}"  # Triton's refusal outside a stream
 
 
 def was_begun(text: str) -> bool:
