@@ -128,7 +128,7 @@ async def test_a_sequence_goes_on_by_a_stream(servers: dict[str, DirectTriton]) 
         replies = await in_turns(router.talk(), *asked)
         assert [numbers(reply) for reply in replies] == [(1,), (3,), (6,), (10,), (15,)]
         assert router.statistics.streamed == 4
-        assert router.watch.sequences.used(time.monotonic()) == {}
+        assert router.watch.sequences.usage(time.monotonic()) == {}
 
 
 async def test_who_wants_errors_with_codes_is_answered_alone(

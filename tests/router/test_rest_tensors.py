@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
-from services.router.core.rest.generate import Declared, generated
-from services.router.core.rest.infer import SIZES, Input, parsed
+from services.router.core.rest.generate import Declared, parse_generate
+from services.router.core.rest.infer import SIZES, Input, parse_infer
 from services.router.core.rest.values import WrongRequest
 from services.router.rest import documents, tensors
 
@@ -61,7 +61,7 @@ REQUEST = st.fixed_dictionaries(
 @given(REQUEST | ANYTHING, st.binary(max_size=8))
 def test_whatever_is_asked_becomes_a_message_or_is_refused(document: Any, rest: bytes) -> None:
     try:
-        asked = parsed(documents.loads(json.dumps(document).encode()))
+        asked = parse_infer(documents.loads(json.dumps(document).encode()))
         message = tensors.message("m", "", asked, memoryview(rest))
     except WrongRequest:
         return
@@ -78,7 +78,7 @@ def test_whatever_is_asked_becomes_a_message_or_is_refused(document: Any, rest: 
 def test_whatever_generate_is_asked_becomes_a_message_or_is_refused(document: Any) -> None:
     declared = {"X": Declared("FP32", (-1, 2)), "BYTES": Declared("BYTES", (1,))}
     try:
-        asked = generated(documents.loads(json.dumps(document).encode()), declared)
+        asked = parse_generate(documents.loads(json.dumps(document).encode()), declared)
         message = tensors.message("m", "", asked, NONE)
     except WrongRequest:
         return

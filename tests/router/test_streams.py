@@ -309,7 +309,7 @@ async def test_a_sequence_stays_on_its_replica(servers: dict[str, DirectTriton])
         assert [numbers(reply) for reply in replies] == [
             (total,) for total in (1, 3, 6, 10) for _ in ids
         ]
-        assert router.watch.sequences.used(time.monotonic()) == {}
+        assert router.watch.sequences.usage(time.monotonic()) == {}
 
 
 @pytest.mark.parametrize("start", [True, False])
@@ -321,7 +321,7 @@ async def test_a_sequence_that_fails_before_it_began_is_tied_to_nothing(
         for model in (MANY, SUM):
             await talk.say(ask(model, 1, shape=[2], sequence=(9, start, False)))
             assert "input" in (await talk.hear()).error_message
-        assert router.watch.sequences.used(time.monotonic()) == {}
+        assert router.watch.sequences.usage(time.monotonic()) == {}
 
 
 # --- slow, gone, and half gone --------------------------------------------------------------------

@@ -125,7 +125,7 @@ class Admission:
         replicas = len(self._table.ready.get(target, ()))
         gate = self.gates.get(target)
         if gate is None:
-            gate = self._open(target, now)
+            gate = self._new_gate(target, now)
         ticket = Ticket(target, gate, who, priority, not replicas, now)
         if continues:
             self.tenants.force(who, cold=ticket.cold)
@@ -135,8 +135,8 @@ class Admission:
         try:
             self.tenants.enter(who, now, cold=ticket.cold)
         except ShoalError as error:
-            self._count(error.reason.lower(), ticket)
-            error.retry_after = _spread(error.retry_after or 0.0)
+            self._count_refusal(error.reason.lower(), ticket)
+            error.retry_after = _with_jitter(error.retry_after or 0.0)
             raise
         if gate.enter(priority, replicas, now):
             who.admitted[priority] += 1
@@ -186,7 +186,7 @@ class Admission:
         self.tenants.leave(ticket.tenant, cold=ticket.cold)
         if abandoned and not ticket.cold and seconds < gate.latency:
             left = gate.latency - seconds
-            asyncio.get_running_loop().call_later(left, self._left, ticket)
+            asyncio.get_running_loop().call_later(left, self._leave_late, ticket)
             return
         gate.leave(seconds if answered else None)
         if gate.waiting:
@@ -197,7 +197,7 @@ class Admission:
     def _replicas(self, target: Target) -> int:
         return len(self._table.ready.get(target, ()))
 
-    def _open(self, target: Target, now: float) -> Gate:
+    def _new_gate(self, target: Target, now: float) -> Gate:
         if len(self.gates) >= self._many:
             self.gates = {key: gate for key, gate in self.gates.items() if not gate.idle(now)}
             self._many = max(MANY, 2 * len(self.gates))
@@ -217,7 +217,7 @@ class Admission:
         refused, displaced = ticket.gate.offer(waiting, until, replicas, now)
         if refused is not None:
             self.tenants.leave(ticket.tenant, cold=ticket.cold)
-            raise self._error(ticket, refused, now)
+            raise self._error_for(ticket, refused, now)
         ticket.turn = asyncio.get_running_loop().create_future()
         ticket.waiting = waiting
         self._turns[waiting] = ticket
@@ -232,7 +232,7 @@ class Admission:
         now = time.monotonic()
         for waiting, refused in ticket.gate.release(self._replicas(ticket.target), now):
             released = self._turns.pop(waiting)
-            self._settle(released, self._error(released, refused, now) if refused else None)
+            self._resolve(released, self._error_for(released, refused, now) if refused else None)
 
     def _expire(self, waiting: QueuedRequest) -> None:
         if waiting in self._turns:
@@ -243,9 +243,9 @@ class Admission:
         """Refuse a request that has left the queue."""
         ticket = self._turns.pop(waiting)
         refused = ticket.gate.refused(refusal, waiting.priority, now)
-        self._settle(ticket, self._error(ticket, refused, now))
+        self._resolve(ticket, self._error_for(ticket, refused, now))
 
-    def _settle(self, ticket: Ticket, error: ShoalError | None) -> None:
+    def _resolve(self, ticket: Ticket, error: ShoalError | None) -> None:
         """End a request's wait with `error`, or with leave to be sent if that is None."""
         assert ticket.turn is not None
         if not ticket.turn.cancelled():
@@ -256,12 +256,12 @@ class Admission:
     def _withdraw(self, waiting: QueuedRequest) -> None:
         self._turns.pop(waiting).gate.remove(waiting)
 
-    def _left(self, ticket: Ticket) -> None:
+    def _leave_late(self, ticket: Ticket) -> None:
         ticket.gate.leave(None)
         self._release(ticket)
 
-    def _error(self, ticket: Ticket, refused: Refused, now: float) -> ShoalError:
-        self._count(refused.refusal.value, ticket)
+    def _error_for(self, ticket: Ticket, refused: Refused, now: float) -> ShoalError:
+        self._count_refusal(refused.refusal.value, ticket)
         model, version = ticket.target
         waited = now - ticket.began
         if refused.refusal is Refusal.EXPIRED and not self._replicas(ticket.target):
@@ -277,12 +277,12 @@ class Admission:
             version=version,
             priority=ticket.priority.label,
             problem=problem,
-            retry_after=_spread(refused.retry_after),
+            retry_after=_with_jitter(refused.retry_after),
         )
 
-    def _count(self, reason: str, ticket: Ticket) -> None:
+    def _count_refusal(self, reason: str, ticket: Ticket) -> None:
         self.refused[reason, ticket.priority.label, ticket.tenant.label] += 1
 
 
-def _spread(seconds: float) -> float:
+def _with_jitter(seconds: float) -> float:
     return seconds * random.uniform(1.0, 1.0 + RETRY_SPREAD)

@@ -100,11 +100,11 @@ class Administration:
             reply = await self._calls.ask("LoadModel", wanted, call.deadline)
         except Rejected as rejected:
             info = error_info(tuple(rejected.error.trailing_metadata() or ()))
-            told = dict(info.metadata) if info is not None else {}
+            details = dict(info.metadata) if info is not None else {}
             if info is not None and info.reason == LoadFailed.reason:
-                raise LoadRefused(cause=_in_tritons_words(target, told["cause"])) from rejected
+                raise LoadRefused(cause=_in_tritons_words(target, details["cause"])) from rejected
             if info is not None and info.reason == InvalidArtifact.reason:
-                problem = f"{told['path']} cannot be served: {told['problem']}"
+                problem = f"{details['path']} cannot be served: {details['problem']}"
                 raise NotInRepository(model=target.model, problem=problem) from rejected
             raise
         return str(reply.replica.name.split("/")[1])  # "servers/{server}/replicas/…"
@@ -150,8 +150,8 @@ class Administration:
         answers = await self._servers.ask(
             wire.SERVER_CALL_TRACE_SETTING, asked.SerializeToString(), call.deadline, servers
         )
-        taken = all_accepted if request.settings else any_accepted
-        return common_trace(taken("TraceSetting", answers))
+        responses = all_accepted if request.settings else any_accepted
+        return common_trace(responses("TraceSetting", answers))
 
     async def log_settings(self, request: Any, call: Call) -> Any:
         """Read or change the log settings of all servers. A server that restarts begins with its
@@ -160,8 +160,8 @@ class Administration:
         answers = await self._servers.ask(
             wire.SERVER_CALL_LOG_SETTINGS, request.SerializeToString(), call.deadline
         )
-        taken = all_accepted if request.settings else any_accepted
-        return common_log(taken("LogSettings", answers))
+        responses = all_accepted if request.settings else any_accepted
+        return common_log(responses("LogSettings", answers))
 
 
 def refuse_named(repository: str) -> None:

@@ -11,8 +11,8 @@ def common_trace(answers: Iterable[bytes]) -> Any:
     which is one value where all agree. `answers` are serialized, in the order of the servers."""
     found = service_pb2.TraceSettingResponse()
     for answer in answers:
-        told = service_pb2.TraceSettingResponse.FromString(answer)
-        for name, setting in told.settings.items():
+        response = service_pb2.TraceSettingResponse.FromString(answer)
+        for name, setting in response.settings.items():
             values = found.settings[name].value
             values.extend(value for value in setting.value if value not in values)
     return found
@@ -24,8 +24,8 @@ def common_log(answers: Iterable[bytes]) -> Any:
     listed."""
     found = service_pb2.LogSettingsResponse()
     for answer in answers:
-        told = service_pb2.LogSettingsResponse.FromString(answer)
-        for name, setting in told.settings.items():
+        response = service_pb2.LogSettingsResponse.FromString(answer)
+        for name, setting in response.settings.items():
             into = found.settings[name]
             kind = setting.WhichOneof("parameter_choice")
             if kind is None:

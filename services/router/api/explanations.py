@@ -8,7 +8,7 @@ from services.router.admission.admission import Admission
 from services.router.control.placement_watch import PlacementWatch
 from services.router.core.admission.priority import HEADER, Priority, priority_of
 from services.router.core.routing.routes import Target, resolve, shares, why
-from services.router.core.routing.sequences import draw, home
+from services.router.core.routing.sequences import home_server, policy_draw
 from services.router.core.wire.request import Sequence
 
 
@@ -42,12 +42,12 @@ class Explanations:
     def explain(self, asked: Question) -> Explanation:
         """Explain a request. Raises what `routes.resolve` raises, and InvalidField for headers that
         have no meaning."""
-        found = self._found(asked)
+        found = self._targets(asked)
         who = self._admission.tenants.tenant(asked.tenant, time.monotonic())
         priority = priority_of(asked.headers.get(HEADER), 0, who.limit.priority)
-        steps = [self._version(asked, found)]
+        steps = [self._version_step(asked, found)]
         for target, _ in found:
-            steps.append(self._place(asked, target))
+            steps.append(self._placement_step(asked, target))
             if waiting := self._admission.waiting(target):
                 steps.append(
                     f"{waiting} requests wait for {target}: this one, of priority "
@@ -58,14 +58,14 @@ class Explanations:
         arms = tuple((target, share, self._watch.table.servers(target)) for target, share in found)
         return Explanation(arms, priority, tuple(steps))
 
-    def _found(self, asked: Question) -> list[tuple[Target, float]]:
+    def _targets(self, asked: Question) -> list[tuple[Target, float]]:
         routes = self._watch.table.routes
         if not asked.sequence:
             return shares(routes, asked.model, asked.version)
-        drawn = draw(Sequence(asked.sequence, start=True, end=False), 0.0)
+        drawn = policy_draw(Sequence(asked.sequence, start=True, end=False), 0.0)
         return [(resolve(routes, asked.model, asked.version, drawn), 1.0)]
 
-    def _version(self, asked: Question, found: list[tuple[Target, float]]) -> str:
+    def _version_step(self, asked: Question, found: list[tuple[Target, float]]) -> str:
         routes, target = self._watch.table.routes, found[0][0]
         if asked.version or not routes[asked.model].arms:
             return why(routes, asked.model, asked.version, target)
@@ -74,7 +74,7 @@ class Explanations:
         arms = ", ".join(f"{share:.0%} {target}" for target, share in found)
         return f"no version was asked for, the traffic policy draws one: {arms}"
 
-    def _place(self, asked: Question, target: Target) -> str:
+    def _placement_step(self, asked: Question, target: Target) -> str:
         servers = self._watch.table.servers(target)
         if not servers:
             entry = self._watch.table.entry(target)
@@ -82,15 +82,16 @@ class Explanations:
             return f"{target} is not resident ({reason}): the Controller is asked"
         where = ", ".join(servers)
         if asked.sequence:
-            return f"{target} is resident on {where}: the sequence is {self._tied(asked, target)}"
+            place = self._sequence_place(asked, target)
+            return f"{target} is resident on {where}: the sequence is {place}"
         if len(servers) > 1:
             return f"{target} is resident on {where}: the one less busy of two drawn ones is taken"
         return f"{target} is resident on {where}: forwarded as it is"
 
-    def _tied(self, asked: Question, target: Target) -> str:
+    def _sequence_place(self, asked: Question, target: Target) -> str:
         ids = (asked.sequence, int(asked.sequence)) if asked.sequence.isdecimal() else ()
         for id_ in ids or (asked.sequence,):
             tied = self._watch.sequences.replica(target, id_)
             if tied is not None:
                 return f"tied to {tied.server}"
-        return f"at home on {home(self._watch.table.servers(target), asked.sequence)}"
+        return f"at home on {home_server(self._watch.table.servers(target), asked.sequence)}"

@@ -56,12 +56,12 @@ class InferenceService:
         }
         for name, answer in self._answers.items():
             methods[name] = grpc.unary_unary_rpc_method_handler(
-                _answering(over_grpc(answer, self._callers), f"{name}Request"),
+                _method(over_grpc(answer, self._callers), f"{name}Request"),
                 response_serializer=getattr(service_pb2, f"{name}Response").SerializeToString,
             )
         for name, hint in _NOT_PROXIED.items():
             if name not in methods:
-                methods[name] = grpc.unary_unary_rpc_method_handler(_refusing(name, hint))
+                methods[name] = grpc.unary_unary_rpc_method_handler(_refusing_method(name, hint))
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
     async def _traced_infer(self, request: bytes, context: Context) -> bytes:
@@ -80,10 +80,10 @@ class InferenceService:
         caller = self._callers.caller(context.peer(), metadata)
         inference = self._inference
         try:
-            said = inference.checked_metadata(metadata)
+            checked = inference.checked_metadata(metadata)
             if request[:1] in PACKED:
                 request = await inference.decompressed(request)
-            answer = await inference.answer(Request(request, said, deadline, caller))
+            answer = await inference.answer(Request(request, checked, deadline, caller))
         except (TritonError, Rejected) as answered:
             await _pass_on(context, answered.error)
         except ShoalError as error:
@@ -108,7 +108,7 @@ class InferenceService:
             await abort(context, error)
 
 
-def _answering(answer: GrpcMethod, asked: str) -> GrpcMethod:
+def _method(answer: GrpcMethod, asked: str) -> GrpcMethod:
     """Return `answer` as a method that takes serialized messages. `asked` is the name of their
     type."""
     read = reading(getattr(service_pb2, asked).FromString, f"inference.{asked}")
@@ -124,7 +124,7 @@ def _answering(answer: GrpcMethod, asked: str) -> GrpcMethod:
     return answered
 
 
-def _refusing(method: str, hint: str) -> GrpcMethod:
+def _refusing_method(method: str, hint: str) -> GrpcMethod:
     """Return a method that refuses every call."""
 
     async def answered(request: Any, context: Context) -> Any:

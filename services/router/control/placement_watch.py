@@ -206,7 +206,7 @@ class PlacementWatch:
         message = wire.WatchPlacementsRequest()
         message.usage.SetInParent()
         now = time.monotonic()
-        used, tied = self.in_use.usage(), self.sequences.used(now)
+        used, tied = self.in_use.usage(), self.sequences.usage(now)
         for replica in {**used, **tied}:
             sequences, age = tied.get(replica, (0, 0.0))
             use = used.get(replica, Use(age, 0, 0))
@@ -241,7 +241,7 @@ class PlacementWatch:
         for replica in list(self._outside_table):
             if self.table.holds(replica):
                 self._outside_table.discard(replica)
-            elif not self.in_use.count(replica) and not self.sequences.any(replica):
+            elif not self.in_use.count(replica) and not self.sequences.any_on(replica):
                 self._outside_table.discard(replica)
                 self._reported_at.pop(replica, None)
                 self._send_drained(replica)
@@ -259,8 +259,8 @@ class PlacementWatch:
 
     def _on_busy(self, replica: Replica) -> None:
         """Report at once that a replica is in use, unless a heartbeat has just done so."""
-        told = self._reported_at.get(replica, 0.0)
-        if self.acting is not None and time.monotonic() - told > HEARTBEAT_SECONDS:
+        reported_at = self._reported_at.get(replica, 0.0)
+        if self.acting is not None and time.monotonic() - reported_at > HEARTBEAT_SECONDS:
             self._send(self._usage())
 
     def _on_idle(self, replica: Replica) -> None:
@@ -268,7 +268,7 @@ class PlacementWatch:
         if (
             replica in self._outside_table
             and not self.table.holds(replica)
-            and not self.sequences.any(replica)
+            and not self.sequences.any_on(replica)
         ):
             self._send_drained(replica)
 

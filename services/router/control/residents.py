@@ -120,13 +120,13 @@ class ResidencyClient:
         while True:
             left = math.inf if deadline is None else deadline - time.monotonic()
             if left <= 0:
-                raise _too_late(target, began)
+                raise _deadline_passed(target, began)
             acting = self._watch.acting
             if acting is None:
                 if away.too_long():
                     raise self._unavailable(target, NOBODY_ACTS)
                 if left <= ANSWER_MARGIN:
-                    raise _too_late(target, began)
+                    raise _deadline_passed(target, began)
                 wait = min(away.left(), left - ANSWER_MARGIN)
                 await within(wait, self._watch.found.wait())
                 continue
@@ -141,8 +141,8 @@ class ResidencyClient:
             except grpc.aio.AioRpcError as error:
                 meaning = self._translated(error, target)
                 if isinstance(meaning, Rejected):
-                    if _timed_out(error):
-                        raise _too_late(target, began) from error
+                    if _is_own_timeout(error):
+                        raise _deadline_passed(target, began) from error
                     raise meaning from error
                 if away.too_long():
                     raise meaning from error
@@ -188,7 +188,7 @@ class Absence:
         return self.left() <= 0
 
 
-def _timed_out(error: grpc.aio.AioRpcError) -> bool:
+def _is_own_timeout(error: grpc.aio.AioRpcError) -> bool:
     """Return whether the Router's own timer ended the call, rather than the Controller."""
     return (
         error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -196,7 +196,7 @@ def _timed_out(error: grpc.aio.AioRpcError) -> bool:
     )
 
 
-def _too_late(target: Target, began: float) -> DeadlineBeforeResident:
+def _deadline_passed(target: Target, began: float) -> DeadlineBeforeResident:
     return DeadlineBeforeResident(
         model=target.model,
         version=target.version,

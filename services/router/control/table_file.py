@@ -93,14 +93,16 @@ class TableFile:
         Returns whether it did; it does not if the Controller has filled the table in the
         meantime."""
         try:
-            kept = _read(await asyncio.to_thread(self._path.read_bytes))
+            kept = _parse(await asyncio.to_thread(self._path.read_bytes))
         except FileNotFoundError:
             return False
         except (OSError, ValueError) as error:
             _log.warning("cannot use the placement table on disk", cause=str(error))
             return False
         servers = kept.snapshot.servers
-        answers = await asyncio.gather(*(_is(server.server, server.address) for server in servers))
+        answers = await asyncio.gather(
+            *(_is_server(server.server, server.address) for server in servers)
+        )
         trusted = {s.server for s, true in zip(servers, answers, strict=True) if true}
         for route in kept.snapshot.models:
             for version in route.versions:
@@ -112,7 +114,7 @@ class TableFile:
         return True
 
 
-def _read(data: bytes) -> wire.WatchPlacementsResponse:
+def _parse(data: bytes) -> wire.WatchPlacementsResponse:
     """Parse the file. Raises ValueError if it is not a snapshot: an empty file would otherwise be
     an empty table."""
     try:
@@ -124,7 +126,7 @@ def _read(data: bytes) -> wire.WatchPlacementsResponse:
     return kept
 
 
-async def _is(server: str, address: str) -> bool:
+async def _is_server(server: str, address: str) -> bool:
     """Return whether the Triton at `address` says that its id is `server`."""
     async with channels.control(address) as channel:
         stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(channel)

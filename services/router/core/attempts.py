@@ -125,7 +125,7 @@ class Step(NamedTuple):
 _ANSWER: Final = Step(Action.ANSWER)
 
 
-def after(
+def next_step(
     verdict: Verdict,
     progress: Progress,
     replica: Replica,

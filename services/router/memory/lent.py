@@ -33,7 +33,7 @@ class LentMemory:
         self._shared = shared
         self._regions = regions
         #: Whether a server does not know the memory.
-        self.lost = self._mapped_again = False
+        self.unmapped = self._mapped_again = False
         self.retain()
 
     def retain(self) -> None:
@@ -46,26 +46,26 @@ class LentMemory:
         for mapped in self._regions:
             self._shared.released(mapped)
 
-    def forgotten(self, text: str) -> bool:
+    def note_refusal(self, text: str) -> bool:
         """Return whether a refusal says that the server does not know the memory because it started
-        after the memory was registered. The memory is `lost` then, until `map_again`. This happens
-        once: if mapping did not help, it will not help again."""
-        self.lost = not self._mapped_again and text.startswith(_UNKNOWN)
-        return self.lost
+        after the memory was registered. The memory is `unmapped` then, until `map_again`. This
+        happens once: if mapping did not help, it will not help again."""
+        self.unmapped = not self._mapped_again and text.startswith(_UNKNOWN)
+        return self.unmapped
 
     async def map_again(self) -> None:
         """Map the memory on servers that have started since. Raises NoController, Rejected."""
-        self.lost, self._mapped_again = False, True
+        self.unmapped, self._mapped_again = False, True
         for mapped in self._regions:
             await self._shared.map_again(mapped)
 
-    def renamed(self, text: str) -> str:
+    def restore_names(self, text: str) -> str:
         """Return a text with the caller's names."""
         for mapped, name in self._regions.items():
             text = text.replace(mapped.name, name)
         return text
 
-    def answer(self, message: bytes) -> bytes:
+    def restore_answer(self, message: bytes) -> bytes:
         """Return a serialized ModelInferResponse with the caller's names."""
         if not self._named(message):
             return message
@@ -73,12 +73,12 @@ class LentMemory:
         self._rename(response)
         return bytes(response.SerializeToString())
 
-    def reply(self, message: bytes) -> bytes:
+    def restore_reply(self, message: bytes) -> bytes:
         """Return a serialized ModelStreamInferResponse with the caller's names."""
         if not self._named(message):
             return message
         reply: Any = service_pb2.ModelStreamInferResponse.FromString(message)
-        reply.error_message = self.renamed(reply.error_message)
+        reply.error_message = self.restore_names(reply.error_message)
         self._rename(reply.infer_response)
         return bytes(reply.SerializeToString())
 
@@ -89,7 +89,7 @@ class LentMemory:
         for tensor in response.outputs:
             if _REGION in tensor.parameters:
                 region = tensor.parameters[_REGION]
-                region.string_param = self.renamed(region.string_param)
+                region.string_param = self.restore_names(region.string_param)
 
 
 class RegionLender:

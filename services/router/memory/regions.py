@@ -175,7 +175,7 @@ class SharedMemory:
         owner = self._owner(method, call)
         async with self._changing:
             for mapped in self._regions.remove(owner, kind, name):
-                await self._let_go(mapped)
+                await self._release_if_idle(mapped)
 
     # --- in requests ------------------------------------------------------------------------------
 
@@ -205,11 +205,11 @@ class SharedMemory:
         servers release it."""
         mapped.in_flight -= 1
         if mapped.idle:
-            self._letting_go.start(self._unused(mapped))
+            self._letting_go.start(self._release_unused(mapped))
 
-    async def _unused(self, mapped: MappedMemory) -> None:
+    async def _release_unused(self, mapped: MappedMemory) -> None:
         async with self._changing:
-            await self._let_go(mapped)
+            await self._release_if_idle(mapped)
 
     # --- on the servers ---------------------------------------------------------------------------
 
@@ -238,7 +238,7 @@ class SharedMemory:
                 await self._unmap(mapped.source.kind, mapped.name, LETTING_GO_SECONDS)
         return mapped
 
-    async def _let_go(self, mapped: MappedMemory) -> None:
+    async def _release_if_idle(self, mapped: MappedMemory) -> None:
         if mapped.idle:
             self._regions.forget(mapped)
             await self._unmap(mapped.source.kind, mapped.name, LETTING_GO_SECONDS)
@@ -278,11 +278,11 @@ class SharedMemory:
         known = {mapped.name for mapped in self._regions.mapped()}
         left: dict[str, str] = {}
         for answer in await self._servers.ask(_STATUS[kind], request, None):
-            left |= self._left_mappings(kind, answer)
+            left |= self._own_mappings(kind, answer)
         names = sorted(left.keys() - known)
         return {left[name] for name in names if not await self._unmap(kind, name, 0)} - {""}
 
-    def _left_mappings(self, kind: str, answer: ServerAnswer) -> dict[str, str]:
+    def _own_mappings(self, kind: str, answer: ServerAnswer) -> dict[str, str]:
         """Return the names of what this Router has had mapped, with their keys; "" for memory
         without a key."""
         if not answer.accepted:

@@ -64,7 +64,7 @@ class Workers:
             async with asyncio.TaskGroup() as tasks:
                 for index in range(settings.workers):
                     tasks.create_task(self._keep_running(index, environment))
-                await _first(stop, self._stopping)
+                await _first_set(stop, self._stopping)
                 self._stopping.set()
                 await self._stop_all()
         if self._failed is not None:
@@ -142,7 +142,7 @@ def socket_of(folder: Path, worker: int) -> Path:
     return folder / f"{worker}.sock"
 
 
-async def _first(*events: asyncio.Event) -> None:
+async def _first_set(*events: asyncio.Event) -> None:
     """Return when the first of the events is set."""
     waits = [asyncio.ensure_future(event.wait()) for event in events]
     try:

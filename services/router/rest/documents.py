@@ -50,9 +50,11 @@ def dumps(document: Any) -> bytes:
     """Write JSON. NaN and Infinity are written as such, and surrogates that stand for bytes that
     are not text become these bytes again."""
     try:
-        return orjson.dumps(document, _written, orjson.OPT_SERIALIZE_NUMPY)
+        return orjson.dumps(document, _orjson_default, orjson.OPT_SERIALIZE_NUMPY)
     except TypeError:
-        text = json.dumps(document, default=_listed, ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(
+            document, default=_json_default, ensure_ascii=False, separators=(",", ":")
+        )
         return text.encode("utf-8", "surrogateescape")
 
 
@@ -61,7 +63,7 @@ def is_finite(array: Any) -> bool:
     return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
-def _written(value: object) -> Any:
+def _orjson_default(value: object) -> Any:
     if isinstance(value, NonFinite):
         return orjson.Fragment(json.dumps(value.array.tolist(), separators=(",", ":")).encode())
     raise TypeError
@@ -74,7 +76,7 @@ class NonFinite:
         self.array = array
 
 
-def _listed(value: object) -> Any:
+def _json_default(value: object) -> Any:
     if isinstance(value, NonFinite):
         value = value.array
     if isinstance(value, np.ndarray | np.generic):

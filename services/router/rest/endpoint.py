@@ -132,7 +132,7 @@ async def _refuse_body(reply: HttpReply, incoming: HttpRequest, send: Send) -> N
     earlier would lose the reply."""
     reply = reply._replace(headers=(*reply.headers, _CLOSE))
     await reply.send(send, more=True)
-    await within(LINGER_SECONDS, incoming.skip())
+    await within(LINGER_SECONDS, incoming.discard_rest())
     await end_body(send)
 
 
@@ -143,7 +143,7 @@ async def _unless_gone(work: Awaitable[None], incoming: HttpRequest) -> None:
     assert task is not None
 
     async def watch() -> None:
-        await incoming.gone()
+        await incoming.until_gone()
         task.cancel()
 
     watcher = asyncio.create_task(watch())

@@ -8,7 +8,7 @@ from typing import Final
 from services.common.errors import ShoalError
 from services.router.control import model_info
 from services.router.control.answers import Rejected
-from services.router.core.rest.generate import Declared, generated
+from services.router.core.rest.generate import Declared, parse_generate
 from services.router.core.rest.values import INTERNAL, INVALID, WrongRequest
 from services.router.rest import tensors
 from services.router.rest.documents import loads
@@ -87,7 +87,7 @@ async def _responses(incoming: HttpRequest, service: Service) -> AsyncGenerator[
 
 
 def _message(model: str, version: str, body: bytes, declared: Mapping[str, Declared]) -> bytes:
-    asked = generated(loads(body), declared)
+    asked = parse_generate(loads(body), declared)
     return tensors.message(model, version, asked, memoryview(b""))
 
 

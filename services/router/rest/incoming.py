@@ -70,13 +70,13 @@ class HttpRequest:
                 break
         self.body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    async def gone(self) -> None:
+    async def until_gone(self) -> None:
         """Return when the client has closed the connection. Call it only after the body was
         read."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
-    async def skip(self) -> None:
+    async def discard_rest(self) -> None:
         """Read and drop the rest of a body that is too large."""
         message: Any = {"more_body": True}
         while message.get("more_body", False):

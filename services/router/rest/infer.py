@@ -5,12 +5,18 @@ from typing import Any, Final
 
 from services.router.control import model_info
 from services.router.core.rest import headers
-from services.router.core.rest.infer import SIZES, Infer, Input, parsed
+from services.router.core.rest.infer import SIZES, Infer, Input, parse_infer
 from services.router.core.rest.values import INVALID, WrongRequest
 from services.router.rest import tensors
 from services.router.rest.documents import dumps, loads
 from services.router.rest.incoming import HttpRequest
-from services.router.rest.reply import JSON, HttpReply, passed_on, refused_reply, tensors_reply
+from services.router.rest.reply import (
+    JSON,
+    HttpReply,
+    refused_reply,
+    tensors_reply,
+    visible_headers,
+)
 from services.router.rest.service import Service
 
 SIZE_HEADER: Final = b"inference-header-content-length"
@@ -38,7 +44,7 @@ def _read(model: str, version: str, body: bytes, size: int) -> tuple[Infer, byte
     """Return what is asked, without its inputs, and the message that asks it. `size` is the bytes
     of JSON."""
     whole = memoryview(body)
-    asked = parsed(loads(whole[:size]))
+    asked = parse_infer(loads(whole[:size]))
     return asked._replace(inputs=()), tensors.message(model, version, asked, whole[size:])
 
 
@@ -54,7 +60,7 @@ async def answered(
         text,
         binary,
         incoming.headers.get(b"accept-encoding"),
-        passed_on(answer.trailing),
+        visible_headers(answer.trailing),
     )
 
 

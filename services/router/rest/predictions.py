@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, cast
 import numpy as np
 
 from services.router.control import model_info
-from services.router.core.rest.infer import Infer, Input, Scalar, elements, scalar
+from services.router.core.rest.infer import Infer, Input, Scalar, flat_elements, scalar
 from services.router.core.rest.values import INVALID, WrongRequest
 from services.router.rest import tensors
 from services.router.rest.documents import dumps, loads
@@ -66,14 +66,14 @@ class _Reader:
         self._parameters = parameters
 
     def inputs(self, given: object) -> PredictionRequest:
-        columns = given if isinstance(given, dict) else self._alone(given)
+        columns = given if isinstance(given, dict) else self._as_only_input(given)
         message, single = self._message(columns)
         return PredictionRequest([message], Form(single=single))
 
     def instances(self, given: object) -> PredictionRequest:
         if not isinstance(given, list) or not given:
             raise _refused(f"'instances' is a list of at least one. {_takes(self._config)}")
-        rows = [cast("Columns", one) if _is_row(one) else self._alone(one) for one in given]
+        rows = [cast("Columns", one) if _is_row(one) else self._as_only_input(one) for one in given]
         names = rows[0].keys()
         if any(row.keys() != names for row in rows):
             raise _refused("all 'instances' have to name the same inputs")
@@ -84,7 +84,7 @@ class _Reader:
             [self._message(columns, rows=True)[0]], Form(len(rows), batch=True)
         )
 
-    def _alone(self, value: object) -> Columns:
+    def _as_only_input(self, value: object) -> Columns:
         if len(self._config.input) != 1:
             raise _refused(f"say which input is which, by name. {_takes(self._config)}")
         return {self._config.input[0].name: value}
@@ -179,17 +179,17 @@ def _input(name: str, datatype: str, shape: tuple[int, ...], data: list[Any]) ->
     text}` (bytes). Raises WrongRequest."""
     as_numbers = "FP32" if datatype in ("FP16", "BF16") else datatype
     if datatype == "BYTES":
-        data = _with_bytes(data)
+        data = _decode_b64(data)
     try:
-        flat = elements(name, as_numbers, shape, data)
+        flat = flat_elements(name, as_numbers, shape, data)
     except WrongRequest as refused:
         raise _refused(f"input '{name}' cannot be read as {datatype}: {refused.text}") from refused
     return Input(name, datatype, shape, elements=flat)
 
 
-def _with_bytes(data: Any) -> Any:
+def _decode_b64(data: Any) -> Any:
     if isinstance(data, list):
-        return [_with_bytes(one) for one in data]
+        return [_decode_b64(one) for one in data]
     if isinstance(data, dict) and data.keys() == {"b64"} and isinstance(data["b64"], str):
         try:
             return base64.b64decode(data["b64"], validate=True).decode("utf-8", "surrogateescape")

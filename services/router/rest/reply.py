@@ -104,7 +104,7 @@ def _compressed(body: bytes, window: int) -> bytes:
     return writer.compress(body) + writer.flush()
 
 
-def passed_on(metadata: Pairs) -> Headers:
+def visible_headers(metadata: Pairs) -> Headers:
     """Return those entries of a call's metadata that an HTTP client may see."""
     return tuple(
         (name.encode(), value.encode())

@@ -62,7 +62,7 @@ def message(model: str, version: str, infer: Infer, binary: memoryview) -> bytes
             _set_region(output, wanted.region)
         elif wanted.classes:
             output.parameters["classification"].int64_param = _int64(wanted.classes)
-    return framing.with_inputs(request.SerializeToString(), contents)
+    return framing.with_raw_inputs(request.SerializeToString(), contents)
 
 
 def set_parameter(parameter: Any, name: str, value: Scalar) -> None:
@@ -138,7 +138,7 @@ class Decoded(NamedTuple):
 
 def decoded(raw: bytes) -> Decoded:
     """Split a serialized ModelInferResponse."""
-    head, contents = framing.without_outputs(raw)
+    head, contents = framing.split_raw_outputs(raw)
     return Decoded(service_pb2.ModelInferResponse.FromString(head), contents)
 
 
@@ -206,11 +206,11 @@ def flattened(answer: Decoded) -> dict[str, Any]:
             document.setdefault(name, scalar_of(parameter))
     for output, content in zip(response.outputs, answer.contents, strict=False):
         data = in_json(output.name, output.datatype, output.shape, content)
-        document.setdefault(output.name, _only(data) if prod(output.shape) == 1 else data)
+        document.setdefault(output.name, _single(data) if prod(output.shape) == 1 else data)
     return dict(sorted(document.items()))
 
 
-def _only(data: Any) -> Any:
+def _single(data: Any) -> Any:
     return NonFinite(data.array[0]) if isinstance(data, NonFinite) else data[0]
 
 
@@ -250,11 +250,11 @@ def decoded_bytes_elements(name: str, count: int, content: memoryview) -> list[b
     position = 0
     for _ in range(count):
         if position + 4 > len(content):
-            raise _other_size(name)
+            raise _size_mismatch(name)
         (size,) = struct.unpack_from("<I", content, position)
         position += 4 + size
         if position > len(content):
-            raise _other_size(name)
+            raise _size_mismatch(name)
         found.append(bytes(content[position - size : position]))
     return found
 
@@ -270,11 +270,11 @@ def array(name: str, datatype: str, shape: Sequence[int], content: memoryview) -
 
 def _elements(name: str, datatype: str, count: int, content: memoryview) -> Array:
     if len(content) != count * SIZES.get(datatype, -1):
-        raise _other_size(name)
+        raise _size_mismatch(name)
     if datatype == "BF16":
         return (np.frombuffer(content, np.uint16).astype(np.uint32) << 16).view(np.float32)
     return np.frombuffer(content, DTYPES[datatype])
 
 
-def _other_size(name: str) -> WrongRequest:
+def _size_mismatch(name: str) -> WrongRequest:
     return WrongRequest(INTERNAL, f"output tensor shape does not match size of output for '{name}'")

@@ -16,7 +16,7 @@ AT_ONCE: Final = 8  # requests at a time to a model without batching, for one ca
 
 async def predict(incoming: HttpRequest, service: Service) -> HttpReply:
     """Answer `inputs` by name, or a list of `instances`, in the same form."""
-    model, version = _named(incoming)
+    model, version = _name_and_version(incoming)
     service.require_known(model, version)
     await incoming.decompress(service.max_body)
     config = (await service.call("ModelConfig", incoming, name=model, version=version)).config
@@ -48,7 +48,7 @@ async def _answers(
 
 
 async def metadata(incoming: HttpRequest, service: Service) -> HttpReply:
-    model, version = _named(incoming)
+    model, version = _name_and_version(incoming)
     named = {"name": model, "version": version}
     described = document(await service.call("ModelMetadata", incoming, **named))
     config = (await service.call("ModelConfig", incoming, **named)).config
@@ -65,7 +65,7 @@ async def metadata(incoming: HttpRequest, service: Service) -> HttpReply:
 
 
 async def ready(incoming: HttpRequest, service: Service) -> HttpReply:
-    model, version = _named(incoming)
+    model, version = _name_and_version(incoming)
     service.require_known(model, version)
     reply = await service.call("ModelReady", incoming, name=model, version=version)
     return json_reply({"name": model, "ready": reply.ready}, 200 if reply.ready else 503)
@@ -110,6 +110,6 @@ async def health(incoming: HttpRequest, service: Service) -> HttpReply:
     )
 
 
-def _named(incoming: HttpRequest) -> tuple[str, str]:
+def _name_and_version(incoming: HttpRequest) -> tuple[str, str]:
     model, _, version = incoming.path["id"].partition(":")
     return model, version

@@ -48,25 +48,27 @@ async def server(incoming: HttpRequest, service: Service) -> HttpReply:
 
 
 async def model_ready(incoming: HttpRequest, service: Service) -> HttpReply:
-    reply = await service.call("ModelReady", incoming, **_named(incoming))
+    reply = await service.call("ModelReady", incoming, **_name_and_version(incoming))
     return EMPTY if reply.ready else error_reply(400, "Model version not ready")
 
 
 async def model(incoming: HttpRequest, service: Service) -> HttpReply:
-    return json_reply(document(await service.call("ModelMetadata", incoming, **_named(incoming))))
+    return json_reply(
+        document(await service.call("ModelMetadata", incoming, **_name_and_version(incoming)))
+    )
 
 
 async def config(incoming: HttpRequest, service: Service) -> HttpReply:
-    reply = await service.call("ModelConfig", incoming, **_named(incoming))
+    reply = await service.call("ModelConfig", incoming, **_name_and_version(incoming))
     return json_reply(document(reply.config))
 
 
 async def statistics(incoming: HttpRequest, service: Service) -> HttpReply:
-    reply = await service.call("ModelStatistics", incoming, **_named(incoming))
+    reply = await service.call("ModelStatistics", incoming, **_name_and_version(incoming))
     return json_reply(document(reply))
 
 
-def _named(incoming: HttpRequest) -> dict[str, str]:
+def _name_and_version(incoming: HttpRequest) -> dict[str, str]:
     return {
         "name": incoming.path.get("model", ""),
         "version": incoming.path.get("version", ""),
@@ -107,7 +109,7 @@ def _load_parameters(body: bytes) -> dict[str, Any]:
         if name == "config":
             parameters[name] = {"string_param": text}
         elif name.startswith("file:"):
-            parameters[name] = {"bytes_param": _decoded(text)}
+            parameters[name] = {"bytes_param": _from_base64(text)}
         else:
             raise wrong("unexpected error on creating Triton parameter")
     return parameters
@@ -132,7 +134,7 @@ def _no_repository(incoming: HttpRequest) -> None:
         raise WrongRequest(UNSUPPORTED, "'repository_name' specification is not supported")
 
 
-def _decoded(text: str) -> bytes:
+def _from_base64(text: str) -> bytes:
     try:
         return base64.b64decode(text)
     except binascii.Error:
@@ -234,7 +236,7 @@ async def cuda_register(incoming: HttpRequest, service: Service) -> HttpReply:
         "CudaSharedMemoryRegister",
         incoming,
         name=name,
-        raw_handle=_decoded(handle),
+        raw_handle=_from_base64(handle),
         byte_size=unsigned(member(asked, "byte_size")),
         device_id=unsigned(member(asked, "device_id")),
     )

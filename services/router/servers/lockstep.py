@@ -15,7 +15,7 @@ from services.common.tasks import TaskScope
 from services.router.core.routing.metadata import Pairs
 from services.router.core.routing.routes import Replica
 from services.router.core.wire.protobuf import Malformed
-from services.router.core.wire.reply import is_only_reply, reply
+from services.router.core.wire.reply import is_only_reply, parse_reply
 from services.router.core.wire.verdict import DECOUPLED, code_in_stream, status_of_lost_stream
 from services.router.waiting import Wakeup
 
@@ -149,11 +149,11 @@ class LockstepCall:
         if is_only_reply(message):
             self._end_request(grpc.StatusCode.OK, message)
             return
-        said = reply(message)
-        if said.error:
-            code = code_in_stream(said.error, begun=said.final is not None)
-            self._end_request(grpc.StatusCode[code], text=said.error)
-        elif said.final:
+        reply = parse_reply(message)
+        if reply.error:
+            code = code_in_stream(reply.error, begun=reply.final is not None)
+            self._end_request(grpc.StatusCode[code], text=reply.error)
+        elif reply.final:
             self._end_request(grpc.StatusCode.OK, message)
         else:  # one of several replies
             self.close()

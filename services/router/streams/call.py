@@ -18,7 +18,7 @@ from services.router.core.admission.rate import RetryBudget
 from services.router.core.routing.metadata import Pairs
 from services.router.core.routing.routes import Replica, Target
 from services.router.core.wire.protobuf import Malformed
-from services.router.core.wire.reply import PendingRequests, reply
+from services.router.core.wire.reply import PendingRequests, parse_reply
 from services.router.core.wire.request import Sequence, probe
 from services.router.servers.channels import ServerChannels
 from services.router.servers.lockstep import MODEL_STREAM_INFER, OPENING, LockstepCalls
@@ -186,9 +186,9 @@ class StreamCall:
             exchange.memory.release()
 
     def _discard(self, message: bytes) -> None:
-        said = reply(message)
-        exchange = self.pending.oldest(said.id)
-        if exchange is not None and said.final is not False:
+        reply = parse_reply(message)
+        exchange = self.pending.oldest(reply.id)
+        if exchange is not None and reply.final is not False:
             self.end(exchange)
 
     async def _requests(self) -> AsyncIterator[bytes]:

@@ -13,11 +13,11 @@ from opentelemetry import trace
 from services.common.errors import ShoalError
 from services.router.control.answers import Rejected
 from services.router.control.residents import Grant
-from services.router.core.attempts import Progress, Step, after
+from services.router.core.attempts import Progress, Step, next_step
 from services.router.core.routing.metadata import Pairs
 from services.router.core.routing.routes import Replica, Target
-from services.router.core.routing.sequences import over
-from services.router.core.wire.reply import amended, reply
+from services.router.core.routing.sequences import ends_sequence
+from services.router.core.wire.reply import amended, parse_reply
 from services.router.core.wire.request import overridden, overridden_in_stream
 from services.router.core.wire.verdict import (
     Verdict,
@@ -69,7 +69,7 @@ class DecoupledRequests:
         self._parked: list[Exchange] = []
         self._placing: asyncio.Task[None] | None = None
 
-    def take(self, exchange: Exchange) -> None:
+    def accept(self, exchange: Exchange) -> None:
         """Send a request, or park it. Raises NoLease."""
         self._calls.budget.requests.add(time.monotonic())
         if exchange.sequence is not None and exchange.sequence.start:
@@ -141,9 +141,9 @@ class DecoupledRequests:
         if len(self._parked) > 1 and exchange.serial < self._parked[-2].serial:
             self._parked.sort(key=lambda one: one.serial)
         if self._placing is None:
-            self._placing = asyncio.create_task(self._place())
+            self._placing = asyncio.create_task(self._place_parked())
 
-    async def _place(self) -> None:
+    async def _place_parked(self) -> None:
         try:
             while True:
                 await self._map_again()
@@ -204,7 +204,7 @@ class DecoupledRequests:
 
     async def _map_again(self) -> None:
         """Map callers' memory that a server did not know."""
-        lost = [one for one in self._parked if one.memory is not None and one.memory.lost]
+        lost = [one for one in self._parked if one.memory is not None and one.memory.unmapped]
         for exchange in lost:
             assert exchange.memory is not None
             try:
@@ -228,36 +228,36 @@ class DecoupledRequests:
 
     def replied(self, call: StreamCall, message: bytes) -> WaitForRoom | None:
         """Take a reply that came on `call`. Raises Malformed."""
-        read_reply = reply(message)
-        exchange = call.pending.oldest(read_reply.id)
+        reply = parse_reply(message)
+        exchange = call.pending.oldest(reply.id)
         if exchange is None:
             self._stray(call)
             return None
-        begun, failed = read_reply.final is not None, bool(read_reply.error)
-        last = read_reply.final is not False
+        begun, failed = reply.final is not None, bool(reply.error)
+        last = reply.final is not False
         memory = exchange.memory
         if memory is not None:
-            alone = not begun and call.pending.count(read_reply.id) == 1
-            if alone and memory.forgotten(read_reply.error):
+            alone = not begun and call.pending.count(reply.id) == 1
+            if alone and memory.note_refusal(reply.error):
                 self._end(call, exchange, failed=True)
                 self._park(exchange)
                 return None
-            message = memory.reply(message)
-            read_reply = reply(message)
-        meaning = verdict_in_stream(read_reply.error, begun=begun) if failed else Verdict.ANSWER
+            message = memory.restore_reply(message)
+            reply = parse_reply(message)
+        meaning = verdict_in_stream(reply.error, begun=begun) if failed else Verdict.ANSWER
         if last and meaning is not Verdict.ANSWER:
-            certain = call.pending.count(read_reply.id) == 1
+            certain = call.pending.count(reply.id) == 1
             self._end(call, exchange, failed=True)
             call.close()
-            self._carry_on(
-                exchange, self._after(exchange, call, meaning, certain), call, read_reply.error
+            self._follow_step(
+                exchange, self._next_step(exchange, call, meaning, certain), call, reply.error
             )
             return None
         if failed and begun and self._origin.strict:
-            self._replies.fail(error_in_stream(read_reply.error, begun=True))
+            self._replies.fail(error_in_stream(reply.error, begun=True))
             return None
         # Triton repeats the version as it was asked for if a reply has no outputs.
-        version = exchange.version if read_reply.bare or (failed and begun) else None
+        version = exchange.version if reply.bare or (failed and begun) else None
         model = exchange.model if exchange.model != self._target.model else None
         if version is not None or model is not None:
             message = amended(message, model, version)
@@ -265,7 +265,7 @@ class DecoupledRequests:
         if not last:
             return self._replies.pass_on(exchange, message)
         self._end(call, exchange, failed=failed)
-        wanted = exchange.wants_final or not read_reply.bare
+        wanted = exchange.wants_final or not reply.bare
         return self._replies.answer(exchange, message if wanted else None, failed=failed)
 
     def ended(
@@ -278,12 +278,12 @@ class DecoupledRequests:
         code = "OK" if error is None else error.code().name
         text = "it ended the stream" if error is None else error.details() or code
         meaning = verdict_of_lost_stream(code, text)
-        steps = [self._after(exchange, call, meaning, certain=True) for exchange in broken]
+        steps = [self._next_step(exchange, call, meaning, certain=True) for exchange in broken]
         for loss in {step.loss for step in steps if step.loss is not None}:
             self._calls.watch.report_loss(loss)
         for exchange, step in zip(broken, steps, strict=True):
             self._conclude(exchange, failed=True)
-            self._carry_on(exchange, step, call, text)
+            self._follow_step(exchange, step, call, text)
 
     def _end(self, call: StreamCall, exchange: Exchange, *, failed: bool) -> None:
         self._conclude(exchange, failed=failed)
@@ -292,14 +292,18 @@ class DecoupledRequests:
     def _conclude(self, exchange: Exchange, *, failed: bool) -> None:
         self._end_repeat(exchange)
         sequence = exchange.sequence
-        if sequence is not None and over(sequence, begun=exchange.continues, failed=failed):
+        if sequence is not None and ends_sequence(
+            sequence, begun=exchange.continues, failed=failed
+        ):
             self._calls.watch.sequences.end(self._target, sequence.id)
 
-    def _after(self, exchange: Exchange, call: StreamCall, verdict: Verdict, certain: bool) -> Step:
+    def _next_step(
+        self, exchange: Exchange, call: StreamCall, verdict: Verdict, certain: bool
+    ) -> Step:
         """Decide what becomes of a request that came back from `call`. `certain` says that it is
         this request, and not another one with the same id."""
         progress = Progress.NONE if certain else Progress.UNCERTAIN
-        return after(
+        return next_step(
             verdict,
             Progress.PARTLY if exchange.message is None else progress,
             call.replica,
@@ -310,7 +314,7 @@ class DecoupledRequests:
             budget=self._calls.budget,
         )
 
-    def _carry_on(self, exchange: Exchange, step: Step, call: StreamCall, text: str) -> None:
+    def _follow_step(self, exchange: Exchange, step: Step, call: StreamCall, text: str) -> None:
         if step.attempts is None:
             self._replies.refuse(exchange, lost(call.replica, text))
             return

@@ -16,9 +16,9 @@ class Exchange:
     """One request of a client's stream, until its last reply."""
 
     __slots__ = (
-        *("again_at", "asked", "attempts", "began", "begun", "cold", "failed", "forward", "held"),
-        *("id", "memory", "message", "model", "repeated", "sequence", "serial", "size", "span"),
-        *("target", "ticket", "turns", "version"),
+        *("again_at", "attempts", "began", "cold", "continues", "failed", "forward", "held", "id"),
+        *("memory", "message", "model", "order", "repeated", "sequence", "serial", "size", "span"),
+        *("target", "ticket", "version", "wants_final"),
     )
 
     def __init__(self, serial: int, message: bytes) -> None:
@@ -40,7 +40,7 @@ class Exchange:
         #: The version under which it is counted; None if it is counted elsewhere.
         self.target: Target | None = None
         #: The order that its reply keeps, or None.
-        self.turns: ReplyOrder[Exchange] | None = None
+        self.order: ReplyOrder[Exchange] | None = None
         #: Permission to be sent; None if it is held elsewhere.
         self.ticket: Ticket | None = None
         #: The caller's memory that its tensors lie in.

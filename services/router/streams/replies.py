@@ -108,15 +108,15 @@ class Replies:
         """End a request with the last part of its reply, or with None if all of it was passed
         on."""
         self._end(exchange, failed=failed)
-        turns = exchange.turns
-        if turns is None:
+        order = exchange.order
+        if order is None:
             if message is not None:
                 self._push(message)
             else:
                 self._work.wake()
             return self._backpressure()
         assert message is not None, "what keeps an order has one reply"
-        out = turns.answer(exchange, message)
+        out = order.answer(exchange, message)
         if out:
             self._push(out[0])
             if len(out) > 1:
@@ -128,9 +128,9 @@ class Replies:
 
     def leave_order(self, exchange: Exchange) -> None:
         """Let a request keep nobody waiting any longer, and wait for nobody."""
-        if exchange.turns is not None:
-            self._push_held(exchange.turns.leave(exchange))
-            exchange.turns = None
+        if exchange.order is not None:
+            self._push_held(exchange.order.leave(exchange))
+            exchange.order = None
 
     def refuse(self, exchange: Exchange, error: ShoalError | Rejected) -> None:
         """Answer a request, in its turn, with an error's text, as Triton does. The stream goes

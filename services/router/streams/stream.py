@@ -20,15 +20,15 @@ from services.router.core.admission.priority import HEADER
 from services.router.core.attempts import FIRST
 from services.router.core.routing.metadata import CallerMetadata, Pairs
 from services.router.core.routing.routes import Target
-from services.router.core.routing.sequences import draw
+from services.router.core.routing.sequences import policy_draw
 from services.router.core.wire import request as wire
 from services.router.core.wire.protobuf import Malformed
 from services.router.core.wire.reply import (
     ReplyOrder,
     as_stream_reply,
     failure,
+    parse_reply,
     refusal,
-    reply,
     split,
 )
 from services.router.core.wire.verdict import is_decoupled, was_begun
@@ -106,32 +106,32 @@ class Stream:
     def __init__(
         self,
         streams: Streams,
-        said: CallerMetadata,
+        metadata: CallerMetadata,
         deadline: float | None,
         caller: Caller,
         *,
         raising: bool = False,
     ) -> None:
-        strict = STRICT in said.pairs
-        onward = tuple(item for item in said.onward if item[0] != STRICT[0])
+        strict = STRICT in metadata.pairs
+        onward = tuple(item for item in metadata.onward if item[0] != STRICT[0])
         self._streams = streams
-        self._metadata = said._replace(onward=onward)
+        self._metadata = metadata._replace(onward=onward)
         self._caller = caller
         self._raising = raising
         self._parent: Context | None = None
         self._traced: bool | None = False  # None: decided for each request
         if telemetry.enabled():
-            self._parent = telemetry.parent_context(said.pairs)
+            self._parent = telemetry.parent_context(metadata.pairs)
             self._traced = None if self._parent is None else telemetry.sampled(self._parent)
         if self._traced:
-            onward = (*onward, *(item for item in said.pairs if item[0] in _TRACE))
+            onward = (*onward, *(item for item in metadata.pairs if item[0] in _TRACE))
         self._origin = Origin(onward, deadline, strict, {})
         admission = streams.inference.admission
         self._replies = Replies(streams.statistics, admission, strict=strict, raising=raising)
         # Errors in a stream have no code, but these streams end with one.
         self._lockstep = None if strict or raising else LockstepStream(streams.calls.lockstep)
         self._decoupled: dict[Target, DecoupledRequests] = {}
-        self._turns: dict[tuple[str, str], ReplyOrder[Exchange]] = {}
+        self._orders: dict[tuple[str, str], ReplyOrder[Exchange]] = {}
         self._sequences: dict[tuple[str, int | str], Work] = {}
         self._tasks = TaskScope("a client's stream")
         self._serial = 0
@@ -193,7 +193,7 @@ class Stream:
             sequence = exchange.sequence = head.sequence
             table = streams.watch.table
             target, _, retry, _ = table.resolve(
-                head.model, head.version, draw(sequence, random.random())
+                head.model, head.version, policy_draw(sequence, random.random())
             )
             exchange.attempts = FIRST[retry and sequence is None]
         except Malformed as error:
@@ -207,13 +207,13 @@ class Stream:
         decoupled = streams.calls.decoupled(target)
         if not decoupled:
             drawn = not head.version and table.routes[head.model].arms
-            self._join(exchange, (head.model, "" if drawn else str(target.version)))
+            self._keep_order(exchange, (head.model, "" if drawn else str(target.version)))
         before = None
         if sequence is not None:
             before = self._sequences.get((head.model, sequence.id))
         work = self._tasks.start(self._answer(exchange, target, head, decoupled, before))
         if sequence is not None:
-            self._follow((head.model, sequence.id), work)
+            self._follow_sequence((head.model, sequence.id), work)
 
     async def _answer(
         self,
@@ -248,7 +248,7 @@ class Stream:
             text = failed.error.details() or ""
             if is_decoupled(failed.error.code().name, text):
                 return False
-            self._failed(exchange, failed, text)
+            self._answer_failed(exchange, failed, text)
         except (Rejected, ShoalError) as error:
             self._replies.refuse(exchange, error)
         else:
@@ -256,7 +256,7 @@ class Stream:
             self._replies.answer(exchange, message, failed=False)
         return True
 
-    def _failed(self, exchange: Exchange, error: TritonError, text: str) -> None:
+    def _answer_failed(self, exchange: Exchange, error: TritonError, text: str) -> None:
         if exchange.span.is_recording():
             exchange.span.set_status(trace.StatusCode.ERROR, text)
         if self._raising or (self._origin.strict and was_begun(text)):
@@ -272,7 +272,7 @@ class Stream:
         """Have a request answered with any number of replies, once its turn to be sent has come."""
         streams, sequence, message = self._streams, head.sequence, exchange.message
         assert message is not None
-        if exchange.turns is not None:
+        if exchange.order is not None:
             streams.calls.learn(target)
             self._replies.leave_order(exchange)
         exchange.target = target
@@ -296,7 +296,7 @@ class Stream:
             if ticket.turn is not None:
                 await admission.wait_turn(ticket)
             exchange.ticket = ticket
-            self._requests_to(target).take(exchange)
+            self._decoupled_requests(target).accept(exchange)
         except Malformed as error:
             self._replies.refuse(exchange, malformed(error))
         except (Rejected, ShoalError) as error:
@@ -304,20 +304,20 @@ class Stream:
 
     def _refuse(self, exchange: Exchange, error: ShoalError) -> None:
         named = exchange.model, exchange.version
-        if named in self._turns:
-            self._join(exchange, named)
+        if named in self._orders:
+            self._keep_order(exchange, named)
         self._replies.refuse(exchange, error)
 
-    def _join(self, exchange: Exchange, named: tuple[str, str]) -> None:
+    def _keep_order(self, exchange: Exchange, named: tuple[str, str]) -> None:
         """Keep the order of replies among all requests for that model and version, the version
         being "" for any that a traffic policy draws."""
-        turns = self._turns.get(named)
-        if turns is None:
-            turns = self._turns[named] = ReplyOrder()
-        turns.join(exchange)
-        exchange.turns = turns
+        order = self._orders.get(named)
+        if order is None:
+            order = self._orders[named] = ReplyOrder()
+        order.join(exchange)
+        exchange.order = order
 
-    def _follow(self, sequence: tuple[str, int | str], work: Work) -> None:
+    def _follow_sequence(self, sequence: tuple[str, int | str], work: Work) -> None:
         def ended(_: Work) -> None:
             if self._sequences.get(sequence) is work:
                 del self._sequences[sequence]
@@ -325,7 +325,7 @@ class Stream:
         self._sequences[sequence] = work
         work.add_done_callback(ended)
 
-    def _requests_to(self, target: Target) -> DecoupledRequests:
+    def _decoupled_requests(self, target: Target) -> DecoupledRequests:
         requests = self._decoupled.get(target)
         if requests is None:
             requests = DecoupledRequests(target, self._streams.calls, self._replies, self._origin)
@@ -353,5 +353,5 @@ def _response(message: bytes) -> bytes:
     """Return the ModelInferResponse in a reply. Raises TritonError."""
     error, rest = split(message)
     if error:
-        raise error_in_stream(error, begun=reply(message).final is not None)
+        raise error_in_stream(error, begun=parse_reply(message).final is not None)
     return rest

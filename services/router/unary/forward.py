@@ -13,10 +13,10 @@ from services.common import telemetry
 from services.router.control.placement_watch import PlacementWatch
 from services.router.control.residents import ResidencyClient
 from services.router.core.admission.rate import RetryBudget
-from services.router.core.attempts import FIRST, Action, Attempts, Progress, after
+from services.router.core.attempts import FIRST, Action, Attempts, Progress, next_step
 from services.router.core.routing.metadata import Pairs
 from services.router.core.routing.routes import Replica, Target
-from services.router.core.routing.sequences import home, over
+from services.router.core.routing.sequences import ends_sequence, home_server
 from services.router.core.wire.request import Sequence
 from services.router.core.wire.verdict import verdict
 from services.router.servers.answers import InferReply, TritonError, lost
@@ -122,7 +122,7 @@ class Forwarder:
                 if attempts.loss is not None:
                     self.repeats.end(replica)
             refused = code is not _OK
-            if sequence is not None and over(sequence, begun=begun, failed=refused):
+            if sequence is not None and ends_sequence(sequence, begun=begun, failed=refused):
                 self._watch.sequences.end(target, sequence.id)
             self._watch.in_use.end(replica)
             if span is not trace.INVALID_SPAN:
@@ -133,7 +133,7 @@ class Forwarder:
                 return InferReply(await call, cold, replica.server)
             text = await call.details() or ""
             own = await self._connections.from_server(self._channels.to(address), code.name, text)
-            step = after(
+            step = next_step(
                 verdict(code.name, text, from_server=own),
                 Progress.NONE,
                 replica,
@@ -146,7 +146,7 @@ class Forwarder:
             if step.loss is not None:
                 self._watch.report_loss(step.loss)
             if step.action is Action.ANSWER:
-                raise TritonError(await _error(call), cold=cold)
+                raise TritonError(await _error_of(call), cold=cold)
             if step.attempts is None:
                 raise lost(replica, text)
             attempts = step.attempts
@@ -167,7 +167,7 @@ class Forwarder:
         if len(replicas) == 1:
             return replicas[0]
         if sequence is not None:
-            return Replica(home(table.servers(target), sequence.id), target)
+            return Replica(home_server(table.servers(target), sequence.id), target)
         a, b = random.sample(replicas, 2)
         count = self._watch.in_use.count
         return a if count(a) <= count(b) else b
@@ -273,7 +273,7 @@ class Forwarder:
         return method
 
 
-async def _error(call: Any) -> grpc.aio.AioRpcError:
+async def _error_of(call: Any) -> grpc.aio.AioRpcError:
     try:
         await call
     except grpc.aio.AioRpcError as error:

@@ -27,7 +27,7 @@ from services.router.control.placement_watch import PlacementWatch
 from services.router.core.admission.priority import HEADER
 from services.router.core.routing.metadata import EXPLAIN, CallerMetadata, Pairs, read_metadata
 from services.router.core.routing.routes import Target, why
-from services.router.core.routing.sequences import draw
+from services.router.core.routing.sequences import policy_draw
 from services.router.core.wire import request as wire
 from services.router.core.wire.protobuf import Malformed
 from services.router.core.wire.reply import amended
@@ -137,7 +137,7 @@ class UnaryInference:
             except TritonError as error:
                 status = error.error
                 refused = status.code() is grpc.StatusCode.NOT_FOUND
-                if not (refused and memory.forgotten(status.details() or "")):
+                if not (refused and memory.note_refusal(status.details() or "")):
                     raise
                 await memory.map_again()
                 answer = await self._answer(request)
@@ -145,7 +145,7 @@ class UnaryInference:
             raise _renamed(error, memory) from error
         finally:
             memory.release()
-        return answer._replace(message=memory.answer(answer.message))
+        return answer._replace(message=memory.restore_answer(answer.message))
 
     async def _answer(self, request: Request) -> InferReply:
         began = time.monotonic()
@@ -168,7 +168,7 @@ class UnaryInference:
             target, tail, retry, renamed = table.resolve(
                 model,
                 version,
-                draw(sequence, random.random()),
+                policy_draw(sequence, random.random()),
             )
             if asks_classes:
                 await self.check_classes(message, target)
@@ -243,7 +243,7 @@ class UnaryInference:
 
 def _renamed(error: TritonError, memory: Lending) -> TritonError:
     status = error.error
-    text = memory.renamed(status.details() or "")
+    text = memory.restore_names(status.details() or "")
     again = grpc.aio.AioRpcError(
         status.code(), status.initial_metadata(), status.trailing_metadata(), details=text
     )

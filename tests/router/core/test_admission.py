@@ -128,17 +128,17 @@ def test_one_of_sixteen_is_whoever_waits_longest() -> None:
 
 def test_whoever_takes_more_than_others_yields_first() -> None:
     queue = Queue()
-    assert queue.yielding(NORMAL, "new") is None
+    assert queue.to_displace(NORMAL, "new") is None
     mine = [waiting("one") for _ in range(3)]
     for one in mine:
         queue.put(one)
-    assert queue.yielding(NORMAL, "one") is None, "nobody yields to oneself"
-    assert queue.yielding(LOW, "new") is None, "nobody yields to the less urgent"
-    assert queue.yielding(NORMAL, "new") is mine[-1]
-    assert queue.yielding(HIGH, "one") is mine[-1]
+    assert queue.to_displace(NORMAL, "one") is None, "nobody yields to oneself"
+    assert queue.to_displace(LOW, "new") is None, "nobody yields to the less urgent"
+    assert queue.to_displace(NORMAL, "new") is mine[-1]
+    assert queue.to_displace(HIGH, "one") is mine[-1]
     low = waiting("other", LOW)
     queue.put(low)
-    assert queue.yielding(NORMAL, "one") is low
+    assert queue.to_displace(NORMAL, "one") is low
 
 
 places = st.lists(st.tuples(st.sampled_from(Priority), st.sampled_from("abc")), max_size=40)

@@ -19,7 +19,7 @@ from services.router.core.attempts import (
     Miss,
     Progress,
     Step,
-    after,
+    next_step,
 )
 from services.router.core.routing.routes import Replica, Target
 from services.router.core.wire.verdict import Verdict
@@ -39,7 +39,7 @@ def step(
     chance: float = 0.5,
     budget: RetryBudget | None = None,
 ) -> Step:
-    return after(
+    return next_step(
         verdict,
         progress,
         replica,

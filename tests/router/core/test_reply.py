@@ -17,8 +17,8 @@ from services.router.core.wire.reply import (
     as_stream_reply,
     failure,
     is_only_reply,
+    parse_reply,
     refusal,
-    reply,
     split,
 )
 
@@ -59,7 +59,7 @@ def said(message: Any) -> StreamReply:
 @given(replies())
 def test_a_reply_is_read_as_protobuf_reads_it(message: Any) -> None:
     wire = message.SerializeToString(deterministic=True)
-    assert reply(wire) == said(message)
+    assert parse_reply(wire) == said(message)
     error, inside = split(wire)
     assert error == message.error_message
     assert service_pb2.ModelInferResponse.FromString(inside) == message.infer_response
@@ -100,7 +100,7 @@ def test_a_refusal_is_made_as_triton_makes_it(id_: str, text: str) -> None:
     want = service_pb2.ModelStreamInferResponse(error_message=text)
     want.infer_response.id = id_
     assert refusal(id_, text) == want.SerializeToString()
-    assert reply(refusal(id_, text)) == StreamReply(text, id_, None, False)
+    assert parse_reply(refusal(id_, text)) == StreamReply(text, id_, None, False)
 
 
 @given(replies())
@@ -121,7 +121,7 @@ def test_a_failure_is_made_as_triton_makes_it(
     want.infer_response.model_version = version
     want.infer_response.parameters["triton_final_response"].bool_param = True
     assert parsed(failure(id_, text, model, version)) == want
-    assert reply(failure(id_, text, model, version)) == StreamReply(text, id_, True, False)
+    assert parse_reply(failure(id_, text, model, version)) == StreamReply(text, id_, True, False)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_failure_is_made_as_triton_makes_it(
 )
 def test_what_is_no_reply_is_refused(message: bytes) -> None:
     with pytest.raises(Malformed):
-        reply(message)
+        parse_reply(message)
 
 
 # --- which request a reply answers ----------------------------------------------------------------

@@ -189,7 +189,7 @@ class Gate:
         displaced = None
         bounds = self._bounds
         if not self._fits(waiting.size, 0, 0):
-            displaced = self.queue.yielding(waiting.priority, waiting.tenant)
+            displaced = self.queue.to_displace(waiting.priority, waiting.tenant)
             if displaced is None or not self._fits(waiting.size, displaced.size, 1):
                 return self.refused(Refusal.FULL, waiting.priority, now), None
             self.remove(displaced)

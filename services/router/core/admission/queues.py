@@ -99,7 +99,7 @@ class Queue:
         self._counts[waiting.priority] -= 1
         self.size -= waiting.size
 
-    def yielding(self, priority: Priority, tenant: str) -> QueuedRequest | None:
+    def to_displace(self, priority: Priority, tenant: str) -> QueuedRequest | None:
         """Return the request that gives its place to one more of the class and tenant, or None.
 
         It is the newest of the least urgent class, or of a tenant in the same class that has more

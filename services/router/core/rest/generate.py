@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from services.router.core.rest.infer import Infer, Input, Scalar, elements, request_id, scalar
+from services.router.core.rest.infer import Infer, Input, Scalar, flat_elements, request_id, scalar
 from services.router.core.rest.values import INVALID, MISSING, WrongRequest, members, obj
 
 
@@ -14,7 +14,7 @@ class Declared(NamedTuple):
     shape: tuple[int, ...]
 
 
-def generated(document: object, declared: Mapping[str, Declared]) -> Infer:
+def parse_generate(document: object, declared: Mapping[str, Declared]) -> Infer:
     """Return a request of Triton's generate extension. Each key, also under `parameters`, is an
     input if the model has one of that name, else a parameter. Raises WrongRequest."""
     parameters: dict[str, Scalar] = {}
@@ -54,7 +54,7 @@ def _generated_input(name: str, declared: Declared, value: object) -> Input:
         name,
         declared.datatype,
         shape,
-        elements=elements(name, declared.datatype, (len(data),), data),
+        elements=flat_elements(name, declared.datatype, (len(data),), data),
     )
 
 

@@ -79,7 +79,7 @@ class Infer(NamedTuple):
     binary: bool = False
 
 
-def parsed(document: object) -> Infer:
+def parse_infer(document: object) -> Infer:
     """Return the request in a JSON document. Raises WrongRequest."""
     id_ = request_id(document)
     parameters, binary = _parameters(document)
@@ -116,7 +116,7 @@ def scalar(name: str, value: object) -> Scalar:
     )
 
 
-def elements(name: str, datatype: str, shape: tuple[int, ...], data: object) -> list[Any]:
+def flat_elements(name: str, datatype: str, shape: tuple[int, ...], data: object) -> list[Any]:
     """Return `data`, nested in any way, as a flat list of elements of `datatype`. Raises
     WrongRequest."""
     expected = prod(shape) if shape else 0
@@ -125,7 +125,7 @@ def elements(name: str, datatype: str, shape: tuple[int, ...], data: object) -> 
     flat, kinds = _flat(array(data, "Unable to parse 'data'"))
     if datatype == "BYTES":
         if kinds - {str}:
-            raise wrong(_AS["string"], "Unable to parse JSON bytes array")
+            raise wrong(_WRONG_TYPE["string"], "Unable to parse JSON bytes array")
         return flat
     if datatype in _BINARY_ONLY:
         raise WrongRequest(
@@ -141,7 +141,7 @@ def elements(name: str, datatype: str, shape: tuple[int, ...], data: object) -> 
     return flat
 
 
-_AS: Final = {
+_WRONG_TYPE: Final = {
     "string": "attempt to access JSON non-string as string",
     "boolean": "attempt to access JSON non-boolean as boolean",
     "unsigned": "attempt to access JSON non-unsigned-integer as unsigned-integer",
@@ -150,7 +150,7 @@ _AS: Final = {
 }
 
 
-_TAKEN: Final[Mapping[str, tuple[str, tuple[type, ...], tuple[int, int] | None]]] = {
+_ACCEPTED: Final[Mapping[str, tuple[str, tuple[type, ...], tuple[int, int] | None]]] = {
     "B": ("boolean", (bool,), None),
     "F": ("double", (int, float), None),
     "U": ("unsigned", (int,), (0, 2**64 - 1)),
@@ -159,12 +159,12 @@ _TAKEN: Final[Mapping[str, tuple[str, tuple[type, ...], tuple[int, int] | None]]
 
 
 def _check(datatype: str, flat: list[Any], kinds: set[type]) -> None:
-    taken, allowed, bounds = _TAKEN[datatype[0]]
+    kind, allowed, bounds = _ACCEPTED[datatype[0]]
     bad = not kinds.issubset(allowed)
     if not bad and bounds is not None and flat:
         bad = min(flat) < bounds[0] or max(flat) > bounds[1]
     if bad:
-        raise wrong(_AS[taken], "Unable to parse 'data'")
+        raise wrong(_WRONG_TYPE[kind], "Unable to parse 'data'")
 
 
 def _flat(data: list[Any]) -> tuple[list[Any], set[type]]:
@@ -226,7 +226,7 @@ def _input(document: object) -> Input:
     region = _region(given)
     if region is not None:
         return Input(name, datatype, shape, region=region)
-    leaves = elements(name, datatype, shape, find(document, "data"))
+    leaves = flat_elements(name, datatype, shape, find(document, "data"))
     return Input(name, datatype, shape, elements=leaves)
 
 

@@ -52,11 +52,11 @@ class Sequences:
         if tied is not None:
             self._count[tied[0]] -= 1
 
-    def any(self, replica: Replica) -> bool:
+    def any_on(self, replica: Replica) -> bool:
         """Return whether a sequence is tied to the replica."""
         return self._count[replica] > 0
 
-    def used(self, now: float) -> Mapping[Replica, tuple[int, float]]:
+    def usage(self, now: float) -> Mapping[Replica, tuple[int, float]]:
         """Return, for each replica, the number of sequences tied to it and the seconds since one
         was last used. Sequences unused for `IDLE_SECONDS` are forgotten."""
         for (target, id_), (_, last) in list(self._tied.items()):
@@ -69,13 +69,13 @@ class Sequences:
         return {replica: (count, now - newest[replica]) for replica, count in self._count.items()}
 
 
-def over(asked: Sequence, *, begun: bool, failed: bool) -> bool:
+def ends_sequence(asked: Sequence, *, begun: bool, failed: bool) -> bool:
     """Return whether a request ends its sequence: as the last of it, or by failing if nothing had
     `begun` before."""
     return asked.end or (failed and not begun)
 
 
-def home(servers: Iterable[str], id_: int | str) -> str:
+def home_server(servers: Iterable[str], id_: int | str) -> str:
     """Return which of `servers` takes the sequence if it is tied to none. Every Router with the
     same table returns the same server. `servers` must not be empty.
 
@@ -88,7 +88,7 @@ def home(servers: Iterable[str], id_: int | str) -> str:
     return max(servers, key=weight)
 
 
-def draw(sequence: Sequence | None, chance: float) -> float:
+def policy_draw(sequence: Sequence | None, chance: float) -> float:
     """Return where in [0, 1) a traffic policy sends a request: at `chance`, drawn for it, or where
     all requests of its sequence go."""
     if sequence is None:

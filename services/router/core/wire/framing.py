@@ -21,7 +21,7 @@ _RAW_OUTPUT: Final = 6 << 3 | 2
 Raw = bytes | memoryview
 
 
-def with_inputs(head: bytes, contents: Iterable[Raw]) -> bytes:
+def with_raw_inputs(head: bytes, contents: Iterable[Raw]) -> bytes:
     """Return a ModelInferRequest with `contents` as its raw_input_contents. `head` is the
     serialized rest of it."""
     parts: list[Raw] = [head]
@@ -30,7 +30,7 @@ def with_inputs(head: bytes, contents: Iterable[Raw]) -> bytes:
     return b"".join(parts)
 
 
-def without_outputs(message: bytes) -> tuple[bytes, list[memoryview]]:
+def split_raw_outputs(message: bytes) -> tuple[bytes, list[memoryview]]:
     """Split a serialized ModelInferResponse into itself without raw_output_contents, and those.
 
     Raises ValueError (Malformed) if it is not a message."""

@@ -44,7 +44,7 @@ class StreamReply(NamedTuple):
     bare: bool
 
 
-def reply(message: bytes) -> StreamReply:
+def parse_reply(message: bytes) -> StreamReply:
     """Read a ModelStreamInferResponse as Triton writes it. Raises Malformed."""
     error, position, end = _parts(message)
     id_, version = b"", b""
@@ -68,7 +68,7 @@ def reply(message: bytes) -> StreamReply:
 
 def is_only_reply(message: bytes) -> bool:
     """Return whether a ModelStreamInferResponse as Triton writes it is not an error and is the only
-    reply to its request, as far as a glance can tell. If False, `reply` knows more."""
+    reply to its request, as far as a glance can tell. If False, `parse_reply` knows more."""
     return message[:1] == _ANSWERS and message.find(_LAST, 0, _GLANCE) > 0
 
 
@@ -93,10 +93,10 @@ def as_stream_reply(message: bytes) -> bytes:
 def failure(id_: str, text: str, model: str, version: str) -> bytes:
     """Return the reply by which Triton says that a request it started has failed. `version` is as
     the request named it."""
-    said = b"".join(
+    fields = b"".join(
         text_field(number, word) for number, word in ((1, model), (2, version), (3, id_)) if word
     )
-    return _encode_reply(text.encode(), said, _LAST)
+    return _encode_reply(text.encode(), fields, _LAST)
 
 
 def refusal(id_: str, text: str) -> bytes:

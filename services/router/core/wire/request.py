@@ -156,7 +156,7 @@ def _walk(message: bytes) -> tuple[Head, int]:
     """Read a request field by field. Returns its head and the size of its preamble, after which
     there are only tensors' contents."""
     found = ["", "", "", ""]
-    said: list[slice] = []
+    parameters: list[slice] = []
     classes = False
     preamble = position = 0
     end = len(message)
@@ -202,7 +202,7 @@ def _walk(message: bytes) -> tuple[Head, int]:
                     message.find(b"sequence_", start, position) >= 0
                     or message.find(_PRIORITY_KEY, start, position) >= 0
                 ):
-                    said.append(slice(start, position))
+                    parameters.append(slice(start, position))
                 elif tag == _OUTPUT and message.find(_CLASSES, start, position) >= 0:
                     classes = True
                 elif tag == _INPUT and position <= end:
@@ -223,7 +223,7 @@ def _walk(message: bytes) -> tuple[Head, int]:
             raise Malformed(f"more than {_MAX_FIELDS} fields")
         if position > end:
             raise Malformed("it ends in the middle of a field")
-        sequence, priority = _parameters(message, said) if said else (None, 0)
+        sequence, priority = _parameters(message, parameters) if parameters else (None, 0)
         return Head(found[1], found[2], found[3], sequence, priority, classes), preamble
     except UnicodeDecodeError as error:
         raise Malformed(f"a name is not UTF-8: {error.reason}") from error
@@ -276,16 +276,16 @@ def _parameters(message: bytes, entries: list[slice]) -> tuple[Sequence | None, 
     sequence."""
     if len(entries) > _MAX_PARAMETERS:
         raise Malformed(f"more than {_MAX_PARAMETERS} parameters about sequences or priority")
-    said: dict[str, int | str] = {}
+    values: dict[str, int | str] = {}
     for entry in entries:
         key, value = _entry(message, entry)
         if key in _READ:
-            said[key] = _parameter_value(message, value)
-    id_, urgent = said.get("sequence_id"), said.get("priority")
+            values[key] = _parameter_value(message, value)
+    id_, urgent = values.get("sequence_id"), values.get("priority")
     priority = urgent if isinstance(urgent, int) else 0
     if not id_:
         return None, priority
-    start, end = bool(said.get("sequence_start")), bool(said.get("sequence_end"))
+    start, end = bool(values.get("sequence_start")), bool(values.get("sequence_end"))
     return Sequence(id_, start, end), priority
 
 
@@ -343,7 +343,7 @@ def asks_for_final_reply(message: bytes) -> bool | None:
     Raises Malformed."""
     if _FINAL_REPLY not in message:
         return False
-    said: bool | None = False
+    asked: bool | None = False
     for entry in _entries(message):
         if message.find(_FINAL_REPLY, entry.start, entry.stop) < 0:
             continue
@@ -351,8 +351,8 @@ def asks_for_final_reply(message: bytes) -> bool | None:
         if key == _FINAL_REPLY.decode():
             found = _parameter_fields(message, value)
             chosen = [number for number, kind, _ in found if (number, kind) in _CHOICES]
-            said = bool(_parameter_value(message, value)) if chosen[-1:] == [_BOOL] else None
-    return said
+            asked = bool(_parameter_value(message, value)) if chosen[-1:] == [_BOOL] else None
+    return asked
 
 
 def _entries(message: bytes) -> Iterator[slice]:
