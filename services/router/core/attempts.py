@@ -90,15 +90,15 @@ class Attempts(NamedTuple):
     misses: int = 0
     #: The server of the last miss, until the Controller has been told.
     missed: Miss | None = None
-    #: The replica that was lost with it.
-    loss: Replica | None = None
+    #: The replica that was lost with it, if one was.
+    lost_on: Replica | None = None
     #: When a client without a deadline is refused, in seconds of the monotonic clock.
     until: float = 0.0
 
     @property
     def asks(self) -> bool:
         """Whether the next attempt goes where the Controller says, rather than by the table."""
-        return self.missed is not None or self.loss is not None
+        return self.missed is not None or self.lost_on is not None
 
     def withdrawn(self) -> "Attempts":
         """Return what holds if the replica that the Controller named was withdrawn before the
@@ -153,14 +153,14 @@ def next_step(
     if again and action is Action.ONCE:
         again = attempts.repeatable and budget.retry(now)
     broken = verdict is Verdict.BROKEN
-    loss = Loss(replica, attempts.loss, again) if broken else None
+    loss = Loss(replica, attempts.lost_on, again) if broken else None
     if not again:
         return Step(Action.LOSE, loss)
     following = Attempts(
         repeatable=attempts.repeatable and action is not Action.ONCE,
         misses=attempts.misses + 1,
         missed=Miss(replica.server, verdict is Verdict.UNHEALTHY),
-        loss=replica if broken else attempts.loss,
+        lost_on=replica if broken else attempts.lost_on,
         until=until,
     )
     return Step(Action.AGAIN, loss, pause, following)

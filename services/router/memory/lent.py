@@ -1,5 +1,4 @@
-"""The shared memory that a request's tensors lie in: its names on the servers, and its use by
-them."""
+"""The shared memory that a request's tensors lie in: its names on the servers, and its use."""
 
 from collections.abc import Mapping
 from typing import Any, Final

@@ -1,5 +1,4 @@
-"""Serves one HTTP route: it determines caller and deadline, opens a span, and turns errors into
-replies."""
+"""Serves one HTTP route: its caller, deadline and span, and errors as replies."""
 
 import asyncio
 import contextlib

@@ -1,5 +1,6 @@
-"""The routes under /v1, for users of small model servers: names, lists and numbers, without tensors
-to describe."""
+"""The routes under /v1, for users of small model servers.
+
+They take names, lists and numbers, without tensors to describe."""
 
 import asyncio
 from collections.abc import Sequence

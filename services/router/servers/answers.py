@@ -32,7 +32,7 @@ class TritonError(Exception):
         self.cold = cold
 
 
-def lost(replica: Replica, text: str) -> ServerLost:
+def server_lost(replica: Replica, text: str) -> ServerLost:
     """Return the error for a request that is not sent again."""
     return ServerLost(
         server=replica.server,

@@ -1,5 +1,4 @@
-"""Tells whether a failed call's status is the server's own, or gRPC's about the connection to
-it."""
+"""Tells whether a failed call's status is the server's own or gRPC's."""
 
 import asyncio
 from typing import Final

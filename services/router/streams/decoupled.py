@@ -1,5 +1,4 @@
-"""The requests of a client's stream to one decoupled version: sending, parking and repeating
-them."""
+"""The requests of a client's stream to one decoupled version: sent, parked and repeated."""
 
 import asyncio
 import random
@@ -25,7 +24,7 @@ from services.router.core.wire.verdict import (
     verdict_in_stream,
     verdict_of_lost_stream,
 )
-from services.router.servers.answers import TritonError, lost
+from services.router.servers.answers import TritonError, server_lost
 from services.router.streams.call import StreamCall, StreamCalls
 from services.router.streams.exchange import Exchange
 from services.router.streams.replies import Replies, WaitForRoom
@@ -178,7 +177,7 @@ class DecoupledRequests:
                 self._replies.refuse(exchange, error)
             return
         for exchange in list(self._parked):
-            if exchange.attempts.loss is not None and exchange.repeated is None:
+            if exchange.attempts.lost_on is not None and exchange.repeated is None:
                 await self._calls.repeats.begin(grant.replica, self._origin.deadline)
                 exchange.repeated = grant.replica
         if self._calls.watch.table.outdated(grant.replica, grant.revision):
@@ -195,7 +194,7 @@ class DecoupledRequests:
             exchange.cold = True
             attempts = exchange.attempts
             tied = self._choose_call(exchange) if exchange.sequence and not attempts.asks else None
-            if attempts.loss is not None and exchange.repeated is None:
+            if attempts.lost_on is not None and exchange.repeated is None:
                 self._park(exchange)
             else:
                 self._send(tied or self._call_to(exchange, grant.replica, grant.address), exchange)
@@ -204,8 +203,8 @@ class DecoupledRequests:
 
     async def _map_again(self) -> None:
         """Map callers' memory that a server did not know."""
-        lost = [one for one in self._parked if one.memory is not None and one.memory.unmapped]
-        for exchange in lost:
+        unmapped = [one for one in self._parked if one.memory is not None and one.memory.unmapped]
+        for exchange in unmapped:
             assert exchange.memory is not None
             try:
                 await exchange.memory.map_again()
@@ -316,7 +315,7 @@ class DecoupledRequests:
 
     def _follow_step(self, exchange: Exchange, step: Step, call: StreamCall, text: str) -> None:
         if step.attempts is None:
-            self._replies.refuse(exchange, lost(call.replica, text))
+            self._replies.refuse(exchange, server_lost(call.replica, text))
             return
         exchange.attempts = step.attempts
         exchange.again_at = time.monotonic() + step.pause

@@ -1,5 +1,4 @@
-"""Forwards one request to a Triton and returns the answer, by way of the Controller if it is
-cold."""
+"""Forwards one request to a Triton, by way of the Controller if it is cold."""
 
 import asyncio
 import random
@@ -19,7 +18,7 @@ from services.router.core.routing.routes import Replica, Target
 from services.router.core.routing.sequences import ends_sequence, home_server
 from services.router.core.wire.request import Sequence
 from services.router.core.wire.verdict import verdict
-from services.router.servers.answers import InferReply, TritonError, lost
+from services.router.servers.answers import InferReply, TritonError, server_lost
 from services.router.servers.call_metadata import shared_metadata
 from services.router.servers.channels import ServerChannels
 from services.router.servers.connection import Connections
@@ -119,7 +118,7 @@ class Forwarder:
                 self._detach(SentRequest(replica, address, call, span))
                 raise
             finally:
-                if attempts.loss is not None:
+                if attempts.lost_on is not None:
                     self.repeats.end(replica)
             refused = code is not _OK
             if sequence is not None and ends_sequence(sequence, begun=begun, failed=refused):
@@ -148,7 +147,7 @@ class Forwarder:
             if step.action is Action.ANSWER:
                 raise TritonError(await _error_of(call), cold=cold)
             if step.attempts is None:
-                raise lost(replica, text)
+                raise server_lost(replica, text)
             attempts = step.attempts
             await asyncio.sleep(step.pause)
 
@@ -183,7 +182,7 @@ class Forwarder:
         """Send the request where the Controller says. Returns None if that replica has been
         withdrawn since."""
         grant = await self._controller.make_resident(target, deadline, attempts.missed)
-        repeat = attempts.loss is not None
+        repeat = attempts.lost_on is not None
         if repeat:
             await self.repeats.begin(grant.replica, deadline)
         if self._watch.table.outdated(grant.replica, grant.revision):

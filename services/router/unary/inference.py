@@ -1,5 +1,4 @@
-"""One inference request, whichever way it came in: resolving, admitting, forwarding and counting
-it."""
+"""One inference request, whichever way it came in: resolved, admitted, forwarded and counted."""
 
 import asyncio
 import random

@@ -1,5 +1,4 @@
-"""The caller's memory that a request's tensors lie in, as far as the sender of the request is
-concerned."""
+"""The caller's memory that a request's tensors lie in, as its sender sees it."""
 
 from typing import Protocol
 

@@ -93,7 +93,7 @@ def test_a_miss_after_the_repeat_is_asked_for_again_and_the_first_loss_is_rememb
     assert first.attempts is not None
     second = step(Verdict.MISS, first.attempts, replica=B)
     assert second.attempts is not None
-    assert (second.attempts.loss, second.attempts.repeatable) == (A, False)
+    assert (second.attempts.lost_on, second.attempts.repeatable) == (A, False)
     third = step(Verdict.BROKEN, second.attempts, replica=B)
     assert third == Step(Action.LOSE, Loss(B, A, repeated=False))
 

@@ -47,10 +47,8 @@ MARKS: Final = 8  # parts of a window, whose differences give the noise
 SLACK: Final = 0.25  # of a window's answers may leave nobody waiting
 HOPELESS_MARKS: Final = 2  # parts of a window after which a trial may be given up
 HOPELESS_NOISE: Final = 2.0  # times the noise, by which such a trial must miss its mark
-QUIET_NOISE: Final = (
-    0.05  # noise above which a window is extended, to LONGEST_WINDOW times its length
-)
-LONGEST_WINDOW: Final = 4
+QUIET_NOISE: Final = 0.05  # above which a window is extended
+LONGEST_WINDOW: Final = 4  # times its length
 
 
 class Refusal(enum.Enum):

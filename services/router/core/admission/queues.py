@@ -1,5 +1,4 @@
-"""Requests that wait for their turn: by class, then by tenant in turns, then in order of
-arrival."""
+"""Requests that wait for their turn: by class, by tenant in turns, and in order of arrival."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
