@@ -1,4 +1,6 @@
-"""How often something happens, and how often it may. Times are the caller's, in seconds."""
+"""How often something happens, and how often it may.
+
+Times are the caller's, in seconds."""
 
 import math
 from dataclasses import dataclass, field

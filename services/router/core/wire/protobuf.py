@@ -1,4 +1,4 @@
-"""Protobuf's encoding, as far as the Router reads and writes it without a parser."""
+"""Protobuf's own encoding, as far as the Router reads and writes it without a parser."""
 
 from collections.abc import Iterator
 from itertools import repeat
@@ -6,7 +6,7 @@ from typing import Final
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
 VARINT_BYTES: Final = 10
-# Limits of tags and sizes. C++ parsers drop bits of a tag beyond 32, and would see another field.
+# Of tags and sizes. C++ parsers drop the bits of a tag beyond 32, and would see another field.
 NUMBER_BYTES: Final = 5
 MAX_TAG: Final = 2**32 - 1
 
@@ -14,17 +14,14 @@ _MAX_INT: Final = 2**64 - 1
 
 
 class Malformed(ValueError):
-    """The bytes are not a protobuf message."""
+    """The bytes are no protobuf message."""
 
 
 def fields(
     message: bytes, part: slice, whole: str, most: int
 ) -> Iterator[tuple[int, int, int | slice]]:
-    """Yield number, wire type and content of each field in `part`. The content of a field of fixed
-    size is given as 0.
-
-    `whole` names what has the fields, in errors. Raises Malformed, also for more than `most`
-    fields."""
+    """Numbers, wire types and contents, which are 0 for the types of fixed size. `whole`: what
+    has the fields, at `most` so many."""
     position, end = part.start, part.stop
     for _ in repeat(None, most):
         if position >= end:
@@ -54,18 +51,16 @@ def fields(
 
 
 def signed(number: int) -> int:
-    """Return an unsigned 64-bit number as C++ casts it to a signed one."""
+    """An unsigned number of 64 bits as C++ casts it to a signed one."""
     return number - 2**64 if number >= 2**63 else number
 
 
 def text_field(number: int, text: str) -> bytes:
-    """Return a string field."""
     data = text.encode()
     return bytes((number << 3 | BYTES,)) + encoded(len(data)) + data
 
 
 def encoded(number: int) -> bytes:
-    """Return a number as a varint."""
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)
@@ -75,8 +70,7 @@ def encoded(number: int) -> bytes:
 
 
 def varint(message: bytes, position: int, longest: int) -> tuple[int, int]:
-    """Return the number at `position`, which takes at most `longest` bytes, and where it ends.
-    Raises Malformed."""
+    """The number at `position`, of at most `longest` bytes, and where it ends."""
     result = 0
     for index in range(longest):
         if position >= len(message):
