@@ -22,8 +22,8 @@ MANY: Final = 1000  # gates, beyond which those unused for long are forgotten
 RETRY_SPREAD: Final = 0.5  # random share added to RetryInfo, so that not all return at once
 
 _PROBLEMS: Final = {
-    Refusal.FULL: "{queued} wait already, as many or as large as may",
-    Refusal.LATE: "its turn would come after its deadline, {queued} wait before it",
+    Refusal.FULL: "{queued} wait already, and the queue takes no more",
+    Refusal.LATE: "its turn would come after its deadline: {queued} wait before it",
     Refusal.EXPIRED: "its turn did not come in {waited:.2f} s",
     Refusal.DISPLACED: "after {waited:.2f} s in the queue it gave its place to a more urgent one",
 }

@@ -51,7 +51,7 @@ class Explanations:
             if waiting := self._admission.waiting(target):
                 steps.append(
                     f"{waiting} requests wait for {target}: this one, of priority "
-                    f"{priority.label}, by its turn"
+                    f"{priority.label}, waits for its turn"
                 )
         heard = "is heard from" if self._watch.connected else "is away; the table is kept"
         steps.append(f"the Controller {heard}, at {self._watch.table.revision}")
@@ -70,7 +70,7 @@ class Explanations:
         if asked.version or not routes[asked.model].arms:
             return why(routes, asked.model, asked.version, target)
         if asked.sequence:
-            return f"the traffic policy gives all of sequence {asked.sequence} to {target}"
+            return f"the traffic policy sends all of sequence {asked.sequence} to {target}"
         arms = ", ".join(f"{share:.0%} {target}" for target, share in found)
         return f"no version was asked for, the traffic policy draws one: {arms}"
 
@@ -85,8 +85,8 @@ class Explanations:
             place = self._sequence_place(asked, target)
             return f"{target} is resident on {where}: the sequence is {place}"
         if len(servers) > 1:
-            return f"{target} is resident on {where}: the one less busy of two drawn ones is taken"
-        return f"{target} is resident on {where}: forwarded as it is"
+            return f"{target} is resident on {where}: the less busy of two drawn at random is used"
+        return f"{target} is resident on {where}: the request is forwarded"
 
     def _sequence_place(self, asked: Question, target: Target) -> str:
         ids = (asked.sequence, int(asked.sequence)) if asked.sequence.isdecimal() else ()

@@ -165,6 +165,6 @@ def require_inside(region: str, source: MemorySource, offset: int, size: int) ->
     if size <= 0 or offset + size > source.size:
         raise RegionRefused(
             region=region,
-            problem=f"invalid args: {size} bytes at {offset} are no part of the {source.size} "
-            "that are there",
+            problem=f"invalid args: {size} bytes at {offset} are not within the {source.size} "
+            "that there are",
         )

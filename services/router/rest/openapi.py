@@ -14,12 +14,12 @@ _WORD: Final = re.compile(r"{(\w+)}")
 _TIMEOUT: Final = {
     "name": "x-request-timeout",
     "in": "header",
-    "description": "Seconds until the caller has no use for an answer any more. `grpc-timeout` and "
-    "Envoy's `x-envoy-expected-rq-timeout-ms` are heeded too.",
+    "description": "Seconds that the caller waits for an answer. `grpc-timeout` and Envoy's "
+    "`x-envoy-expected-rq-timeout-ms` are honoured too.",
     "schema": {"type": "number"},
 }
 _ERROR: Final = {
-    "description": "What is wrong, and what to do.",
+    "description": "What is wrong, and what to do about it.",
     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
 }
 

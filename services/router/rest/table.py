@@ -13,12 +13,12 @@ PLAIN: Final = "plain"
 ABOUT: Final = "about"
 
 TAGS: Final = {
-    MODELS: "Triton's HTTP protocol (KServe v2 and Triton's extensions): inference, and what a "
-    "model looks like. A version is a number or an alias; without one the model's traffic policy "
-    "decides. A model that is not loaded answers too, only later.",
+    MODELS: "Triton's HTTP protocol (KServe v2 and Triton's extensions): inference, and models' "
+    "metadata. A version is a number or an alias; without one, the model's traffic policy decides. "
+    "A model that is not loaded answers too, but later.",
     SERVER: "The Router as one very large Triton.",
-    REPOSITORY: "What there is, and what is loaded ahead or leaves at once.",
-    MEMORY: "Tensors in memory that the caller's host shares with its servers.",
+    REPOSITORY: "Registered models, and loading and unloading them ahead of time.",
+    MEMORY: "Tensors in memory shared by callers and servers on one host.",
     PLAIN: "For users of small model servers: names, lists and numbers. {id} is `model`, "
     "`model:version` or `model:alias`.",
     ABOUT: "This page, and metrics.",
@@ -61,19 +61,19 @@ def _of_region(kind: str, verb: str) -> tuple[str, ...]:
 ROUTES: Final = (
     HttpRoute(
         *("infer", MODELS, POST, _of_model("/infer"), infer.infer),
-        "Ask a model. Tensors come as JSON, or in binary behind it; the header "
-        "Inference-Header-Content-Length then says how long the JSON is.",
+        "Run inference. Tensors come in JSON, or in binary after it; the header "
+        "Inference-Header-Content-Length then gives the length of the JSON.",
         *("InferRequest", "InferResponse"),
     ),
     HttpRoute(
         *("predict", PLAIN, POST, ("/v1/models/{id}/predict", "/v1/models/{id}:predict")),
         v1.predict,
-        "Ask a model, with inputs by name, or with instances one by one.",
+        "Run inference, with inputs by name or with a list of instances.",
         *("PredictRequest", "PredictResponse"),
     ),
     HttpRoute(
         *("ready", MODELS, GET, _of_model("/ready"), v2.model_ready),
-        "200 if it may be asked for, resident or not, else 400.",
+        "200 if the model accepts requests, resident or not, else 400.",
     ),
     HttpRoute(
         *("live", SERVER, GET, ("/v2/health/live",), v2.live),
@@ -83,24 +83,24 @@ ROUTES: Final = (
     ),
     HttpRoute(
         *("serverReady", SERVER, GET, ("/v2/health/ready",), v2.ready),
-        "200 if the Router knows where models are, else 400.",
+        "200 once the Router knows where models are, before that 400.",
         gives="Ready",
         early=True,
     ),
     HttpRoute(
         *("generate", MODELS, POST, _of_model("/generate"), generate.generate),
-        "Ask with plain keys: each is an input, or else a parameter.",
+        "Run inference with plain keys, each of which is an input or else a parameter.",
         *("GenerateRequest", "GenerateResponse"),
     ),
     HttpRoute(
         *("generateStream", MODELS, POST, _of_model("/generate_stream"), generate.generate_stream),
-        "As generate, with an event for each response of a decoupled model.",
+        "Like generate, with an event for each response of a decoupled model.",
         *("GenerateRequest", "GenerateResponse"),
         events=True,
     ),
     HttpRoute(
         *("allStatistics", SERVER, GET, ("/v2/models/stats",), v2.statistics),
-        "Counts and durations of every model.",
+        "Counts and durations of all models.",
         gives="Statistics",
     ),
     HttpRoute(
@@ -110,7 +110,7 @@ ROUTES: Final = (
     ),
     HttpRoute(
         *("config", MODELS, GET, _of_model("/config"), v2.config),
-        "Its config, completed.",
+        "The completed config.",
         gives="ModelConfig",
     ),
     HttpRoute(
@@ -120,7 +120,7 @@ ROUTES: Final = (
     ),
     HttpRoute(
         *("modelTrace", MODELS, BOTH, ("/v2/models/{model}/trace/setting",), v2.trace),
-        "How its requests are traced, and how they will be.",
+        "Read or change how the model's requests are traced.",
         *("TraceSetting", "TraceSetting"),
     ),
     HttpRoute(
@@ -130,19 +130,19 @@ ROUTES: Final = (
     ),
     HttpRoute(
         *("trace", SERVER, BOTH, ("/v2/trace/setting",), v2.trace),
-        "How requests are traced, and how they will be.",
+        "Read or change how requests are traced.",
         *("TraceSetting", "TraceSetting"),
     ),
     HttpRoute(
         *("logging", SERVER, BOTH, ("/v2/logging",), v2.logging),
-        "What servers log, and what they will.",
+        "Read or change what servers log.",
         *("LogSettings", "LogSettings"),
     ),
     HttpRoute(
         *("index", REPOSITORY, POST),
         ("/v2/repository/index", "/v2/repository/{repository}/index"),
         v2.index,
-        "All models with their versions; READY is one that may be asked for.",
+        "All models with their versions; READY means that a version accepts requests.",
         *("IndexRequest", "Index"),
     ),
     HttpRoute(
@@ -152,7 +152,7 @@ ROUTES: Final = (
             "/v2/repository/{repository}/models/{model}/load",
         ),
         v2.load,
-        "Have it resident before it is asked for.",
+        "Load a model before it is needed.",
         "LoadRequest",
     ),
     HttpRoute(
@@ -162,12 +162,12 @@ ROUTES: Final = (
             "/v2/repository/{repository}/models/{model}/unload",
         ),
         v2.unload,
-        "Have it leave now; it comes back when it is asked for.",
+        "Unload a model now; the next request loads it again.",
         "UnloadRequest",
     ),
     HttpRoute(
         *("systemStatus", MEMORY, GET, _of_region("system", "status"), v2.system_status),
-        "Regions that are registered.",
+        "The registered regions.",
         gives="SystemRegions",
     ),
     HttpRoute(
@@ -179,11 +179,11 @@ ROUTES: Final = (
     HttpRoute(
         *("systemUnregister", MEMORY, POST, _of_region("system", "unregister")),
         v2.system_unregister,
-        "Forget a region, or all.",
+        "Unregister one region, or all.",
     ),
     HttpRoute(
         *("cudaStatus", MEMORY, GET, _of_region("cuda", "status"), v2.cuda_status),
-        "Regions that are registered.",
+        "The registered regions.",
         gives="CudaRegions",
     ),
     HttpRoute(
@@ -194,7 +194,7 @@ ROUTES: Final = (
     HttpRoute(
         *("cudaUnregister", MEMORY, POST, _of_region("cuda", "unregister")),
         v2.cuda_unregister,
-        "Forget a region, or all.",
+        "Unregister one region, or all.",
     ),
     HttpRoute(
         *("plainMetadata", PLAIN, GET, ("/v1/models/{id}/metadata",), v1.metadata),
@@ -203,41 +203,41 @@ ROUTES: Final = (
     ),
     HttpRoute(
         *("status", PLAIN, GET, ("/v1/models/status",), v1.status),
-        "All models with their versions: resident or not, and where.",
+        "All models and versions: whether they are resident, and where.",
         gives="Status",
     ),
     HttpRoute(
         *("plainReady", PLAIN, GET, ("/v1/models/{id}",), v1.ready),
-        "200 if it may be asked for, resident or not, else 503.",
+        "200 if the model accepts requests, resident or not, else 503.",
         gives="PlainReady",
     ),
     HttpRoute(
         *("health", PLAIN, GET, ("/v1/health",), v1.health),
-        "200 when requests can be answered, 503 before.",
+        "200 once requests can be answered, before that 503.",
         gives="Health",
         early=True,
     ),
     HttpRoute(
         *("root", ABOUT, GET, ("/",), pages.root),
-        "That there is something here, and where to read on.",
+        "Where to read on.",
         gives="Root",
         early=True,
     ),
     HttpRoute(
         *("metrics", ABOUT, GET, ("/metrics",), pages.metrics),
-        "For Prometheus.",
+        "Metrics for Prometheus.",
         gives="text/plain",
         early=True,
     ),
     HttpRoute(
         *("openapi", ABOUT, GET, ("/openapi.json",), pages.openapi),
-        "These routes, for programs.",
+        "These routes as an OpenAPI document.",
         gives="OpenApi",
         early=True,
     ),
     HttpRoute(
         *("docs", ABOUT, GET, ("/docs",), pages.docs),
-        "These routes, for people.",
+        "These routes as a page for people.",
         gives="text/html",
         early=True,
     ),

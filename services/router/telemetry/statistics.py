@@ -54,7 +54,7 @@ class Statistics(Collector):
             yield family
         yield CounterMetricFamily(
             "shoal_router_streamed_requests",
-            "Requests of streams to models that are not decoupled, sent on streams, too.",
+            "Requests of clients' streams that were sent to servers on streams.",
             self.streamed,
         )
 

@@ -38,13 +38,9 @@ class Sequences:
         self._count[replica] += 1
         return self._count[replica] == 1
 
-    def known(self, target: Target, id_: int | str) -> bool:
-        """Return whether the sequence is tied to a replica."""
-        return (target, id_) in self._tied
-
     def begun(self, target: Target, asked: Sequence) -> bool:
         """Return whether a request continues a sequence that is known. Ask before it is tied."""
-        return not asked.start and self.known(target, asked.id)
+        return not asked.start and (target, asked.id) in self._tied
 
     def end(self, target: Target, id_: int | str) -> None:
         """Forget a sequence."""
