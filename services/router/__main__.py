@@ -1,4 +1,4 @@
-"""Composition root of the Router: `python -m services.router`."""
+"""The Router's composition root: `python -m services.router`."""
 
 # ruff: noqa: E402
 from services.router.process import tuning
@@ -19,7 +19,7 @@ from services.common.ports import listen
 from services.common.rpc import RpcServer
 from services.router.api import inference, servicer
 from services.router.api.explanations import Explanations
-from services.router.api.servicer import OwnStatistics, RouterServicer, WorkerServicer
+from services.router.api.servicer import ProcessStatistics, RouterServicer, WorkerServicer
 from services.router.assembly import assembled
 from services.router.control.placement_watch import PlacementWatch
 from services.router.control.table_file import TableFile
@@ -31,11 +31,11 @@ from services.router.rest.openapi import pages
 from services.router.rest.service import Service
 from services.router.rest.table import ROUTES
 from services.router.settings import Settings
-from services.router.telemetry.statistics import Overload
+from services.router.telemetry.statistics import AdmissionMetrics
 from shoal.controller.v1.controller_service_pb2_grpc import ControllerServiceStub
 from shoal.router.v1.router_service_pb2_grpc import add_RouterServiceServicer_to_server
 
-FIRST_TABLE_SECONDS = 2.0  # for the Controller's; then the one on disk is used
+FIRST_TABLE_SECONDS = 2.0  # for the Controller's table; then the one on disk is used
 
 
 async def main(stop: asyncio.Event) -> None:
@@ -47,7 +47,7 @@ async def main(stop: asyncio.Event) -> None:
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
-    """Answer until `stop` is set, alone or as one of several workers."""
+    """Answer requests until `stop` is set, alone or as one of several workers."""
     shared = settings.worker is not None
     tuning.process(batch=settings.batch_scheduling)
     async with AsyncExitStack() as stack:
@@ -65,10 +65,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         )
         watch, admission = router.watch, router.admission
         REGISTRY.register(router.statistics)
-        REGISTRY.register(Overload(admission, router.forwarder.budget))
+        REGISTRY.register(AdmissionMetrics(admission, router.forwarder.budget))
         rpc = _rpc_server(settings, router.callers, shared=shared)
         rpc.grpc.add_generic_rpc_handlers((router.service.methods(),))
-        own = OwnStatistics(watch, router.statistics)
+        own = ProcessStatistics(watch, router.statistics)
         peers = Peers(own, settings.worker_sockets if shared else None, settings.worker or 0)
         add_RouterServiceServicer_to_server(
             RouterServicer(Explanations(watch, admission), peers), rpc.services
@@ -78,15 +78,15 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         stack.push_async_callback(converter.close)
         rest = Service(
             watch=watch,
-            requests=router.inference,
+            inference=router.inference,
             callers=router.callers,
-            calls=router.answers,
+            answers=router.answers,
             metrics=peers.metrics,
             pages=pages(ROUTES, router.version),
             max_body=settings.max_message_bytes,
             max_json=settings.max_json_bytes,
-            stream=router.streams.responses,
-            held=admission.held,
+            responses=router.streams.responses,
+            memory_budget=admission.memory_budget,
             converter=converter,
         )
         http = web.HttpLimits(settings.max_header_bytes, connections=settings.limits.connections)
@@ -98,7 +98,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             work.append(follow_parent(stop, partial(setattr, admission, "workers")))
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(one) for one in work]
-            tuning.settled()
+            tuning.freeze_heap()
             await stop.wait()
             await rpc.stop(settings.stop_grace)
             for task in running:
@@ -106,7 +106,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
 
 
 def _rpc_server(settings: Settings, callers: CallerPolicy, *, shared: bool) -> RpcServer:
-    """`shared`: on a port that the other workers listen on, too."""
+    """Return the gRPC server. `shared` says that other workers listen on its port as well."""
     rpc = RpcServer(
         callers,
         open_methods=servicer.OPEN_METHODS,
@@ -123,7 +123,8 @@ def _rpc_server(settings: Settings, callers: CallerPolicy, *, shared: bool) -> R
 
 
 def _table_file(settings: Settings) -> TableFile | None:
-    """Where the table of placements is kept, if it is: one file for each process."""
+    """Return the file in which this process keeps its placement table, or None if no table is
+    kept."""
     if settings.state_dir is None:
         return None
     name = f"router-{settings.grpc_port}"
@@ -135,8 +136,8 @@ def _table_file(settings: Settings) -> TableFile | None:
 async def _begin(
     settings: Settings, watch: PlacementWatch, rpc: RpcServer, kept: TableFile | None
 ) -> None:
-    """Answer from the first table on: the Controller's, or while it is away the one on disk. Before
-    that, every model would be unknown."""
+    """Start answering once there is a first table, since every model would be unknown before. The
+    table is the Controller's or, while no Controller can be reached, the one on disk."""
     if kept is not None:
         try:
             async with asyncio.timeout(FIRST_TABLE_SECONDS):

@@ -1,4 +1,4 @@
-"""The Router put together."""
+"""Builds the Router's object graph."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,10 +16,10 @@ from services.router.call import Answer
 from services.router.control.calls import ControllerCalls
 from services.router.control.model_info import ModelInfo
 from services.router.control.placement_watch import PlacementWatch
-from services.router.control.residents import ControllerClient
+from services.router.control.residents import ResidencyClient
 from services.router.control.servers import ServerCalls
 from services.router.control.table_file import TableFile
-from services.router.core.admission.memory import Held
+from services.router.core.admission.memory import MemoryBudget
 from services.router.core.routing.table import Table
 from services.router.memory.lent import RegionLender
 from services.router.memory.regions import SharedMemory
@@ -34,21 +34,22 @@ from services.router.unary.inference import UnaryInference
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """What answers requests, without the ports that they come in by."""
+    """The parts that answer requests, without the ports on which requests arrive."""
 
     version: str
     callers: CallerPolicy
     watch: PlacementWatch
-    controller: ControllerClient
+    controller: ResidencyClient
     channels: ServerChannels
     forwarder: Forwarder
     statistics: Statistics
     admission: Admission
     inference: UnaryInference
     streams: Streams
-    #: None where it is off.
+    #: None if shared memory is switched off.
     memory: SharedMemory | None
-    #: What answers each method of inference.GRPCInferenceService but inference, by name.
+    #: The answer to each method of inference.GRPCInferenceService, by method name, except for
+    #: inference itself.
     answers: Mapping[str, Answer]
     service: InferenceService
 
@@ -61,15 +62,15 @@ async def assembled(
     name: str,
     table_file: TableFile | None = None,
 ) -> AsyncIterator[Router]:
-    """Put a Router together, and let go of what it holds in the end. It follows no Controller until
-    somebody runs its `watch`.
+    """Build a Router, and release what it holds on exit. It follows no Controller until its `watch`
+    is run.
 
-    `controllers` are stubs of ControllerService by address. `name` is this process's, new at every
-    start. `table_file` is told every change of the table."""
+    `controllers` maps addresses to stubs of ControllerService. `name` identifies this process and
+    is new at every start. `table_file` is told of every change to the table."""
     async with AsyncExitStack() as stack:
         callers = CallerPolicy(settings.trusted_proxies)
         watch = PlacementWatch(controllers, name, Table(), table_file)
-        controller = ControllerClient(watch, settings.patience)
+        controller = ResidencyClient(watch, settings.patience)
         channels = ServerChannels()
         stack.push_async_callback(channels.close)
         forwarder = Forwarder(watch, controller, channels, hedge_after=settings.hedge_after)
@@ -81,7 +82,7 @@ async def assembled(
             tenant_limits(settings.tenant_limits),
             settings.bounds,
             settings.in_flight_limits,
-            Held(settings.held_bytes(total_memory())),
+            MemoryBudget(settings.held_bytes(total_memory())),
         )
         watch.count_waiting(admission.waiting)
         calls = ControllerCalls(watch)
@@ -94,7 +95,7 @@ async def assembled(
                 servers,
                 callers,
                 router=str(settings.grpc_port),
-                several=settings.worker is not None,
+                shares_port=settings.worker is not None,
             )
             stack.push_async_callback(memory.close)
             answers |= memory.answers()

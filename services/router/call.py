@@ -1,4 +1,4 @@
-"""A call of Triton's protocol that somebody in the Router answers, however it came in."""
+"""A call of Triton's protocol, whichever way it came in."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from services.common.rpc import Context, deadline_of
 
 
 class RefusedByServers(Exception):
-    """Triton's own code and text; the client's to see."""
+    """The servers refused a call. Clients see Triton's own code and text."""
 
     def __init__(self, code: grpc.StatusCode, text: str) -> None:
         super().__init__(text)
@@ -19,11 +19,12 @@ class RefusedByServers(Exception):
 
 
 class Call(NamedTuple):
-    """Who calls, from where (as gRPC spells a peer), and until when: seconds of the monotonic
-    clock, None for no deadline."""
+    """A call: who makes it, from where, and how long they wait."""
 
     caller: Caller
+    #: The caller's address in gRPC's notation.
     peer: str
+    #: Seconds of the monotonic clock, or None without a deadline.
     deadline: float | None
 
 
@@ -32,7 +33,8 @@ Answer = Callable[[Any, Call], Awaitable[Any]]
 
 
 def over_grpc(answer: Answer, callers: CallerPolicy) -> GrpcMethod:
-    """Return `answer` as a method of a gRPC service, which passes Triton's own refusals on."""
+    """Return `answer` as a method of a gRPC service. Refusals by servers are passed on
+    unchanged."""
 
     async def answered(request: Any, context: Context) -> Any:
         metadata = tuple(context.invocation_metadata() or ())

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from services.common.packed import PACKED, Packed, unpacked
-from services.router.admission.memory import Holding
-from services.router.core.admission.memory import Held
+from services.router.admission.memory import Reservation
+from services.router.core.admission.memory import MemoryBudget
 from services.router.core.errors import MemoryTaken, MessageTooLarge
 from services.router.unary import decompression as unpacking
 
@@ -85,27 +85,27 @@ def test_no_request_looks_compressed(request: service_pb2.ModelInferRequest) -> 
     "size", [0, 1, unpacking.INLINE, unpacking.INLINE + 1, 3 * unpacking.PIECE + 5]
 )
 async def test_a_request_counts_as_held_once_it_is_whole(pack: Pack, size: int) -> None:
-    message, held = bytes(size), Held()
-    holding = Holding(held)
-    assert await unpacking.unpacked(pack(message), size, holding) == message
-    assert held.total == size
-    holding.release()
-    assert held.total == 0
+    message, budget = bytes(size), MemoryBudget()
+    reservation = Reservation(budget)
+    assert await unpacking.decompressed(pack(message), size, reservation) == message
+    assert budget.held == size
+    reservation.release()
+    assert budget.held == 0
 
 
 async def test_it_grows_no_further_than_it_may() -> None:
     bomb = gzip.compress(bytes(64 * MIB))
-    for held, limit, refusal in (
-        (Held(), 2 * MIB, MessageTooLarge),
-        (Held(4 * MIB), ENDLESS, MemoryTaken),
+    for budget, limit, refusal in (
+        (MemoryBudget(), 2 * MIB, MessageTooLarge),
+        (MemoryBudget(4 * MIB), ENDLESS, MemoryTaken),
     ):
-        held.grow(0, 2 * MIB)  # another one's
-        holding = Holding(held)
+        budget.grow(0, 2 * MIB)  # another one's
+        reservation = Reservation(budget)
         with pytest.raises(refusal):
-            await unpacking.unpacked(bomb, limit, holding)
-        assert holding.size <= 3 * MIB
-        holding.release()
-        assert held.total == 2 * MIB
+            await unpacking.decompressed(bomb, limit, reservation)
+        assert reservation.size <= 3 * MIB
+        reservation.release()
+        assert budget.held == 2 * MIB
 
 
 async def test_others_go_on_meanwhile() -> None:
@@ -113,7 +113,9 @@ async def test_others_go_on_meanwhile() -> None:
     done: list[str] = []
 
     async def unpack(name: str, size: int) -> None:
-        await unpacking.unpacked(gzip.compress(bytes(size)), ENDLESS, Holding(Held()))
+        await unpacking.decompressed(
+            gzip.compress(bytes(size)), ENDLESS, Reservation(MemoryBudget())
+        )
         done.append(name)
 
     async with asyncio.TaskGroup() as tasks:

@@ -24,7 +24,7 @@ from services.router.core.errors import Overloaded, RateLimited, ServerLost, Ten
 from services.router.core.routing.routes import Replica, Route, Target, VersionRoute
 from services.router.core.routing.table import NONE, Change, Table
 from services.router.settings import Settings, TenantSettings, tenant_limits
-from services.router.telemetry.statistics import Overload
+from services.router.telemetry.statistics import AdmissionMetrics
 from tests.support.controllers import TARGET, in_time, routed, stub
 from tests.support.triton_direct import DirectTriton
 from tests.support.waiting import until
@@ -40,7 +40,7 @@ async def admitted(admission: Admission, **asked: Any) -> AsyncIterator[None]:
     """A request from its begin to its end, as the Router has it."""
     ticket = admission.enter("one", MODEL, **asked)
     if ticket.turn is not None:
-        await admission.turn(ticket)
+        await admission.wait_turn(ticket)
     answered = False
     try:
         yield
@@ -80,7 +80,7 @@ def queued(admission: Admission, **more: object) -> "asyncio.Task[Ticket]":
     assert ticket.turn is not None
 
     async def wait() -> Ticket:
-        await admission.turn(ticket)
+        await admission.wait_turn(ticket)
         return ticket
 
     return asyncio.create_task(wait())
@@ -111,7 +111,7 @@ async def test_one_after_the_other_by_priority() -> None:
     admission, order = made(), []
 
     async def request(name: str, said: str | None, parameter: int = 0) -> None:
-        async with admitted(admission, said=said, parameter=parameter):
+        async with admitted(admission, priority_header=said, priority_parameter=parameter):
             order.append(name)
             await asyncio.sleep(0)
 
@@ -136,7 +136,7 @@ async def test_a_request_within_a_sequence_goes_ahead_of_all() -> None:
     admission = made(one=TenantLimit(rate=1.0, burst=1.0))
     async with clean(admission):
         first = admission.enter("one", MODEL)
-        following = admission.enter("one", MODEL, begun=True)
+        following = admission.enter("one", MODEL, continues=True)
         assert following.turn is None
         for ticket in (first, following):
             admission.leave(ticket, answered=True)
@@ -191,7 +191,7 @@ async def test_too_late_is_said_at_once_with_the_time_to_come_back() -> None:
         assert refused.value.metadata["priority"] == "normal"
         assert refused.value.retry_after is not None
         assert 9 * TAKES <= refused.value.retry_after <= 16 * TAKES
-        urgent = queued(admission, said="high", deadline=began + SOON)
+        urgent = queued(admission, priority_header="high", deadline=began + SOON)
         admission.leave(first, answered=True)
         for task in (urgent, *waiting):
             admission.leave(await asyncio.wait_for(task, SOON), answered=True)
@@ -224,10 +224,10 @@ async def test_the_least_urgent_yields_its_place() -> None:
     admission = made(Bounds(requests=1))
     async with clean(admission):
         first = admission.enter("one", MODEL)
-        low = queued(admission, said="low")
+        low = queued(admission, priority_header="low")
         with pytest.raises(Overloaded, match="1 wait already"):
-            admission.enter("one", MODEL, said="low")
-        high = queued(admission, said="high")
+            admission.enter("one", MODEL, priority_header="low")
+        high = queued(admission, priority_header="high")
         with pytest.raises(Overloaded, match="gave its place to a more urgent one"):
             await low
         admission.leave(first, answered=True)
@@ -241,12 +241,12 @@ async def test_a_cold_version_lets_some_ask_and_the_rest_wait() -> None:
         assert {ticket.turn for ticket in asking} == {None}
         late = admission.enter("one", COLD, deadline=time.monotonic() + 0.1)
         with pytest.raises(DeadlineBeforeResident, match="others were to be answered first"):
-            await admission.turn(late)
+            await admission.wait_turn(late)
         waiting = admission.enter("one", COLD)
         assert waiting.waiting is not None
         assert waiting.waiting.until == math.inf, "without a deadline, as long as it takes"
         admission.leave(asking.pop(), answered=False)
-        await asyncio.wait_for(admission.turn(waiting), SOON)
+        await asyncio.wait_for(admission.wait_turn(waiting), SOON)
         for ticket in (waiting, *asking):
             admission.leave(ticket, answered=False)
 
@@ -255,7 +255,7 @@ async def test_tenants_have_their_own_limits() -> None:
     limits = {"slow": TenantLimit(rate=2.0, burst=1.0, priority=Priority.LOW)}
     admission = Admission(table(), {"*": TenantLimit(cold=1), **limits})
     async with clean(admission):
-        slow = admission.enter("slow", MODEL, said="high")
+        slow = admission.enter("slow", MODEL, priority_header="high")
         assert slow.priority is Priority.LOW
         with pytest.raises(RateLimited) as refused:
             admission.enter("slow", MODEL)
@@ -273,7 +273,7 @@ async def test_a_class_that_there_is_not_leaves_nothing_behind() -> None:
     admission = made()
     async with clean(admission):
         with pytest.raises(InvalidField):
-            admission.enter("one", MODEL, said="urgent")
+            admission.enter("one", MODEL, priority_header="urgent")
 
 
 # --- callers that go away -------------------------------------------------------------------------
@@ -339,7 +339,7 @@ async def test_gates_that_are_not_used_are_forgotten(monkeypatch: pytest.MonkeyP
     for number in range(2):
         admission.leave(admission.enter("one", Target("other", number)), answered=False)
     for gate in admission.gates.values():
-        gate._seen = [-1e9] * len(Priority)
+        gate._last_seen = [-1e9] * len(Priority)
     admission.leave(admission.enter("one", Target("newest", 1)), answered=False)
     assert set(admission.gates) == {MODEL, Target("newest", 1)}
     admission.leave(kept, answered=True)
@@ -396,13 +396,13 @@ def test_limits_that_mean_nothing_are_refused_at_the_start(wrong: dict[str, obje
 
 async def test_metrics_say_what_waits_and_what_was_refused() -> None:
     admission, budget, registry = made(Bounds(requests=1)), RetryBudget(), CollectorRegistry()
-    registry.register(Overload(admission, budget))
+    registry.register(AdmissionMetrics(admission, budget))
     assert budget.retry(0.0)
     assert budget.hedge(0.0)
     first = admission.enter("one", MODEL)
-    low = queued(admission, said="low")
+    low = queued(admission, priority_header="low")
     with pytest.raises(ShoalError):
-        admission.enter("one", MODEL, said="low")
+        admission.enter("one", MODEL, priority_header="low")
     text = generate_latest(registry).decode().splitlines()
     labels = 'model="model",version="1"'
     for line in (

@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from services.router.core.routing.metadata import Pairs
-from services.router.servers.call_metadata import onward
+from services.router.servers.call_metadata import shared_metadata
 from tests.support.grpc_servers import listening
 
 ECHO = "/test.Echo/Metadata"
@@ -26,7 +26,7 @@ async def received(pairs: Pairs) -> list[tuple[str, str | bytes]]:
     handlers = {method: grpc.unary_unary_rpc_method_handler(answer)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
     async with listening(server) as address, grpc.aio.insecure_channel(address) as channel:
-        await channel.unary_unary(ECHO)(b"", metadata=onward(pairs))
+        await channel.unary_unary(ECHO)(b"", metadata=shared_metadata(pairs))
     return seen
 
 
@@ -38,5 +38,5 @@ async def test_what_is_sent_is_received(pairs: Pairs) -> None:
 
 
 def test_calls_that_say_the_same_have_one() -> None:
-    assert onward((("a", "1"),)) is onward((("a", "1"),))
-    assert onward(()) is onward(()) != onward((("a", "1"),))
+    assert shared_metadata((("a", "1"),)) is shared_metadata((("a", "1"),))
+    assert shared_metadata(()) is shared_metadata(()) != shared_metadata((("a", "1"),))

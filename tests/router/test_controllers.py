@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from services.router.api import inference
 from services.router.control import placement_watch
-from services.router.control.residents import ControllerClient
+from services.router.control.residents import ResidencyClient
 from services.router.core.errors import ControllerUnavailable, NoLease, ServerLost
 from services.router.core.routing.routes import Replica
 from services.router.core.routing.table import Revision, Table
@@ -96,7 +96,7 @@ async def test_a_lower_epoch_is_never_followed_again() -> None:
         await until(lambda: router.watch.acting is None)
         old.servers = {"t0": "127.0.0.1:1"}
         with pytest.raises(ControllerUnavailable, match="no Controller that acts"):
-            await ControllerClient(router.watch, patience=1.0).make_resident(TARGET, None, None)
+            await ResidencyClient(router.watch, patience=1.0).make_resident(TARGET, None, None)
         assert old.asked == []
         assert {message.WhichOneof("message") for message in old.heard[tried:]} == {"subscribe"}
         assert router.epoch == 2

@@ -46,7 +46,7 @@ async def test_others_know_of_it_until_it_is_unloaded(tmp_path: Path) -> None:
             gone = controller.loop.catalogue.replace((), [model_name(MANY)], all_=False)
             controller.loop.catalogue_changed(gone)
             await until(lambda: other.watch.table.entry(Target(MANY, 1)) is None)
-            assert not other.watch.table.plain
+            assert not other.watch.table.none_decoupled
             values = [numbers(reply) for reply in await talk.rest()]
             assert values == [(float(number),) for number in range(1, REPLIES)]
-            await until(lambda: other.watch.table.plain)
+            await until(lambda: other.watch.table.none_decoupled)

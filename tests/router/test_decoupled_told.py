@@ -49,7 +49,7 @@ def in_table(version: registry.ModelVersion) -> tuple[bool | None, bool]:
     table.apply(change_of(published(version)))
     entry = table.entry(Target("m", 1))
     assert entry is not None
-    return entry.decoupled, table.plain
+    return entry.decoupled, table.none_decoupled
 
 
 @pytest.mark.parametrize("decoupled", [False, True])

@@ -115,7 +115,7 @@ async def test_it_stays_until_the_last_request_is_over(
     await client.register_cuda_shared_memory("in", handle(memory), 0, SIZE)
     await client.register_cuda_shared_memory("out", handle(output), 0, SIZE)
     answer = asyncio.create_task(infer(client, "in", "out", model="slow"))
-    await until(lambda: shoal.watch.in_use.usage_of(Target("slow", 1)))
+    await until(lambda: shoal.watch.in_use.in_flight_on(Target("slow", 1)))
     await client.unregister_cuda_shared_memory()
     assert len(await mapped(server)) == 2, "the server still writes to it"
     await answer

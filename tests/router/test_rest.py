@@ -27,7 +27,7 @@ from services.common.status import DETAILS_KEY, details
 from services.controller.core.errors import NeverFits, NoRoom
 from services.router.call import Call, RefusedByServers
 from services.router.control.placement_watch import PlacementWatch
-from services.router.core.routing.metadata import Pairs, Said, read
+from services.router.core.routing.metadata import CallerMetadata, Pairs, read_metadata
 from services.router.core.routing.routes import Route, VersionRoute
 from services.router.core.routing.table import Table
 from services.router.rest.app import app
@@ -64,8 +64,8 @@ class Backend:
         self.responses: list[bytes | Exception] = []
         self.decoupled = False
 
-    def said(self, metadata: Pairs) -> Said:
-        return read(metadata)
+    def checked_metadata(self, metadata: Pairs) -> CallerMetadata:
+        return read_metadata(metadata)
 
     async def answer(self, request: Request) -> InferReply:
         self.asked.append(request)
@@ -173,14 +173,14 @@ async def server() -> AsyncIterator[Running]:
 
     service = Service(
         watch=watch,
-        requests=backend,  # type: ignore[arg-type]
+        inference=backend,  # type: ignore[arg-type]
         callers=CallerPolicy(),
-        calls={"ModelConfig": backend.config, "RepositoryModelLoad": backend.load},
+        answers={"ModelConfig": backend.config, "RepositoryModelLoad": backend.load},
         metrics=metrics,
         pages=pages(ROUTES, "1.2.3"),
         max_body=LIMIT,
         max_json=JSON_LIMIT,
-        stream=backend.stream,
+        responses=backend.stream,
     )
     limits = web.HttpLimits(head_bytes=4096, head_seconds=0.3, connections=20)
     async with AsyncExitStack() as stack:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
-from services.router.core.rest.generate import Declared, generated
-from services.router.core.rest.infer import SIZES, Input, parsed
+from services.router.core.rest.generate import Declared, parse_generate
+from services.router.core.rest.infer import SIZES, Input, parse_infer
 from services.router.core.rest.values import WrongRequest
 from services.router.rest import documents, tensors
 
@@ -61,7 +61,7 @@ REQUEST = st.fixed_dictionaries(
 @given(REQUEST | ANYTHING, st.binary(max_size=8))
 def test_whatever_is_asked_becomes_a_message_or_is_refused(document: Any, rest: bytes) -> None:
     try:
-        asked = parsed(documents.loads(json.dumps(document).encode()))
+        asked = parse_infer(documents.loads(json.dumps(document).encode()))
         message = tensors.message("m", "", asked, memoryview(rest))
     except WrongRequest:
         return
@@ -78,7 +78,7 @@ def test_whatever_is_asked_becomes_a_message_or_is_refused(document: Any, rest: 
 def test_whatever_generate_is_asked_becomes_a_message_or_is_refused(document: Any) -> None:
     declared = {"X": Declared("FP32", (-1, 2)), "BYTES": Declared("BYTES", (1,))}
     try:
-        asked = generated(documents.loads(json.dumps(document).encode()), declared)
+        asked = parse_generate(documents.loads(json.dumps(document).encode()), declared)
         message = tensors.message("m", "", asked, NONE)
     except WrongRequest:
         return
@@ -121,20 +121,20 @@ def test_numbers_of_any_length_and_halves_of_characters(also: bytes) -> None:
 
 
 def test_integers_wrap_as_they_do_in_triton() -> None:
-    found = tensors.packed(Input("X", "INT8", (3,), elements=[127, 128, -129]))
+    found = tensors.encoded_elements(Input("X", "INT8", (3,), elements=[127, 128, -129]))
     assert np.frombuffer(found, np.int8).tolist() == [127, -128, 127]
-    found = tensors.packed(Input("X", "UINT16", (1,), elements=[65537]))
+    found = tensors.encoded_elements(Input("X", "UINT16", (1,), elements=[65537]))
     assert np.frombuffer(found, np.uint16).tolist() == [1]
 
 
 def test_what_is_too_large_for_a_float_is_infinite() -> None:
-    found = tensors.packed(Input("X", "FP32", (2,), elements=[1e300, -1e300]))
+    found = tensors.encoded_elements(Input("X", "FP32", (2,), elements=[1e300, -1e300]))
     assert np.frombuffer(found, np.float32).tolist() == [math.inf, -math.inf]
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=5))
 def test_bfloat16_there_and_back(numbers: list[float]) -> None:
-    content = tensors.packed(Input("X", "BF16", (len(numbers),), elements=numbers))
+    content = tensors.encoded_elements(Input("X", "BF16", (len(numbers),), elements=numbers))
     found = tensors.array("X", "BF16", [len(numbers)], memoryview(content))
     for number, back in zip(numbers, found.tolist(), strict=True):
         assert (
@@ -150,8 +150,8 @@ def test_many_are_read_as_few_are(datatype: str) -> None:
     numbers = [bool(i % 3) if datatype == "BOOL" else i for i in range(count)]
     one = Input("X", datatype, (count,), elements=numbers)
     few = Input("X", datatype, (1,), elements=numbers[-1:])
-    found = tensors.packed(one)
-    assert found.endswith(tensors.packed(few))
+    found = tensors.encoded_elements(one)
+    assert found.endswith(tensors.encoded_elements(few))
     if datatype != "BF16":
         expected = np.array(numbers).astype(tensors.DTYPES[datatype])
         assert found == expected.tobytes()
@@ -159,9 +159,9 @@ def test_many_are_read_as_few_are(datatype: str) -> None:
 
 def test_documents_say_what_numbers_are_none() -> None:
     arrays = {
-        "a": tensors.plain(np.array([[1.5, math.nan]], np.float32)),
-        "b": tensors.plain(np.array([1, 2], np.int64)),
-        "c": tensors.plain(np.float32(-math.inf)),
+        "a": tensors.for_json(np.array([[1.5, math.nan]], np.float32)),
+        "b": tensors.for_json(np.array([1, 2], np.int64)),
+        "c": tensors.for_json(np.float32(-math.inf)),
     }
     assert documents.dumps(arrays) == b'{"a":[[1.5,NaN]],"b":[1,2],"c":-Infinity}'
 

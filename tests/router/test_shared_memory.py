@@ -403,7 +403,7 @@ async def test_memory_stays_mapped_under_a_request(
     leaver = asyncio.create_task(infer(client, "in", "out", model="slow"))
     stayer = asyncio.create_task(infer(client, "in", "out", model="slow"))
     target = Target("slow", 1)
-    await until(lambda: shoal.watch.in_use.usage_of(target) == 2)
+    await until(lambda: shoal.watch.in_use.in_flight_on(target) == 2)
     leaver.cancel()
     await client.unregister_system_shared_memory()
     assert len(await mapped(server)) == 2, "the server still writes to it"
@@ -425,7 +425,7 @@ async def test_and_under_the_replies_to_a_stream(
     assert len(await mapped(server)) == 2, "the server still writes to it"
     await until_unmapped(server)
     assert output.get() == list(VALUES * 3)
-    assert not shoal.watch.in_use.usage_of(Target("many", 1))
+    assert not shoal.watch.in_use.in_flight_on(Target("many", 1))
 
 
 @asynccontextmanager

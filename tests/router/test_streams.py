@@ -15,7 +15,7 @@ import pytest
 
 from services.common.caller import LOCAL
 from services.common.errors import ModelNotFound
-from services.router.core.routing.metadata import read
+from services.router.core.routing.metadata import read_metadata
 from services.router.servers.answers import TritonError
 from services.router.streams import call as stream_call
 from services.router.streams import replies as stream_replies
@@ -309,7 +309,7 @@ async def test_a_sequence_stays_on_its_replica(servers: dict[str, DirectTriton])
         assert [numbers(reply) for reply in replies] == [
             (total,) for total in (1, 3, 6, 10) for _ in ids
         ]
-        assert router.watch.sequences.used(time.monotonic()) == {}
+        assert router.watch.sequences.usage(time.monotonic()) == {}
 
 
 @pytest.mark.parametrize("start", [True, False])
@@ -321,7 +321,7 @@ async def test_a_sequence_that_fails_before_it_began_is_tied_to_nothing(
         for model in (MANY, SUM):
             await talk.say(ask(model, 1, shape=[2], sequence=(9, start, False)))
             assert "input" in (await talk.hear()).error_message
-        assert router.watch.sequences.used(time.monotonic()) == {}
+        assert router.watch.sequences.usage(time.monotonic()) == {}
 
 
 # --- slow, gone, and half gone --------------------------------------------------------------------
@@ -441,7 +441,7 @@ async def test_the_replies_to_one_request(servers: dict[str, DirectTriton]) -> N
 
         def responses(request: Any) -> AsyncGenerator[bytes, None]:
             message = request.SerializeToString()
-            return router.streams.responses(Request(message, read(()), None, LOCAL))
+            return router.streams.responses(Request(message, read_metadata(()), None, LOCAL))
 
         assert len([r async for r in responses(ask(MANY, 3, 0))]) == 3
         assert [r async for r in responses(ask(MANY, 0, 0))] == []

@@ -207,7 +207,7 @@ async def test_a_disk_that_takes_nothing_is_no_end(
             await seen(lambda: logged)
             blocked.unlink()
             await seen((blocked / "table").exists)
-    assert [entry["event"] for entry in logged] == ["placements cannot be kept on disk"], "once"
+    assert [entry["event"] for entry in logged] == ["cannot write the placement table"], "once"
 
 
 # --- restoring ------------------------------------------------------------------------------------
@@ -339,7 +339,7 @@ async def test_a_damaged_file_is_not_used_and_not_fatal(tmp_path: Path, content:
         table, there = await restored(tmp_path / "table")
     assert not there
     assert table == Table()
-    assert [entry["event"] for entry in logged] == ["the placements on disk cannot be used"]
+    assert [entry["event"] for entry in logged] == ["cannot use the placement table on disk"]
 
 
 async def test_a_file_that_cannot_be_read_is_not_fatal(tmp_path: Path) -> None:

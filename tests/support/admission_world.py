@@ -1,4 +1,4 @@
-"""A replica in virtual time, behind the gate that is tested: callers, the way there, the model."""
+"""A replica in virtual time behind the gate under test: callers, the way there, and the model."""
 
 import heapq
 import itertools
@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 
 from services.router.core.admission.gate import Bounds, Gate, Refusal
 from services.router.core.admission.priority import Priority
-from services.router.core.admission.queues import Waiting
+from services.router.core.admission.queues import QueuedRequest
 
 WAY = 0.0007  # seconds from the Router to the model and back
 
 
 @dataclass(frozen=True)
 class Model:
-    """An instance takes `seconds` for a batch, and `each` more for each request in it. `spread`: of
-    its times, 0 for none, 1 for those of an exponential distribution."""
+    """A model whose instances take `seconds` for a batch, and `each` more for each request in it.
+    `spread` varies these times: 0 not at all, 1 as in an exponential distribution."""
 
     seconds: float
     instances: int = 1
@@ -53,7 +53,7 @@ class Answer(NamedTuple):
 
 
 class World:
-    """`gates`: one for each Router."""
+    """The replica and its callers. `gates` has one gate for each Router."""
 
     def __init__(self, model: Model, *, gates: list[Gate] | None = None, seed: int = 1) -> None:
         self.model = model
@@ -66,7 +66,7 @@ class World:
         self._random = random.Random(seed)
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = itertools.count()
-        self._waiting: dict[Waiting, tuple[Gate, Request]] = {}
+        self._waiting: dict[QueuedRequest, tuple[Gate, Request]] = {}
         self._fifo: list[tuple[Gate, Request, float]] = []
         self._idle = model.instances
 
@@ -81,14 +81,14 @@ class World:
         deadline: float = 1.0,
         tenant: str = "one",
     ) -> None:
-        """As many requests a second as `rate`, at random, whatever becomes of them."""
+        """Send `rate` requests a second at random, whatever becomes of them."""
         at = self.now
         while (at := at + self._random.expovariate(rate)) < self.now + seconds:
             request = Request(priority, tenant, at, at + deadline)
             self._at(at, self._arrive, self.gates[0], request)
 
     def closed(self, clients: int, *, gate: int = 0) -> None:
-        """Clients that send the next request when they have the answer."""
+        """Add clients that send the next request when they have the answer."""
         for _ in range(clients):
             self._again(self.gates[gate])
         self.after = lambda gate, request: self._again(gate)
@@ -127,7 +127,7 @@ class World:
         if gate.enter(request.priority, 1, self.now):
             self._send(gate, request)
             return
-        waiting = Waiting(request.tenant, request.priority, 100, self.now, 0.0)
+        waiting = QueuedRequest(request.tenant, request.priority, 100, self.now, 0.0)
         refused, displaced = gate.offer(waiting, request.deadline, 1, self.now)
         if displaced is not None:
             self._refuse(displaced, Refusal.DISPLACED)
@@ -137,12 +137,12 @@ class World:
         self._waiting[waiting] = gate, request
         self._at(waiting.until, self._expire, waiting)
 
-    def _expire(self, waiting: Waiting) -> None:
+    def _expire(self, waiting: QueuedRequest) -> None:
         if waiting in self._waiting:
             self._waiting[waiting][0].remove(waiting)
             self._refuse(waiting, Refusal.EXPIRED)
 
-    def _refuse(self, waiting: Waiting, refusal: Refusal) -> None:
+    def _refuse(self, waiting: QueuedRequest, refusal: Refusal) -> None:
         _, request = self._waiting.pop(waiting)
         self.refused.append((self.now, request, refusal))
 
@@ -186,7 +186,7 @@ class World:
 
 
 class Open(Gate):
-    """Lets everything through, as if there were no gate."""
+    """A gate that lets everything through."""
 
     def __init__(self) -> None:
         super().__init__(Bounds())

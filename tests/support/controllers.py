@@ -1,4 +1,4 @@
-"""A Controller that says what it is told to say, and the Router's side of it."""
+"""A Controller that follows a script, and the Router's end of it."""
 
 import asyncio
 import struct
@@ -38,8 +38,10 @@ SOON = 10.0  # seconds
 
 
 class Scripted(ControllerServiceServicer):
-    """A Controller that says what it is told to say. `servers`: addresses by id, the first one is
-    what it grants unless that is what was missed. `placed`: where the model is in its table."""
+    """A Controller that does what the test says.
+
+    `servers` maps ids to addresses; it grants the first one, unless that is the one that was
+    missed. `placed` lists where its table has the model."""
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
@@ -117,7 +119,7 @@ async def serving(controller: Scripted) -> AsyncIterator[None]:
 
 
 class Router:
-    """The Router's side, without its own service."""
+    """The Router's parts that face the Controller and the servers, without its own service."""
 
     def __init__(self, made: assembly.Router) -> None:
         self.watch = made.watch
@@ -180,7 +182,8 @@ async def in_time(wait: Awaitable[Any]) -> Any:
 async def routed(
     servers: dict[str, DirectTriton], placed: tuple[str, ...] = ("a",)
 ) -> AsyncIterator[tuple[Router, Scripted]]:
-    """The model is on both servers, by the table on those of `placed` alone."""
+    """Yield a Router whose model is on both servers, though the table names only those of
+    `placed`."""
     acting = Scripted(1)
     acting.servers = {name: server.address for name, server in servers.items()}
     acting.placed = list(placed)

@@ -1,4 +1,4 @@
-"""A Router's service in this process, in front of a Controller that a test has."""
+"""A Router's service in this process, in front of a test's own Controller."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -25,7 +25,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Alone:
-    """`stub`: of grpc.aio, of inference.GRPCInferenceService. `memory`: None where it is off."""
+    """A Router and its parts. `stub` is a grpc.aio stub of inference.GRPCInferenceService. `memory`
+    is None if shared memory is switched off."""
 
     address: str
     stub: Any
@@ -36,8 +37,8 @@ class Alone:
 
 @asynccontextmanager
 async def in_a_task(context: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
-    """Enter and leave `context` in one task, for fixtures: theirs are set up and torn down in two,
-    which task groups do not bear."""
+    """Enter and leave `context` in one task. Fixtures are set up and torn down in different tasks,
+    which task groups do not allow."""
     stop = asyncio.Event()
     entered: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
@@ -69,7 +70,7 @@ async def router(
     grpc_port: int = 1,
 ) -> AsyncIterator[Alone]:
     """Yield a Router once it has a table. `controller` is host:port. `grpc_port` tells it from
-    others on this host; the system chooses where it really listens."""
+    others on this host; the system chooses the port on which it really listens."""
     async with AsyncExitStack() as stack:
         control = await stack.enter_async_context(channels.control(controller))
         settings = Settings(

@@ -122,7 +122,7 @@ def ask(
     sequence: tuple[int | str, bool, bool] | None = None,
     shape: Iterable[int] | None = None,
 ) -> Any:
-    """`sequence`: its id, whether it starts, whether it ends."""
+    """Return a request. `sequence` is its id, and whether the request starts and ends it."""
     request = service_pb2.ModelInferRequest(model_name=model, model_version=version, id=id_)
     request.inputs.add(name="INPUT", datatype="FP32", shape=shape or [len(values)])
     request.raw_input_contents.append(struct.pack(f"<{len(values)}f", *values))
@@ -161,13 +161,13 @@ class Talk:
                 await self.call.write(request)
 
     async def hear(self) -> Any:
-        """The next reply; None when the stream has ended well."""
+        """Return the next reply, or None when the stream has ended without an error."""
         async with asyncio.timeout(SECONDS):
             reply = await self.call.read()
         return None if reply is grpc.aio.EOF else reply
 
     async def rest(self) -> list[Any]:
-        """Say that that was all; what comes until the end."""
+        """Send no more requests, and return the replies until the end."""
         await self.call.done_writing()
         replies = []
         while (reply := await self.hear()) is not None:
@@ -185,9 +185,11 @@ class Talk:
 
 @dataclass
 class Places(ControllerServiceServicer):
-    """A Controller. `servers`: addresses by id. `placed`: where models are, in the order in which
-    it would name them; those of `cold` are placed when they are asked for, once `loaded` is set.
-    `untold`: which are decoupled, the table does not say."""
+    """A Controller that does what the test says.
+
+    `servers` maps ids to addresses. `placed` lists where models are, in the order in which it names
+    them. Models in `cold` are placed when they are asked for, once `loaded` is set. `untold` says
+    that the table does not tell which models are decoupled."""
 
     servers: dict[str, str]
     placed: dict[str, list[str]]
@@ -287,7 +289,7 @@ class Places(ControllerServiceServicer):
 
 @dataclass
 class Routed:
-    """`channel`: to the Router."""
+    """A Router that is running. `channel` leads to it."""
 
     places: Places
     channel: grpc.aio.Channel
@@ -303,7 +305,7 @@ class Routed:
         return self.watch.in_use.count(Replica(server, Target(model, 1)))
 
     def counted(self, model: str) -> tuple[int, int, int]:
-        """UnaryInference, errors, cold ones."""
+        """Return requests, errors and cold requests."""
         count = self.statistics.counts[Target(model, 1)]
         return count.requests, count.errors, count.cold
 
@@ -337,7 +339,7 @@ async def routed(places: Places) -> AsyncIterator[Routed]:
 
 
 def on_a(servers: Mapping[str, DirectTriton], models: Sequence[str], **fields: Any) -> Places:
-    """Everything on a, unless it is said otherwise."""
+    """Return a Controller that has everything on server a, unless `placed` says otherwise."""
     placed = {model: ["a"] for model in models}
     placed.update(fields.pop("placed", {}))
     addresses = {name: server.address for name, server in servers.items()}

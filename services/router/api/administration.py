@@ -1,4 +1,4 @@
-"""What administrators of a Triton ask of it, asked of a fleet."""
+"""Administrative calls of Triton's protocol, answered for a whole fleet."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -12,7 +12,7 @@ from services.router.call import Answer, Call
 from services.router.control.answers import Rejected
 from services.router.control.calls import ControllerCalls
 from services.router.control.placement_watch import PlacementWatch
-from services.router.control.servers import ServerCalls, readings, updates
+from services.router.control.servers import ServerCalls, all_accepted, any_accepted
 from services.router.core.errors import (
     LoadParameter,
     LoadRefused,
@@ -29,8 +29,9 @@ UNLOAD_DEPENDENTS: Final = "unload_dependents"
 
 
 class Administration:
-    """Each method takes and gives messages of inference.GRPCInferenceService. All raise Rejected
-    and NoController beside what they name."""
+    """Answers administrative calls. The methods take and return messages of
+    inference.GRPCInferenceService. All raise Rejected and NoController besides the errors that they
+    name."""
 
     def __init__(self, watch: PlacementWatch, calls: ControllerCalls, servers: ServerCalls) -> None:
         self._watch = watch
@@ -38,7 +39,7 @@ class Administration:
         self._servers = servers
 
     def answers(self) -> Mapping[str, Answer]:
-        """By the method's name."""
+        """Return the answer to each method, by name."""
         return {
             "ModelStatistics": self.model_statistics,
             "RepositoryModelLoad": self.load,
@@ -48,15 +49,16 @@ class Administration:
         }
 
     async def model_statistics(self, request: Any, call: Call) -> Any:
-        """Of all servers, and over reloads: see ControllerService/GetModelStatistics. Raises
-        ModelNotAvailable, VersionNotAvailable, InvalidVersion."""
+        """Return statistics of all servers, kept across reloads: see
+        ControllerService/GetModelStatistics. Raises ModelNotAvailable, VersionNotAvailable,
+        InvalidVersion."""
         number = self._version(request.name, request.version) if request.name else 0
         wanted = wire.GetModelStatisticsRequest(model=request.name, version=number)
         reply = await self._calls.ask("GetModelStatistics", wanted, call.deadline)
         return service_pb2.ModelStatisticsResponse.FromString(reply.statistics)
 
     def _version(self, model: str, version: str) -> int:
-        """0 where none is named."""
+        """Return the number of the version, 0 if none is named."""
         routes = self._watch.table.routes
         route = routes.get(model)
         if route is None or not route.versions:
@@ -72,9 +74,11 @@ class Administration:
     # --- RepositoryModelLoad, RepositoryModelUnload -----------------------------------------------
 
     async def load(self, request: Any, call: Call) -> Any:
-        """Returns when what answers requests for the model is READY: its default version, or each
-        arm of its traffic policy. Raises AdminRequired, RepositoryNamed, LoadParameter,
-        NotInRepository, LoadRefused, NoApprovedVersion."""
+        """Load a model. Returns when all versions that answer its requests are READY: its default
+        version, or each arm of its traffic policy.
+
+        Raises AdminRequired, RepositoryNamed, LoadParameter, NotInRepository, LoadRefused,
+        NoApprovedVersion."""
         call.caller.require_admin("RepositoryModelLoad")
         refuse_named(request.repository_name)
         for parameter in request.parameters:
@@ -90,24 +94,24 @@ class Administration:
         return service_pb2.RepositoryModelLoadResponse()
 
     async def _load(self, target: Target, call: Call) -> str:
-        """The server that has it."""
+        """Load a version and return the server that has it."""
         wanted = wire.LoadModelRequest(name=version_name(*target))
         try:
             reply = await self._calls.ask("LoadModel", wanted, call.deadline)
         except Rejected as rejected:
             info = error_info(tuple(rejected.error.trailing_metadata() or ()))
-            told = dict(info.metadata) if info is not None else {}
+            details = dict(info.metadata) if info is not None else {}
             if info is not None and info.reason == LoadFailed.reason:
-                raise LoadRefused(cause=_in_tritons_words(target, told["cause"])) from rejected
+                raise LoadRefused(cause=_in_tritons_words(target, details["cause"])) from rejected
             if info is not None and info.reason == InvalidArtifact.reason:
-                problem = f"{told['path']} cannot be served: {told['problem']}"
+                problem = f"{details['path']} cannot be served: {details['problem']}"
                 raise NotInRepository(model=target.model, problem=problem) from rejected
             raise
         return str(reply.replica.name.split("/")[1])  # "servers/{server}/replicas/…"
 
     async def unload(self, request: Any, call: Call) -> Any:
-        """Returns when no version of the model is resident any more; the next request for it loads
-        it again. Raises AdminRequired, RepositoryNamed, InvalidField."""
+        """Unload a model. Returns when no version of it is resident any more; the next request for
+        it loads it again. Raises AdminRequired, RepositoryNamed, InvalidField."""
         call.caller.require_admin("RepositoryModelUnload")
         refuse_named(request.repository_name)
         parts = request.parameters.get(UNLOAD_DEPENDENTS)
@@ -115,7 +119,7 @@ class Administration:
             raise InvalidField(
                 field=f"parameter {UNLOAD_DEPENDENTS!r}", problem="a bool_param is expected"
             )
-        if request.model_name in self._watch.table.routes:  # Triton minds no other name either
+        if request.model_name in self._watch.table.routes:  # Triton ignores unknown names, too
             wanted = wire.EvictModelRequest(
                 name=model_name(request.model_name), parts=parts is not None and parts.bool_param
             )
@@ -125,47 +129,50 @@ class Administration:
     # --- TraceSetting, LogSettings ----------------------------------------------------------------
 
     async def trace_setting(self, request: Any, call: Call) -> Any:
-        """Of all servers, or for a model of those that hold it now; to change them makes it
-        resident. A server that is started again begins with its own. Raises AdminRequired,
-        Answered, ServersDisagree, NoServerAnswers, and what `load` raises."""
+        """Read or change the trace settings of all servers, or of a model on the servers that hold
+        it. Changing a model's settings makes it resident. A server that restarts begins with its
+        own settings.
+
+        Raises AdminRequired, RefusedByServers, ServersDisagree, NoServerAnswers, and what `load`
+        raises."""
         call.caller.require_admin("TraceSetting")
         asked = service_pb2.TraceSettingRequest()
         asked.CopyFrom(request)
         servers: tuple[str, ...] = ()
         route = self._watch.table.routes.get(request.model_name)
-        if route is not None and route.versions:  # of an unknown one all servers say so
+        if route is not None and route.versions:  # every server refuses an unknown one
             servers = tuple({s for entry in route.versions.values() for s in entry.servers})
             if not servers and request.settings:
                 target = resolve(self._watch.table.routes, request.model_name, "", 0.0)
                 servers = (await self._load(target, call),)
             elif not servers:
-                asked.model_name = ""  # what it will begin with
+                asked.model_name = ""  # the settings it will begin with
         answers = await self._servers.ask(
             wire.SERVER_CALL_TRACE_SETTING, asked.SerializeToString(), call.deadline, servers
         )
-        taken = updates if request.settings else readings
-        return common_trace(taken("TraceSetting", answers))
+        responses = all_accepted if request.settings else any_accepted
+        return common_trace(responses("TraceSetting", answers))
 
     async def log_settings(self, request: Any, call: Call) -> Any:
-        """Of all servers; one that is started again begins with its own. Raises AdminRequired,
-        Answered, ServersDisagree, NoServerAnswers."""
+        """Read or change the log settings of all servers. A server that restarts begins with its
+        own settings. Raises AdminRequired, RefusedByServers, ServersDisagree, NoServerAnswers."""
         call.caller.require_admin("LogSettings")
         answers = await self._servers.ask(
             wire.SERVER_CALL_LOG_SETTINGS, request.SerializeToString(), call.deadline
         )
-        taken = updates if request.settings else readings
-        return common_log(taken("LogSettings", answers))
+        responses = all_accepted if request.settings else any_accepted
+        return common_log(responses("LogSettings", answers))
 
 
 def refuse_named(repository: str) -> None:
-    """Raises RepositoryNamed, as Triton does, where a repository is named."""
+    """Raises RepositoryNamed, as Triton does, if a repository is named."""
     if repository:
         raise RepositoryNamed(repository=repository[:128])
 
 
 def _in_tritons_words(target: Target, cause: str) -> str:
-    """What RepositoryModelLoad says of a load that failed. `cause`: what the server said, as a
-    sentence."""
+    """Return what RepositoryModelLoad says about a failed load. `cause` is what the server said, as
+    a sentence."""
     if cause.startswith("load failed for model"):
         return cause.removesuffix(".")
     return (

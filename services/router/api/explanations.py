@@ -1,4 +1,4 @@
-"""What would happen to a request now, and why: asked of the same rules that decide it."""
+"""Explains what would happen to a request now and why, by the rules that decide it."""
 
 import time
 from collections.abc import Mapping
@@ -8,13 +8,13 @@ from services.router.admission.admission import Admission
 from services.router.control.placement_watch import PlacementWatch
 from services.router.core.admission.priority import HEADER, Priority, priority_of
 from services.router.core.routing.routes import Target, resolve, shares, why
-from services.router.core.routing.sequences import draw, home
+from services.router.core.routing.sequences import home_server, policy_draw
 from services.router.core.wire.request import Sequence
 
 
 class Question(NamedTuple):
-    """`headers`: of the request. `sequence`: the id of the one that it belongs to, empty for
-    none."""
+    """A request to be explained. `headers` are its headers; `sequence` is the id of its sequence,
+    or ""."""
 
     model: str
     version: str
@@ -24,7 +24,8 @@ class Question(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """`arms`: what may be drawn, its share of the traffic, and where it is resident."""
+    """What would happen to a request. `arms` are the versions that it may go to, each with its
+    share of the traffic and the servers that have it."""
 
     arms: tuple[tuple[Target, float, tuple[str, ...]], ...]
     priority: Priority
@@ -32,45 +33,48 @@ class Explanation(NamedTuple):
 
 
 class Explanations:
+    """Explains requests."""
+
     def __init__(self, watch: PlacementWatch, admission: Admission) -> None:
         self._watch = watch
         self._admission = admission
 
     def explain(self, asked: Question) -> Explanation:
-        """Raises what `routes.resolve` raises, and InvalidField for headers that say nothing."""
-        found = self._found(asked)
+        """Explain a request. Raises what `routes.resolve` raises, and InvalidField for headers that
+        have no meaning."""
+        found = self._targets(asked)
         who = self._admission.tenants.tenant(asked.tenant, time.monotonic())
         priority = priority_of(asked.headers.get(HEADER), 0, who.limit.priority)
-        steps = [self._version(asked, found)]
+        steps = [self._version_step(asked, found)]
         for target, _ in found:
-            steps.append(self._place(asked, target))
+            steps.append(self._placement_step(asked, target))
             if waiting := self._admission.waiting(target):
                 steps.append(
                     f"{waiting} requests wait for {target}: this one, of priority "
-                    f"{priority.label}, by its turn"
+                    f"{priority.label}, waits for its turn"
                 )
         heard = "is heard from" if self._watch.connected else "is away; the table is kept"
         steps.append(f"the Controller {heard}, at {self._watch.table.revision}")
         arms = tuple((target, share, self._watch.table.servers(target)) for target, share in found)
         return Explanation(arms, priority, tuple(steps))
 
-    def _found(self, asked: Question) -> list[tuple[Target, float]]:
+    def _targets(self, asked: Question) -> list[tuple[Target, float]]:
         routes = self._watch.table.routes
         if not asked.sequence:
             return shares(routes, asked.model, asked.version)
-        drawn = draw(Sequence(asked.sequence, start=True, end=False), 0.0)
+        drawn = policy_draw(Sequence(asked.sequence, start=True, end=False), 0.0)
         return [(resolve(routes, asked.model, asked.version, drawn), 1.0)]
 
-    def _version(self, asked: Question, found: list[tuple[Target, float]]) -> str:
+    def _version_step(self, asked: Question, found: list[tuple[Target, float]]) -> str:
         routes, target = self._watch.table.routes, found[0][0]
         if asked.version or not routes[asked.model].arms:
             return why(routes, asked.model, asked.version, target)
         if asked.sequence:
-            return f"the traffic policy gives all of sequence {asked.sequence} to {target}"
+            return f"the traffic policy sends all of sequence {asked.sequence} to {target}"
         arms = ", ".join(f"{share:.0%} {target}" for target, share in found)
         return f"no version was asked for, the traffic policy draws one: {arms}"
 
-    def _place(self, asked: Question, target: Target) -> str:
+    def _placement_step(self, asked: Question, target: Target) -> str:
         servers = self._watch.table.servers(target)
         if not servers:
             entry = self._watch.table.entry(target)
@@ -78,15 +82,16 @@ class Explanations:
             return f"{target} is not resident ({reason}): the Controller is asked"
         where = ", ".join(servers)
         if asked.sequence:
-            return f"{target} is resident on {where}: the sequence is {self._tied(asked, target)}"
+            place = self._sequence_place(asked, target)
+            return f"{target} is resident on {where}: the sequence is {place}"
         if len(servers) > 1:
-            return f"{target} is resident on {where}: the one less busy of two drawn ones is taken"
-        return f"{target} is resident on {where}: forwarded as it is"
+            return f"{target} is resident on {where}: the less busy of two drawn at random is used"
+        return f"{target} is resident on {where}: the request is forwarded"
 
-    def _tied(self, asked: Question, target: Target) -> str:
+    def _sequence_place(self, asked: Question, target: Target) -> str:
         ids = (asked.sequence, int(asked.sequence)) if asked.sequence.isdecimal() else ()
         for id_ in ids or (asked.sequence,):
             tied = self._watch.sequences.replica(target, id_)
             if tied is not None:
                 return f"tied to {tied.server}"
-        return f"at home on {home(self._watch.table.servers(target), asked.sequence)}"
+        return f"at home on {home_server(self._watch.table.servers(target), asked.sequence)}"

@@ -1,4 +1,4 @@
-"""inference.GRPCInferenceService, as one very large Triton would answer it."""
+"""inference.GRPCInferenceService, answered as if by one very large Triton."""
 
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final, NoReturn
@@ -33,7 +33,7 @@ _NOT_PROXIED: Final = dict.fromkeys(
 
 
 class InferenceService:
-    """Answers inference itself, and everything else with `answers`, by the method's name."""
+    """Answers inference itself, and every other method with its entry in `answers`."""
 
     def __init__(
         self,
@@ -48,8 +48,8 @@ class InferenceService:
         self._answers = answers
 
     def methods(self) -> grpc.GenericRpcHandler:
-        """Return the service for a gRPC server. Inference takes and gives raw bytes, the rest are
-        messages."""
+        """Return the service for a gRPC server. Inference takes and returns raw bytes, other
+        methods messages."""
         infer = self._traced_infer if telemetry.enabled() else self.model_infer
         methods: dict[str, Any] = {
             "ModelInfer": grpc.unary_unary_rpc_method_handler(infer),
@@ -57,59 +57,61 @@ class InferenceService:
         }
         for name, answer in self._answers.items():
             methods[name] = grpc.unary_unary_rpc_method_handler(
-                _answering(over_grpc(answer, self._callers), f"{name}Request"),
+                _method(over_grpc(answer, self._callers), f"{name}Request"),
                 response_serializer=getattr(service_pb2, f"{name}Response").SerializeToString,
             )
         for name, hint in _NOT_PROXIED.items():
             if name not in methods:
-                methods[name] = grpc.unary_unary_rpc_method_handler(_refusing(name, hint))
+                methods[name] = grpc.unary_unary_rpc_method_handler(_refusing_method(name, hint))
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
     async def _traced_infer(self, request: bytes, context: Context) -> bytes:
         metadata = tuple(context.invocation_metadata() or ())
-        with tracing.serving(f"{SERVICE}/ModelInfer", metadata):
+        with tracing.server_span(f"{SERVICE}/ModelInfer", metadata):
             return await self.model_infer(request, context, metadata)
 
     async def model_infer(
         self, request: bytes, context: Context, metadata: Pairs | None = None
     ) -> bytes:
-        """Answer a serialized ModelInferRequest. `metadata` is the caller's, where it has been read
-        already, for that takes gRPC a while."""
+        """Answer a serialized ModelInferRequest. `metadata` is the caller's if it has been read
+        already, which takes gRPC a while."""
         if metadata is None:
             metadata = tuple(context.invocation_metadata() or ())
         deadline = deadline_of(context)
         caller = self._callers.caller(context.peer(), metadata)
         inference = self._inference
         try:
-            said = inference.said(metadata)
+            checked = inference.checked_metadata(metadata)
             if request[:1] in PACKED:
-                request = await inference.unpacked(request)
-            answer = await inference.answer(Request(request, said, deadline, caller))
+                request = await inference.decompressed(request)
+            answer = await inference.answer(Request(request, checked, deadline, caller))
         except (TritonError, Rejected) as answered:
             await _pass_on(context, answered.error)
         except ShoalError as error:
-            tracing.refused(error)
+            tracing.mark_refused(error)
             await abort(context, error)
         if answer.trailing:
             context.set_trailing_metadata(answer.trailing)
         return answer.message
 
     async def model_stream_infer(self, requests: AsyncIterator[bytes], context: Context) -> None:
+        """Answer a client's stream of serialized ModelInferRequests."""
         metadata = tuple(context.invocation_metadata() or ())
         deadline = deadline_of(context)
         caller = self._callers.caller(context.peer(), metadata)
         try:
             await self._streams.open(metadata, deadline, caller).run(requests, context.write)
         except grpc.aio.InternalError:
-            return  # a write failed: the client has gone
+            return  # a write failed: the client is gone
         except TritonError as answered:
             await _pass_on(context, answered.error)
         except ShoalError as error:
             await abort(context, error)
 
 
-def _answering(answer: GrpcMethod, asked: str) -> GrpcMethod:
-    """`asked`: the message's name."""
+def _method(answer: GrpcMethod, asked: str) -> GrpcMethod:
+    """Return `answer` as a method that takes serialized messages. `asked` is the name of their
+    type."""
     read = unpacking(getattr(service_pb2, asked).FromString, f"inference.{asked}")
 
     async def answered(message: bytes, context: Context) -> Any:
@@ -123,7 +125,9 @@ def _answering(answer: GrpcMethod, asked: str) -> GrpcMethod:
     return answered
 
 
-def _refusing(method: str, hint: str) -> GrpcMethod:
+def _refusing_method(method: str, hint: str) -> GrpcMethod:
+    """Return a method that refuses every call."""
+
     async def answered(request: Any, context: Context) -> Any:
         await abort(context, NotProxied(method=method, hint=hint))
 
@@ -132,7 +136,7 @@ def _refusing(method: str, hint: str) -> GrpcMethod:
 
 async def _pass_on(context: Context, error: grpc.aio.AioRpcError) -> NoReturn:
     """End the call with the status that another service gave, unchanged."""
-    tracing.failed(error.details() or error.code().name)
+    tracing.mark_failed(error.details() or error.code().name)
     trailing = error.trailing_metadata() or ()
     kept = forwarded(trailing)
     details = tuple([item for item in trailing if item[0] == DETAILS_KEY])

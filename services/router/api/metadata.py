@@ -1,4 +1,4 @@
-"""What one very large Triton would say of itself and of its models, resident or not."""
+"""What one very large Triton would say about itself and its models, resident or not."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -14,7 +14,7 @@ from services.router.control.placement_watch import PlacementWatch
 from services.router.core.routing.routes import Target, VersionRoute, resolve
 
 SERVER_NAME: Final = "shoal"
-# As Triton names and orders them, with the call without which there is none.
+# In Triton's names and order, each with the call that it depends on.
 EXTENSIONS: Final = (
     ("classification", "ModelInfer"),
     ("sequence", "ModelInfer"),
@@ -33,11 +33,11 @@ EXTENSIONS: Final = (
 
 
 class Metadata:
-    """Answers the calls that read what there is; they take and give messages of
+    """Answers the calls that read metadata. The methods take and return messages of
     inference.GRPCInferenceService.
 
-    `version` is Shoal's. `others` names the methods that are answered elsewhere: they decide which
-    of Triton's extensions there are."""
+    `version` is Shoal's. `others` names the methods answered elsewhere, which decide which of
+    Triton's extensions are announced."""
 
     def __init__(
         self, watch: PlacementWatch, info: ModelInfo, *, version: str, others: Iterable[str]
@@ -48,7 +48,7 @@ class Metadata:
         self._methods = {"ModelInfer", "ModelConfig", *others}
 
     def answers(self) -> Mapping[str, Answer]:
-        """Return what answers each method, by its name."""
+        """Return the answer to each method, by name."""
         return {
             "ServerLive": self.server_live,
             "ServerReady": self.server_ready,
@@ -96,7 +96,8 @@ class Metadata:
         return model_info.index(self._watch.table.routes, ready_only=request.ready)
 
     def _version_of(self, model: str, version: str) -> tuple[Target, VersionRoute]:
-        """The first arm's version where a policy splits the traffic: its arms share signatures."""
+        """Return the version that a name means, and its entry. If a policy splits the traffic it is
+        the first arm's, since all arms share their signature."""
         routes = self._watch.table.routes
         target = resolve(routes, model, version, 0.0)
         found = routes[target.model].versions.get(target.version)

@@ -1,4 +1,4 @@
-"""proto ↔ core of the Router's own service."""
+"""The gRPC services of the Router itself: conversions between messages and what they report."""
 
 import time
 from datetime import timedelta
@@ -10,7 +10,7 @@ from services.router.api.explanations import Explanations, Question
 from services.router.control.placement_watch import PlacementWatch
 from services.router.core.routing.routes import Target
 from services.router.process.peers import Peers
-from services.router.telemetry.statistics import Count, Statistics
+from services.router.telemetry.statistics import Statistics, VersionCount
 from shoal.controller.v1 import placement_pb2
 from shoal.router.v1 import router_service_pb2 as wire
 from shoal.router.v1 import worker_service_pb2 as worker
@@ -24,6 +24,8 @@ OPEN_METHODS: Final = frozenset(
 
 
 class RouterServicer(RouterServiceServicer):
+    """Answers shoal.router.v1.RouterService."""
+
     def __init__(self, explanations: Explanations, peers: Peers) -> None:
         self._explanations = explanations
         self._peers = peers
@@ -55,6 +57,8 @@ class RouterServicer(RouterServiceServicer):
 
 
 class WorkerServicer(WorkerServiceServicer):
+    """Answers the other workers of this Router."""
+
     def __init__(self, peers: Peers) -> None:
         self._peers = peers
 
@@ -64,8 +68,8 @@ class WorkerServicer(WorkerServiceServicer):
         return self._peers.share()
 
 
-class OwnStatistics:
-    """The statistics of this process."""
+class ProcessStatistics:
+    """Reports the statistics of this process."""
 
     def __init__(self, watch: PlacementWatch, statistics: Statistics) -> None:
         self._watch = watch
@@ -86,8 +90,8 @@ class OwnStatistics:
         reply.uptime.FromTimedelta(timedelta(seconds=time.monotonic() - self._began))
         return reply
 
-    def _model(self, target: Target, count: Count) -> wire.ModelStatistics:
-        in_flight = self._watch.in_use.usage_of(target)
+    def _model(self, target: Target, count: VersionCount) -> wire.ModelStatistics:
+        in_flight = self._watch.in_use.in_flight_on(target)
         message = wire.ModelStatistics(
             model=target.model,
             version=target.version,

@@ -1,14 +1,14 @@
-"""What comes back from a Controller, or does not."""
+"""How the Controller refuses a call, or fails to answer it."""
 
 from typing import Final
 
 import grpc
 
-NOBODY: Final = "no Controller that acts is heard from"
+NOBODY_ACTS: Final = "no Controller that acts is heard from"
 
 
 class Rejected(Exception):
-    """The Controller answered with an error; it is the client's to see, as it is."""
+    """The Controller answered with an error, which the client sees unchanged."""
 
     def __init__(self, error: grpc.aio.AioRpcError) -> None:
         super().__init__(error.details())

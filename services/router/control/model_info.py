@@ -1,24 +1,24 @@
-"""What a model looks like to a client of Triton: metadata, config and index, resident or not."""
+"""Metadata, config and index of models as Triton's clients see them, resident or not."""
 
 from collections.abc import Iterable
 from typing import Any
 
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-from services.router.control.residents import ControllerClient
+from services.router.control.residents import ResidencyClient
 from services.router.core.routing.routes import Routes, Target
 
 
 class ModelInfo:
-    """Configs by version, kept as long as their digest is the table's."""
+    """Keeps the configs of versions for as long as their digest is the table's."""
 
-    def __init__(self, controller: ControllerClient) -> None:
+    def __init__(self, controller: ResidencyClient) -> None:
         self._controller = controller
         self._configs: dict[Target, tuple[str, Any]] = {}
 
     async def config(self, target: Target, digest: str) -> Any:
-        """An inference.ModelConfig. Raises what ControllerClient.config raises, unless it was read
-        before and has not changed."""
+        """Return an inference.ModelConfig. Raises what ResidencyClient.config raises, unless the
+        config is known already."""
         known = self._configs.get(target)
         if known is not None and known[0] == digest:
             return known[1]
@@ -29,13 +29,13 @@ class ModelInfo:
 
 
 def datatype(number: int) -> str:
-    """The protocol's name for an inference.DataType of a model's config."""
+    """Return the protocol's name for an inference.DataType of a model's config."""
     name = str(model_config_pb2.DataType.Name(number))
     return "BYTES" if name == "TYPE_STRING" else name.removeprefix("TYPE_")
 
 
 def metadata(model: str, versions: Iterable[int], config: Any) -> Any:
-    """An inference.ModelMetadataResponse, as Triton would make it from `config`."""
+    """Return an inference.ModelMetadataResponse, as Triton would derive it from `config`."""
     batch = [-1] if config.max_batch_size > 0 else []
     reply = service_pb2.ModelMetadataResponse(
         name=model,
@@ -50,8 +50,8 @@ def metadata(model: str, versions: Iterable[int], config: Any) -> Any:
 
 
 def index(routes: Routes, *, ready_only: bool) -> Any:
-    """An inference.RepositoryIndexResponse: a row a version; READY means that it may be asked
-    for, whether or not it is resident now, which the reason says."""
+    """Return an inference.RepositoryIndexResponse with a row for each version. READY means that it
+    may be asked for; the reason says if it is not resident at present."""
     reply = service_pb2.RepositoryIndexResponse()
     for model in sorted(routes):
         for version, route in sorted(routes[model].versions.items()):

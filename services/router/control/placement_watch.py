@@ -1,4 +1,4 @@
-"""The Router's side of the placement stream: the table, and what is in use, told back."""
+"""The Router's end of the placement stream: it receives the table and reports what is in use."""
 
 import asyncio
 import time
@@ -10,8 +10,8 @@ import grpc
 import structlog
 
 from services.router.control.in_use import InUse, Use
-from services.router.control.leader import Acting
-from services.router.core.attempts import Broke
+from services.router.control.leader import ActingController
+from services.router.core.attempts import Loss
 from services.router.core.routing.routes import Arm, Replica, Route, Target, VersionRoute
 from services.router.core.routing.sequences import Sequences
 from services.router.core.routing.table import NONE, Change, Revision, StaleEpoch, Table
@@ -20,97 +20,105 @@ from shoal.controller.v1 import types_pb2
 from shoal.registry.v1 import types_pb2 as registry
 
 HEARTBEAT_SECONDS: Final = 0.25
-SILENCE_SECONDS: Final = 2.5  # checkpoints come every second
+SILENCE_SECONDS: Final = 2.5  # checkpoints arrive every second
 RETRY_SECONDS: Final = 0.2
-STANDBY_SECONDS: Final = 0.5  # between two tries of the others, while one is followed
+STANDBY_SECONDS: Final = 0.5  # between attempts with the others, while one is followed
 
 _log = structlog.get_logger(__name__)
 
 
-class Keeper(Protocol):
-    """Whoever wants every message of the stream that changes the table."""
+class TableKeeper(Protocol):
+    """Keeps a copy of the table."""
 
-    def keep(self, response: wire.WatchPlacementsResponse) -> None: ...
+    def keep(self, response: wire.WatchPlacementsResponse) -> None:
+        """Take in a message of the stream that changes the table."""
 
 
 class PlacementWatch:
-    """Follows the Controller that acts, of all those that there are.
+    """Follows the Controller that acts, among all Controllers.
 
-    Every one is tried for ever, at the same time: one on standby refuses, one that was stopped says
-    nothing, one that has been replaced says so by its epoch. Whoever comes with a higher epoch than
-    the table's is followed from then on.
+    All of them are tried at the same time, without end. One on standby refuses, one that was
+    stopped says nothing, and one that has been replaced gives itself away by its epoch. Whichever
+    comes with a higher epoch than the table's is followed from then on.
 
-    `controllers`: stubs by address. `router`: this process's name, new at every start. `acting`:
-    the Controller that is heard from; the table is used as it was while there is none. `keeper`: is
-    told every change."""
+    `controllers` maps addresses to stubs. `router` names this process and is new at every start.
+    `keeper` is told of every change."""
 
     def __init__(
-        self, controllers: Mapping[str, Any], router: str, table: Table, keeper: Keeper | None
+        self, controllers: Mapping[str, Any], router: str, table: Table, keeper: TableKeeper | None
     ) -> None:
         self._controllers = controllers
         self._keeper = keeper
         self.router = router
         self.table = table
-        self.acting: Acting | None = None
-        self.found = asyncio.Event()  # set while there is one
+        #: The Controller that is heard from. Without one, the table is used as it is.
+        self.acting: ActingController | None = None
+        #: Set while a Controller is heard from.
+        self.found = asyncio.Event()
+        #: Set once there is a first table.
         self.synchronized = asyncio.Event()
-        self.in_use = InUse(self._busy, self._idle)
+        self.in_use = InUse(self._on_busy, self._on_idle)
         self.sequences = Sequences()
         self._listeners: list[Callable[[], None]] = []
         self._queues: list[Callable[[Target], int]] = []
-        # In use, it may be, without being in the table: withdrawn, or granted and not seen in it.
-        self._loose: set[Replica] = set()
-        self._told: dict[Replica, float] = {}
+        #: Replicas that may be in use without being in the table: they were withdrawn, or were
+        #: granted before the table had them.
+        self._outside_table: set[Replica] = set()
+        #: When the use of each replica was last reported, in seconds of the monotonic clock.
+        self._reported_at: dict[Replica, float] = {}
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Have `listener` called whenever a change is in the table, before anything is sent by it
-        and before the Controller hears that it is known."""
+        """Call `listener` after every change to the table, before anything is sent by the new table
+        and before the Controller learns that it has arrived."""
         self._listeners.append(listener)
 
     def count_waiting(self, queue: Callable[[Target], int]) -> None:
-        """Have `queue` asked how many requests wait in this Router for a version."""
+        """Ask `queue` for the number of requests in this Router that wait for a version."""
         self._queues.append(queue)
 
     @property
     def connected(self) -> bool:
+        """Whether a Controller is heard from."""
         return self.acting is not None
 
     @property
     def addresses(self) -> str:
+        """The addresses of all Controllers, separated by commas."""
         return ",".join(self._controllers)
 
     async def run(self) -> None:
-        """Follow whichever Controller acts, for ever."""
+        """Follow whichever Controller acts, without end."""
         async with asyncio.TaskGroup() as tasks:
             for address, stub in self._controllers.items():
-                tasks.create_task(self._try(address, stub))
+                tasks.create_task(self._keep_following(address, stub))
 
     def started(self, replica: Replica, use_lease: str) -> None:
-        """The request that a use lease was given for is in flight on `replica`."""
-        self._loose.add(replica)
+        """Report that the request for which a use lease was given is in flight on `replica`."""
+        self._outside_table.add(replica)
         message = wire.WatchPlacementsRequest()
         message.started.use_lease = use_lease
-        self._say(message)
+        self._send(message)
 
     def tie(self, id_: int | str, replica: Replica) -> None:
-        """A sequence has begun on `replica`, or goes on there. The first one is told at once:
-        between its requests, it is all that keeps the replica."""
+        """Tie a sequence to `replica`. The first one there is reported at once: between its
+        requests, nothing else keeps the replica."""
         if self.sequences.tie(id_, replica, time.monotonic()):
-            self._say(self._usage())
+            self._send(self._usage())
 
-    def broke(self, broke: Broke) -> None:
-        """Tell the Controller of a server that was lost while it had a request."""
+    def report_loss(self, loss: Loss) -> None:
+        """Report a server that was lost while it had a request."""
         message = wire.WatchPlacementsRequest()
-        message.broke.replica.CopyFrom(_ref(broke.replica))
-        message.broke.repeated = broke.repeated
-        if broke.earlier is not None:
-            message.broke.earlier.CopyFrom(_ref(broke.earlier))
-        self._say(message)
+        message.broke.replica.CopyFrom(_ref(loss.replica))
+        message.broke.repeated = loss.repeated
+        if loss.earlier is not None:
+            message.broke.earlier.CopyFrom(_ref(loss.earlier))
+        self._send(message)
 
-    async def _try(self, address: str, stub: Any) -> None:
+    async def _keep_following(self, address: str, stub: Any) -> None:
+        """Follow one Controller whenever it acts, without end."""
         refused = ""
         while True:
-            acting = Acting(address, stub)
+            acting = ActingController(address, stub)
             cause = "it ended the stream"
             try:
                 await self._follow(acting)
@@ -121,12 +129,12 @@ class PlacementWatch:
             except StaleEpoch as stale:
                 cause = str(stale)
                 if refused != cause:
-                    _log.warning("refused, it does not act any more", controller=address)
+                    _log.warning("controller refused: it no longer acts", controller=address)
                 refused = cause
             self._lose(acting, cause)
             await asyncio.sleep(STANDBY_SECONDS if self.acting is not None else RETRY_SECONDS)
 
-    async def _follow(self, acting: Acting) -> None:
+    async def _follow(self, acting: ActingController) -> None:
         acting.outgoing.put_nowait(self._subscription())
         call = acting.stub.WatchPlacements(self._messages(acting))
         try:
@@ -136,16 +144,16 @@ class PlacementWatch:
                     response = await anext(responses, None)
                 if response is None or acting.lost:
                     return
-                if self.acting is not acting and not self._prefer(acting, response):
+                if self.acting is not acting and not self._switch_to(acting, response):
                     return
                 self._apply(response, acting)
                 self.synchronized.set()
         finally:
             call.cancel()
 
-    def _prefer(self, acting: Acting, response: wire.WatchPlacementsResponse) -> bool:
-        """Follow `acting` from now on, unless another one is followed in the same epoch: it is the
-        same one, by another address. Raises StaleEpoch."""
+    def _switch_to(self, acting: ActingController, response: wire.WatchPlacementsResponse) -> bool:
+        """Return whether `acting` is followed from now on. It is not if another one is followed in
+        the same epoch: that is the same Controller at another address. Raises StaleEpoch."""
         before, epoch = self.acting, response.revision.epoch
         if epoch < self.table.revision.epoch:
             raise StaleEpoch(f"epoch {epoch} is before {self.table.revision.epoch}")
@@ -155,31 +163,34 @@ class PlacementWatch:
             self._lose(before, f"epoch {epoch} has begun")
         self.acting = acting
         self.found.set()
-        self.in_use.count_anew()
-        self._told.clear()
+        self.in_use.restart_counts()
+        self._reported_at.clear()
         _log.info("controller found", controller=acting.address, epoch=epoch)
         return True
 
-    def _lose(self, acting: Acting, cause: str) -> None:
+    def _lose(self, acting: ActingController, cause: str) -> None:
         acting.end()
         if self.acting is acting:
             self.acting = None
             self.found.clear()
             _log.warning(
-                "controller lost, the table is kept", controller=acting.address, cause=cause
+                "controller lost: the table stays in use", controller=acting.address, cause=cause
             )
 
-    async def _messages(self, acting: Acting) -> AsyncIterator[wire.WatchPlacementsRequest]:
-        """A heartbeat at least every 250 ms, to the one that is followed."""
-        async for message in acting.said(HEARTBEAT_SECONDS):
+    async def _messages(
+        self, acting: ActingController
+    ) -> AsyncIterator[wire.WatchPlacementsRequest]:
+        """Yield messages to `acting`. If it is followed, that includes a heartbeat at least every
+        250 ms."""
+        async for message in acting.messages(HEARTBEAT_SECONDS):
             if message is not None:
                 yield message
             elif self.acting is acting:
                 yield self._usage()
 
-    def _say(self, message: wire.WatchPlacementsRequest) -> None:
-        """While there is nobody to hear it, it is dropped: the next subscription tells what holds
-        then."""
+    def _send(self, message: wire.WatchPlacementsRequest) -> None:
+        """Send a message. If there is nobody to receive it, it is dropped; the next subscription
+        says what holds then."""
         if self.acting is not None:
             self.acting.outgoing.put_nowait(message)
 
@@ -195,49 +206,49 @@ class PlacementWatch:
         message = wire.WatchPlacementsRequest()
         message.usage.SetInParent()
         now = time.monotonic()
-        used, tied = self.in_use.usage(), self.sequences.used(now)
+        used, tied = self.in_use.usage(), self.sequences.usage(now)
         for replica in {**used, **tied}:
             sequences, age = tied.get(replica, (0, 0.0))
             use = used.get(replica, Use(age, 0, 0))
-            self._told[replica] = now
+            self._reported_at[replica] = now
             row = message.usage.replicas.add(
                 replica=_ref(replica),
-                in_flight=use.in_flight + self._waiting(replica),
+                in_flight=use.in_flight + self._waiting_share(replica),
                 requests=use.requests,
                 sequences=sequences,
             )
             row.age.FromTimedelta(timedelta(seconds=use.age))
         return message
 
-    def _waiting(self, replica: Replica) -> int:
-        """Its share of those that wait for the version: they are demand for it as much as what is
-        in flight, and it is they that another copy would serve."""
+    def _waiting_share(self, replica: Replica) -> int:
+        """Return the replica's share of the requests that wait for its version. They are as much
+        demand for it as those in flight, and another copy would serve them."""
         if not self.table.holds(replica):
             return 0
         waiting = sum(queue(replica.target) for queue in self._queues)
         return -(-waiting // len(self.table.servers(replica.target)))
 
-    def _apply(self, response: wire.WatchPlacementsResponse, acting: Acting) -> None:
+    def _apply(self, response: wire.WatchPlacementsResponse, acting: ActingController) -> None:
         if response.WhichOneof("message") == "checkpoint":
-            self._note(response.unregistered_resident)
+            self._note_unregistered(response.unregistered_resident)
             return
         withdrawn = self.table.apply(change_of(response))
         self._changed()
         message = wire.WatchPlacementsRequest()
         message.ack.revision.CopyFrom(response.revision)
         acting.outgoing.put_nowait(message)
-        self._loose |= withdrawn
-        for replica in list(self._loose):
+        self._outside_table |= withdrawn
+        for replica in list(self._outside_table):
             if self.table.holds(replica):
-                self._loose.discard(replica)
-            elif not self.in_use.count(replica) and not self.sequences.any(replica):
-                self._loose.discard(replica)
-                self._told.pop(replica, None)
-                self._say_drained(replica)
+                self._outside_table.discard(replica)
+            elif not self.in_use.count(replica) and not self.sequences.any_on(replica):
+                self._outside_table.discard(replica)
+                self._reported_at.pop(replica, None)
+                self._send_drained(replica)
         if self._keeper is not None:
             self._keeper.keep(response)
 
-    def _note(self, unregistered: bool) -> None:
+    def _note_unregistered(self, unregistered: bool) -> None:
         if unregistered is not self.table.unregistered:
             self.table.unregistered = unregistered
             self._changed()
@@ -246,30 +257,30 @@ class PlacementWatch:
         for listener in self._listeners:
             listener()
 
-    def _busy(self, replica: Replica) -> None:
-        """Told at once, unless a heartbeat of just now has told it."""
-        told = self._told.get(replica, 0.0)
-        if self.acting is not None and time.monotonic() - told > HEARTBEAT_SECONDS:
-            self._say(self._usage())
+    def _on_busy(self, replica: Replica) -> None:
+        """Report at once that a replica is in use, unless a heartbeat has just done so."""
+        reported_at = self._reported_at.get(replica, 0.0)
+        if self.acting is not None and time.monotonic() - reported_at > HEARTBEAT_SECONDS:
+            self._send(self._usage())
 
-    def _idle(self, replica: Replica) -> None:
-        # Where sequences are left, a heartbeat without them will say so.
+    def _on_idle(self, replica: Replica) -> None:
+        # If sequences are left, a heartbeat reports when they have ended.
         if (
-            replica in self._loose
+            replica in self._outside_table
             and not self.table.holds(replica)
-            and not self.sequences.any(replica)
+            and not self.sequences.any_on(replica)
         ):
-            self._say_drained(replica)
+            self._send_drained(replica)
 
-    def _say_drained(self, replica: Replica) -> None:
+    def _send_drained(self, replica: Replica) -> None:
         message = wire.WatchPlacementsRequest()
         message.drained.replica.CopyFrom(_ref(replica))
         message.drained.revision.CopyFrom(_revision(self.table.revision))
-        self._say(message)
+        self._send(message)
 
 
 def change_of(response: wire.WatchPlacementsResponse) -> Change:
-    """A snapshot or a delta as the table takes it."""
+    """Return a snapshot or a delta as a change to the table."""
     whole = response.WhichOneof("message") == "snapshot"
     body: Any = response.snapshot if whole else response.delta
     return Change(

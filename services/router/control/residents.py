@@ -1,11 +1,9 @@
-"""Asking the Controller to make a version resident, and for what it knows of it."""
+"""Asks the Controller to make versions resident, and for their configs."""
 
 import asyncio
-import contextlib
 import math
 import random
 import time
-from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,16 +13,17 @@ from opentelemetry import trace
 from services.common import telemetry
 from services.common.errors import DeadlineBeforeResident, NotReady, StandsBy
 from services.common.status import error_info
-from services.router.control.answers import NOBODY, Rejected
-from services.router.control.leader import Acting, Lost
+from services.router.control.answers import NOBODY_ACTS, Rejected
+from services.router.control.leader import ActingController, ControllerLost
 from services.router.control.placement_watch import PlacementWatch, replica_of
 from services.router.core.attempts import Miss
 from services.router.core.errors import ControllerUnavailable, NoLease
 from services.router.core.routing.routes import Replica, Target
 from services.router.core.routing.table import Revision
+from services.router.waiting import within
 from shoal.controller.v1 import controller_service_pb2 as wire
 
-ANSWER_MARGIN: Final = 0.02  # seconds kept so that the caller hears why before its deadline
+ANSWER_MARGIN: Final = 0.02  # seconds in which to tell the caller why, before its deadline
 RETRY_SECONDS: Final = 0.1
 CONFIG_SECONDS: Final = 5.0
 
@@ -33,7 +32,8 @@ _tracer = trace.get_tracer("shoal.router")
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """`address`: host:port of the server. `revision`: see core.table.Table.outdated."""
+    """A replica that the Controller lets a request use. `address` is the server's host:port. For
+    `revision`, see core.routing.table.Table.outdated."""
 
     replica: Replica
     address: str
@@ -41,10 +41,10 @@ class Grant:
     use_lease: str
 
 
-class ControllerClient:
-    """Asks the Controller that `watch` follows; when another one takes its place, that one.
+class ResidencyClient:
+    """Asks the Controller that `watch` follows, or the one that takes its place.
 
-    `patience`: seconds that a cold request waits while there is none."""
+    `patience` is how long a cold request waits while no Controller acts, in seconds."""
 
     def __init__(self, watch: PlacementWatch, patience: float) -> None:
         self._watch = watch
@@ -53,11 +53,10 @@ class ControllerClient:
     async def make_resident(
         self, target: Target, deadline: float | None, missed: Miss | None
     ) -> Grant:
-        """A replica that is READY, and a use lease on it.
+        """Return a replica that is READY, with a use lease.
 
-        `deadline`: seconds of the monotonic clock. Raises Rejected, ControllerUnavailable,
-        DeadlineBeforeResident.
-        """
+        `deadline` is in seconds of the monotonic clock. Raises Rejected, ControllerUnavailable,
+        DeadlineBeforeResident."""
         request = wire.MakeResidentRequest(
             model=target.model, version=target.version, router=self._watch.router
         )
@@ -70,7 +69,7 @@ class ControllerClient:
         if trace.get_current_span().is_recording():
             span = _tracer.start_span("make_resident", kind=trace.SpanKind.CLIENT)
         with trace.use_span(span, end_on_exit=True):
-            reply = await self._patiently(request, target, deadline, telemetry.propagation(span))
+            reply = await self._ask(request, target, deadline, telemetry.propagation(span))
         return Grant(
             replica_of(reply.replica),
             reply.address,
@@ -79,65 +78,66 @@ class ControllerClient:
         )
 
     def require_lease(self, target: Target) -> None:
-        """A sequence begins only while a Controller is heard from: one that does not hear of it
-        could unload the model under it. Raises NoLease."""
+        """Raises NoLease if no Controller is heard from. A sequence must not begin then: a
+        Controller that does not know about it could unload the model in the middle of it."""
         if self._watch.acting is None:
             raise NoLease(
                 model=target.model, controller=self._watch.addresses, retry_after=RETRY_SECONDS
             )
 
     async def config(self, target: Target) -> wire.GetModelConfigResponse:
-        """Raises Rejected, ControllerUnavailable."""
+        """Return the config of a version. Raises Rejected, ControllerUnavailable."""
         request = wire.GetModelConfigRequest(model=target.model, version=target.version)
         deadline = time.monotonic() + CONFIG_SECONDS
         while (acting := self._watch.acting) is not None:
             call = acting.stub.GetModelConfig(request, timeout=deadline - time.monotonic())
             try:
                 reply = await acting.call(call)
-            except Lost:
+            except ControllerLost:
                 continue
             except grpc.aio.AioRpcError as error:
-                raise self._meaning(error, target) from error
+                raise self._translated(error, target) from error
             assert isinstance(reply, wire.GetModelConfigResponse)
             return reply
-        raise self._unavailable(target, NOBODY)
+        raise self._unavailable(target, NOBODY_ACTS)
 
-    async def _patiently(
+    async def _ask(
         self,
         request: wire.MakeResidentRequest,
         target: Target,
         deadline: float | None,
         metadata: tuple[tuple[str, str], ...],
     ) -> wire.MakeResidentResponse:
+        """Ask until a Controller answers, or patience or deadline run out."""
         began = time.monotonic()
-        away = Away(self._patience)
-        asked: Acting | None = None
+        away = Absence(self._patience)
+        asked: ActingController | None = None
         while True:
             left = math.inf if deadline is None else deadline - time.monotonic()
             if left <= 0:
-                raise _too_late(target, began)
+                raise _deadline_passed(target, began)
             acting = self._watch.acting
             if acting is None:
                 if away.too_long():
-                    raise self._unavailable(target, NOBODY)
+                    raise self._unavailable(target, NOBODY_ACTS)
                 if left <= ANSWER_MARGIN:
-                    raise _too_late(target, began)
+                    raise _deadline_passed(target, began)
                 wait = min(away.left(), left - ANSWER_MARGIN)
-                await _within(wait, self._watch.found.wait())
+                await within(wait, self._watch.found.wait())
                 continue
-            if acting is not asked:  # heard from since
-                away, asked = Away(self._patience), acting
+            if acting is not asked:  # a Controller has been heard from since
+                away, asked = Absence(self._patience), acting
             timeout = None if deadline is None else max(left - ANSWER_MARGIN, left / 2)
             call = acting.stub.MakeResident(request, timeout=timeout, metadata=metadata)
             try:
                 reply = await acting.call(call)
-            except Lost:
+            except ControllerLost:
                 continue
             except grpc.aio.AioRpcError as error:
-                meaning = self._meaning(error, target)
+                meaning = self._translated(error, target)
                 if isinstance(meaning, Rejected):
-                    if _timed_out(error):
-                        raise _too_late(target, began) from error
+                    if _is_own_timeout(error):
+                        raise _deadline_passed(target, began) from error
                     raise meaning from error
                 if away.too_long():
                     raise meaning from error
@@ -146,9 +146,10 @@ class ControllerClient:
                 assert isinstance(reply, wire.MakeResidentResponse)
                 return reply
 
-    def _meaning(
+    def _translated(
         self, error: grpc.aio.AioRpcError, target: Target
     ) -> Rejected | ControllerUnavailable:
+        """Return what a failed call means."""
         info = error_info(tuple(error.trailing_metadata() or ()))
         gone = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
         if gone and (info is None or info.reason in (NotReady.reason, StandsBy.reason)):
@@ -164,37 +165,33 @@ class ControllerClient:
         )
 
 
-class Away:
-    """How long there has been no Controller, against the `patience` of seconds with that."""
+class Absence:
+    """Measures for how long there has been no Controller, against `patience` seconds."""
 
     def __init__(self, patience: float) -> None:
         self._patience = patience
         self._since: float | None = None
 
     def left(self) -> float:
+        """Return the seconds of patience that are left. The first call starts the clock."""
         if self._since is None:
             self._since = time.monotonic()
         return self._since + self._patience - time.monotonic()
 
     def too_long(self) -> bool:
+        """Return whether patience has run out."""
         return self.left() <= 0
 
 
-async def _within(seconds: float, wait: Awaitable[object]) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await wait
-
-
-def _timed_out(error: grpc.aio.AioRpcError) -> bool:
-    """Whether it was our own timer, not the Controller's word."""
+def _is_own_timeout(error: grpc.aio.AioRpcError) -> bool:
+    """Return whether the Router's own timer ended the call, rather than the Controller."""
     return (
         error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         and error_info(tuple(error.trailing_metadata() or ())) is None
     )
 
 
-def _too_late(target: Target, began: float) -> DeadlineBeforeResident:
+def _deadline_passed(target: Target, began: float) -> DeadlineBeforeResident:
     return DeadlineBeforeResident(
         model=target.model,
         version=target.version,

@@ -1,4 +1,4 @@
-"""One call of Triton's protocol to all servers, by way of the Controller, which has their key."""
+"""Makes a call of Triton's protocol to all servers, through the Controller, which has their key."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -15,7 +15,7 @@ _UNAVAILABLE = grpc.StatusCode.UNAVAILABLE.value[0]
 
 
 class ServerAnswer(NamedTuple):
-    """`code`: of gRPC, 0 for OK. `response`: serialized."""
+    """A server's answer to a call. `code` is gRPC's, 0 for OK. `response` is serialized."""
 
     server: str
     code: int
@@ -23,16 +23,19 @@ class ServerAnswer(NamedTuple):
     response: bytes
 
     @property
-    def taken(self) -> bool:
+    def accepted(self) -> bool:
+        """Whether the server did as it was asked."""
         return not self.code
 
     @property
     def reached(self) -> bool:
-        """Whether it is the server's own."""
+        """Whether it is the server's own answer."""
         return self.code != _UNAVAILABLE
 
 
 class ServerCalls:
+    """Makes calls to all servers."""
+
     def __init__(self, calls: ControllerCalls) -> None:
         self._calls = calls
 
@@ -43,39 +46,43 @@ class ServerCalls:
         deadline: float | None,
         servers: Iterable[str] = (),
     ) -> list[ServerAnswer]:
-        """Every server's answer. `servers`: ids, empty for all. Raises Rejected, NoController."""
+        """Return every server's answer. `servers` lists ids; if it is empty, all are asked. Raises
+        Rejected, NoController."""
         message = wire.CallServersRequest(call=call, request=request, servers=servers)
         reply = await self._calls.ask("CallServers", message, deadline)
         return [ServerAnswer(a.server, a.code, a.text, a.response) for a in reply.answers]
 
 
-def readings(call: str, answers: list[ServerAnswer]) -> list[bytes]:
-    """What the servers say that can be reached. Raises RefusedByServers, NoServerAnswers."""
-    taken = [answer.response for answer in answers if answer.taken]
-    if not taken:
+def any_accepted(call: str, answers: list[ServerAnswer]) -> list[bytes]:
+    """Return the responses of the servers that accepted a call. Raises RefusedByServers,
+    NoServerAnswers if there are none."""
+    accepted = [answer.response for answer in answers if answer.accepted]
+    if not accepted:
         _refuse(call, answers)
-    return taken
+    return accepted
 
 
-def updates(call: str, answers: list[ServerAnswer]) -> list[bytes]:
-    """Return what all servers say. Raises RefusedByServers where all of them refuse with the same
-    words, else ServersDisagree, which names the first that did not take it, or NoServerAnswers."""
-    failed = [answer for answer in answers if not answer.taken]
-    taken = [answer for answer in answers if answer.taken]
-    if not taken:
+def all_accepted(call: str, answers: list[ServerAnswer]) -> list[bytes]:
+    """Return the responses of all servers.
+
+    Raises ServersDisagree, naming the first server that did not accept, if others did. If none
+    accepted, raises RefusedByServers or, if none was reached, NoServerAnswers."""
+    failed = [answer for answer in answers if not answer.accepted]
+    accepted = [answer for answer in answers if answer.accepted]
+    if not accepted:
         _refuse(call, answers)
     if failed:
         raise ServersDisagree(
             call=call,
             server=failed[0].server,
             cause=failed[0].text,
-            done=", ".join(answer.server for answer in taken),
+            done=", ".join(answer.server for answer in accepted),
         )
-    return [answer.response for answer in taken]
+    return [answer.response for answer in accepted]
 
 
 def _refuse(call: str, answers: list[ServerAnswer]) -> None:
-    """Nobody took it."""
+    """Raises the error for a call that no server accepted."""
     spoken = [answer for answer in answers if answer.reached]
     if spoken:
         raise RefusedByServers(_CODES[spoken[0].code], spoken[0].text)

@@ -1,8 +1,7 @@
-"""The last placement table on disk, so that a Router can start while the Controller is away.
+"""Keeps the last placement table on disk, so that a Router can start while the Controller is away.
 
-One file per Router port, replaced atomically. An entry is used only when the server at its address
-still says that it is the one that the entry names.
-"""
+There is one file for each Router port, replaced atomically. An entry is used only if the server at
+its address still says that it is the one named by the entry."""
 
 import asyncio
 import os
@@ -26,6 +25,8 @@ _log = structlog.get_logger(__name__)
 
 
 class TableFile:
+    """A placement table on disk."""
+
     def __init__(self, path: Path) -> None:
         self._path = path
         self._revision = wire.Revision()
@@ -35,7 +36,7 @@ class TableFile:
         self._changed = asyncio.Event()
 
     def keep(self, response: wire.WatchPlacementsResponse) -> None:
-        """Take a message of the stream into what will be written."""
+        """Take in a message of the stream. It is written later."""
         kind = response.WhichOneof("message")
         if kind == "snapshot":
             self._models = {route.model: route for route in response.snapshot.models}
@@ -55,8 +56,8 @@ class TableFile:
         self._changed.set()
 
     async def write(self) -> None:
-        """Write what changed, at most once a second, for ever. A disk that takes nothing now is
-        tried again: requests do not need it."""
+        """Write changes at most once a second, without end. A failed write is tried again: requests
+        do not depend on it."""
         failing = False
         while True:
             await self._changed.wait()
@@ -65,7 +66,7 @@ class TableFile:
                 await asyncio.to_thread(self._replace, self._snapshot().SerializeToString())
             except OSError as error:
                 if not failing:
-                    _log.warning("placements cannot be kept on disk", cause=str(error))
+                    _log.warning("cannot write the placement table", cause=str(error))
                 failing = True
                 self._changed.set()
             else:
@@ -88,17 +89,20 @@ class TableFile:
         fresh.replace(self._path)
 
     async def restore(self, table: Table) -> bool:
-        """Fill an empty table from the file, without the servers that are not what they were.
-        Says whether it did; not when the Controller has filled the table meanwhile."""
+        """Fill an empty table from the file, leaving out servers that are not what they were.
+        Returns whether it did; it does not if the Controller has filled the table in the
+        meantime."""
         try:
-            kept = _read(await asyncio.to_thread(self._path.read_bytes))
+            kept = _parse(await asyncio.to_thread(self._path.read_bytes))
         except FileNotFoundError:
             return False
         except (OSError, ValueError) as error:
-            _log.warning("the placements on disk cannot be used", cause=str(error))
+            _log.warning("cannot use the placement table on disk", cause=str(error))
             return False
         servers = kept.snapshot.servers
-        answers = await asyncio.gather(*(_is(server.server, server.address) for server in servers))
+        answers = await asyncio.gather(
+            *(_is_server(server.server, server.address) for server in servers)
+        )
         trusted = {s.server for s, true in zip(servers, answers, strict=True) if true}
         for route in kept.snapshot.models:
             for version in route.versions:
@@ -106,12 +110,13 @@ class TableFile:
         if table.revision != NONE:
             return False
         table.apply(change_of(kept))
-        _log.warning("started from the placements kept on disk", servers=sorted(trusted))
+        _log.warning("started from the placement table on disk", servers=sorted(trusted))
         return True
 
 
-def _read(data: bytes) -> wire.WatchPlacementsResponse:
-    """Raises ValueError for what is no snapshot: an empty file would be a table of nothing."""
+def _parse(data: bytes) -> wire.WatchPlacementsResponse:
+    """Parse the file. Raises ValueError if it is not a snapshot: an empty file would otherwise be
+    an empty table."""
     try:
         kept = wire.WatchPlacementsResponse.FromString(data)
     except DecodeError as error:
@@ -121,8 +126,8 @@ def _read(data: bytes) -> wire.WatchPlacementsResponse:
     return kept
 
 
-async def _is(server: str, address: str) -> bool:
-    """Whether the Triton at `address` says that its id is `server`."""
+async def _is_server(server: str, address: str) -> bool:
+    """Return whether the Triton at `address` says that its id is `server`."""
     async with channels.control(address) as channel:
         stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         try:

@@ -1,10 +1,9 @@
-"""What becomes of a request after each attempt, whether it came alone or in a stream.
+"""Decides what becomes of a request after each attempt, whether it came alone or in a stream.
 
-A request is sent, and something comes of it: an answer, or a `Verdict` on why there is none. Then
-it goes to its client, or it is sent again. It is sent again without end, as long as its client
-waits, where no server began it; once, and within a budget, where a server broke off with it, for it
-may be what broke the server; never, once a part of its reply has reached the client.
-"""
+An attempt ends with an answer, or with a `Verdict` on why there is none. Then the request goes back
+to its client, or is sent again: without limit while its client waits, if no server started on it;
+once and within a budget, if a server broke off with it, since the request may be what broke the
+server; never, once a part of its reply has reached the client."""
 
 import enum
 from typing import Final, NamedTuple
@@ -13,17 +12,17 @@ from services.router.core.admission.rate import RetryBudget
 from services.router.core.routing.routes import Replica
 from services.router.core.wire.verdict import Verdict
 
-PAUSE_SECONDS: Final = 0.02  # longest pause after the first miss; it doubles with each
+PAUSE_SECONDS: Final = 0.02  # the longest pause after the first miss; doubles with each
 MAX_PAUSE_SECONDS: Final = 0.5
-PATIENCE_SECONDS: Final = 60.0  # of misses, until a client without a deadline is refused
+PATIENCE_SECONDS: Final = 60.0  # of misses until a client without a deadline is refused
 
 
 class Progress(enum.Enum):
     """How far the reply to a request has come.
 
     NONE       Nothing of it has been passed on.
-    PARTLY     The client has had a part of it.
-    UNCERTAIN  It cannot be told from that of another request, which has the same id."""
+    PARTLY     The client has received a part of it.
+    UNCERTAIN  It cannot be told from the reply to another request with the same id."""
 
     NONE = enum.auto()
     PARTLY = enum.auto()
@@ -31,10 +30,12 @@ class Progress(enum.Enum):
 
 
 class Action(enum.Enum):
-    """ANSWER  Pass the server's own answer on.
+    """What to do with a request.
+
+    ANSWER  Pass the server's own answer on.
     AGAIN   Ask the Controller for a replica and send the request there, after a pause.
-    ONCE    As AGAIN, but no more than once, and within the budget for repeats.
-    LOSE    Refuse the request as one that was lost with its server."""
+    ONCE    Like AGAIN, but at most once, and within the budget for repeats.
+    LOSE    Refuse the request as lost together with its server."""
 
     ANSWER = enum.auto()
     AGAIN = enum.auto()
@@ -69,8 +70,8 @@ class Miss(NamedTuple):
     unhealthy: bool
 
 
-class Broke(NamedTuple):
-    """A server that was lost while it had a request: what the Controller is told.
+class Loss(NamedTuple):
+    """A server that was lost while it had a request, as the Controller is told.
 
     `earlier` is the replica with which the same request was lost before. `repeated` says that the
     request is sent once more."""
@@ -81,26 +82,26 @@ class Broke(NamedTuple):
 
 
 class Attempts(NamedTuple):
-    """What has come of one request so far.
+    """What has come of one request so far."""
 
-    `repeatable` says that it may be sent again after a server broke off with it. `misses` counts
-    the attempts that brought nothing. `missed` is the server of the last one, until the Controller
-    has been told. `broke` is the replica that was lost with it. `until` is when a client without a
-    deadline is refused, in seconds of the monotonic clock."""
-
+    #: Whether it may be sent again after a server broke off with it.
     repeatable: bool
+    #: The number of attempts that brought nothing.
     misses: int = 0
+    #: The server of the last miss, until the Controller has been told.
     missed: Miss | None = None
-    broke: Replica | None = None
+    #: The replica that was lost with it, if one was.
+    lost_on: Replica | None = None
+    #: When a client without a deadline is refused, in seconds of the monotonic clock.
     until: float = 0.0
 
     @property
     def asks(self) -> bool:
-        """Whether the next attempt goes where the Controller says, instead of by the table."""
-        return self.missed is not None or self.broke is not None
+        """Whether the next attempt goes where the Controller says, rather than by the table."""
+        return self.missed is not None or self.lost_on is not None
 
     def withdrawn(self) -> "Attempts":
-        """Return what holds when the replica that the Controller named was withdrawn before the
+        """Return what holds if the replica that the Controller named was withdrawn before the
         request could be sent."""
         return self._replace(missed=None)
 
@@ -110,19 +111,21 @@ FIRST: Final = {True: Attempts(repeatable=True), False: Attempts(repeatable=Fals
 
 
 class Step(NamedTuple):
-    """What to do next: ANSWER, AGAIN or LOSE. `broke` is to be told to the Controller first. AGAIN
-    is to be done after `pause` seconds, with `attempts`."""
+    """What to do next: ANSWER, AGAIN or LOSE."""
 
     action: Action
-    broke: Broke | None = None
+    #: To be told to the Controller first.
+    loss: Loss | None = None
+    #: Seconds to wait before AGAIN.
     pause: float = 0.0
+    #: What holds for the request after AGAIN.
     attempts: Attempts | None = None
 
 
 _ANSWER: Final = Step(Action.ANSWER)
 
 
-def after(
+def next_step(
     verdict: Verdict,
     progress: Progress,
     replica: Replica,
@@ -136,9 +139,9 @@ def after(
     """Return what to do with a request for which `replica` gave `verdict`.
 
     Takes from `budget` only what the step spends. Pauses grow exponentially and are spread over
-    their upper half by `chance`, in [0, 1), so that the requests of one crash do not come back at
-    once (Brooker, "Exponential Backoff And Jitter", 2015). A request whose `deadline` would pass
-    in the pause is lost. `deadline` and `now` are in seconds of the monotonic clock."""
+    their upper half by `chance`, in [0, 1), so that the requests hit by one crash do not all return
+    at once (Brooker, "Exponential Backoff And Jitter", 2015). A request whose `deadline` would pass
+    during the pause is lost. `deadline` and `now` are in seconds of the monotonic clock."""
     action = ACTIONS[verdict, progress]
     if action is Action.ANSWER:
         return _ANSWER
@@ -150,14 +153,14 @@ def after(
     if again and action is Action.ONCE:
         again = attempts.repeatable and budget.retry(now)
     broken = verdict is Verdict.BROKEN
-    broke = Broke(replica, attempts.broke, again) if broken else None
+    loss = Loss(replica, attempts.lost_on, again) if broken else None
     if not again:
-        return Step(Action.LOSE, broke)
+        return Step(Action.LOSE, loss)
     following = Attempts(
         repeatable=attempts.repeatable and action is not Action.ONCE,
         misses=attempts.misses + 1,
         missed=Miss(replica.server, verdict is Verdict.UNHEALTHY),
-        broke=replica if broken else attempts.broke,
+        lost_on=replica if broken else attempts.lost_on,
         until=until,
     )
-    return Step(Action.AGAIN, broke, pause, following)
+    return Step(Action.AGAIN, loss, pause, following)

@@ -1,9 +1,8 @@
-"""Regions of shared memory: what callers name them, and what the servers map.
+"""Regions of shared memory: what callers name, and what the servers map.
 
-A server maps a piece of memory once and whole, under a name that nobody can guess; callers' regions
-are parts of it. (Triton 24.10 maps a key that it knows already by a file descriptor that it has
-closed, so two regions of one key must not reach it.)
-"""
+A server maps a piece of memory once and whole, under a name that cannot be guessed. Callers'
+regions are parts of it. (Triton 24.10 maps a key that it already knows through a file descriptor
+that it has closed, so two regions of one key must not reach it.)"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,37 +13,40 @@ from services.router.core.errors import RegionBounds, RegionExists, RegionNotFou
 SYSTEM: Final = "system"
 CUDA: Final = "cuda"
 
-# What else lies where shared memory does: Triton's own, and the C library's semaphores.
+# Prefixes of other files in that folder: Triton's own, and the C library's semaphores.
 _RESERVED: Final = ("triton_python_backend_shm", "sem.")
 _LONGEST_KEY: Final = 255
 
 
 class Owner(NamedTuple):
-    """Whose regions are whose."""
+    """The caller to whom a region belongs."""
 
     tenant: str
     subject: str
 
 
-class Source(NamedTuple):
-    """What a piece of memory is. System: its `key`, and the file behind it (device, inode). CUDA:
-    the handle, as hexadecimal digits, and the GPU's number. `size`: bytes, all of it."""
+class MemorySource(NamedTuple):
+    """A piece of memory."""
 
     kind: str
+    #: Of system memory the key, of CUDA memory the handle in hexadecimal digits.
     key: str
+    #: Of system memory the device and inode of the file, of CUDA memory the number of the GPU.
     place: tuple[int, ...]
+    #: Bytes of the whole piece.
     size: int
 
 
 @dataclass(eq=False, slots=True)
-class Mapped:
-    """A source that the servers map as `name`. `regions`: callers' regions in it. `in_flight`:
-    requests that use it, maybe after its last region is gone."""
+class MappedMemory:
+    """A piece of memory that the servers map as `name`."""
 
     name: str
     owner: Owner
-    source: Source
+    source: MemorySource
+    #: The number of callers' regions in it.
     regions: int = 0
+    #: The number of requests that use it, which may outlast its last region.
     in_flight: int = 0
 
     @property
@@ -53,35 +55,38 @@ class Mapped:
 
 
 class Region(NamedTuple):
-    """`key`: as the caller wrote it. `offset`, `size`: bytes of its source."""
+    """A caller's region. `key` is as the caller wrote it; `offset` and `size` are in bytes of the
+    source."""
 
     name: str
     key: str
-    mapped: Mapped
+    mapped: MappedMemory
     offset: int
     size: int
 
 
 class Regions:
-    """All that is registered."""
+    """All registered regions."""
 
     def __init__(self) -> None:
         self._regions: dict[Owner, dict[str, Region]] = {}
-        self._mapped: dict[str, Mapped] = {}
+        self._mapped: dict[str, MappedMemory] = {}
 
-    def mapped(self) -> list[Mapped]:
+    def mapped(self) -> list[MappedMemory]:
         return list(self._mapped.values())
 
-    def check(self, owner: Owner, name: str) -> None:
-        """Raises RegionExists, RegionRefused."""
+    def require_new(self, owner: Owner, name: str) -> None:
+        """Raises RegionExists or RegionRefused if no region may have that name."""
         if not name:
             raise RegionRefused(region=name, problem="invalid args: it has no name")
         if name in self._regions.get(owner, {}):
             raise RegionExists(region=name)
 
-    def source(self, owner: Owner, name: str, source: Source) -> Mapped | None:
-        """What maps the source already. Raises RegionRefused where it is another's, or was another
-        memory when it was mapped."""
+    def find_mapped(self, owner: Owner, name: str, source: MemorySource) -> MappedMemory | None:
+        """Return the memory that maps `source` already, or None.
+
+        Raises RegionRefused if it belongs to another caller, or was different memory when it was
+        mapped."""
         for mapped in self._mapped.values():
             if (mapped.source.kind, mapped.source.key) != (source.kind, source.key):
                 continue
@@ -99,41 +104,42 @@ class Regions:
         return None
 
     def add(self, region: Region) -> None:
-        """Raises RegionExists, RegionRefused."""
+        """Register a region. Raises RegionExists, RegionRefused."""
         name, mapped = region.name, region.mapped
-        self.check(mapped.owner, name)
-        inside(name, mapped.source, region.offset, region.size)
+        self.require_new(mapped.owner, name)
+        require_inside(name, mapped.source, region.offset, region.size)
         self._mapped[mapped.name] = mapped
         mapped.regions += 1
         self._regions.setdefault(mapped.owner, {})[name] = region
 
-    def remove(self, owner: Owner, kind: str, name: str) -> list[Mapped]:
-        """What its regions were in. `name`: "" for all of the kind; one that is not there is
-        nothing to complain of, for Triton neither."""
+    def remove(self, owner: Owner, kind: str, name: str) -> list[MappedMemory]:
+        """Remove a region, or all of the kind if `name` is "", and return the memory that they were
+        in. As with Triton, a name that is not registered is not an error."""
         gone = [r for r in self.of(owner, kind) if name in ("", r.name)]
         for region in gone:
             del self._regions[owner][region.name]
             region.mapped.regions -= 1
         return list(dict.fromkeys(region.mapped for region in gone))
 
-    def forget(self, mapped: Mapped) -> None:
+    def forget(self, mapped: MappedMemory) -> None:
         self._mapped.pop(mapped.name, None)
 
     def of(self, owner: Owner, kind: str) -> Iterator[Region]:
+        """Yield the owner's regions of a kind."""
         for region in list(self._regions.get(owner, {}).values()):
             if region.mapped.source.kind == kind:
                 yield region
 
     def find(self, owner: Owner, kind: str, name: str) -> Region:
-        """Raises RegionNotFound."""
+        """Return a region of the owner. Raises RegionNotFound."""
         for region in self.of(owner, kind):
             if region.name == name:
                 return region
         raise RegionNotFound(kind=f"{kind} ", region=name)
 
-    def part(self, owner: Owner, name: str, offset: int, size: int) -> tuple[Mapped, int]:
-        """What a tensor means that lies at `offset` of the region `name`: in what it is, and where
-        there. Raises RegionNotFound, RegionBounds."""
+    def locate(self, owner: Owner, name: str, offset: int, size: int) -> tuple[MappedMemory, int]:
+        """Return the memory that holds the tensor at `offset` of a region, and the tensor's offset
+        in that memory. Raises RegionNotFound, RegionBounds."""
         region = self._regions.get(owner, {}).get(name)
         if region is None:
             raise RegionNotFound(kind="", region=name)
@@ -145,7 +151,7 @@ class Regions:
 
 
 def file_name(region: str, key: str) -> str:
-    """The name of the file behind a key of POSIX shared memory. Raises RegionRefused."""
+    """Return the name of the file behind a key of POSIX shared memory. Raises RegionRefused."""
     name = key.lstrip("/")
     if not name or "/" in name or "\0" in name or name in (".", "..") or len(name) > _LONGEST_KEY:
         raise RegionRefused(region=region, problem=f"invalid shm key {key[:128]!r}")
@@ -154,11 +160,11 @@ def file_name(region: str, key: str) -> str:
     return name
 
 
-def inside(region: str, source: Source, offset: int, size: int) -> None:
-    """Raises RegionRefused unless it is a part of the source."""
+def require_inside(region: str, source: MemorySource, offset: int, size: int) -> None:
+    """Raises RegionRefused unless `size` bytes at `offset` are within the source."""
     if size <= 0 or offset + size > source.size:
         raise RegionRefused(
             region=region,
-            problem=f"invalid args: {size} bytes at {offset} are no part of the {source.size} "
-            "that are there",
+            problem=f"invalid args: {size} bytes at {offset} are not within the {source.size} "
+            "that there are",
         )

@@ -1,5 +1,4 @@
-"""The memory that a request's tensors lie in: what the servers know it as, and for how long they
-use it."""
+"""The shared memory that a request's tensors lie in: its names on the servers, and its use."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -8,7 +7,7 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from services.common.caller import Caller
-from services.router.core.shared_memory import Mapped, Owner
+from services.router.core.shared_memory import MappedMemory, Owner
 from services.router.memory.regions import SharedMemory
 
 _MARK: Final = b"shared_memory_region"  # in every message that names a region
@@ -19,61 +18,66 @@ _UNKNOWN: Final = "Unable to find shared memory region"
 
 
 class LentMemory:
-    """Of one request. `message`: the serialized ModelInferRequest, with the servers' names in it.
+    """The memory lent to one request, which holds it once from the beginning.
 
-    It begins held, once. Servers write to the memory until they have answered, whether or not the
-    caller waits: so whoever sends the request holds it too until then. `lost`: a server does not
-    know it."""
+    Servers write to the memory until they have answered, whether or not the caller waits. Whoever
+    sends the request therefore retains it until then."""
 
-    def __init__(self, shared: SharedMemory, message: bytes, regions: Mapping[Mapped, str]) -> None:
-        """`regions`: the caller's name of each."""
+    def __init__(
+        self, shared: SharedMemory, message: bytes, regions: Mapping[MappedMemory, str]
+    ) -> None:
+        """Lend `regions`, which maps the memory to the caller's names of its regions."""
+        #: The serialized ModelInferRequest, with the servers' names of the memory.
         self.message = message
         self._shared = shared
         self._regions = regions
-        self.lost = self._mapped_again = False
-        self.hold()
+        #: Whether a server does not know the memory.
+        self.unmapped = self._mapped_again = False
+        self.retain()
 
-    def hold(self) -> None:
+    def retain(self) -> None:
+        """Keep the memory mapped until `release`."""
         for mapped in self._regions:
             mapped.in_flight += 1
 
     def release(self) -> None:
+        """Undo one `retain`."""
         for mapped in self._regions:
             self._shared.released(mapped)
 
-    def forgotten(self, text: str) -> bool:
-        """Whether a server's refusal says that it does not know the memory, for it has been started
-        since that was registered. Then it is `lost` until `map_again`; once, for else that does not
-        help."""
-        self.lost = not self._mapped_again and text.startswith(_UNKNOWN)
-        return self.lost
+    def note_refusal(self, text: str) -> bool:
+        """Return whether a refusal says that the server does not know the memory because it started
+        after the memory was registered. The memory is `unmapped` then, until `map_again`. This
+        happens once: if mapping did not help, it will not help again."""
+        self.unmapped = not self._mapped_again and text.startswith(_UNKNOWN)
+        return self.unmapped
 
     async def map_again(self) -> None:
-        """On servers that have been started since. Raises NoController, Rejected."""
-        self.lost, self._mapped_again = False, True
+        """Map the memory on servers that have started since. Raises NoController, Rejected."""
+        self.unmapped, self._mapped_again = False, True
         for mapped in self._regions:
             await self._shared.map_again(mapped)
 
-    def renamed(self, text: str) -> str:
-        """With the caller's names."""
+    def restore_names(self, text: str) -> str:
+        """Return a text with the caller's names."""
         for mapped, name in self._regions.items():
             text = text.replace(mapped.name, name)
         return text
 
-    def answer(self, message: bytes) -> bytes:
-        """A serialized ModelInferResponse, with the caller's names."""
+    def restore_answer(self, message: bytes) -> bytes:
+        """Return a serialized ModelInferResponse with the caller's names."""
         if not self._named(message):
             return message
         response: Any = service_pb2.ModelInferResponse.FromString(message)
         self._rename(response)
         return bytes(response.SerializeToString())
 
-    def reply(self, message: bytes) -> bytes:
-        """A serialized ModelStreamInferResponse, with the caller's names."""
+    def restore_reply(self, message: bytes) -> bytes:
+        """Return a serialized ModelStreamInferResponse with the caller's names."""
         if not self._named(message):
             return message
         reply: Any = service_pb2.ModelStreamInferResponse.FromString(message)
-        reply.error_message = self.renamed(reply.error_message)
+        reply.error_message = self.restore_names(reply.error_message)
         self._rename(reply.infer_response)
         return bytes(reply.SerializeToString())
 
@@ -84,7 +88,7 @@ class LentMemory:
         for tensor in response.outputs:
             if _REGION in tensor.parameters:
                 region = tensor.parameters[_REGION]
-                region.string_param = self.renamed(region.string_param)
+                region.string_param = self.restore_names(region.string_param)
 
 
 class RegionLender:
@@ -94,8 +98,8 @@ class RegionLender:
         self._shared = shared
 
     def lend(self, message: bytes, caller: Caller) -> LentMemory | None:
-        """Return the memory that the tensors of a serialized ModelInferRequest lie in; None where
-        they lie in none, or protobuf cannot read it.
+        """Return the memory that the tensors of a serialized ModelInferRequest lie in; None if they
+        lie in none, or if protobuf cannot read the request.
 
         Raises RegionNotFound, RegionBounds, NotProxied."""
         if _MARK not in message:
@@ -103,15 +107,15 @@ class RegionLender:
         try:
             request = service_pb2.ModelInferRequest.FromString(message)
         except DecodeError:
-            return None  # refused, with its reason, where all others are
+            return None  # refused with a reason where all such messages are
         owner = Owner(caller.tenant, caller.subject)
-        regions: dict[Mapped, str] = {}
+        regions: dict[MappedMemory, str] = {}
         for tensor in (*request.inputs, *request.outputs):
             parameters = tensor.parameters
             place = _place(parameters)
             if place is None:
                 continue
-            mapped, begins = self._shared.part(owner, *place)
+            mapped, begins = self._shared.locate(owner, *place)
             regions[mapped] = place[0]
             parameters[_REGION].string_param = mapped.name
             if _OFFSET in parameters or begins:
@@ -122,8 +126,8 @@ class RegionLender:
 
 
 def _place(parameters: Any) -> tuple[str, int, int] | None:
-    """Name of a tensor's region, its offset and size there; None where it lies in none, or where
-    Triton will say that it can't tell where."""
+    """Return a tensor's region, offset and size; None if it lies in no region, or if Triton will
+    refuse the parameters that say where."""
     if _REGION not in parameters or _SIZE not in parameters:
         return None
     kinds = [

@@ -1,8 +1,7 @@
-"""Tensors in shared memory, between callers and servers that are on this host.
+"""Tensors in memory shared by callers and servers on this host.
 
-Requests name a region; the Router puts in its place what the servers know it as. So nobody reaches
-a region that is not his own, and none that a server has for itself.
-"""
+Requests name regions, and the Router replaces these names with those that the servers know. Callers
+can thus reach neither another caller's regions nor those that belong to a server."""
 
 import asyncio
 import os
@@ -22,7 +21,7 @@ from services.common.tasks import TaskScope
 from services.router.call import Answer, Call, RefusedByServers
 from services.router.control.answers import Rejected
 from services.router.control.placement_watch import PlacementWatch
-from services.router.control.servers import ServerAnswer, ServerCalls, updates
+from services.router.control.servers import ServerAnswer, ServerCalls, all_accepted
 from services.router.core.errors import (
     NoController,
     NotProxied,
@@ -34,22 +33,21 @@ from services.router.core.errors import (
 from services.router.core.shared_memory import (
     CUDA,
     SYSTEM,
-    Mapped,
+    MappedMemory,
+    MemorySource,
     Owner,
     Region,
     Regions,
-    Source,
     file_name,
-    inside,
+    require_inside,
 )
 from shoal.controller.v1 import controller_service_pb2 as wire
 
 FOLDER: Final = Path("/dev/shm")  # noqa: S108  where shm_open has its names
-CLOSING_SECONDS: Final = 2.0  # for the servers to let go of what is not used any more
+CLOSING_SECONDS: Final = 2.0  # for servers to release what is no longer used
+LETTING_GO_SECONDS: Final = 2.0  # until servers stop using what they have answered
 
-LETTING_GO_SECONDS: Final = 2.0  # for them to use no more what they have answered
-
-_FIRST_PAUSE: Final = 0.01  # seconds; doubled each time
+_FIRST_PAUSE: Final = 0.01  # seconds; doubles each time
 _STUB: Final = "triton_python_backend_stub"
 _LOOPBACK: Final = ("127.", "localhost:", "[::1]:", "unix:")
 
@@ -70,9 +68,11 @@ _log = structlog.get_logger(__name__)
 
 
 class SharedMemory:
-    """`router`: what tells this Router from others on this host, the same after a restart: regions
-    that an earlier process has left on the servers are taken from them. `several`: workers answer
-    on the same port, which do not know of each other's regions."""
+    """Registers callers' regions with all servers.
+
+    `router` tells this Router from others on the host, and stays the same across restarts: regions
+    that an earlier process left on the servers are removed. `shares_port` says that other workers
+    answer on the same port, which do not know about each other's regions."""
 
     def __init__(
         self,
@@ -81,19 +81,19 @@ class SharedMemory:
         callers: CallerPolicy,
         *,
         router: str,
-        several: bool = False,
+        shares_port: bool = False,
     ) -> None:
         self._watch = watch
         self._servers = servers
         self._callers = callers
         self._prefix = f"shoal.{router}."
-        self._several = several
+        self._shares_port = shares_port
         self._regions = Regions()
         self._changing = asyncio.Lock()
         self._letting_go = TaskScope("shared memory")
 
     def answers(self) -> Mapping[str, Answer]:
-        """By the method's name."""
+        """Return the answer to each method, by name."""
         return {
             "SystemSharedMemoryStatus": self.system_status,
             "SystemSharedMemoryRegister": self.register_system,
@@ -104,67 +104,70 @@ class SharedMemory:
         }
 
     async def close(self) -> None:
-        """When no requests come any more. What stays mapped, the next Router sweeps away."""
+        """Release what is no longer used. Call it when no more requests arrive; the next Router
+        sweeps away what stays mapped."""
         await self._letting_go.close(CLOSING_SECONDS)
 
     # --- what is registered -----------------------------------------------------------------------
 
     async def system_status(self, request: Any, call: Call) -> Any:
-        """The caller's own regions. Raises NotProxied, RegionNotFound."""
+        """List the caller's own regions. Raises NotProxied, RegionNotFound."""
         owner = self._owner("SystemSharedMemoryStatus", call)
         reply = service_pb2.SystemSharedMemoryStatusResponse()
-        for region in self._named(owner, SYSTEM, request.name):
+        for region in self._regions_named(owner, SYSTEM, request.name):
             row = reply.regions[region.name]
             row.name, row.key = region.name, region.key
             row.offset, row.byte_size = region.offset, region.size
         return reply
 
     async def cuda_status(self, request: Any, call: Call) -> Any:
-        """The caller's own regions. Raises NotProxied, RegionNotFound."""
+        """List the caller's own regions. Raises NotProxied, RegionNotFound."""
         owner = self._owner("CudaSharedMemoryStatus", call)
         reply = service_pb2.CudaSharedMemoryStatusResponse()
-        for region in self._named(owner, CUDA, request.name):
+        for region in self._regions_named(owner, CUDA, request.name):
             row = reply.regions[region.name]
             row.name, row.byte_size = region.name, region.size
             row.device_id = region.mapped.source.place[0]
         return reply
 
-    def _named(self, owner: Owner, kind: str, name: str) -> Any:
+    def _regions_named(self, owner: Owner, kind: str, name: str) -> Any:
         return [self._regions.find(owner, kind, name)] if name else self._regions.of(owner, kind)
 
     async def register_system(self, request: Any, call: Call) -> Any:
-        """Raises NotProxied, RegionExists, RegionRefused, RegionUnopened, RegionInUse, and what
-        ServerCalls and `updates` raise."""
+        """Register a region of system memory.
+
+        Raises NotProxied, RegionExists, RegionRefused, RegionUnopened, RegionInUse, and what
+        ServerCalls and `all_accepted` raise."""
         owner = self._owner("SystemSharedMemoryRegister", call)
         name = request.name
         async with self._changing:
-            self._regions.check(owner, name)
+            self._regions.require_new(owner, name)
             source = await asyncio.to_thread(examine, name, request.key)
-            inside(name, source, request.offset, request.byte_size)
+            require_inside(name, source, request.offset, request.byte_size)
             mapped = await self._map(owner, name, source, call)
             self._regions.add(Region(name, request.key, mapped, request.offset, request.byte_size))
         return service_pb2.SystemSharedMemoryRegisterResponse()
 
     async def register_cuda(self, request: Any, call: Call) -> Any:
-        """Raises NotProxied, RegionExists, RegionRefused, and what ServerCalls and `updates`
-        raise."""
+        """Register a region of CUDA memory. Raises NotProxied, RegionExists, RegionRefused, and
+        what ServerCalls and `all_accepted` raise."""
         owner = self._owner("CudaSharedMemoryRegister", call)
         handle, place = request.raw_handle.hex(), (request.device_id,)
-        source = Source(CUDA, handle, place, request.byte_size)
+        source = MemorySource(CUDA, handle, place, request.byte_size)
         async with self._changing:
-            self._regions.check(owner, request.name)
-            inside(request.name, source, 0, request.byte_size)
+            self._regions.require_new(owner, request.name)
+            require_inside(request.name, source, 0, request.byte_size)
             mapped = await self._map(owner, request.name, source, call)
             self._regions.add(Region(request.name, "", mapped, 0, request.byte_size))
         return service_pb2.CudaSharedMemoryRegisterResponse()
 
     async def unregister_system(self, request: Any, call: Call) -> Any:
-        """One of the caller's regions, or with "" all. Raises NotProxied."""
+        """Unregister one of the caller's regions, or all for "". Raises NotProxied."""
         await self._unregister("SystemSharedMemoryUnregister", SYSTEM, request.name, call)
         return service_pb2.SystemSharedMemoryUnregisterResponse()
 
     async def unregister_cuda(self, request: Any, call: Call) -> Any:
-        """One of the caller's regions, or with "" all. Raises NotProxied."""
+        """Unregister one of the caller's regions, or all for "". Raises NotProxied."""
         await self._unregister("CudaSharedMemoryUnregister", CUDA, request.name, call)
         return service_pb2.CudaSharedMemoryUnregisterResponse()
 
@@ -172,106 +175,117 @@ class SharedMemory:
         owner = self._owner(method, call)
         async with self._changing:
             for mapped in self._regions.remove(owner, kind, name):
-                await self._let_go(mapped)
+                await self._release_if_idle(mapped)
 
     # --- in requests ------------------------------------------------------------------------------
 
-    def part(self, owner: Owner, name: str, offset: int, size: int) -> tuple[Mapped, int]:
-        """See Regions.part. Raises RegionBounds too where the memory has become shorter: a server
-        that touches what is not there any more ends. Raises NotProxied where a server that is
-        elsewhere has joined the fleet."""
-        mapped, begins = self._regions.part(owner, name, offset, size)
+    def locate(self, owner: Owner, name: str, offset: int, size: int) -> tuple[MappedMemory, int]:
+        """Return what Regions.locate returns.
+
+        Raises RegionBounds also if the memory has been truncated, for a server that touches what is
+        gone crashes. Raises NotProxied if a server on another host has joined the fleet."""
+        mapped, begins = self._regions.locate(owner, name, offset, size)
         self._require_near("ModelInfer with shared memory")
         source = mapped.source
         if source.kind == SYSTEM:
             try:
                 now = os.lstat(FOLDER / source.key.lstrip("/"))
             except OSError:
-                return mapped, begins  # its name is gone; what is mapped stays
+                return mapped, begins  # the name is gone, but mappings stay
             if (now.st_dev, now.st_ino) == source.place and now.st_size < begins + size:
                 raise RegionBounds(part="offset + byte size", region=name)
         return mapped, begins
 
-    async def map_again(self, mapped: Mapped) -> None:
-        """On servers that have been started since."""
+    async def map_again(self, mapped: MappedMemory) -> None:
+        """Map the memory on servers that have started since."""
         await self._servers.ask(_REGISTER[mapped.source.kind], _registration(mapped), None)
 
-    def released(self, mapped: Mapped) -> None:
-        """A request uses it no more; without a region, too, the servers let go of it."""
+    def released(self, mapped: MappedMemory) -> None:
+        """Note that a request no longer uses the memory. If no region is left in it either, the
+        servers release it."""
         mapped.in_flight -= 1
         if mapped.idle:
-            self._letting_go.start(self._unused(mapped))
+            self._letting_go.start(self._release_unused(mapped))
 
-    async def _unused(self, mapped: Mapped) -> None:
+    async def _release_unused(self, mapped: MappedMemory) -> None:
         async with self._changing:
-            await self._let_go(mapped)
+            await self._release_if_idle(mapped)
 
     # --- on the servers ---------------------------------------------------------------------------
 
-    async def _map(self, owner: Owner, region: str, source: Source, call: Call) -> Mapped:
-        known = self._regions.source(owner, region, source)
+    async def _map(
+        self, owner: Owner, region: str, source: MemorySource, call: Call
+    ) -> MappedMemory:
+        known = self._regions.find_mapped(owner, region, source)
         if known is not None:
             return known
         if source.key in await self._sweep(source.kind):
             raise RegionInUse(region=region, retry_after=1.0)
-        mapped = Mapped(self._prefix + secrets.token_hex(16), owner, source)
+        mapped = MappedMemory(self._prefix + secrets.token_hex(16), owner, source)
         answers = await self._servers.ask(
             _REGISTER[source.kind], _registration(mapped), call.deadline
         )
-        # A server that cannot be reached maps it when a request comes there.
+        # A server that cannot be reached maps it when it gets a request.
         reached = [answer for answer in answers if answer.reached]
         try:
-            updates("SharedMemoryRegister", reached or answers)
+            all_accepted("SharedMemoryRegister", reached or answers)
         except RefusedByServers as refused:
             raise RefusedByServers(
                 refused.code, refused.text.replace(mapped.name, region)
             ) from None
         finally:
-            if any(not answer.taken for answer in reached):
+            if any(not answer.accepted for answer in reached):
                 await self._unmap(mapped.source.kind, mapped.name, LETTING_GO_SECONDS)
         return mapped
 
-    async def _let_go(self, mapped: Mapped) -> None:
+    async def _release_if_idle(self, mapped: MappedMemory) -> None:
         if mapped.idle:
             self._regions.forget(mapped)
             await self._unmap(mapped.source.kind, mapped.name, LETTING_GO_SECONDS)
 
     async def _unmap(self, kind: str, name: str, patience: float) -> bool:
-        """Whether every server that is reached has let go, within seconds: until a moment after
-        its answer to a request, Triton refuses that for what the request used."""
-        # The two requests have the same one field.
+        """Return whether every server that can be reached has released the memory within `patience`
+        seconds. For a moment after its answer to a request, Triton refuses to release what the
+        request used."""
+        # The requests for either kind have the same single field.
         request = service_pb2.SystemSharedMemoryUnregisterRequest(name=name).SerializeToString()
         until, pause = time.monotonic() + patience, _FIRST_PAUSE
         while True:
             try:
                 answers = await self._servers.ask(_UNREGISTER[kind], request, None)
             except (NoController, Rejected) as error:  # the next registration sweeps it away
-                _log.warning("still mapped", region=name, cause=str(error))
+                _log.warning("shared memory is still mapped", region=name, cause=str(error))
                 return False
-            refused = [answer for answer in answers if answer.reached and not answer.taken]
+            refused = [answer for answer in answers if answer.reached and not answer.accepted]
             if not refused or time.monotonic() + pause > until:
                 break
             await asyncio.sleep(pause)
             pause *= 2
         for answer in answers:
-            if not answer.taken:
-                _log.warning("still mapped", server=answer.server, region=name, cause=answer.text)
+            if not answer.accepted:
+                _log.warning(
+                    "shared memory is still mapped",
+                    server=answer.server,
+                    region=name,
+                    cause=answer.text,
+                )
         return not refused
 
     async def _sweep(self, kind: str) -> set[str]:
-        """Have the servers let go of what nobody here knows of any more. The keys of what
-        they do not let go of, where they have any."""
+        """Have the servers release memory that nobody here knows about. Returns the keys, if they
+        have any, of what they keep."""
         request = service_pb2.SystemSharedMemoryStatusRequest().SerializeToString()
         known = {mapped.name for mapped in self._regions.mapped()}
         left: dict[str, str] = {}
         for answer in await self._servers.ask(_STATUS[kind], request, None):
-            left |= self._own(kind, answer)
+            left |= self._own_mappings(kind, answer)
         names = sorted(left.keys() - known)
         return {left[name] for name in names if not await self._unmap(kind, name, 0)} - {""}
 
-    def _own(self, kind: str, answer: ServerAnswer) -> dict[str, str]:
-        """The keys of what this Router has had mapped, by name; "" for what has none."""
-        if not answer.taken:
+    def _own_mappings(self, kind: str, answer: ServerAnswer) -> dict[str, str]:
+        """Return the names of what this Router has had mapped, with their keys; "" for memory
+        without a key."""
+        if not answer.accepted:
             return {}
         if kind == SYSTEM:
             system = service_pb2.SystemSharedMemoryStatusResponse.FromString(answer.response)
@@ -284,13 +298,14 @@ class SharedMemory:
     # --- who may ----------------------------------------------------------------------------------
 
     def _owner(self, method: str, call: Call) -> Owner:
-        """Raises NotProxied where memory cannot be shared."""
-        if self._several:
+        """Return the owner of the caller's regions. Raises NotProxied if memory cannot be
+        shared."""
+        if self._shares_port:
             raise NotProxied(
                 method=method,
                 hint="its workers do not know of each other's regions: run it with one.",
             )
-        # A proxy's own address says nothing of where its clients are.
+        # A proxy's address does not tell where its clients are.
         if self._callers.caller(call.peer, ()) != LOCAL:
             raise NotProxied(
                 method=method,
@@ -300,7 +315,8 @@ class SharedMemory:
         return Owner(call.caller.tenant, call.caller.subject)
 
     def _require_near(self, method: str) -> None:
-        """Raises NotProxied unless every server is on this host: any may be chosen."""
+        """Raises NotProxied unless every server is on this host, since any of them may be
+        chosen."""
         elsewhere = [
             server
             for server, address in self._watch.table.addresses.items()
@@ -314,8 +330,8 @@ class SharedMemory:
             )
 
 
-def examine(region: str, key: str) -> Source:
-    """The memory behind a key. Raises RegionRefused, RegionUnopened."""
+def examine(region: str, key: str) -> MemorySource:
+    """Return the memory behind a key. Raises RegionRefused, RegionUnopened."""
     name = file_name(region, key)
     try:
         found = os.lstat(FOLDER / name)
@@ -325,11 +341,12 @@ def examine(region: str, key: str) -> Source:
         raise RegionUnopened(key=key)
     if name in backend_regions():
         raise RegionRefused(region=region, problem=f"the key {key!r} is a model's own memory")
-    return Source(SYSTEM, f"/{name}", (found.st_dev, found.st_ino), found.st_size)
+    return MemorySource(SYSTEM, f"/{name}", (found.st_dev, found.st_ino), found.st_size)
 
 
 def backend_regions() -> set[str]:
-    """Names of the memory through which Tritons on this host speak to their models' processes."""
+    """Return the names of the memory through which Tritons on this host talk to their models'
+    processes."""
     found = set()
     for process in psutil.process_iter(["cmdline"]):
         words: list[str] = process.info["cmdline"] or []
@@ -338,7 +355,7 @@ def backend_regions() -> set[str]:
     return found
 
 
-def _registration(mapped: Mapped) -> bytes:
+def _registration(mapped: MappedMemory) -> bytes:
     source = mapped.source
     if source.kind == SYSTEM:
         request = service_pb2.SystemSharedMemoryRegisterRequest(

@@ -1,4 +1,4 @@
-"""The workers of one Router, added up: whichever of them is asked answers for all."""
+"""Adds up the workers of one Router, so that whichever is asked answers for all."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -25,18 +25,20 @@ from shoal.router.v1.worker_service_pb2_grpc import (
 
 ANSWER_SECONDS: Final = 1.0  # a worker that takes longer is left out
 
-# Of these, a sum would say nothing.
+# Metrics of which a sum has no meaning.
 _SMALLEST: Final = frozenset({"process_start_time_seconds"})
 _LARGEST: Final = frozenset({"python_info", "shoal_router_workers"})
 
-Counts = Callable[[], router.GetStatisticsResponse]
+StatisticsSource = Callable[[], router.GetStatisticsResponse]
 
 
 class Peers:
-    """`own`: this worker's statistics. `folder`: of the workers' sockets; None: there is one
-    process."""
+    """The workers of this Router.
 
-    def __init__(self, own: Counts, folder: Path | None, worker: int) -> None:
+    `own` returns the statistics of this worker. `folder` has the workers' sockets; it is None if
+    there is only one process."""
+
+    def __init__(self, own: StatisticsSource, folder: Path | None, worker: int) -> None:
         self._own = own
         self._folder = folder
         self._worker = worker
@@ -50,7 +52,7 @@ class Peers:
         server = grpc.aio.server()
         add_WorkerServiceServicer_to_server(servicer, server)
         path = socket_of(self._folder, self._worker)
-        path.unlink(missing_ok=True)  # of an earlier life
+        path.unlink(missing_ok=True)  # left by an earlier process
         server.add_insecure_port(f"unix:{path}")
         await server.start()
         try:
@@ -59,21 +61,21 @@ class Peers:
             await server.stop(None)
 
     async def statistics(self) -> router.GetStatisticsResponse:
-        """Of all workers."""
+        """Return the statistics of all workers."""
         return added_statistics([share.statistics for share in await self._shares()])
 
     async def metrics(self) -> bytes:
-        """Of all workers, in Prometheus's text format."""
+        """Return the metrics of all workers, in Prometheus's text format."""
         if self._folder is None:
             return generate_latest(REGISTRY)
         return added_metrics([share.metrics.decode() for share in await self._shares()])
 
     def share(self) -> wire.GetShareResponse:
-        """Of this worker alone."""
+        """Return statistics and metrics of this worker alone."""
         return wire.GetShareResponse(statistics=self._own(), metrics=generate_latest(REGISTRY))
 
     async def _shares(self) -> list[wire.GetShareResponse]:
-        """This worker's first."""
+        """Return the shares of all workers, this one's first."""
         if self._folder is None:
             return [self.share()]
         own = socket_of(self._folder, self._worker)
@@ -96,8 +98,8 @@ async def _ask(path: Path) -> wire.GetShareResponse | None:
 def added_statistics(
     shares: Sequence[router.GetStatisticsResponse],
 ) -> router.GetStatisticsResponse:
-    """The first one's, with the counts of all. `uptime`: the longest. `controller_connected`:
-    whether all are."""
+    """Add up statistics. Other fields are those of the first share, except that `uptime` is the
+    longest and `controller_connected` says whether all are."""
     total = router.GetStatisticsResponse()
     total.CopyFrom(shares[0])
     total.controller_connected = all(share.controller_connected for share in shares)
@@ -122,7 +124,7 @@ def added_statistics(
 
 
 def added_metrics(texts: Iterable[str]) -> bytes:
-    """Expositions in Prometheus's text format as one: the samples of a series added up."""
+    """Add up the samples of each series in expositions in Prometheus's text format."""
     families: dict[str, Metric] = {}
     sums: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
     for text in texts:
@@ -133,22 +135,24 @@ def added_metrics(texts: Iterable[str]) -> bytes:
                 key = sample.name, tuple(sample.labels.items())
                 known = series.get(key)
                 series[key] = (
-                    sample.value if known is None else _joined(family.name, known, sample.value)
+                    sample.value if known is None else _combined(family.name, known, sample.value)
                 )
     for name, family in families.items():
         family.samples = [
             Sample(sample, dict(labels), value) for (sample, labels), value in sums[name].items()
         ]
-    return generate_latest(_Collected(families.values()))
+    return generate_latest(_Families(families.values()))
 
 
-def _joined(name: str, one: float, other: float) -> float:
+def _combined(name: str, one: float, other: float) -> float:
     if name in _SMALLEST:
         return min(one, other)
     return max(one, other) if name in _LARGEST else one + other
 
 
-class _Collected(Collector):
+class _Families(Collector):
+    """Collects metrics that are complete already."""
+
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = list(families)
 

@@ -1,4 +1,4 @@
-"""Process settings that make forwarding cheaper. Measured with a real Triton behind, see bench/."""
+"""Process settings that make forwarding cheaper, measured with a real Triton behind: see bench/."""
 
 import contextlib
 import ctypes
@@ -13,20 +13,20 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 
 
 def before_grpc() -> None:
-    """What grpc reads once, when it is first imported."""
-    # The event engine's own listeners and clients cost more threads' hops a call.
+    """Set what gRPC reads once, when it is first imported."""
+    # The event engine's listeners and clients hop between threads more often for each call.
     os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener,-event_engine_client")
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
 def process(*, batch: bool) -> None:
-    """As many open files as the system allows, no memory handed back between two large tensors, and
-    one heap for all threads: each with its own keeps what others freed of it.
+    """Set process limits: as many open files as the system allows, no memory handed back between
+    two large tensors, and one heap for all threads, since a thread with its own heap keeps what
+    others free in it.
 
-    With `batch`, longer time slices. They save a tenth of the CPU when many requests are in flight,
-    and make each wait for its turn beside a model that is loading: such a process does not preempt
-    others when it wakes up.
-    """
+    `batch` asks for longer time slices. They save a tenth of the CPU while many requests are in
+    flight, and make each request wait its turn beside a model that is loading: such a process does
+    not preempt others when it wakes up."""
     with contextlib.suppress(OSError, ValueError):
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -40,11 +40,11 @@ def process(*, batch: bool) -> None:
         libc.mallopt(_M_ARENA_MAX, 1)
 
 
-def settled() -> None:
-    """What was made until now stays: the garbage collector needn't look at it ever again.
+def freeze_heap() -> None:
+    """Tell the garbage collector never to look again at what exists now.
 
-    A full collection takes 12 ms with it, in which every request waits, and next to none without.
-    """
+    With it, a full collection takes 12 ms in which every request waits; without it, next to
+    none."""
     gc.collect()
     gc.freeze()
 

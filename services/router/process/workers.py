@@ -1,15 +1,13 @@
-"""Several Router processes on one port: the parent that starts them, and keeps them running.
+"""Several Router processes on one port: the parent that starts them and keeps them running.
 
 The kernel spreads connections over the processes that listen on a port with SO_REUSEPORT. Any
-program of the same user could join them, so the parent first makes sure that nobody is there, and
-then keeps the port bound, without listening, while workers come and go.
+program of the same user could join them. The parent therefore first makes sure that nobody listens,
+and then keeps the port bound, without listening, while workers come and go.
 
-Each worker reads its parent's pipe: a line is the number of workers that are alive, and its end is
-the end of the parent.
-"""
+Each worker reads a pipe from its parent. A line is the number of live workers; the end of the pipe
+is the end of the parent."""
 
 import asyncio
-import contextlib
 import os
 import signal
 import sys
@@ -26,13 +24,14 @@ from prometheus_client import Gauge
 from services.common import process
 from services.common.ports import reserve
 from services.router.settings import Settings
+from services.router.waiting import within
 
-FIRST_DELAY: Final = 0.5  # seconds before a worker that died is started again; doubles
+FIRST_DELAY: Final = 0.5  # seconds before a dead worker is restarted; doubles each time
 MAX_DELAY: Final = 30.0
-STEADY_SECONDS: Final = 60.0  # after so long, the next death counts as the first
-KILL_AFTER: Final = 3.0  # seconds beyond the workers' own grace
+STEADY_SECONDS: Final = 60.0  # of life, after which a death counts as the first
+KILL_AFTER: Final = 3.0  # seconds after the workers' own grace
 
-# A worker that ends with one of these would do so again.
+# Exit statuses that a restarted worker would end with again.
 _FINAL: Final = frozenset({process.EXIT_PORT_TAKEN, process.EXIT_BAD_SETTINGS})
 
 ALIVE: Final = Gauge("shoal_router_workers", "Processes that share this Router's ports.")
@@ -42,6 +41,8 @@ _log = structlog.get_logger(__name__)
 
 
 class Workers:
+    """The worker processes of one Router."""
+
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._alive: dict[int, asyncio.subprocess.Process] = {}
@@ -49,7 +50,7 @@ class Workers:
         self._failed: int | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until `stop` is set. Raises PortTaken, OSError, process.Failed."""
+        """Run the workers until `stop` is set. Raises PortTaken, OSError, process.Failed."""
         settings = self._settings
         with ExitStack() as stack:
             grpc_port = stack.enter_context(reserve(settings.host, settings.grpc_port))
@@ -62,19 +63,19 @@ class Workers:
             }
             async with asyncio.TaskGroup() as tasks:
                 for index in range(settings.workers):
-                    tasks.create_task(self._keep(index, environment))
-                await _first(stop, self._stopping)
+                    tasks.create_task(self._keep_running(index, environment))
+                await _first_set(stop, self._stopping)
                 self._stopping.set()
-                await self._end()
+                await self._stop_all()
         if self._failed is not None:
             raise process.Failed(self._failed)
 
-    async def _keep(self, index: int, environment: dict[str, str]) -> None:
-        """Run one worker, again and again, until the end."""
+    async def _keep_running(self, index: int, environment: dict[str, str]) -> None:
+        """Run one worker, restarting it until the end."""
         delay = FIRST_DELAY
         while not self._stopping.is_set():
             began = time.monotonic()
-            status = await self._live(index, environment)
+            status = await self._run_once(index, environment)
             if self._stopping.is_set():
                 return
             if status in _FINAL:
@@ -83,33 +84,35 @@ class Workers:
                 return
             if time.monotonic() - began > STEADY_SECONDS:
                 delay = FIRST_DELAY
-            _log.error("worker died, starting it again", worker=index, status=status, delay=delay)
-            await _within(delay, self._stopping)
+            _log.error("worker died, restarting it", worker=index, status=status, delay=delay)
+            await within(delay, self._stopping.wait())
             delay = min(MAX_DELAY, 2 * delay)
 
-    async def _live(self, index: int, environment: dict[str, str]) -> int:
-        """One life of a worker. Returns its exit status, negative for a signal."""
+    async def _run_once(self, index: int, environment: dict[str, str]) -> int:
+        """Run a worker until it ends. Returns its exit status, negative for a signal."""
         child = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "services.router"),
             env={**os.environ, **environment, "SHOAL_ROUTER_WORKER": str(index)},
             stdin=asyncio.subprocess.PIPE,
         )
         self._alive[index] = child
-        self._tell()
+        self._tell_count()
         try:
             return await child.wait()
         finally:
             if child.returncode is None:
                 child.kill()
             del self._alive[index]
-            self._tell()
+            self._tell_count()
 
-    def _tell(self) -> None:
+    def _tell_count(self) -> None:
+        """Tell all workers how many of them are alive."""
         for child in self._alive.values():
             if child.stdin is not None and not child.stdin.is_closing():
                 child.stdin.write(b"%d\n" % len(self._alive))
 
-    async def _end(self) -> None:
+    async def _stop_all(self) -> None:
+        """Ask all workers to stop, and kill those that do not in time."""
         for child in self._alive.values():
             child.send_signal(signal.SIGTERM)
         try:
@@ -122,7 +125,8 @@ class Workers:
 
 
 async def follow_parent(stop: asyncio.Event, counted: Callable[[int], None]) -> None:
-    """In a worker: `counted` is told how many are alive; `stop` is set when the parent is gone."""
+    """Tell `counted` how many workers are alive, and set `stop` when the parent is gone. Runs in a
+    worker."""
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -134,17 +138,12 @@ async def follow_parent(stop: asyncio.Event, counted: Callable[[int], None]) -> 
 
 
 def socket_of(folder: Path, worker: int) -> Path:
-    """Where a worker answers the others."""
+    """Return the socket on which a worker answers the others."""
     return folder / f"{worker}.sock"
 
 
-async def _within(seconds: float, event: asyncio.Event) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()
-
-
-async def _first(*events: asyncio.Event) -> None:
+async def _first_set(*events: asyncio.Event) -> None:
+    """Return when the first of the events is set."""
     waits = [asyncio.ensure_future(event.wait()) for event in events]
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

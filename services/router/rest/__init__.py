@@ -1,1 +1,0 @@
-"""The Router's HTTP port: Triton's HTTP protocol, and plain routes for everybody else."""

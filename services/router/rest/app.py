@@ -4,12 +4,13 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.router.rest.endpoint import Endpoint
-from services.router.rest.reply import said
+from services.router.rest.reply import error_reply
 from services.router.rest.service import Service
 from services.router.rest.table import ROUTES
 
 
 def app(service: Service) -> ASGIApp:
+    """Return the application."""
     return Router(
         [Route(path, Endpoint(path, route, service)) for route in ROUTES for path in route.paths],
         redirect_slashes=False,
@@ -19,4 +20,4 @@ def app(service: Service) -> ASGIApp:
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
-        await said(404, "Not Found").send(send)
+        await error_reply(404, "Not Found").send(send)

@@ -1,10 +1,10 @@
-"""Large JSON is converted in a process of its own: whoever sends it waits for it, nobody else does.
+"""Converts large JSON in processes of its own, so that only its sender waits for it.
 
-No parser of JSON lets go of Python's interpreter while it reads, and it reads some 50 MiB a second.
+No JSON parser releases Python's interpreter lock while it reads, at some 50 MiB a second.
 
-A process reads pairs of a function and its arguments, pickled, from its standard input, and writes
-what comes of them to its standard output. It ends when its input does: with whoever started it.
-"""
+Such a process reads pickled pairs of a function and its arguments from its standard input, and
+writes the results to its standard output. It ends when its input ends, and thus together with
+whoever started it."""
 
 import asyncio
 import contextlib
@@ -29,36 +29,44 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 Outcome = tuple[object, Exception | None]
 
-LARGE: Final = 1 << 17  # bytes of JSON, or of what becomes JSON: some 2 ms
+LARGE: Final = 1 << 17  # bytes of JSON, or of tensors that become JSON; takes some 2 ms
 IDLE_SECONDS: Final = 60.0
 RETRY_SECONDS: Final = 1.0
 GRACE_SECONDS: Final = 1.0
-_ENDED: Final = (OSError, EOFError, pickle.UnpicklingError)  # what its pipes say then
-# A machine without memory ends this process before the Router.
+_ENDED: Final = (
+    OSError,
+    EOFError,
+    pickle.UnpicklingError,
+)  # raised by the pipes of a process that has ended
+# A machine that runs out of memory kills this process before the Router.
 _OOM_SCORE: Final = Path("/proc/self/oom_score_adj")
 _FIRST_TO_GO: Final = "1000"
 
 
 class Converter:
-    """`processes`: as many are running at most, each from its first use until none was in use for
-    IDLE_SECONDS."""
+    """Runs conversions of JSON, the large ones in processes of its own.
+
+    There are at most `processes` of them. They start when they are first needed, and end when none
+    was used for IDLE_SECONDS."""
 
     def __init__(self, processes: int = 1) -> None:
-        self._places = asyncio.Semaphore(processes)
+        self._slots = asyncio.Semaphore(processes)
         self._threads = ThreadPoolExecutor(processes, "json")
         self._idle: list[_Process] = []
         self._running = TaskScope("conversions of JSON")
         self._timer: asyncio.TimerHandle | None = None
 
     async def run(self, size: int, convert: Callable[[*Ts], T], *given: *Ts) -> T:
-        """What `convert` makes of what is `given`; both as pickle takes them, `size` bytes of it to
-        be converted. Raises what `convert` raises, and ConverterLost. When it is cancelled, the
-        process gets GRACE_SECONDS more: to start another takes about as long."""
+        """Return the result of `convert` for `given`, of which `size` bytes are converted. Both
+        have to be picklable.
+
+        Raises what `convert` raises, and ConverterLost. After a cancellation the process gets
+        GRACE_SECONDS more, which is about as long as starting another one takes."""
         if size <= LARGE:
             return convert(*given)
-        await self._places.acquire()
-        work = self._running.start(self._apart(size, convert, given), awaited=True)
-        work.add_done_callback(self._over)
+        await self._slots.acquire()
+        work = self._running.start(self._in_process(size, convert, given), awaited=True)
+        work.add_done_callback(self._release_slot)
         try:
             found, error = await asyncio.shield(work)
             if error is not None:
@@ -68,11 +76,11 @@ class Converter:
             asyncio.get_running_loop().call_later(GRACE_SECONDS, work.cancel)
             raise
         finally:
-            # Either knows the error, which knows this frame and what is given.
+            # Both refer to the error, which refers to this frame and the arguments.
             del work
             error = None
 
-    async def _apart(
+    async def _in_process(
         self, size: int, convert: Callable[..., object], given: tuple[object, ...]
     ) -> Outcome:
         try:
@@ -89,11 +97,11 @@ class Converter:
                 raise _lost(size, "has ended before") from error
             raise
         self._idle.append(process)
-        self._rest(loop)
+        self._restart_idle_timer(loop)
         return outcome
 
-    def _over(self, work: asyncio.Task[Outcome]) -> None:
-        self._places.release()
+    def _release_slot(self, work: asyncio.Task[Outcome]) -> None:
+        self._slots.release()
 
     def _process(self) -> "_Process":
         while self._idle:
@@ -103,7 +111,7 @@ class Converter:
             self._threads.submit(process.end)
         return _Process()
 
-    def _rest(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _restart_idle_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = loop.call_later(IDLE_SECONDS, self._end_idle)
@@ -113,6 +121,7 @@ class Converter:
             self._threads.submit(self._idle.pop().end)
 
     async def close(self) -> None:
+        """End all processes."""
         await self._running.close()
         if self._timer is not None:
             self._timer.cancel()
@@ -125,16 +134,18 @@ def _lost(size: int, what: str) -> ConverterLost:
 
 
 class _Process:
+    """A process that converts JSON."""
+
     def __init__(self) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-c", f"from {__name__} import main; main()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            process_group=0,  # out of reach of Ctrl-C, which is for whoever started it
+            process_group=0,  # out of reach of Ctrl-C, which is meant for the Router
         )
 
     def run(self, convert: Callable[..., object], given: tuple[object, ...]) -> Outcome:
-        """Raises one of _ENDED when the process has ended."""
+        """Return the outcome of a conversion. Raises one of _ENDED if the process has ended."""
         to, back = self._process.stdin, self._process.stdout
         assert to is not None
         assert back is not None
@@ -154,8 +165,8 @@ class _Process:
 
 
 class _Pickler(pickle.Pickler):
-    """Takes memoryviews, and messages of protobuf: tritonclient's say that they are of modules that
-    there are not."""
+    """Pickles memoryviews, and protobuf messages: those of tritonclient claim to come from modules
+    that do not exist."""
 
     def reducer_override(self, value: object) -> Any:
         if isinstance(value, memoryview):
@@ -190,6 +201,7 @@ def _serve(given: IO[bytes], answers: IO[bytes]) -> None:
 
 
 def main() -> None:
+    """Convert JSON until the standard input ends."""
     with contextlib.suppress(OSError):
         _OOM_SCORE.write_text(_FIRST_TO_GO)
     answers = os.fdopen(os.dup(1), "wb")

@@ -1,4 +1,4 @@
-"""JSON in and out, as Triton's HTTP server takes and gives it."""
+"""Reads and writes JSON as Triton's HTTP server does."""
 
 import json
 import re
@@ -10,15 +10,15 @@ import rapidjson
 
 from services.router.core.rest.values import INTERNAL, WrongRequest
 
-# rapidjson goes down one call for every bracket.
+# rapidjson recurses once for every bracket.
 _MOST_BRACKETS: Final = 1000
 _NUMBERS: Final = rapidjson.NM_NAN | rapidjson.NM_NATIVE
-_MOST_DIGITS: Final = 20  # of a number of 64 bits, with its sign
+_MOST_DIGITS: Final = 20  # of a 64-bit number, with its sign
 _WHERE: Final = re.compile(r"Parse error at offset (\d+): (.*)")
 
 
 def loads(body: bytes | memoryview) -> Any:
-    """Read JSON as Triton does, where NaN and Infinity are numbers. Raises WrongRequest."""
+    """Read JSON as Triton does, which accepts NaN and Infinity as numbers. Raises WrongRequest."""
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -35,46 +35,49 @@ def loads(body: bytes | memoryview) -> Any:
 
 
 def _integer(digits: str) -> int | float:
-    """What has more than 64 bits is a double, as the other parsers have it."""
+    """Return a number. Beyond 64 bits it becomes a double, as with the other parsers."""
     return int(digits) if len(digits) <= _MOST_DIGITS else float(digits)
 
 
 def _valid(document: Any) -> Any:
-    """Raises ValueError for halves of characters, which the other parsers do not take."""
+    """Return the document. Raises ValueError for lone surrogates, which the other parsers
+    refuse."""
     json.dumps(document, ensure_ascii=False).encode()
     return document
 
 
 def dumps(document: Any) -> bytes:
-    """Numbers that are none are written NaN and Infinity, and bytes that are no text, which came as
-    surrogates, as they are."""
+    """Write JSON. NaN and Infinity are written as such, and surrogates that stand for bytes that
+    are not text become these bytes again."""
     try:
-        return orjson.dumps(document, _written, orjson.OPT_SERIALIZE_NUMPY)
+        return orjson.dumps(document, _orjson_default, orjson.OPT_SERIALIZE_NUMPY)
     except TypeError:
-        text = json.dumps(document, default=_listed, ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(
+            document, default=_json_default, ensure_ascii=False, separators=(",", ":")
+        )
         return text.encode("utf-8", "surrogateescape")
 
 
-def is_plain(array: Any) -> bool:
-    """Whether JSON has a word for each of its elements."""
+def is_finite(array: Any) -> bool:
+    """Return whether JSON can express every element."""
     return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
-def _written(value: object) -> Any:
-    if isinstance(value, Odd):
+def _orjson_default(value: object) -> Any:
+    if isinstance(value, NonFinite):
         return orjson.Fragment(json.dumps(value.array.tolist(), separators=(",", ":")).encode())
     raise TypeError
 
 
-class Odd:
-    """Floats, not all of which JSON has a word for."""
+class NonFinite:
+    """Floats of which JSON cannot express some."""
 
     def __init__(self, array: Any) -> None:
         self.array = array
 
 
-def _listed(value: object) -> Any:
-    if isinstance(value, Odd):
+def _json_default(value: object) -> Any:
+    if isinstance(value, NonFinite):
         value = value.array
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()

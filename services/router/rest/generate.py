@@ -8,13 +8,19 @@ from typing import Final
 from services.common.errors import ShoalError
 from services.router.control import model_info
 from services.router.control.answers import Rejected
-from services.router.core.errors import NotProxied
-from services.router.core.rest.generate import Declared, generated
+from services.router.core.rest.generate import Declared, parse_generate
 from services.router.core.rest.values import INTERNAL, INVALID, WrongRequest
 from services.router.rest import tensors
 from services.router.rest.documents import loads
-from services.router.rest.incoming import Incoming
-from services.router.rest.reply import TOO_LATE, HttpReply, of_call, of_error, of_json, of_refused
+from services.router.rest.incoming import HttpRequest
+from services.router.rest.reply import (
+    TOO_LATE,
+    HttpReply,
+    json_reply,
+    refused_reply,
+    shoal_error_reply,
+    status_reply,
+)
 from services.router.rest.service import Service
 from services.router.servers.answers import TritonError
 from services.router.unary.inference import Request
@@ -26,7 +32,8 @@ _NOT_ONE: Final = (
 )
 
 
-async def generate(incoming: Incoming, service: Service) -> HttpReply:
+async def generate(incoming: HttpRequest, service: Service) -> HttpReply:
+    """Answer with the one response of the model."""
     async with aclosing(await _responses(incoming, service)) as responses:
         found = [response async for response in responses]
     if len(found) != 1:
@@ -34,8 +41,9 @@ async def generate(incoming: Incoming, service: Service) -> HttpReply:
     return await service.converter.run(len(found[0]), _merged, found[0])
 
 
-async def generate_stream(incoming: Incoming, service: Service) -> HttpReply:
-    """What is refused is answered with its own status; what fails in the model, with an event."""
+async def generate_stream(incoming: HttpRequest, service: Service) -> HttpReply:
+    """Answer with an event for each response. A refusal has its own status, while a failure of the
+    model is an event."""
     replies = _replies(service, await _responses(incoming, service))
     first = await anext(replies, None)
     if first is None:
@@ -52,16 +60,16 @@ async def generate_stream(incoming: Incoming, service: Service) -> HttpReply:
                     async with asyncio.timeout(incoming.left()):
                         reply = await anext(replies, None)
                 except TimeoutError:
-                    yield b"data: " + of_refused(TOO_LATE).body + b"\n\n"
+                    yield b"data: " + refused_reply(TOO_LATE).body + b"\n\n"
                     return
 
     return HttpReply(first.status, headers=(EVENTS,), events=events())
 
 
-async def _responses(incoming: Incoming, service: Service) -> AsyncGenerator[bytes, None]:
-    """Serialized ModelInferResponses: one, or as many as a decoupled model gives."""
+async def _responses(incoming: HttpRequest, service: Service) -> AsyncGenerator[bytes, None]:
+    """Return serialized ModelInferResponses: one, or any number from a decoupled model."""
     model, version = incoming.path["model"], incoming.path.get("version", "")
-    service.known(model, version)
+    service.require_known(model, version)
     config = (await service.call("ModelConfig", incoming, name=model, version=version)).config
     if incoming.headers.get(b"content-encoding", b"") not in (b"", b"identity"):
         raise WrongRequest(INVALID, "Unsupported content-encoding, only 'identity' is supported.")
@@ -75,35 +83,33 @@ async def _responses(incoming: Incoming, service: Service) -> AsyncGenerator[byt
     request = service.request(message, incoming)
     if not config.model_transaction_policy.decoupled:
         return _one(service, request)
-    if service.stream is None:
-        raise NotProxied(method="generate_stream", hint="this Router has no streams yet.")
-    return service.stream(request)
+    return service.responses(request)
 
 
 def _message(model: str, version: str, body: bytes, declared: Mapping[str, Declared]) -> bytes:
-    asked = generated(loads(body), declared)
+    asked = parse_generate(loads(body), declared)
     return tensors.message(model, version, asked, memoryview(b""))
 
 
 def _merged(response: bytes) -> HttpReply:
-    return of_json(tensors.merged(tensors.answered(response)))
+    return json_reply(tensors.flattened(tensors.decoded(response)))
 
 
 async def _one(service: Service, request: Request) -> AsyncGenerator[bytes, None]:
-    yield (await service.requests.answer(request)).message
+    yield (await service.inference.answer(request)).message
 
 
 async def _replies(
     service: Service, responses: AsyncGenerator[bytes, None]
 ) -> AsyncGenerator[HttpReply, None]:
-    """One for each response; an error is the last."""
+    """Yield a reply for each response. An error is the last one."""
     try:
         async with aclosing(responses):
             async for response in responses:
                 yield await service.converter.run(len(response), _merged, response)
     except WrongRequest as refused:
-        yield of_refused(refused)
+        yield refused_reply(refused)
     except ShoalError as error:
-        yield of_error(error)
+        yield shoal_error_reply(error)
     except (TritonError, Rejected) as answered:
-        yield of_call(answered.error)
+        yield status_reply(answered.error)

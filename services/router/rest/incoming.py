@@ -1,4 +1,4 @@
-"""One HTTP request: who sent it, until when it waits, and its body, read within bounds."""
+"""An HTTP request: its caller, its deadline, and its body, read within bounds."""
 
 import time
 import zlib
@@ -8,44 +8,49 @@ from typing import Any
 from starlette.types import Receive, Scope
 
 from services.common.caller import Caller, CallerPolicy
-from services.router.admission.memory import Holding
+from services.router.admission.memory import Reservation
 from services.router.core.errors import MessageTooLarge
 from services.router.core.rest import headers
 from services.router.core.rest.values import INTERNAL, UNSUPPORTED, WrongRequest
 from services.router.core.routing.metadata import Pairs
-from services.router.unary.decompression import unpacked
+from services.router.unary.decompression import decompressed
 
 
-class Gone(Exception):
+class ClientGone(Exception):
     """The client has closed the connection."""
 
 
-class Incoming:
-    """One HTTP request. `holding` is what its body takes of the Router's memory, `path` the path's
-    parameters, `metadata` what a gRPC call would bring, and `deadline` in seconds of the monotonic
-    clock, None for none. Raises WrongRequest for a time-out that cannot be read."""
+class HttpRequest:
+    """An HTTP request. Raises WrongRequest for a timeout that cannot be read."""
 
     def __init__(
-        self, scope: Scope, receive: Receive, callers: CallerPolicy, holding: Holding
+        self, scope: Scope, receive: Receive, callers: CallerPolicy, reservation: Reservation
     ) -> None:
         self.method: str = scope["method"]
+        #: Parameters of the path.
         self.path: Mapping[str, str] = scope["path_params"]
-        self.headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))  # the first counts
+        self.headers: dict[bytes, bytes] = dict(
+            reversed(scope["headers"])
+        )  # the first of several counts
+        #: What a gRPC call would carry as metadata.
         self.metadata: Pairs = headers.metadata(scope["headers"])
         self.peer = headers.peer(scope["client"])
         self.caller: Caller = callers.caller(self.peer, self.metadata)
         self.body = b""
-        self.holding = holding
+        #: The memory reserved for the body.
+        self.reservation = reservation
         seconds = headers.timeout(self.headers)
+        #: Seconds of the monotonic clock, or None.
         self.deadline = None if seconds is None else time.monotonic() + seconds
         self._receive = receive
 
     def left(self) -> float | None:
-        """Seconds until the deadline."""
+        """Return the seconds until the deadline, or None."""
         return None if self.deadline is None else self.deadline - time.monotonic()
 
     async def read(self, limit: int) -> None:
-        """The whole body, of at most `limit` bytes. Raises MessageTooLarge, MemoryTaken, Gone."""
+        """Read the whole body, of at most `limit` bytes. Raises MessageTooLarge, MemoryTaken,
+        ClientGone."""
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit:
             raise MessageTooLarge(size=int(declared), limit=limit)
@@ -54,24 +59,25 @@ class Incoming:
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                raise Gone
+                raise ClientGone
             chunk = message.get("body", b"")
             size += len(chunk)
             if size > limit:
                 raise MessageTooLarge(size=f"more than {limit}", limit=limit)
-            self.holding.grow(len(chunk))
+            self.reservation.grow(len(chunk))
             chunks.append(chunk)
             if not message.get("more_body", False):
                 break
         self.body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    async def gone(self) -> None:
-        """Returns when the client has closed the connection; only after the body was read."""
+    async def until_gone(self) -> None:
+        """Return when the client has closed the connection. Call it only after the body was
+        read."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
-    async def skip(self) -> None:
-        """Take what still comes of a body that is too large, and drop it."""
+    async def discard_rest(self) -> None:
+        """Read and drop the rest of a body that is too large."""
         message: Any = {"more_body": True}
         while message.get("more_body", False):
             message = await self._receive()
@@ -86,7 +92,7 @@ class Incoming:
         if not self.body:
             raise WrongRequest("INVALID_ARGUMENT", "nothing to be decompressed")
         try:
-            self.body = await unpacked(self.body, limit, self.holding)
+            self.body = await decompressed(self.body, limit, self.reservation)
         except zlib.error as error:
             raise WrongRequest(INTERNAL, f"failed to decompress the request: {error}") from error
-        self.holding.grow(len(self.body) - self.holding.size)
+        self.reservation.grow(len(self.body) - self.reservation.size)

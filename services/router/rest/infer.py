@@ -1,29 +1,36 @@
-"""`/infer`: tensors in JSON, in binary, or raw."""
+"""`/infer`: inference with tensors in JSON, in binary, or as the raw body."""
 
 from math import prod
 from typing import Any, Final
 
 from services.router.control import model_info
 from services.router.core.rest import headers
-from services.router.core.rest.infer import SIZES, Infer, Input, parsed
+from services.router.core.rest.infer import SIZES, Infer, Input, parse_infer
 from services.router.core.rest.values import INVALID, WrongRequest
 from services.router.rest import tensors
 from services.router.rest.documents import dumps, loads
-from services.router.rest.incoming import Incoming
-from services.router.rest.reply import JSON, HttpReply, of_refused, of_tensors, passed_on
+from services.router.rest.incoming import HttpRequest
+from services.router.rest.reply import (
+    JSON,
+    HttpReply,
+    refused_reply,
+    tensors_reply,
+    visible_headers,
+)
 from services.router.rest.service import Service
 
 SIZE_HEADER: Final = b"inference-header-content-length"
 _ACCEPTED: Final = (b"accept-encoding", b"gzip, deflate")
 
 
-async def infer(incoming: Incoming, service: Service) -> HttpReply:
+async def infer(incoming: HttpRequest, service: Service) -> HttpReply:
+    """Answer an inference request."""
     model, version = incoming.path["model"], incoming.path.get("version", "")
-    service.known(model, version)
+    service.require_known(model, version)
     try:
         await incoming.decompress(service.max_body)
     except WrongRequest as refused:
-        return of_refused(refused)._replace(headers=(JSON, _ACCEPTED))
+        return refused_reply(refused)._replace(headers=(JSON, _ACCEPTED))
     size = headers.json_size(incoming.headers.get(SIZE_HEADER), len(incoming.body))
     if size:
         asked, message = await service.read(size, _read, model, version, incoming.body, size)
@@ -34,36 +41,40 @@ async def infer(incoming: Incoming, service: Service) -> HttpReply:
 
 
 def _read(model: str, version: str, body: bytes, size: int) -> tuple[Infer, bytes]:
-    """What is asked, but for its inputs, and the message that asks it. `size`: of the JSON."""
+    """Return what is asked, without its inputs, and the message that asks it. `size` is the bytes
+    of JSON."""
     whole = memoryview(body)
-    asked = parsed(loads(whole[:size]))
+    asked = parse_infer(loads(whole[:size]))
     return asked._replace(inputs=()), tensors.message(model, version, asked, whole[size:])
 
 
-async def answered(message: bytes, asked: Infer, incoming: Incoming, service: Service) -> HttpReply:
-    answer = await service.requests.answer(service.request(message, incoming))
-    found = tensors.answered(answer.message)
+async def answered(
+    message: bytes, asked: Infer, incoming: HttpRequest, service: Service
+) -> HttpReply:
+    """Send a serialized ModelInferRequest and return its answer in the form that `asked` wants."""
+    answer = await service.inference.answer(service.request(message, incoming))
+    found = tensors.decoded(answer.message)
     size = tensors.json_size(found, asked)
     text, binary = await service.converter.run(size, _written, found, asked)
-    return await of_tensors(
+    return await tensors_reply(
         text,
         binary,
         incoming.headers.get(b"accept-encoding"),
-        passed_on(answer.trailing),
+        visible_headers(answer.trailing),
     )
 
 
 def _written(answer: tensors.Decoded, asked: Infer) -> tuple[bytes, list[memoryview]]:
-    """An answer's JSON, and what follows it in binary."""
-    document, binary = tensors.described(answer, asked)
+    """Return an answer's JSON, and the binary part that follows it."""
+    document, binary = tensors.json_parts(answer, asked)
     return dumps(document), binary
 
 
 # --- a body that is one tensor and nothing else ---------------------------------------------------
 
 
-async def _raw(incoming: Incoming, service: Service, model: str, version: str) -> Infer:
-    """The model's only input, of the shape that the size allows."""
+async def _raw(incoming: HttpRequest, service: Service, model: str, version: str) -> Infer:
+    """Return a request whose body is the model's only input, in the shape that its size allows."""
     reply = await service.call("ModelConfig", incoming, name=model, version=version)
     config = reply.config
     inputs = config.input
@@ -75,7 +86,7 @@ async def _raw(incoming: Incoming, service: Service, model: str, version: str) -
     return Infer(inputs=(_deduced(incoming, inputs[0], config.max_batch_size),), binary=True)
 
 
-def _deduced(incoming: Incoming, declared: Any, max_batch: int) -> Input:
+def _deduced(incoming: HttpRequest, declared: Any, max_batch: int) -> Input:
     size = len(incoming.body)
     datatype = model_info.datatype(declared.data_type)
     shape = [1] * bool(max_batch) + list(declared.dims)
@@ -91,7 +102,7 @@ def _deduced(incoming: Incoming, declared: Any, max_batch: int) -> Input:
                 f"For BYTE datatype raw input '{declared.name}', the model must have input shape "
                 "[1]"
             )
-        incoming.body = tensors.strings([incoming.body])
+        incoming.body = tensors.encoded_bytes_elements([incoming.body])
         size = len(incoming.body)
     elif -1 in shape:
         shape[shape.index(-1)] = size // (fixed * SIZES[datatype])

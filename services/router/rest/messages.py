@@ -1,4 +1,4 @@
-"""Messages of Triton's protocol as its HTTP server writes them."""
+"""Writes messages of Triton's protocol in JSON as its HTTP server does."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ from google.protobuf.descriptor import FieldDescriptor
 
 
 def document(message: Any) -> dict[str, Any]:
-    """A message as an object with the proto's field names: 64-bit numbers as numbers, enums by
-    name, defaults written out, but for messages and choices that are not set."""
+    """Return a message as an object with the proto's field names. 64-bit numbers are numbers, enums
+    are names, and defaults are written out, except for messages and choices that are not set."""
     found: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
         if field.has_presence and not message.HasField(field.name):

@@ -1,4 +1,4 @@
-"""The table of routes as an OpenAPI document, and that as one page of HTML, nothing fetched."""
+"""The table of routes as an OpenAPI document, and as a self-contained HTML page."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -14,18 +14,18 @@ _WORD: Final = re.compile(r"{(\w+)}")
 _TIMEOUT: Final = {
     "name": "x-request-timeout",
     "in": "header",
-    "description": "Seconds until the caller has no use for an answer any more. `grpc-timeout` and "
-    "Envoy's `x-envoy-expected-rq-timeout-ms` are heeded too.",
+    "description": "Seconds that the caller waits for an answer. `grpc-timeout` and Envoy's "
+    "`x-envoy-expected-rq-timeout-ms` are honoured too.",
     "schema": {"type": "number"},
 }
 _ERROR: Final = {
-    "description": "What is wrong, and what to do.",
+    "description": "What is wrong, and what to do about it.",
     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
 }
 
 
 def document(routes: Iterable[HttpRoute], version: str) -> dict[str, Any]:
-    """`version`: of Shoal."""
+    """Return the OpenAPI document. `version` is Shoal's."""
     paths: dict[str, Any] = {}
     for route in routes:
         for number, path in enumerate(route.paths):
@@ -80,6 +80,7 @@ def _ref(name: str) -> dict[str, str]:
 
 
 def pages(routes: Iterable[HttpRoute], version: str) -> Pages:
+    """Return the document and the page that shows it."""
     listed = tuple(routes)
     return Pages(dumps(document(listed, version)), "".join(_page(listed, version)).encode())
 
@@ -133,7 +134,7 @@ def _row(route: HttpRoute) -> str:
 
 
 def _lines(schema: dict[str, Any], indent: str = "") -> Iterator[str]:
-    """A schema as one would write an example of it."""
+    """Yield a schema in the form of an example."""
     if schema.get("type") == "array" and "items" in schema:
         yield f"{indent}["
         yield from _lines(schema["items"], indent + "  ")

@@ -1,7 +1,6 @@
-"""Predictions: names, lists and numbers in JSON, and the requests that a config makes of them.
+"""Converts predictions: between names, lists and numbers in JSON, and requests for a model.
 
-Everything here is given and gives what pickle takes, for a process of its own to do it.
-"""
+Whatever goes in and out can be pickled, so that another process can do the work."""
 
 import base64
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Any, Final, NamedTuple, cast
 import numpy as np
 
 from services.router.control import model_info
-from services.router.core.rest.infer import Infer, Input, Scalar, elements, scalar
+from services.router.core.rest.infer import Infer, Input, Scalar, flat_elements, scalar
 from services.router.core.rest.values import INVALID, WrongRequest
 from services.router.rest import tensors
 from services.router.rest.documents import dumps, loads
@@ -22,16 +21,18 @@ _NONE: Final = memoryview(b"")
 
 
 class Form(NamedTuple):
-    """What the answers are to look like. `instances`: how many were asked, 0 for `inputs`. `batch`:
-    they were asked in one request. `single`: as one that was not written as a batch of one."""
+    """The form of the answer."""
 
+    #: How many instances were asked; 0 for `inputs`.
     instances: int = 0
+    #: Whether they were asked in one request.
     batch: bool = False
+    #: Whether the input was not written as a batch of one, so that the answer is not either.
     single: bool = False
 
 
 class PredictionRequest(NamedTuple):
-    """Serialized ModelInferRequests, and the form of what is made of their answers."""
+    """Serialized ModelInferRequests, and the form in which to return their answers."""
 
     messages: Sequence[bytes]
     form: Form
@@ -41,7 +42,7 @@ class PredictionRequest(NamedTuple):
 
 
 def read(body: bytes, model: str, version: str, config: Any) -> PredictionRequest:
-    """`config`: an inference.ModelConfig. Raises WrongRequest."""
+    """Return the requests in a body. `config` is an inference.ModelConfig. Raises WrongRequest."""
     asked = _document(body)
     if len(asked.keys() & {"inputs", "instances"}) != 1:
         raise _refused(
@@ -54,6 +55,8 @@ def read(body: bytes, model: str, version: str, config: Any) -> PredictionReques
 
 
 class _Reader:
+    """Makes requests for a model from JSON values."""
+
     def __init__(
         self, model: str, version: str, config: Any, parameters: dict[str, Scalar]
     ) -> None:
@@ -63,14 +66,14 @@ class _Reader:
         self._parameters = parameters
 
     def inputs(self, given: object) -> PredictionRequest:
-        columns = given if isinstance(given, dict) else self._alone(given)
+        columns = given if isinstance(given, dict) else self._as_only_input(given)
         message, single = self._message(columns)
         return PredictionRequest([message], Form(single=single))
 
     def instances(self, given: object) -> PredictionRequest:
         if not isinstance(given, list) or not given:
             raise _refused(f"'instances' is a list of at least one. {_takes(self._config)}")
-        rows = [cast("Columns", one) if _is_row(one) else self._alone(one) for one in given]
+        rows = [cast("Columns", one) if _is_row(one) else self._as_only_input(one) for one in given]
         names = rows[0].keys()
         if any(row.keys() != names for row in rows):
             raise _refused("all 'instances' have to name the same inputs")
@@ -81,14 +84,14 @@ class _Reader:
             [self._message(columns, rows=True)[0]], Form(len(rows), batch=True)
         )
 
-    def _alone(self, value: object) -> Columns:
+    def _as_only_input(self, value: object) -> Columns:
         if len(self._config.input) != 1:
             raise _refused(f"say which input is which, by name. {_takes(self._config)}")
         return {self._config.input[0].name: value}
 
     def _message(self, columns: Columns, *, rows: bool = False) -> tuple[bytes, bool]:
-        """And whether the values stood for a batch of one that was not written out. `rows`: they
-        are one for each instance, so that they do not."""
+        """Return the message, and whether the values stand for a batch of one that was not written
+        out. `rows` says that there is one value for each instance, so that they do not."""
         declared = {one.name: one for one in self._config.input}
         unknown = sorted(columns.keys() - declared.keys())
         missing = sorted(
@@ -103,8 +106,8 @@ class _Reader:
         return tensors.message(self._model, self._version, asked, _NONE), single
 
     def _fitted(self, declared: Any, value: object, rows: bool) -> tuple[Input, bool]:
-        """As the model takes it, and whether the batch's dimension was added. A last dimension of
-        1 needs no brackets."""
+        """Return a value as the model takes it, and whether the batch dimension was added. A last
+        dimension of 1 needs no brackets."""
         given = _shape(declared.name, value)
         batch = bool(self._config.max_batch_size)
         wanted = (*(-1,) * batch, *declared.dims)
@@ -146,7 +149,7 @@ def _is_row(one: object) -> bool:
 
 
 def _takes(config: Any) -> str:
-    """What the model wants, in words."""
+    """Return in words what the model takes."""
     batch = ["batch"] if config.max_batch_size else []
     inputs = (
         f"{one.name} ({model_info.datatype(one.data_type)}, "
@@ -157,7 +160,8 @@ def _takes(config: Any) -> str:
 
 
 def _shape(name: str, value: object) -> tuple[int, ...]:
-    """Of nested lists, all of the same length at each depth. Raises WrongRequest."""
+    """Return the shape of nested lists, which must have the same length at each depth. Raises
+    WrongRequest."""
     level = [value]
     shape: list[int] = []
     while level and all(isinstance(one, list) for one in level):
@@ -171,21 +175,21 @@ def _shape(name: str, value: object) -> tuple[int, ...]:
 
 
 def _input(name: str, datatype: str, shape: tuple[int, ...], data: list[Any]) -> Input:
-    """Raises WrongRequest. What has no word in JSON is made from numbers (FP16, BF16), or from
-    `{"b64": text}` (bytes)."""
+    """Return an input. What JSON cannot express is made from numbers (FP16, BF16) or from `{"b64":
+    text}` (bytes). Raises WrongRequest."""
     as_numbers = "FP32" if datatype in ("FP16", "BF16") else datatype
     if datatype == "BYTES":
-        data = _with_bytes(data)
+        data = _decode_b64(data)
     try:
-        flat = elements(name, as_numbers, shape, data)
+        flat = flat_elements(name, as_numbers, shape, data)
     except WrongRequest as refused:
         raise _refused(f"input '{name}' cannot be read as {datatype}: {refused.text}") from refused
     return Input(name, datatype, shape, elements=flat)
 
 
-def _with_bytes(data: Any) -> Any:
+def _decode_b64(data: Any) -> Any:
     if isinstance(data, list):
-        return [_with_bytes(one) for one in data]
+        return [_decode_b64(one) for one in data]
     if isinstance(data, dict) and data.keys() == {"b64"} and isinstance(data["b64"], str):
         try:
             return base64.b64decode(data["b64"], validate=True).decode("utf-8", "surrogateescape")
@@ -198,7 +202,7 @@ def _with_bytes(data: Any) -> Any:
 
 
 def written(answers: Sequence[tensors.Decoded], form: Form) -> bytes:
-    """The body that says them. Raises WrongRequest."""
+    """Return the body with the answers. Raises WrongRequest."""
     response = answers[0].response
     by = {"model": response.model_name, "version": response.model_version}
     if not form.instances:
@@ -223,7 +227,7 @@ def _rows(answer: tensors.Decoded, rows: int) -> list[dict[str, tensors.Array]]:
 
 
 def _prediction(outputs: dict[str, tensors.Array]) -> Any:
-    """An only output goes without its name."""
+    """Return the outputs. If there is only one, it comes without its name."""
     if len(outputs) == 1:
         return _nested(next(iter(outputs.values())))
     return {name: _nested(array) for name, array in outputs.items()}
@@ -237,14 +241,14 @@ def _arrays(answer: tensors.Decoded) -> dict[str, tensors.Array]:
 
 
 def _nested(found: Any) -> Any:
-    """As `documents.dumps` writes it: bytes as text where they are text."""
+    """Return what `documents.dumps` writes, with bytes as text if they are text."""
     if isinstance(found, bytes):
         return _text(found)
     if not isinstance(found, np.ndarray):
-        return tensors.plain(found)
+        return tensors.for_json(found)
     if found.dtype == np.object_:
         return [_nested(one) for one in found]
-    return tensors.plain(np.ascontiguousarray(found))
+    return tensors.for_json(np.ascontiguousarray(found))
 
 
 def _text(value: bytes) -> Any:

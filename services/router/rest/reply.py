@@ -1,4 +1,4 @@
-"""What an HTTP request is answered with, and how errors look there."""
+"""HTTP replies, and the form of errors in them."""
 
 import asyncio
 import math
@@ -24,11 +24,11 @@ JSON: Final = (b"content-type", b"application/json")
 _OCTETS: Final = (b"content-type", b"application/octet-stream")
 _SIZE_HEADER: Final = b"inference-header-content-length"
 
-_THREADED_BYTES: Final = 1 << 16  # to compress: more is left to a thread
-_LEVEL: Final = 1  # of zlib; tensors gain next to nothing from more
+_THREADED_BYTES: Final = 1 << 16  # beyond that, a thread compresses
+_LEVEL: Final = 1  # of zlib; higher ones gain next to nothing for tensors
 _WINDOW: Final = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 
-# Triton has words of its own here for either protocol.
+# Triton words this differently for each protocol.
 _DECOUPLED: Final = (
     "ModelInfer RPC doesn't support models with decoupled transaction policy",
     "HTTP end point doesn't support models with decoupled transaction policy",
@@ -36,7 +36,7 @@ _DECOUPLED: Final = (
 
 
 class HttpReply(NamedTuple):
-    """`events`: of a stream, sent as they come instead of a body."""
+    """An HTTP reply. `events`, if there are any, are sent as they come instead of a body."""
 
     status: int = 200
     body: bytes = b""
@@ -44,7 +44,7 @@ class HttpReply(NamedTuple):
     events: AsyncGenerator[bytes, None] | None = None
 
     async def send(self, send: Send, *, more: bool = False) -> None:
-        """`more`: leave it open, until `finish`."""
+        """Send the reply. `more` leaves it open until `end_body`."""
         if self.events is None:
             size = (b"content-length", b"%d" % len(self.body))
             await _start(send, self.status, (*self.headers, size))
@@ -54,32 +54,35 @@ class HttpReply(NamedTuple):
         async with aclosing(self.events):
             async for event in self.events:
                 await send({"type": "http.response.body", "body": event, "more_body": True})
-        await finish(send)
+        await end_body(send)
 
 
 async def _start(send: Send, status: int, headers: Headers) -> None:
     await send({"type": "http.response.start", "status": status, "headers": list(headers)})
 
 
-async def finish(send: Send) -> None:
+async def end_body(send: Send) -> None:
+    """End a reply that was left open."""
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def of_json(document: Any, status: int = 200) -> HttpReply:
+def json_reply(document: Any, status: int = 200) -> HttpReply:
+    """Return a document as a reply."""
     return HttpReply(status, dumps(document))
 
 
-def said(status: int, text: str) -> HttpReply:
+def error_reply(status: int, text: str) -> HttpReply:
+    """Return an error text as a reply."""
     return HttpReply(status, dumps({"error": text}))
 
 
 # --- tensors --------------------------------------------------------------------------------------
 
 
-async def of_tensors(
+async def tensors_reply(
     text: bytes, binary: list[memoryview], accepted: bytes | None, more: Headers
 ) -> HttpReply:
-    """JSON and what follows it, compressed as the client likes best."""
+    """Return JSON and the binary part that follows it, compressed as the client prefers."""
     kind: Headers = (JSON,)
     body = text
     if binary:
@@ -101,8 +104,8 @@ def _compressed(body: bytes, window: int) -> bytes:
     return writer.compress(body) + writer.flush()
 
 
-def passed_on(metadata: Pairs) -> Headers:
-    """Of a call's metadata, what an HTTP client may see."""
+def visible_headers(metadata: Pairs) -> Headers:
+    """Return those entries of a call's metadata that an HTTP client may see."""
     return tuple(
         (name.encode(), value.encode())
         for name, value in metadata
@@ -113,18 +116,20 @@ def passed_on(metadata: Pairs) -> Headers:
 # --- errors ---------------------------------------------------------------------------------------
 
 
-def of_refused(refused: WrongRequest) -> HttpReply:
-    return said(headers.status(refused.code), refused.text)
+def refused_reply(refused: WrongRequest) -> HttpReply:
+    """Return a refusal in Triton's words as a reply."""
+    return error_reply(headers.status(refused.code), refused.text)
 
 
-def of_error(error: ShoalError) -> HttpReply:
+def shoal_error_reply(error: ShoalError) -> HttpReply:
+    """Return one of Shoal's errors as a reply."""
     status = headers.status(grpc_code(error).name, error.reason)
     body = dumps({"error": error.message, "reason": error.reason})
     return HttpReply(status, body, (JSON, *_retry(error.retry_after)))
 
 
-def of_call(error: grpc.aio.AioRpcError) -> HttpReply:
-    """Another service's status, which is the client's to see."""
+def status_reply(error: grpc.aio.AioRpcError) -> HttpReply:
+    """Return another service's status, which the client sees unchanged, as a reply."""
     trailing = tuple(error.trailing_metadata() or ())
     info = error_info(trailing)
     text = error.details() or error.code().name
@@ -139,7 +144,7 @@ TOO_LATE: Final = WrongRequest("DEADLINE_EXCEEDED", "Deadline Exceeded")  # gRPC
 
 
 def _retry(seconds: float | None) -> Headers:
-    """Whole seconds are all that the header can say."""
+    """Return the Retry-After header, which can only name whole seconds."""
     if seconds is None:
         return ()
     return ((b"retry-after", b"%d" % max(1, math.ceil(seconds))),)

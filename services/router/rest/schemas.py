@@ -1,4 +1,4 @@
-"""What bodies look like, in the words of JSON Schema."""
+"""Schemas of bodies, in the terms of JSON Schema."""
 
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ def _map(of: Schema) -> Schema:
 
 
 def _object(required: str = "", **properties: Schema) -> Schema:
-    """`required`: names with blanks between them."""
+    """Return the schema of an object. `required` lists names, separated by blanks."""
     schema: Schema = {"type": "object", "properties": properties}
     if required:
         schema["required"] = required.split()

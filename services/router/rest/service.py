@@ -1,4 +1,4 @@
-"""What the HTTP routes are answered from: the same functions as the gRPC ones."""
+"""Everything that the HTTP routes need to answer: the same functions as behind gRPC."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,12 +9,12 @@ from tritonclient.grpc import service_pb2
 from services.common.caller import CallerPolicy
 from services.router.call import Answer, Call
 from services.router.control.placement_watch import PlacementWatch
-from services.router.core.admission.memory import Held
+from services.router.core.admission.memory import MemoryBudget
 from services.router.core.errors import JsonTooLarge, NotProxied
 from services.router.core.routing.routes import resolve
 from services.router.rest.converter import LARGE, Converter
 from services.router.rest.documents import loads
-from services.router.rest.incoming import Incoming
+from services.router.rest.incoming import HttpRequest
 from services.router.unary.inference import Request, UnaryInference
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ ReplyStream = Callable[[Request], AsyncGenerator[bytes, None]]
 
 
 class Pages(NamedTuple):
-    """Of OpenAPI: the document, and the page that shows it."""
+    """The OpenAPI document, and the page that shows it."""
 
     openapi: bytes
     docs: bytes
@@ -32,55 +32,56 @@ class Pages(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """`calls`: of inference.GRPCInferenceService by RPC name, from request message to response
-    message. `hints`: what to do instead of those that are not there. `stream`: from one request to
-    any number of serialized ModelInferResponses. `metrics`: as Prometheus reads them. `max_body`,
-    `max_json`: bytes; `held`: of all requests. `converter`: of what is JSON."""
+    """What the HTTP routes answer from."""
 
     watch: PlacementWatch
-    requests: UnaryInference
+    inference: UnaryInference
     callers: CallerPolicy
-    calls: Mapping[str, Answer]
+    #: The answers to calls of inference.GRPCInferenceService, by RPC name.
+    answers: Mapping[str, Answer]
+    #: Returns the metrics in Prometheus's text format.
     metrics: Callable[[], Awaitable[bytes]]
     pages: Pages
+    #: Bytes.
     max_body: int
+    #: Bytes.
     max_json: int
-    stream: ReplyStream | None = None
-    held: Held = field(default_factory=Held)
+    #: Yields any number of serialized ModelInferResponses to one request.
+    responses: ReplyStream
+    memory_budget: MemoryBudget = field(default_factory=MemoryBudget)
     converter: Converter = field(default_factory=Converter)
-    hints: Mapping[str, str] = field(default_factory=dict)
 
-    async def call(self, rpc: str, incoming: Incoming, /, **fields: Any) -> Any:
-        """Raises NotProxied where this Router has no such call."""
-        behaviour = self.calls.get(rpc)
-        if behaviour is None:
-            hint = self.hints.get(rpc, "it is not there in this release.")
-            raise NotProxied(method=rpc, hint=hint)
+    async def call(self, rpc: str, incoming: HttpRequest, /, **fields: Any) -> Any:
+        """Make a call. Raises NotProxied if this Router does not have it, and what the call
+        raises."""
+        answer = self.answers.get(rpc)
+        if answer is None:
+            raise NotProxied(method=rpc, hint="it is not there in this release.")
         message = getattr(service_pb2, f"{rpc}Request")(**fields)
-        return await behaviour(message, Call(incoming.caller, incoming.peer, incoming.deadline))
+        return await answer(message, Call(incoming.caller, incoming.peer, incoming.deadline))
 
     def json(self, body: bytes) -> Any:
-        """Of a call without tensors. Raises Refused, JsonTooLarge."""
+        """Read the JSON of a call without tensors. Raises WrongRequest, JsonTooLarge."""
         if len(body) > LARGE:
             hint = "a call of this kind needs less."
             raise JsonTooLarge(size=len(body), limit=LARGE, hint=hint)
         return loads(body)
 
     async def read(self, size: int, read: Callable[[*Ts], T], *given: *Ts) -> T:
-        """What `read` makes of what is `given`, `size` bytes of JSON in it. Raises JsonTooLarge,
-        ConverterLost, and what `read` raises."""
+        """Return the result of `read` for `given`, which has `size` bytes of JSON. Raises
+        JsonTooLarge, ConverterLost, and what `read` raises."""
         if size > self.max_json:
             hint = "send tensors in binary, or raise SHOAL_ROUTER_MAX_JSON_BYTES."
             raise JsonTooLarge(size=size, limit=self.max_json, hint=hint)
         return await self.converter.run(size, read, *given)
 
-    def known(self, model: str, version: str) -> None:
-        """Raises what `resolve` raises for a name or version that nothing is registered as."""
+    def require_known(self, model: str, version: str) -> None:
+        """Raises what `resolve` raises if nothing is registered under that name and version."""
         routes = self.watch.table.routes
         if version or model not in routes:
             resolve(routes, model, version, 0.0)
 
-    def request(self, message: bytes, incoming: Incoming) -> Request:
-        """Raises MetadataTooLarge."""
-        said = self.requests.said(incoming.metadata)
-        return Request(message, said, incoming.deadline, incoming.caller)
+    def request(self, message: bytes, incoming: HttpRequest) -> Request:
+        """Return an inference request that came by HTTP. Raises MetadataTooLarge."""
+        metadata = self.inference.checked_metadata(incoming.metadata)
+        return Request(message, metadata, incoming.deadline, incoming.caller)

@@ -1,8 +1,8 @@
-"""All routes of the HTTP port: what each is for, and what answers it."""
+"""All routes of the HTTP port, with the functions that answer them."""
 
 from typing import Final, NamedTuple
 
-from services.router.rest import about, generate, infer, plain, protocol
+from services.router.rest import generate, infer, pages, v1, v2
 from services.router.rest.endpoint import RouteAction
 
 MODELS: Final = "models"
@@ -13,12 +13,12 @@ PLAIN: Final = "plain"
 ABOUT: Final = "about"
 
 TAGS: Final = {
-    MODELS: "Triton's HTTP protocol (KServe v2 and Triton's extensions): inference, and what a "
-    "model looks like. A version is a number or an alias; without one the model's traffic policy "
-    "decides. A model that is not loaded answers too, only later.",
+    MODELS: "Triton's HTTP protocol (KServe v2 and Triton's extensions): inference, and models' "
+    "metadata. A version is a number or an alias; without one, the model's traffic policy decides. "
+    "A model that is not loaded answers too, but later.",
     SERVER: "The Router as one very large Triton.",
-    REPOSITORY: "What there is, and what is loaded ahead or leaves at once.",
-    MEMORY: "Tensors in memory that the caller's host shares with its servers.",
+    REPOSITORY: "Registered models, and loading and unloading them ahead of time.",
+    MEMORY: "Tensors in memory shared by callers and servers on one host.",
     PLAIN: "For users of small model servers: names, lists and numbers. {id} is `model`, "
     "`model:version` or `model:alias`.",
     ABOUT: "This page, and metrics.",
@@ -26,18 +26,21 @@ TAGS: Final = {
 
 
 class HttpRoute(NamedTuple):
-    """`takes`, `gives`: names of schemas in `schemas`, empty for no body. `events`: it gives
-    server-sent events of that schema. `early`: it answers before it is known where models are."""
+    """A route."""
 
     name: str
     tag: str
     methods: tuple[str, ...]
     paths: tuple[str, ...]
-    behaviour: RouteAction
+    action: RouteAction
     summary: str
+    #: The name of its body's schema in `schemas`, or "" for no body.
     takes: str = ""
+    #: The name of its reply's schema in `schemas` or a media type, or "" for no body.
     gives: str = ""
+    #: Whether it replies with server-sent events of that schema.
     events: bool = False
+    #: Whether it answers before the Router knows where models are.
     early: bool = False
 
 
@@ -54,92 +57,92 @@ def _of_region(kind: str, verb: str) -> tuple[str, ...]:
     return f"/v2/{kind}sharedmemory/{verb}", f"/v2/{kind}sharedmemory/region/{{region}}/{verb}"
 
 
-# The first that fits answers, and those that are asked most come first.
+# The first route that matches answers, so the ones used most come first.
 ROUTES: Final = (
     HttpRoute(
         *("infer", MODELS, POST, _of_model("/infer"), infer.infer),
-        "Ask a model. Tensors come as JSON, or in binary behind it; the header "
-        "Inference-Header-Content-Length then says how long the JSON is.",
+        "Run inference. Tensors come in JSON, or in binary after it; the header "
+        "Inference-Header-Content-Length then gives the length of the JSON.",
         *("InferRequest", "InferResponse"),
     ),
     HttpRoute(
         *("predict", PLAIN, POST, ("/v1/models/{id}/predict", "/v1/models/{id}:predict")),
-        plain.predict,
-        "Ask a model, with inputs by name, or with instances one by one.",
+        v1.predict,
+        "Run inference, with inputs by name or with a list of instances.",
         *("PredictRequest", "PredictResponse"),
     ),
     HttpRoute(
-        *("ready", MODELS, GET, _of_model("/ready"), protocol.model_ready),
-        "200 if it may be asked for, resident or not, else 400.",
+        *("ready", MODELS, GET, _of_model("/ready"), v2.model_ready),
+        "200 if the model accepts requests, resident or not, else 400.",
     ),
     HttpRoute(
-        *("live", SERVER, GET, ("/v2/health/live",), protocol.live),
+        *("live", SERVER, GET, ("/v2/health/live",), v2.live),
         "200 while the Router runs.",
         gives="Live",
         early=True,
     ),
     HttpRoute(
-        *("serverReady", SERVER, GET, ("/v2/health/ready",), protocol.ready),
-        "200 if the Router knows where models are, else 400.",
+        *("serverReady", SERVER, GET, ("/v2/health/ready",), v2.ready),
+        "200 once the Router knows where models are, before that 400.",
         gives="Ready",
         early=True,
     ),
     HttpRoute(
         *("generate", MODELS, POST, _of_model("/generate"), generate.generate),
-        "Ask with plain keys: each is an input, or else a parameter.",
+        "Run inference with plain keys, each of which is an input or else a parameter.",
         *("GenerateRequest", "GenerateResponse"),
     ),
     HttpRoute(
         *("generateStream", MODELS, POST, _of_model("/generate_stream"), generate.generate_stream),
-        "As generate, with an event for each response of a decoupled model.",
+        "Like generate, with an event for each response of a decoupled model.",
         *("GenerateRequest", "GenerateResponse"),
         events=True,
     ),
     HttpRoute(
-        *("allStatistics", SERVER, GET, ("/v2/models/stats",), protocol.statistics),
-        "Counts and durations of every model.",
+        *("allStatistics", SERVER, GET, ("/v2/models/stats",), v2.statistics),
+        "Counts and durations of all models.",
         gives="Statistics",
     ),
     HttpRoute(
-        *("metadata", MODELS, GET, _of_model(""), protocol.model),
+        *("metadata", MODELS, GET, _of_model(""), v2.model),
         "Inputs and outputs.",
         gives="ModelMetadata",
     ),
     HttpRoute(
-        *("config", MODELS, GET, _of_model("/config"), protocol.config),
-        "Its config, completed.",
+        *("config", MODELS, GET, _of_model("/config"), v2.config),
+        "The completed config.",
         gives="ModelConfig",
     ),
     HttpRoute(
-        *("statistics", MODELS, GET, _of_model("/stats"), protocol.statistics),
+        *("statistics", MODELS, GET, _of_model("/stats"), v2.statistics),
         "Counts and durations.",
         gives="Statistics",
     ),
     HttpRoute(
-        *("modelTrace", MODELS, BOTH, ("/v2/models/{model}/trace/setting",), protocol.trace),
-        "How its requests are traced, and how they will be.",
+        *("modelTrace", MODELS, BOTH, ("/v2/models/{model}/trace/setting",), v2.trace),
+        "Read or change how the model's requests are traced.",
         *("TraceSetting", "TraceSetting"),
     ),
     HttpRoute(
-        *("server", SERVER, GET, ("/v2",), protocol.server),
+        *("server", SERVER, GET, ("/v2",), v2.server),
         "Name, version and extensions.",
         gives="ServerMetadata",
     ),
     HttpRoute(
-        *("trace", SERVER, BOTH, ("/v2/trace/setting",), protocol.trace),
-        "How requests are traced, and how they will be.",
+        *("trace", SERVER, BOTH, ("/v2/trace/setting",), v2.trace),
+        "Read or change how requests are traced.",
         *("TraceSetting", "TraceSetting"),
     ),
     HttpRoute(
-        *("logging", SERVER, BOTH, ("/v2/logging",), protocol.logging),
-        "What servers log, and what they will.",
+        *("logging", SERVER, BOTH, ("/v2/logging",), v2.logging),
+        "Read or change what servers log.",
         *("LogSettings", "LogSettings"),
     ),
     HttpRoute(
         *("index", REPOSITORY, POST),
         ("/v2/repository/index", "/v2/repository/{repository}/index"),
-        protocol.index,
-        "All models with their versions; READY is one that may be asked for.",
+        v2.index,
+        "All models with their versions; READY means that a version accepts requests.",
         *("IndexRequest", "Index"),
     ),
     HttpRoute(
@@ -148,8 +151,8 @@ ROUTES: Final = (
             "/v2/repository/models/{model}/load",
             "/v2/repository/{repository}/models/{model}/load",
         ),
-        protocol.load,
-        "Have it resident before it is asked for.",
+        v2.load,
+        "Load a model before it is needed.",
         "LoadRequest",
     ),
     HttpRoute(
@@ -158,83 +161,83 @@ ROUTES: Final = (
             "/v2/repository/models/{model}/unload",
             "/v2/repository/{repository}/models/{model}/unload",
         ),
-        protocol.unload,
-        "Have it leave now; it comes back when it is asked for.",
+        v2.unload,
+        "Unload a model now; the next request loads it again.",
         "UnloadRequest",
     ),
     HttpRoute(
-        *("systemStatus", MEMORY, GET, _of_region("system", "status"), protocol.system_status),
-        "Regions that are registered.",
+        *("systemStatus", MEMORY, GET, _of_region("system", "status"), v2.system_status),
+        "The registered regions.",
         gives="SystemRegions",
     ),
     HttpRoute(
         *("systemRegister", MEMORY, POST, _of_region("system", "register")),
-        protocol.system_register,
+        v2.system_register,
         "Register a region of POSIX shared memory.",
         "SystemRegion",
     ),
     HttpRoute(
         *("systemUnregister", MEMORY, POST, _of_region("system", "unregister")),
-        protocol.system_unregister,
-        "Forget a region, or all.",
+        v2.system_unregister,
+        "Unregister one region, or all.",
     ),
     HttpRoute(
-        *("cudaStatus", MEMORY, GET, _of_region("cuda", "status"), protocol.cuda_status),
-        "Regions that are registered.",
+        *("cudaStatus", MEMORY, GET, _of_region("cuda", "status"), v2.cuda_status),
+        "The registered regions.",
         gives="CudaRegions",
     ),
     HttpRoute(
-        *("cudaRegister", MEMORY, POST, _of_region("cuda", "register"), protocol.cuda_register),
+        *("cudaRegister", MEMORY, POST, _of_region("cuda", "register"), v2.cuda_register),
         "Register a region of a GPU's memory.",
         "CudaRegion",
     ),
     HttpRoute(
         *("cudaUnregister", MEMORY, POST, _of_region("cuda", "unregister")),
-        protocol.cuda_unregister,
-        "Forget a region, or all.",
+        v2.cuda_unregister,
+        "Unregister one region, or all.",
     ),
     HttpRoute(
-        *("plainMetadata", PLAIN, GET, ("/v1/models/{id}/metadata",), plain.metadata),
+        *("plainMetadata", PLAIN, GET, ("/v1/models/{id}/metadata",), v1.metadata),
         "Inputs, outputs, versions and aliases.",
         gives="PlainMetadata",
     ),
     HttpRoute(
-        *("status", PLAIN, GET, ("/v1/models/status",), plain.status),
-        "All models with their versions: resident or not, and where.",
+        *("status", PLAIN, GET, ("/v1/models/status",), v1.status),
+        "All models and versions: whether they are resident, and where.",
         gives="Status",
     ),
     HttpRoute(
-        *("plainReady", PLAIN, GET, ("/v1/models/{id}",), plain.ready),
-        "200 if it may be asked for, resident or not, else 503.",
+        *("plainReady", PLAIN, GET, ("/v1/models/{id}",), v1.ready),
+        "200 if the model accepts requests, resident or not, else 503.",
         gives="PlainReady",
     ),
     HttpRoute(
-        *("health", PLAIN, GET, ("/v1/health",), plain.health),
-        "200 when requests can be answered, 503 before.",
+        *("health", PLAIN, GET, ("/v1/health",), v1.health),
+        "200 once requests can be answered, before that 503.",
         gives="Health",
         early=True,
     ),
     HttpRoute(
-        *("root", ABOUT, GET, ("/",), about.root),
-        "That there is something here, and where to read on.",
+        *("root", ABOUT, GET, ("/",), pages.root),
+        "Where to read on.",
         gives="Root",
         early=True,
     ),
     HttpRoute(
-        *("metrics", ABOUT, GET, ("/metrics",), about.metrics),
-        "For Prometheus.",
+        *("metrics", ABOUT, GET, ("/metrics",), pages.metrics),
+        "Metrics for Prometheus.",
         gives="text/plain",
         early=True,
     ),
     HttpRoute(
-        *("openapi", ABOUT, GET, ("/openapi.json",), about.openapi),
-        "These routes, for programs.",
+        *("openapi", ABOUT, GET, ("/openapi.json",), pages.openapi),
+        "These routes as an OpenAPI document.",
         gives="OpenApi",
         early=True,
     ),
     HttpRoute(
-        *("docs", ABOUT, GET, ("/docs",), about.docs),
-        "These routes, for people.",
+        *("docs", ABOUT, GET, ("/docs",), pages.docs),
+        "These routes as a page for people.",
         gives="text/html",
         early=True,
     ),

@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2
 from services.router.core.rest.infer import SIZES, Infer, Input, Output, RegionPart, Scalar
 from services.router.core.rest.values import INTERNAL, INVALID, WrongRequest
 from services.router.core.wire import framing
-from services.router.rest.documents import Odd, is_plain
+from services.router.rest.documents import NonFinite, is_finite
 
 Array = np.ndarray[Any, Any]
 
@@ -24,14 +24,15 @@ DTYPES: Final[Mapping[str, Any]] = {
 }  # numpy has no BF16
 
 _INT64: Final = 2**63
-_FINAL: Final = "triton_final_response"  # gRPC's streams alone have it
+_FINAL: Final = "triton_final_response"  # only replies on gRPC streams have it
 
 
 # --- requests -------------------------------------------------------------------------------------
 
 
 def message(model: str, version: str, infer: Infer, binary: memoryview) -> bytes:
-    """A serialized ModelInferRequest; `binary` is what followed the JSON. Raises WrongRequest."""
+    """Return a serialized ModelInferRequest. `binary` is the part of the body after the JSON.
+    Raises WrongRequest."""
     request = service_pb2.ModelInferRequest(model_name=model, model_version=version, id=infer.id)
     for name, value in infer.parameters.items():
         set_parameter(request.parameters[name], name, value)
@@ -52,7 +53,7 @@ def message(model: str, version: str, infer: Infer, binary: memoryview) -> bytes
                 )
             contents.append(content)
         else:
-            contents.append(packed(one))
+            contents.append(encoded_elements(one))
     if position != len(binary):
         raise WrongRequest(INVALID, f"unexpected additional input data for model '{model}'")
     for wanted in infer.outputs:
@@ -61,11 +62,11 @@ def message(model: str, version: str, infer: Infer, binary: memoryview) -> bytes
             _set_region(output, wanted.region)
         elif wanted.classes:
             output.parameters["classification"].int64_param = _int64(wanted.classes)
-    return framing.with_inputs(request.SerializeToString(), contents)
+    return framing.with_raw_inputs(request.SerializeToString(), contents)
 
 
 def set_parameter(parameter: Any, name: str, value: Scalar) -> None:
-    """An inference.InferParameter, of the kind that Triton wants for that name."""
+    """Set an inference.InferParameter, in the kind that Triton wants for that name."""
     if isinstance(value, bool):
         parameter.bool_param = value
     elif isinstance(value, int):
@@ -79,11 +80,11 @@ def set_parameter(parameter: Any, name: str, value: Scalar) -> None:
         parameter.string_param = value
 
 
-def packed(one: Input) -> bytes:
-    """The elements of an input that came as JSON, as they lie in memory."""
+def encoded_elements(one: Input) -> bytes:
+    """Return the elements of an input that came as JSON, as they lie in memory."""
     flat = one.elements or []
     if one.datatype == "BYTES":
-        return strings(map(_bytes, flat))
+        return encoded_bytes_elements(map(_bytes, flat))
     wide = {"U": np.uint64, "I": np.int64}.get(one.datatype[0])
     with np.errstate(over="ignore"):
         if one.datatype == "BF16":
@@ -101,8 +102,8 @@ def _bytes(text: str) -> bytes:
         raise WrongRequest(INTERNAL, f"a string is no UTF-8: {error}") from error
 
 
-def strings(elements: Iterable[bytes]) -> bytes:
-    """BYTES elements, each behind its length."""
+def encoded_bytes_elements(elements: Iterable[bytes]) -> bytes:
+    """Return BYTES elements, each behind its length."""
     parts: list[bytes] = []
     for element in elements:
         parts += (struct.pack("<I", len(element)), element)
@@ -135,13 +136,14 @@ class Decoded(NamedTuple):
         return sum(map(len, self.contents))
 
 
-def answered(raw: bytes) -> Decoded:
-    head, contents = framing.without_outputs(raw)
+def decoded(raw: bytes) -> Decoded:
+    """Split a serialized ModelInferResponse."""
+    head, contents = framing.split_raw_outputs(raw)
     return Decoded(service_pb2.ModelInferResponse.FromString(head), contents)
 
 
 def json_size(answer: Decoded, infer: Infer) -> int:
-    """Bytes of the tensors that `described` puts into JSON."""
+    """Return the bytes of those tensors that `json_parts` puts into JSON."""
     wanted = {output.name: output for output in infer.outputs}
     return sum(
         len(content)
@@ -156,8 +158,8 @@ def _is_json(asked: Output | None, infer: Infer) -> bool:
     return asked.region is None and not asked.binary
 
 
-def described(answer: Decoded, infer: Infer) -> tuple[dict[str, Any], list[memoryview]]:
-    """The JSON of the answer, and what follows it in binary. Raises WrongRequest."""
+def json_parts(answer: Decoded, infer: Infer) -> tuple[dict[str, Any], list[memoryview]]:
+    """Return an answer's JSON, and the binary part that follows it. Raises WrongRequest."""
     response = answer.response
     document: dict[str, Any] = {}
     if response.id:
@@ -189,8 +191,8 @@ def described(answer: Decoded, infer: Infer) -> tuple[dict[str, Any], list[memor
     return document, binary
 
 
-def merged(answer: Decoded) -> dict[str, Any]:
-    """All of the answer as members of one object, by name; a tensor of one element is that
+def flattened(answer: Decoded) -> dict[str, Any]:
+    """Return an answer as one object with members by name. A tensor with one element is that
     element. Raises WrongRequest."""
     response = answer.response
     document: dict[str, Any] = {
@@ -204,24 +206,27 @@ def merged(answer: Decoded) -> dict[str, Any]:
             document.setdefault(name, scalar_of(parameter))
     for output, content in zip(response.outputs, answer.contents, strict=False):
         data = in_json(output.name, output.datatype, output.shape, content)
-        document.setdefault(output.name, _only(data) if prod(output.shape) == 1 else data)
+        document.setdefault(output.name, _single(data) if prod(output.shape) == 1 else data)
     return dict(sorted(document.items()))
 
 
-def _only(data: Any) -> Any:
-    return Odd(data.array[0]) if isinstance(data, Odd) else data[0]
+def _single(data: Any) -> Any:
+    return NonFinite(data.array[0]) if isinstance(data, NonFinite) else data[0]
 
 
 def scalar_of(parameter: Any) -> Any:
-    """The value of an inference.InferParameter."""
+    """Return the value of an inference.InferParameter."""
     return getattr(parameter, parameter.WhichOneof("parameter_choice") or "int64_param")
 
 
 def in_json(name: str, datatype: str, shape: Sequence[int], content: memoryview) -> Any:
-    """The elements, flat, as `documents.dumps` writes them. Raises WrongRequest."""
+    """Return the elements, flat, as `documents.dumps` writes them. Raises WrongRequest."""
     count = prod(shape)
     if datatype == "BYTES":
-        return [text.decode("utf-8", "surrogateescape") for text in texts(name, count, content)]
+        return [
+            text.decode("utf-8", "surrogateescape")
+            for text in decoded_bytes_elements(name, count, content)
+        ]
     if datatype in ("FP16", "BF16"):
         raise WrongRequest(
             INVALID,
@@ -230,46 +235,46 @@ def in_json(name: str, datatype: str, shape: Sequence[int], content: memoryview)
         )
     elements = _elements(name, datatype, count, content)
     if datatype.startswith("FP"):
-        elements = elements.astype(np.float64)  # Triton writes a float as the double that it is
-    return plain(elements)
+        elements = elements.astype(np.float64)  # as Triton writes them
+    return for_json(elements)
 
 
-def plain(array: Array) -> Array | Odd:
-    """An array, or an element of one, ready for `documents.dumps`."""
-    return array if is_plain(array) else Odd(array)
+def for_json(array: Array) -> Array | NonFinite:
+    """Return an array, or an element of one, as `documents.dumps` takes it."""
+    return array if is_finite(array) else NonFinite(array)
 
 
-def texts(name: str, count: int, content: memoryview) -> list[bytes]:
-    """The elements of a BYTES tensor. Raises WrongRequest."""
+def decoded_bytes_elements(name: str, count: int, content: memoryview) -> list[bytes]:
+    """Return the elements of a BYTES tensor. Raises WrongRequest."""
     found: list[bytes] = []
     position = 0
     for _ in range(count):
         if position + 4 > len(content):
-            raise _other_size(name)
+            raise _size_mismatch(name)
         (size,) = struct.unpack_from("<I", content, position)
         position += 4 + size
         if position > len(content):
-            raise _other_size(name)
+            raise _size_mismatch(name)
         found.append(bytes(content[position - size : position]))
     return found
 
 
 def array(name: str, datatype: str, shape: Sequence[int], content: memoryview) -> Array:
-    """A tensor as numpy has it, BYTES as objects, BF16 as float32. Raises WrongRequest."""
+    """Return a tensor as a numpy array: BYTES as objects, BF16 as float32. Raises WrongRequest."""
     if datatype == "BYTES":
         made = np.empty(prod(shape), np.object_)
-        made[:] = texts(name, prod(shape), content)
+        made[:] = decoded_bytes_elements(name, prod(shape), content)
         return made.reshape(shape)
     return _elements(name, datatype, prod(shape), content).reshape(shape)
 
 
 def _elements(name: str, datatype: str, count: int, content: memoryview) -> Array:
     if len(content) != count * SIZES.get(datatype, -1):
-        raise _other_size(name)
+        raise _size_mismatch(name)
     if datatype == "BF16":
         return (np.frombuffer(content, np.uint16).astype(np.uint32) << 16).view(np.float32)
     return np.frombuffer(content, DTYPES[datatype])
 
 
-def _other_size(name: str) -> WrongRequest:
+def _size_mismatch(name: str) -> WrongRequest:
     return WrongRequest(INTERNAL, f"output tensor shape does not match size of output for '{name}'")

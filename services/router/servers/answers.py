@@ -1,4 +1,4 @@
-"""What comes back from a Triton, or does not."""
+"""What comes back from a Triton, and the errors if nothing does."""
 
 from typing import NamedTuple
 
@@ -10,19 +10,21 @@ from services.router.core.routing.routes import Replica
 
 
 class InferReply(NamedTuple):
-    """`message`: a serialized ModelInferResponse. `cold`: the Controller was asked. `server`: whose
-    answer it is. `streamed`: the message is a ModelStreamInferResponse. `trailing`: the caller's
-    metadata; of what the server sends with an answer none is read, for no Triton sends any."""
+    """The answer to an inference request."""
 
+    #: A serialized ModelInferResponse, or a ModelStreamInferResponse if `streamed`.
     message: bytes
+    #: Whether the Controller was asked.
     cold: bool
+    #: The server that answered.
     server: str
     streamed: bool = False
+    #: Metadata for the caller. None is read from servers' answers, since no Triton sends any.
     trailing: Pairs = ()
 
 
 class TritonError(Exception):
-    """Triton's own answer is an error: the client's to see, as it is."""
+    """Triton answered with an error, which the client sees unchanged."""
 
     def __init__(self, error: grpc.aio.AioRpcError, *, cold: bool) -> None:
         super().__init__(error.details())
@@ -30,8 +32,8 @@ class TritonError(Exception):
         self.cold = cold
 
 
-def lost(replica: Replica, text: str) -> ServerLost:
-    """The refusal of a request that is not sent again."""
+def server_lost(replica: Replica, text: str) -> ServerLost:
+    """Return the error for a request that is not sent again."""
     return ServerLost(
         server=replica.server,
         model=replica.target.model,

@@ -1,4 +1,4 @@
-"""The metadata of calls to servers, as gRPC wants it."""
+"""The metadata of calls to servers, in the form that gRPC wants."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -8,16 +8,18 @@ import grpc
 from services.router.core.routing.metadata import SAME_CALLERS, Pairs
 
 
-class Onward(grpc.aio.Metadata):
-    """gRPC makes such an object for each call, of whatever it is given and also of nothing; but
-    this one it takes as it is. So that all calls that say the same can have one."""
+class SharedMetadata(grpc.aio.Metadata):
+    """Metadata shared by all calls with the same entries.
+
+    gRPC makes such an object for each call from whatever it is given, even from nothing, but takes
+    this one as it is."""
 
     def __init__(self, pairs: Pairs) -> None:
         super().__init__(*pairs)
         self._pairs = pairs
 
     def __bool__(self) -> bool:
-        return True  # what is false gRPC replaces
+        return True  # gRPC replaces metadata that is false
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -27,5 +29,6 @@ class Onward(grpc.aio.Metadata):
 
 
 @lru_cache(maxsize=SAME_CALLERS)
-def onward(pairs: Pairs) -> Onward:
-    return Onward(pairs)
+def shared_metadata(pairs: Pairs) -> SharedMetadata:
+    """Return the metadata object for these entries."""
+    return SharedMetadata(pairs)

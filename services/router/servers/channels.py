@@ -8,7 +8,7 @@ from services.router.process.tuning import CHANNEL_OPTIONS
 class ServerChannels:
     """One channel to each Triton, opened when it is first used and kept until the end.
 
-    Whatever goes to a server goes by its channel, so that everything shares one connection."""
+    Everything for a server uses its channel, so that it all shares one connection."""
 
     def __init__(self) -> None:
         self._channels: dict[str, grpc.aio.Channel] = {}
@@ -22,6 +22,6 @@ class ServerChannels:
         return channel
 
     async def close(self) -> None:
-        """Close all of them, with whatever is still under way."""
+        """Close all channels, along with what is still under way."""
         for channel in self._channels.values():
             await channel.close(None)

@@ -1,4 +1,4 @@
-"""Whether a failed call's status is the server's own word, or gRPC's about the connection to it."""
+"""Tells whether a failed call's status is the server's own or gRPC's."""
 
 import asyncio
 from typing import Final
@@ -7,29 +7,29 @@ import grpc
 
 from services.router.core.wire.verdict import Speaker, speaker
 
-# gRPC tells of a lost connection within a millisecond of the end of its calls, on a machine with
-# nothing else to do. A model that speaks as gRPC does is answered that much later.
+# On an idle machine, gRPC reports a lost connection within a millisecond of the end of its calls.
+# An error of a model that imitates gRPC is passed on that much later.
 LOSS_SECONDS: Final = 0.25
 
 _READY: Final = grpc.ChannelConnectivity.READY
 
 
 class Connections:
-    """What is watched of them: one watch for each at most, for gRPC keeps those that nobody waits
-    for any more."""
+    """Watches connections for their loss. There is at most one watch for each, since gRPC keeps
+    those for which nobody waits any more."""
 
     def __init__(self) -> None:
         self._leaving: dict[grpc.aio.Channel, asyncio.Task[None]] = {}
 
     async def close(self) -> None:
-        """Before the channels are."""
+        """End the watches. Call it before the channels are closed."""
         for leaving in self._leaving.values():
             leaving.cancel()
         await asyncio.gather(*self._leaving.values(), return_exceptions=True)
 
-    async def answered(self, channel: grpc.aio.Channel, code: str, text: str) -> bool:
-        """Ask as soon as the call has ended. `channel`: it was made on. `code`, `text`: of its
-        status, as for `verdict`."""
+    async def from_server(self, channel: grpc.aio.Channel, code: str, text: str) -> bool:
+        """Return whether the status of a call on `channel` is the server's own. Call it as soon as
+        the call has ended. `code` and `text` are those of `verdict`."""
         said_by = speaker(code, text)
         if said_by is not Speaker.CONNECTION:
             return said_by is Speaker.SERVER

@@ -1,4 +1,4 @@
-"""One call of ModelStreamInfer from the Router to a replica, within a client's stream."""
+"""A call of ModelStreamInfer from the Router to a replica, for requests to decoupled models."""
 
 import asyncio
 from collections import deque
@@ -13,27 +13,28 @@ from services.common.idle import IdleTimer
 from services.common.tasks import TaskScope
 from services.router.control.in_use import InUse
 from services.router.control.placement_watch import PlacementWatch
-from services.router.control.residents import ControllerClient
+from services.router.control.residents import ResidencyClient
 from services.router.core.admission.rate import RetryBudget
 from services.router.core.routing.metadata import Pairs
 from services.router.core.routing.routes import Replica, Target
-from services.router.core.wire.reply import Pending, reply
-from services.router.core.wire.request import Sequence, refused
+from services.router.core.wire.reply import PendingRequests, parse_reply
+from services.router.core.wire.request import Sequence, probe
 from services.router.servers.channels import ServerChannels
+from services.router.servers.lockstep import MODEL_STREAM_INFER, OPENING, LockstepCalls
 from services.router.servers.repeats import Repeats
-from services.router.servers.turns import MODEL_STREAM_INFER, OPENING, PlainCalls
 from services.router.streams.exchange import Exchange
+from services.router.waiting import Wakeup
 from shoal.protobuf import Malformed
 
-PARTING_SECONDS: Final = 30.0  # for what is under way when its client has gone
+PARTING_SECONDS: Final = 30.0  # for requests under way when their client has gone
 
-CLOSING_SECONDS: Final = 2.0  # likewise, when the Router ends
-IDLE_SECONDS: Final = 30.0  # after once to twice as long without a request a call is closed
+CLOSING_SECONDS: Final = 2.0  # for requests under way when the Router stops
+IDLE_SECONDS: Final = 30.0  # a call is closed after once to twice as long without a request
 
-# Until a Triton has noted that the refusal of the opening is written, which may be after it was
-# read here, it holds back for ever what a decoupled model replies. So others follow that it refuses
-# for the model itself, until the first of these is answered: from then on everything is written.
-OPENING_SECONDS: Final = 0.05  # until the second of these, and twice as long until the next
+# Replies of a decoupled model are held back for ever if they come before Triton has noted that the
+# refusal of the opening was written, which may be after it was read here. So probes follow, which
+# Triton refuses as well, until the first of them is answered. From then on, everything is written.
+OPENING_SECONDS: Final = 0.05  # until the second probe; doubles with each
 
 Pick = Callable[[Target, Sequence | None], Replica | None]
 
@@ -41,22 +42,25 @@ _log = structlog.get_logger(__name__)
 _tracer = trace.get_tracer("shoal.router")
 
 
-class Listener(Protocol):
-    """Whoever has a call's replies."""
+class ReplyListener(Protocol):
+    """Takes the replies of a call."""
 
     def replied(self, call: "StreamCall", message: bytes) -> Callable[[], Awaitable[None]] | None:
-        """Raises Malformed. What it gives is called and awaited before the next reply is read."""
+        """Take a reply. What this returns is called and awaited before the next reply is read.
+        Raises Malformed."""
 
     def ended(
         self, call: "StreamCall", broken: list[Exchange], error: grpc.aio.AioRpcError | None
     ) -> None:
-        """`broken`: what it had under way. `error`: None where it was ended as if all were well."""
+        """Take the end of the call. `broken` are the requests it had under way. `error` is None if
+        the server ended it as if all were well."""
 
 
 class StreamCall:
-    """Each request that is under way on it holds the replica; the call itself does not.
+    """A call to a replica. Each request under way on it holds the replica; the call itself does
+    not.
 
-    `method`: a stub of ModelStreamInfer."""
+    `method` is a stub of ModelStreamInfer."""
 
     def __init__(
         self,
@@ -64,15 +68,16 @@ class StreamCall:
         method: Any,
         metadata: tuple[tuple[str, str | bytes], ...],
         in_use: InUse,
-        listener: Listener,
+        listener: ReplyListener,
     ) -> None:
         self.replica = replica
-        self.pending: Pending[Exchange] = Pending()
+        self.pending: PendingRequests[Exchange] = PendingRequests()
         self._in_use = in_use
-        self._listener: Listener | None = listener
+        self._listener: ReplyListener | None = listener
         self._outgoing: deque[bytes] = deque()
-        self._early: list[bytes] | None = []  # to be sent when it is open; None from then on
-        self._wake: asyncio.Future[None] | None = None
+        #: Messages to send once the call is open; None from then on.
+        self._before_open: list[bytes] | None = []
+        self._work = Wakeup()
         self._closing = False
         self._idle = IdleTimer(IDLE_SECONDS, self.close, busy=lambda: bool(self.pending))
         self._parting: asyncio.TimerHandle | None = None
@@ -84,6 +89,7 @@ class StreamCall:
         return not self._closing
 
     def send(self, exchange: Exchange, message: bytes) -> None:
+        """Send a request."""
         if exchange.span.is_recording():
             exchange.forward = _tracer.start_span(
                 "forward",
@@ -94,28 +100,29 @@ class StreamCall:
         self._idle.touch()
         self._in_use.begin(self.replica)
         if exchange.memory is not None:
-            exchange.memory.hold()
+            exchange.memory.retain()
         self.pending.add(exchange.id, exchange)
-        if self._early is None:
+        if self._before_open is None:
             self._outgoing.append(message)
-            self._awake()
+            self._work.wake()
         else:
-            self._early.append(message)
+            self._before_open.append(message)
 
     def end(self, exchange: Exchange) -> None:
-        """It is under way no more; `pending` takes it for the one that was answered."""
+        """Remove a request, which `pending` takes for the one that was answered."""
         self.pending.end(exchange.id)
-        self._over(exchange)
+        self._release(exchange)
 
     def close(self) -> None:
-        """Send nothing more; what is under way is answered."""
+        """Send nothing more. Requests under way are answered."""
         self._closing = True
         self._idle.stop()
-        self._awake()
+        self._work.wake()
 
-    def part(self) -> None:
-        """Nobody wants the replies any more. A reset in the middle of one can leave a Triton before
-        release 25.06 unable to unload the model: so it is let finish, within a bound."""
+    def abandon(self) -> None:
+        """Let the call finish within a bound, though nobody wants its replies any more: resetting
+        it in the middle of a reply can leave a Triton before release 25.06 unable to unload the
+        model."""
         self._listener = None
         self.close()
         if not self._call.done():
@@ -123,14 +130,14 @@ class StreamCall:
             self._parting = loop.call_later(PARTING_SECONDS, self._call.cancel)
 
     async def run(self) -> None:
-        """Read the replies until it has ended."""
+        """Read the replies until the call has ended."""
         failure: grpc.aio.AioRpcError | None = None
         try:
             await self._open()
             while (message := await self._call.read()) is not grpc.aio.EOF:
                 listener = self._listener
                 if listener is None:
-                    self._drop(message)
+                    self._discard(message)
                 elif (room := listener.replied(self, message)) is not None:
                     await room()
         except grpc.aio.AioRpcError as error:
@@ -142,46 +149,46 @@ class StreamCall:
             self._idle.stop()
             if self._parting is not None:
                 self._parting.cancel()
-            self._early = None
+            self._before_open = None
             self.close()
             self._ended(failure)
 
     async def _open(self) -> None:
-        """Until all that is replied from now on is written."""
+        """Wait until every later reply is sure to be written."""
         await self._call.read()
         reading = asyncio.ensure_future(self._call.read())
         sent, patience = 0, OPENING_SECONDS
         while not reading.done():
             sent += 1
-            self._outgoing.append(refused(*self.replica.target))
-            self._awake()
+            self._outgoing.append(probe(*self.replica.target))
+            self._work.wake()
             await asyncio.wait((reading,), timeout=patience)
             patience *= 2
         await reading
         for _ in range(1, sent):
             await self._call.read()
-        early, self._early = self._early or [], None
+        early, self._before_open = self._before_open or [], None
         self._outgoing.extend(early)
-        self._awake()
+        self._work.wake()
 
     def _ended(self, failure: grpc.aio.AioRpcError | None) -> None:
         broken = sorted(self.pending, key=lambda exchange: exchange.serial)
         self.pending.clear()
         for exchange in broken:
-            self._over(exchange)
+            self._release(exchange)
         if self._listener is not None:
             self._listener.ended(self, broken, failure)
 
-    def _over(self, exchange: Exchange) -> None:
+    def _release(self, exchange: Exchange) -> None:
         exchange.forward.end()
         self._in_use.end(self.replica)
         if exchange.memory is not None:
             exchange.memory.release()
 
-    def _drop(self, message: bytes) -> None:
-        said = reply(message)
-        exchange = self.pending.answered(said.id)
-        if exchange is not None and said.final is not False:
+    def _discard(self, message: bytes) -> None:
+        reply = parse_reply(message)
+        exchange = self.pending.oldest(reply.id)
+        if exchange is not None and reply.final is not False:
             self.end(exchange)
 
     async def _requests(self) -> AsyncIterator[bytes]:
@@ -189,26 +196,20 @@ class StreamCall:
         while True:
             while self._outgoing:
                 yield self._outgoing.popleft()
-            if self._closing and self._early is None:
+            if self._closing and self._before_open is None:
                 return
-            self._wake = asyncio.get_running_loop().create_future()
-            await self._wake
-
-    def _awake(self) -> None:
-        wake, self._wake = self._wake, None
-        if wake is not None and not wake.done():
-            wake.set_result(None)
+            await self._work.wait()
 
 
 class StreamCalls:
-    """The calls of all streams; they outlive their clients, as long as something is under way.
+    """The calls of all clients' streams. They outlast their clients while requests are under way.
 
-    `pick`: the replica for a request of a sequence or of none."""
+    `pick` returns the replica for a request, which may belong to a sequence."""
 
     def __init__(
         self,
         watch: PlacementWatch,
-        controller: ControllerClient,
+        controller: ResidencyClient,
         channels: ServerChannels,
         pick: Pick,
         repeats: Repeats,
@@ -222,13 +223,14 @@ class StreamCalls:
         self._channels = channels
         self._methods: dict[str, Any] = {}
         self._running = TaskScope("calls of streams")
-        self._learned: set[tuple[Target, str]] = set()  # decoupled, a Triton says
-        self.plain = PlainCalls(self._all_plain)
-        watch.listen(self.plain.check)
+        #: Versions, with the digest of their config, that a Triton says are decoupled.
+        self._learned: set[tuple[Target, str]] = set()
+        self.lockstep = LockstepCalls(self._none_decoupled)
+        watch.listen(self.lockstep.check)
 
     async def close(self) -> None:
-        """What is under way is let finish for a moment."""
-        await self.plain.close()
+        """Close all calls, letting requests finish for a moment."""
+        await self.lockstep.close()
         await self._running.close(CLOSING_SECONDS)
 
     def open(
@@ -236,16 +238,17 @@ class StreamCalls:
         replica: Replica,
         address: str,
         metadata: Pairs,
-        listener: Listener,
+        listener: ReplyListener,
     ) -> StreamCall:
-        method = self._method(address)
+        """Open a call to a replica, whose replies go to `listener`."""
+        method = self._method_of(address)
         call = StreamCall(replica, method, metadata, self.watch.in_use, listener)
         self._running.start(call.run())
-        self.plain.check()
+        self.lockstep.check()
         return call
 
     def decoupled(self, target: Target) -> bool | None:
-        """Whether the model is; None where that is not known."""
+        """Return whether the model is decoupled; None if that is not known."""
         entry = self.watch.table.entry(target)
         if entry is None:
             return None
@@ -254,15 +257,16 @@ class StreamCalls:
         return entry.decoupled
 
     def learn(self, target: Target) -> None:
-        """A Triton says that it is decoupled."""
+        """Note that a Triton says that the model is decoupled."""
         self._learned.add((target, self.watch.table.digest(target)))
-        self.plain.check()
+        self.lockstep.check()
 
-    def _all_plain(self) -> bool:
-        """Also of what was withdrawn and is not over."""
-        return self.watch.table.plain and not self._running and not self._learned
+    def _none_decoupled(self) -> bool:
+        """Return whether no model is decoupled, including those that were withdrawn with requests
+        under way."""
+        return self.watch.table.none_decoupled and not self._running and not self._learned
 
-    def _method(self, address: str) -> Any:
+    def _method_of(self, address: str) -> Any:
         method = self._methods.get(address)
         if method is None:
             method = self._channels.to(address).stream_stream(MODEL_STREAM_INFER)

@@ -1,5 +1,4 @@
-"""What a client's stream asks of one version that is decoupled: sent to where it is or will be, and
-repeated."""
+"""The requests of a client's stream to one decoupled version: sent, parked and repeated."""
 
 import asyncio
 import random
@@ -13,66 +12,76 @@ from opentelemetry import trace
 from services.common.errors import ShoalError
 from services.router.control.answers import Rejected
 from services.router.control.residents import Grant
-from services.router.core.attempts import Progress, Step, after
+from services.router.core.attempts import Progress, Step, next_step
 from services.router.core.routing.metadata import Pairs
 from services.router.core.routing.routes import Replica, Target
-from services.router.core.routing.sequences import over
-from services.router.core.wire.reply import amended, reply
+from services.router.core.routing.sequences import ends_sequence
+from services.router.core.wire.reply import amended, parse_reply
 from services.router.core.wire.request import overridden, overridden_in_stream
-from services.router.core.wire.verdict import Verdict, broken_off, code_in_band, in_band
-from services.router.servers.answers import TritonError, lost
+from services.router.core.wire.verdict import (
+    Verdict,
+    code_in_stream,
+    verdict_in_stream,
+    verdict_of_lost_stream,
+)
+from services.router.servers.answers import TritonError, server_lost
 from services.router.streams.call import StreamCall, StreamCalls
 from services.router.streams.exchange import Exchange
-from services.router.streams.replies import Replies, Room
+from services.router.streams.replies import Replies, WaitForRoom
 
-MOST_ALIKE: Final = 8  # calls to one replica, so that each has one of several requests with one id
-MOST_CALLS: Final = 64  # of one stream; beyond that, those without a request are closed
+MOST_ALIKE: Final = 8  # calls to one replica, to keep requests with the same id apart
+MOST_CALLS: Final = 64  # of one stream; beyond that, idle ones are closed
 
 _log = structlog.get_logger(__name__)
 
 
 class Origin(NamedTuple):
-    """What a client said when it opened the stream. `metadata`: for the next hop. `deadline`:
-    seconds of the monotonic clock, None for none. `strict`: an error is to end the stream.
-    `calls`: those of the stream that have not ended, the oldest first."""
+    """What a client said when it opened its stream."""
 
+    #: For the next hop.
     metadata: Pairs
+    #: Seconds of the monotonic clock, or None.
     deadline: float | None
+    #: Whether an error ends the stream.
     strict: bool
+    #: The calls of the stream that have not ended, the oldest first.
     calls: dict[StreamCall, None]
 
 
 class DecoupledRequests:
-    """Which reply belongs to which request, their ids tell, which are passed on as they are: so
-    requests with the same id go by several calls. What has to wait until the version is resident,
-    or is to be repeated, is parked; and behind it what comes later."""
+    """The requests of one stream to one decoupled version.
+
+    Their ids, which are passed on unchanged, tell which reply belongs to which request, so requests
+    with the same id use several calls. Requests that wait until the version is resident, or are to
+    be repeated, are parked, as are all that come after them."""
 
     def __init__(
-        self, target: Target, fleet: StreamCalls, replies: Replies, origin: Origin
+        self, target: Target, calls: StreamCalls, replies: Replies, origin: Origin
     ) -> None:
         self._target = target
-        self._fleet = fleet
+        self._calls = calls
         self._replies = replies
         self._origin = origin
-        self._calls: dict[str, list[StreamCall]] = {}  # by server
+        #: Open calls by server.
+        self._by_server: dict[str, list[StreamCall]] = {}
         self._granted: Grant | None = None
         self._parked: list[Exchange] = []
         self._placing: asyncio.Task[None] | None = None
 
-    def take(self, exchange: Exchange) -> None:
-        """Raises NoLease."""
-        self._fleet.budget.requests.add(time.monotonic())
+    def accept(self, exchange: Exchange) -> None:
+        """Send a request, or park it. Raises NoLease."""
+        self._calls.budget.requests.add(time.monotonic())
         if exchange.sequence is not None and exchange.sequence.start:
-            self._fleet.controller.require_lease(self._target)
+            self._calls.controller.require_lease(self._target)
         if not self._parked:
-            call = self._choose(exchange)
+            call = self._choose_call(exchange)
             if call is not None:
                 self._send(call, exchange)
                 return
         self._park(exchange)
 
-    def part(self) -> None:
-        """The client has gone."""
+    def abandon(self) -> None:
+        """Stop placing parked requests, as the client is gone."""
         if self._placing is not None:
             self._placing.cancel()
         for exchange in self._parked:
@@ -80,21 +89,21 @@ class DecoupledRequests:
 
     # --- to a replica -----------------------------------------------------------------------------
 
-    def _choose(self, exchange: Exchange) -> StreamCall | None:
-        """None where there is no replica."""
-        replica = self._fleet.pick(self._target, exchange.sequence)
-        table, granted = self._fleet.watch.table, self._granted
+    def _choose_call(self, exchange: Exchange) -> StreamCall | None:
+        """Return the call for a request, or None if there is no replica."""
+        replica = self._calls.pick(self._target, exchange.sequence)
+        table, granted = self._calls.watch.table, self._granted
         if replica is not None:
-            return self._call(exchange, replica, table.addresses[replica.server])
+            return self._call_to(exchange, replica, table.addresses[replica.server])
         if granted is None or table.revision >= granted.revision:
             return None
-        return self._call(exchange, granted.replica, granted.address)  # not in the table yet
+        return self._call_to(exchange, granted.replica, granted.address)  # not in the table yet
 
-    def _call(self, exchange: Exchange, replica: Replica, address: str) -> StreamCall:
-        """One on which nothing has the same id, as far as that goes; what belongs to a sequence
-        keeps to one, for the order."""
-        calls = [call for call in self._calls.get(replica.server, ()) if call.open]
-        alone = (call for call in calls if not call.pending.alike(exchange.id))
+    def _call_to(self, exchange: Exchange, replica: Replica, address: str) -> StreamCall:
+        """Return a call on which no request has the same id, if possible. Requests of a sequence
+        keep to one call, for their order."""
+        calls = [call for call in self._by_server.get(replica.server, ()) if call.open]
+        alone = (call for call in calls if not call.pending.count(exchange.id))
         call = calls[0] if calls and exchange.sequence is not None else next(alone, None)
         if call is not None:
             return call
@@ -102,8 +111,8 @@ class DecoupledRequests:
 
     def _open(self, replica: Replica, address: str) -> StreamCall:
         origin = self._origin
-        call = self._fleet.open(replica, address, origin.metadata, self)
-        self._calls.setdefault(replica.server, []).append(call)
+        call = self._calls.open(replica, address, origin.metadata, self)
+        self._by_server.setdefault(replica.server, []).append(call)
         origin.calls[call] = None
         if len(origin.calls) > MOST_CALLS:
             idle = next((one for one in origin.calls if not one.pending), call)
@@ -115,13 +124,13 @@ class DecoupledRequests:
         message, target, sequence = exchange.message, self._target, exchange.sequence
         assert message is not None, "what was answered in part is not sent again"
         renamed = None if target.model == exchange.model else target.model
-        if exchange.asked is None:
+        if exchange.wants_final is None:
             message = overridden(message, renamed, target.version)
         else:
             message = overridden_in_stream(message, renamed, target.version)
         if sequence is not None:
-            exchange.begun = self._fleet.watch.sequences.begun(target, sequence)
-            self._fleet.watch.tie(sequence.id, call.replica)
+            exchange.continues = self._calls.watch.sequences.begun(target, sequence)
+            self._calls.watch.tie(sequence.id, call.replica)
         call.send(exchange, message)
 
     # --- until there is one -----------------------------------------------------------------------
@@ -131,16 +140,16 @@ class DecoupledRequests:
         if len(self._parked) > 1 and exchange.serial < self._parked[-2].serial:
             self._parked.sort(key=lambda one: one.serial)
         if self._placing is None:
-            self._placing = asyncio.create_task(self._place())
+            self._placing = asyncio.create_task(self._place_parked())
 
-    async def _place(self) -> None:
+    async def _place_parked(self) -> None:
         try:
             while True:
                 await self._map_again()
                 if not self._parked:
                     return
                 first = self._parked[0]
-                call = None if first.attempts.asks else self._choose(first)
+                call = None if first.attempts.asks else self._choose_call(first)
                 if call is not None:
                     self._send(call, self._parked.pop(0))
                 else:
@@ -152,14 +161,14 @@ class DecoupledRequests:
             self._placing = None
 
     async def _ask(self) -> None:
-        """Have the Controller name a replica, and send there what is parked."""
+        """Have the Controller name a replica, and send the parked requests there."""
         if not self._parked:
             return
         misses = [one.attempts.missed for one in self._parked if one.attempts.missed is not None]
         try:
             span = self._parked[0].span
             with trace.use_span(span, record_exception=False, set_status_on_exception=False):
-                grant = await self._fleet.controller.make_resident(
+                grant = await self._calls.controller.make_resident(
                     self._target, self._origin.deadline, misses[-1] if misses else None
                 )
         except (Rejected, ShoalError) as error:
@@ -168,33 +177,34 @@ class DecoupledRequests:
                 self._replies.refuse(exchange, error)
             return
         for exchange in list(self._parked):
-            if exchange.attempts.broke is not None and exchange.repeated is None:
-                await self._fleet.repeats.begin(grant.replica, self._origin.deadline)
+            if exchange.attempts.lost_on is not None and exchange.repeated is None:
+                await self._calls.repeats.begin(grant.replica, self._origin.deadline)
                 exchange.repeated = grant.replica
-        if self._fleet.watch.table.outdated(grant.replica, grant.revision):
+        if self._calls.watch.table.outdated(grant.replica, grant.revision):
             for exchange in self._parked:
                 self._end_repeat(exchange)
                 exchange.attempts = exchange.attempts.withdrawn()
             return
-        self._use(grant)
+        self._send_parked(grant)
 
-    def _use(self, grant: Grant) -> None:
+    def _send_parked(self, grant: Grant) -> None:
+        """Send the parked requests to the granted replica."""
         self._granted = grant
         for exchange in self._unpark():
             exchange.cold = True
             attempts = exchange.attempts
-            tied = self._choose(exchange) if exchange.sequence and not attempts.asks else None
-            if attempts.broke is not None and exchange.repeated is None:
+            tied = self._choose_call(exchange) if exchange.sequence and not attempts.asks else None
+            if attempts.lost_on is not None and exchange.repeated is None:
                 self._park(exchange)
             else:
-                self._send(tied or self._call(exchange, grant.replica, grant.address), exchange)
+                self._send(tied or self._call_to(exchange, grant.replica, grant.address), exchange)
         if grant.use_lease:
-            self._fleet.watch.started(grant.replica, grant.use_lease)
+            self._calls.watch.started(grant.replica, grant.use_lease)
 
     async def _map_again(self) -> None:
-        """The callers' memory that a server did not know."""
-        lost = [one for one in self._parked if one.memory is not None and one.memory.lost]
-        for exchange in lost:
+        """Map callers' memory that a server did not know."""
+        unmapped = [one for one in self._parked if one.memory is not None and one.memory.unmapped]
+        for exchange in unmapped:
             assert exchange.memory is not None
             try:
                 await exchange.memory.map_again()
@@ -203,7 +213,7 @@ class DecoupledRequests:
                 self._replies.refuse(exchange, error)
 
     async def _pause(self) -> None:
-        """Wait until everything that is parked may be sent again."""
+        """Wait until all parked requests may be sent again."""
         until = max(exchange.again_at for exchange in self._parked)
         pause = until - time.monotonic()
         if pause > 0:
@@ -215,38 +225,38 @@ class DecoupledRequests:
 
     # --- and back ---------------------------------------------------------------------------------
 
-    def replied(self, call: StreamCall, message: bytes) -> Room | None:
-        """A reply that came by `call`. Raises Malformed."""
-        said = reply(message)
-        exchange = call.pending.answered(said.id)
+    def replied(self, call: StreamCall, message: bytes) -> WaitForRoom | None:
+        """Take a reply that came on `call`. Raises Malformed."""
+        reply = parse_reply(message)
+        exchange = call.pending.oldest(reply.id)
         if exchange is None:
             self._stray(call)
             return None
-        begun, failed = said.final is not None, bool(said.error)
-        last = said.final is not False
+        begun, failed = reply.final is not None, bool(reply.error)
+        last = reply.final is not False
         memory = exchange.memory
         if memory is not None:
-            alone = not begun and call.pending.alike(said.id) == 1
-            if alone and memory.forgotten(said.error):
+            alone = not begun and call.pending.count(reply.id) == 1
+            if alone and memory.note_refusal(reply.error):
                 self._end(call, exchange, failed=True)
                 self._park(exchange)
                 return None
-            message = memory.reply(message)
-            said = reply(message)
-        meaning = in_band(said.error, begun=begun) if failed else Verdict.ANSWER
+            message = memory.restore_reply(message)
+            reply = parse_reply(message)
+        meaning = verdict_in_stream(reply.error, begun=begun) if failed else Verdict.ANSWER
         if last and meaning is not Verdict.ANSWER:
-            certain = call.pending.alike(said.id) == 1
+            certain = call.pending.count(reply.id) == 1
             self._end(call, exchange, failed=True)
             call.close()
-            self._carry_on(
-                exchange, self._after(exchange, call, meaning, certain), call, said.error
+            self._follow_step(
+                exchange, self._next_step(exchange, call, meaning, certain), call, reply.error
             )
             return None
         if failed and begun and self._origin.strict:
-            self._replies.fail(in_stream(said.error, begun=True))
+            self._replies.fail(error_in_stream(reply.error, begun=True))
             return None
-        # Triton repeats the version as it was asked for where a reply has no outputs.
-        version = exchange.version if said.bare or (failed and begun) else None
+        # Triton repeats the version as it was asked for if a reply has no outputs.
+        version = exchange.version if reply.bare or (failed and begun) else None
         model = exchange.model if exchange.model != self._target.model else None
         if version is not None or model is not None:
             message = amended(message, model, version)
@@ -254,24 +264,25 @@ class DecoupledRequests:
         if not last:
             return self._replies.pass_on(exchange, message)
         self._end(call, exchange, failed=failed)
-        wanted = exchange.asked or not said.bare
+        wanted = exchange.wants_final or not reply.bare
         return self._replies.answer(exchange, message if wanted else None, failed=failed)
 
     def ended(
         self, call: StreamCall, broken: list[Exchange], error: grpc.aio.AioRpcError | None
     ) -> None:
-        """`broken` is what `call` had under way when it ended with `error`, or with none."""
+        """Take the end of `call`, which had `broken` under way when it ended with `error`, or
+        without one."""
         self._origin.calls.pop(call, None)
-        self._calls[call.replica.server].remove(call)
+        self._by_server[call.replica.server].remove(call)
         code = "OK" if error is None else error.code().name
         text = "it ended the stream" if error is None else error.details() or code
-        meaning = broken_off(code, text)
-        steps = [self._after(exchange, call, meaning, certain=True) for exchange in broken]
-        for broke in {step.broke for step in steps if step.broke is not None}:
-            self._fleet.watch.broke(broke)
+        meaning = verdict_of_lost_stream(code, text)
+        steps = [self._next_step(exchange, call, meaning, certain=True) for exchange in broken]
+        for loss in {step.loss for step in steps if step.loss is not None}:
+            self._calls.watch.report_loss(loss)
         for exchange, step in zip(broken, steps, strict=True):
             self._conclude(exchange, failed=True)
-            self._carry_on(exchange, step, call, text)
+            self._follow_step(exchange, step, call, text)
 
     def _end(self, call: StreamCall, exchange: Exchange, *, failed: bool) -> None:
         self._conclude(exchange, failed=failed)
@@ -280,14 +291,18 @@ class DecoupledRequests:
     def _conclude(self, exchange: Exchange, *, failed: bool) -> None:
         self._end_repeat(exchange)
         sequence = exchange.sequence
-        if sequence is not None and over(sequence, begun=exchange.begun, failed=failed):
-            self._fleet.watch.sequences.end(self._target, sequence.id)
+        if sequence is not None and ends_sequence(
+            sequence, begun=exchange.continues, failed=failed
+        ):
+            self._calls.watch.sequences.end(self._target, sequence.id)
 
-    def _after(self, exchange: Exchange, call: StreamCall, verdict: Verdict, certain: bool) -> Step:
-        """Decide what becomes of what came back from `call`. `certain` says that it is this request
-        that came back, and not another one with the same id."""
+    def _next_step(
+        self, exchange: Exchange, call: StreamCall, verdict: Verdict, certain: bool
+    ) -> Step:
+        """Decide what becomes of a request that came back from `call`. `certain` says that it is
+        this request, and not another one with the same id."""
         progress = Progress.NONE if certain else Progress.UNCERTAIN
-        return after(
+        return next_step(
             verdict,
             Progress.PARTLY if exchange.message is None else progress,
             call.replica,
@@ -295,12 +310,12 @@ class DecoupledRequests:
             deadline=self._origin.deadline,
             now=time.monotonic(),
             chance=random.random(),
-            budget=self._fleet.budget,
+            budget=self._calls.budget,
         )
 
-    def _carry_on(self, exchange: Exchange, step: Step, call: StreamCall, text: str) -> None:
+    def _follow_step(self, exchange: Exchange, step: Step, call: StreamCall, text: str) -> None:
         if step.attempts is None:
-            self._replies.refuse(exchange, lost(call.replica, text))
+            self._replies.refuse(exchange, server_lost(call.replica, text))
             return
         exchange.attempts = step.attempts
         exchange.again_at = time.monotonic() + step.pause
@@ -308,15 +323,15 @@ class DecoupledRequests:
 
     def _end_repeat(self, exchange: Exchange) -> None:
         if exchange.repeated is not None:
-            self._fleet.repeats.end(exchange.repeated)
+            self._calls.repeats.end(exchange.repeated)
             exchange.repeated = None
 
     def _stray(self, call: StreamCall) -> None:
-        _log.warning("a reply to nothing", server=call.replica.server, model=self._target.model)
+        _log.warning("reply to no request", server=call.replica.server, model=self._target.model)
 
 
-def in_stream(text: str, *, begun: bool) -> TritonError:
-    """What a Triton said in a stream, as it would have said it to a request alone."""
+def error_in_stream(text: str, *, begun: bool) -> TritonError:
+    """Return what a Triton said in a stream as the error that it would have given outside one."""
     nothing = grpc.aio.Metadata()
-    code = grpc.StatusCode[code_in_band(text, begun=begun)]
+    code = grpc.StatusCode[code_in_stream(text, begun=begun)]
     return TritonError(grpc.aio.AioRpcError(code, nothing, nothing, details=text), cold=False)

@@ -1,4 +1,4 @@
-"""What the Router counted: by model and version, and what it held back or refused."""
+"""Counts of the Router: by model and version, and of what it delayed or refused."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,8 +14,9 @@ from services.router.core.routing.routes import Target
 
 
 @dataclass(slots=True)
-class Count:
-    """Seconds are sums over all requests. `cold`: had to wait until the model was resident."""
+class VersionCount:
+    """The requests to one version. Seconds are sums over all requests; `cold` counts those that
+    waited until the model was resident."""
 
     requests: int = 0
     errors: int = 0
@@ -25,17 +26,18 @@ class Count:
 
 
 class Statistics(Collector):
-    """Plain numbers on the way of a request; made into metrics only when they are read.
-    `streamed`: requests for plain models that were answered by streams to servers."""
+    """Counts requests in plain numbers, which become metrics only when they are read."""
 
     def __init__(self) -> None:
-        self.counts: dict[Target, Count] = {}
+        self.counts: dict[Target, VersionCount] = {}
+        #: Requests of streams that streams to servers answered.
         self.streamed = 0
 
     def add(self, target: Target, seconds: float, *, failed: bool, cold: bool) -> None:
+        """Count a request."""
         count = self.counts.get(target)
         if count is None:
-            count = self.counts[target] = Count()
+            count = self.counts[target] = VersionCount()
         count.requests += 1
         count.seconds += seconds
         if failed:
@@ -52,7 +54,7 @@ class Statistics(Collector):
             yield family
         yield CounterMetricFamily(
             "shoal_router_streamed_requests",
-            "Requests of streams, for plain models, that streams to servers answered.",
+            "Requests of clients' streams that were sent to servers on streams.",
             self.streamed,
         )
 
@@ -60,13 +62,13 @@ class Statistics(Collector):
 _FAMILIES: Final = (
     ("shoal_router_requests", "Requests answered, whatever the answer.", "requests"),
     ("shoal_router_errors", "Requests answered with an error.", "errors"),
-    ("shoal_router_cold_requests", "Requests that waited until it was resident.", "cold"),
+    ("shoal_router_cold_requests", "Requests that waited until the model was resident.", "cold"),
     ("shoal_router_request_seconds", "Time taken by all requests.", "seconds"),
-    ("shoal_router_cold_seconds", "Time taken by the cold ones.", "cold_seconds"),
+    ("shoal_router_cold_seconds", "Time taken by cold requests.", "cold_seconds"),
 )
 
 
-class Overload(Collector):
+class AdmissionMetrics(Collector):
     """What `admission` let through, keeps waiting and refused, and what `budget` allowed."""
 
     def __init__(self, admission: Admission, budget: RetryBudget) -> None:
@@ -79,7 +81,7 @@ class Overload(Collector):
         yield from self._of_memory()
         retries = CounterMetricFamily(
             "shoal_router_retries",
-            "Requests to be sent again after a server broke off with them.",
+            "Requests that a server broke off, by whether they were sent again.",
             labels=("outcome",),
         )
         retries.add_metric(("sent",), self._budget.retried)
@@ -87,7 +89,7 @@ class Overload(Collector):
         yield retries
         hedges = CounterMetricFamily(
             "shoal_router_hedges",
-            "Requests that were sent to another replica, too, because the first one took long.",
+            "Requests also sent to a second replica because the first one took long.",
         )
         hedges.add_metric((), self._budget.hedged)
         yield hedges
@@ -101,12 +103,12 @@ class Overload(Collector):
         )
         limit = GaugeMetricFamily(
             "shoal_router_in_flight_limit",
-            "Requests that one replica is sent at the same time, at most.",
+            "The most requests that one replica is sent at a time.",
             labels=labels,
         )
         in_flight = GaugeMetricFamily(
             "shoal_router_in_flight",
-            "Requests that were sent and not answered yet.",
+            "Requests sent and not answered yet.",
             labels=labels,
         )
         for target, gate in list(self._admission.gates.items()):
@@ -118,20 +120,20 @@ class Overload(Collector):
         yield from (waiting, limit, in_flight)
 
     def _of_memory(self) -> Iterator[Metric]:
-        held = self._admission.held
+        memory_budget = self._admission.memory_budget
         yield GaugeMetricFamily(
-            "shoal_router_held_bytes", "Bytes of all requests under way.", held.total
+            "shoal_router_held_bytes", "Bytes of all requests under way.", memory_budget.held
         )
         yield CounterMetricFamily(
             "shoal_router_memory_refused",
-            "Requests that were refused for there was no room to hold them.",
-            held.refused,
+            "Requests refused because there was no memory to hold them.",
+            memory_budget.refused,
         )
 
     def _of_tenants(self) -> Iterator[Metric]:
         admitted = CounterMetricFamily(
             "shoal_router_admitted",
-            "Requests that were sent, at once or after they had waited.",
+            "Requests sent, at once or after waiting.",
             labels=("priority", "tenant"),
         )
         for tenant, numbers in list(self._admission.tenants.admitted.items()):
@@ -139,7 +141,7 @@ class Overload(Collector):
                 admitted.add_metric((priority.label, tenant), numbers[priority])
         refused = CounterMetricFamily(
             "shoal_router_refused",
-            "Requests that were not sent, for overload or a limit of their tenant.",
+            "Requests not sent because of overload or a limit of their tenant.",
             labels=("reason", "priority", "tenant"),
         )
         for key, number in list(self._admission.refused.items()):

@@ -1,4 +1,4 @@
-"""The Router's own spans: one for a request as it came in, told of what became of it."""
+"""The Router's spans: one for each request as it came in, with its outcome."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +15,8 @@ _tracer = trace.get_tracer("shoal.router")
 
 
 @contextmanager
-def serving(name: str, metadata: Metadata) -> Iterator[None]:
-    """A server's span within the caller's trace, where that trace is sampled."""
+def server_span(name: str, metadata: Metadata) -> Iterator[None]:
+    """Run inside a server's span within the caller's trace, if that trace is sampled."""
     if not telemetry.enabled():
         yield
         return
@@ -35,7 +35,7 @@ def serving(name: str, metadata: Metadata) -> Iterator[None]:
 
 
 def describe(target: Target, request_id: str, *, cold: bool) -> None:
-    """Say in the current span what was asked for."""
+    """Add what was asked for to the current span."""
     span = trace.get_current_span()
     if span.is_recording():
         if request_id:
@@ -49,17 +49,17 @@ def describe(target: Target, request_id: str, *, cold: bool) -> None:
         )
 
 
-def failed(text: str) -> None:
-    """Mark the current span."""
+def mark_failed(text: str) -> None:
+    """Mark the current span as failed."""
     span = trace.get_current_span()
     if span.is_recording():
         span.set_status(trace.StatusCode.ERROR, text)
 
 
-def refused(error: ShoalError) -> None:
-    """Mark the current span, with the reason."""
+def mark_refused(error: ShoalError) -> None:
+    """Mark the current span as failed, with the error's reason."""
     span = trace.get_current_span()
     if span.is_recording():
         span.set_attribute("shoal.error.reason", error.reason)
         span.set_attribute("rpc.grpc.status_code", grpc_code(error).value[0])
-    failed(error.message)
+    mark_failed(error.message)

@@ -1,8 +1,7 @@
-"""Classes of an output in place of its tensor: refused where the tensor has none.
+"""Refuses to classify outputs that cannot be classified.
 
-A Triton that is asked for those of text ends (seen on release 24.10): it divides by the size of an
-element, which is 0.
-"""
+A Triton asked for the classes of text crashes (seen on release 24.10): it divides by the size of an
+element, which is 0."""
 
 from typing import Any, Final
 
@@ -18,8 +17,8 @@ _PARAMETER: Final = "classification"
 
 
 def check(message: bytes, config: Any) -> None:
-    """`message`: a serialized ModelInferRequest. `config`: an inference.ModelConfig. Raises
-    NoClasses, and Malformed for what protobuf cannot read."""
+    """Raises NoClasses if a serialized ModelInferRequest asks for the classes of an output that has
+    none, and Malformed if protobuf cannot read it. `config` is an inference.ModelConfig."""
     try:
         request: Any = service_pb2.ModelInferRequest.FromString(message)
     except DecodeError as error:

@@ -1,21 +1,21 @@
-"""Compressed requests: whoever sends one waits for it, and nobody else does."""
+"""Decompresses requests without keeping others waiting."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from services.common.packed import Packed
-from services.router.admission.memory import Holding
+from services.router.admission.memory import Reservation
 from services.router.core.errors import MessageTooLarge
 
-INLINE: Final = 1 << 16  # bytes of what comes out; beyond that by a thread
-PIECE: Final = 1 << 20  # bytes; those of several requests come by turns
+INLINE: Final = 1 << 16  # bytes of output; beyond that, a thread decompresses
+PIECE: Final = 1 << 20  # bytes at a time, so that several requests take turns
 
 _thread: Final = ThreadPoolExecutor(1, "unpacking")
 
 
-async def unpacked(message: bytes, limit: int, holding: Holding) -> bytes:
-    """What gzip or zlib made a `message` of, which `holding` grows by.
+async def decompressed(message: bytes, limit: int, reservation: Reservation) -> bytes:
+    """Return a `message` that was compressed with gzip or zlib. `reservation` grows by its size.
 
     Raises zlib.error, MessageTooLarge beyond `limit` bytes, and MemoryTaken."""
     loop = asyncio.get_running_loop()
@@ -30,7 +30,7 @@ async def unpacked(message: bytes, limit: int, holding: Holding) -> bytes:
         size += len(piece)
         if size > limit:
             raise MessageTooLarge(size=f"more than {limit}", limit=limit)
-        holding.grow(len(piece))
+        reservation.grow(len(piece))
         pieces.append(piece)
     if size <= INLINE:
         return b"".join(pieces)

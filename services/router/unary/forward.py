@@ -1,4 +1,4 @@
-"""One request on its way: from the table to a Triton and back, by way of the Controller if cold."""
+"""Forwards one request to a Triton, by way of the Controller if it is cold."""
 
 import asyncio
 import random
@@ -10,20 +10,20 @@ from opentelemetry import trace
 
 from services.common import telemetry
 from services.router.control.placement_watch import PlacementWatch
-from services.router.control.residents import ControllerClient
+from services.router.control.residents import ResidencyClient
 from services.router.core.admission.rate import RetryBudget
-from services.router.core.attempts import FIRST, Action, Attempts, Progress, after
+from services.router.core.attempts import FIRST, Action, Attempts, Progress, next_step
 from services.router.core.routing.metadata import Pairs
 from services.router.core.routing.routes import Replica, Target
-from services.router.core.routing.sequences import home, over
+from services.router.core.routing.sequences import ends_sequence, home_server
 from services.router.core.wire.request import Sequence
 from services.router.core.wire.verdict import verdict
-from services.router.servers.answers import InferReply, TritonError, lost
-from services.router.servers.call_metadata import onward
+from services.router.servers.answers import InferReply, TritonError, server_lost
+from services.router.servers.call_metadata import shared_metadata
 from services.router.servers.channels import ServerChannels
 from services.router.servers.connection import Connections
+from services.router.servers.lockstep import LockstepRequest, LockstepStream
 from services.router.servers.repeats import Repeats
-from services.router.servers.turns import PlainRequest, PlainStream
 
 _OK: Final = grpc.StatusCode.OK
 
@@ -32,8 +32,8 @@ MODEL_INFER: Final = "/inference.GRPCInferenceService/ModelInfer"
 _tracer = trace.get_tracer("shoal.router")
 
 
-class Sent(NamedTuple):
-    """A request on its way. `call`: a running ModelInfer, or a PlainRequest."""
+class SentRequest(NamedTuple):
+    """A request that was sent. `call` is a running ModelInfer, or a LockstepRequest."""
 
     replica: Replica
     address: str
@@ -42,13 +42,15 @@ class Sent(NamedTuple):
 
 
 class Forwarder:
-    """`pick`, `repeats` and `budget` are for streams, too. `hedge_after`: seconds after which a
-    request is sent to another replica as well, None for never."""
+    """Forwards requests to the servers.
+
+    Streams use its `pick`, `repeats` and `budget` as well. `hedge_after` is the number of seconds
+    after which a request is also sent to a second replica, or None for never."""
 
     def __init__(
         self,
         watch: PlacementWatch,
-        controller: ControllerClient,
+        controller: ResidencyClient,
         channels: ServerChannels,
         *,
         hedge_after: float | None = None,
@@ -59,8 +61,10 @@ class Forwarder:
         self._hedge_after = hedge_after
         self._tracing = telemetry.enabled()
         self._connections = Connections()
-        self._methods: dict[str, Any] = {}  # stubs by address
-        self._outliving: set[Any] = set()
+        #: Stubs by address.
+        self._methods: dict[str, Any] = {}
+        #: Calls for which nobody waits any more.
+        self._detached: set[Any] = set()
         self.repeats = Repeats()
         self.budget = RetryBudget()
 
@@ -76,16 +80,15 @@ class Forwarder:
         *,
         retry: bool,
         sequence: Sequence | None = None,
-        stream: PlainStream | None = None,
+        stream: LockstepStream | None = None,
     ) -> InferReply:
-        """Have `target` answer `message`, wherever it is or will be; what belongs to a `sequence`,
+        """Have `target` answer `message`, wherever it is or will be. Requests of a `sequence` go
         where that began.
 
-        `deadline`: seconds of the monotonic clock, None for none. `retry`: whether it may be sent
-        again after a server broke off with it, or keeps it waiting; never within a sequence.
-        `stream`: it may go by, the first time. Raises TritonError, ServerLost, and what the
-        Controller refuses (Rejected, ShoalError).
-        """
+        `deadline` is in seconds of the monotonic clock, or None. `retry` says that the request may
+        be sent again if a server breaks off with it, or hedged; never within a sequence. `stream`
+        may carry the first attempt. Raises TritonError, ServerLost, and what the Controller refuses
+        (Rejected, ShoalError)."""
         self.budget.requests.add(time.monotonic())
         if sequence is not None and sequence.start:
             self._controller.require_lease(target)
@@ -97,8 +100,8 @@ class Forwarder:
                 address = self._watch.table.addresses[replica.server]
                 call, span = self._send(replica, address, message, metadata, stream)
                 if self._hedge_after is not None and attempts.repeatable:
-                    sent = Sent(replica, address, call, span)
-                    replica, address, call, span = await self._first(sent, message, metadata)
+                    sent = SentRequest(replica, address, call, span)
+                    replica, address, call, span = await self._first_to_end(sent, message, metadata)
             else:
                 cold = True
                 granted = await self._send_cold(target, message, metadata, deadline, attempts)
@@ -112,25 +115,25 @@ class Forwarder:
             try:
                 code = await call.code()
             except BaseException:
-                self._outlive(Sent(replica, address, call, span))
+                self._detach(SentRequest(replica, address, call, span))
                 raise
             finally:
-                if attempts.broke is not None:
+                if attempts.lost_on is not None:
                     self.repeats.end(replica)
             refused = code is not _OK
-            if sequence is not None and over(sequence, begun=begun, failed=refused):
+            if sequence is not None and ends_sequence(sequence, begun=begun, failed=refused):
                 self._watch.sequences.end(target, sequence.id)
             self._watch.in_use.end(replica)
             if span is not trace.INVALID_SPAN:
                 span.end()
             if not refused:
-                if isinstance(call, PlainRequest):
+                if isinstance(call, LockstepRequest):
                     return InferReply(call.message, cold, replica.server, streamed=True)
                 return InferReply(await call, cold, replica.server)
             text = await call.details() or ""
-            own = await self._connections.answered(self._channels.to(address), code.name, text)
-            step = after(
-                verdict(code.name, text, answered=own),
+            own = await self._connections.from_server(self._channels.to(address), code.name, text)
+            step = next_step(
+                verdict(code.name, text, from_server=own),
                 Progress.NONE,
                 replica,
                 attempts,
@@ -139,22 +142,22 @@ class Forwarder:
                 chance=random.random(),
                 budget=self.budget,
             )
-            if step.broke is not None:
-                self._watch.broke(step.broke)
+            if step.loss is not None:
+                self._watch.report_loss(step.loss)
             if step.action is Action.ANSWER:
-                raise TritonError(await _error(call), cold=cold)
+                raise TritonError(await _error_of(call), cold=cold)
             if step.attempts is None:
-                raise lost(replica, text)
+                raise server_lost(replica, text)
             attempts = step.attempts
             await asyncio.sleep(step.pause)
 
     def pick(self, target: Target, sequence: Sequence | None) -> Replica | None:
-        """The replica that the sequence is tied to or belongs to; without a sequence, the one with
-        the least in flight of two drawn ones."""
+        """Return the replica that the sequence is tied to or at home on. Without a sequence, return
+        the one of two drawn replicas that has fewer requests in flight."""
         table = self._watch.table
         if sequence is not None and not sequence.start:
             tied = self._watch.sequences.replica(target, sequence.id)
-            # Also one that was withdrawn: it is not unloaded before its sequences have ended.
+            # This may be a withdrawn one: it is not unloaded until its sequences have ended.
             if tied is not None and tied.server in table.addresses:
                 return tied
         replicas = table.ready.get(target)
@@ -163,7 +166,7 @@ class Forwarder:
         if len(replicas) == 1:
             return replicas[0]
         if sequence is not None:
-            return Replica(home(table.servers(target), sequence.id), target)
+            return Replica(home_server(table.servers(target), sequence.id), target)
         a, b = random.sample(replicas, 2)
         count = self._watch.in_use.count
         return a if count(a) <= count(b) else b
@@ -175,10 +178,11 @@ class Forwarder:
         metadata: Pairs,
         deadline: float | None,
         attempts: Attempts,
-    ) -> Sent | None:
-        """Send where the Controller says; return None when that replica was withdrawn since."""
+    ) -> SentRequest | None:
+        """Send the request where the Controller says. Returns None if that replica has been
+        withdrawn since."""
         grant = await self._controller.make_resident(target, deadline, attempts.missed)
-        repeat = attempts.broke is not None
+        repeat = attempts.lost_on is not None
         if repeat:
             await self.repeats.begin(grant.replica, deadline)
         if self._watch.table.outdated(grant.replica, grant.revision):
@@ -188,11 +192,13 @@ class Forwarder:
         call, span = self._send(grant.replica, grant.address, message, metadata)
         if grant.use_lease:
             self._watch.started(grant.replica, grant.use_lease)
-        return Sent(grant.replica, grant.address, call, span)
+        return SentRequest(grant.replica, grant.address, call, span)
 
-    async def _first(self, sent: Sent, message: bytes, metadata: Pairs) -> Sent:
-        """Whichever has ended first: `sent`, or the same at another replica, where it is sent if
-        this takes long. The other one comes to its end unheard."""
+    async def _first_to_end(
+        self, sent: SentRequest, message: bytes, metadata: Pairs
+    ) -> SentRequest:
+        """Return the call that ends first: `sent`, or the same request at another replica, to which
+        it is sent if this takes long. Nobody waits for the other one."""
         waits = {asyncio.ensure_future(sent.call.code()): sent}
         try:
             done, _ = await asyncio.wait(waits, timeout=self._hedge_after)
@@ -204,19 +210,19 @@ class Forwarder:
         finally:
             for wait, unheard in waits.items():
                 wait.cancel()
-                self._outlive(unheard)
+                self._detach(unheard)
         return first
 
-    def _hedge(self, replica: Replica, message: bytes, metadata: Pairs) -> Sent | None:
-        """Sent to the one with the least in flight but `replica`; None where there is no other, or
-        the budget is spent."""
+    def _hedge(self, replica: Replica, message: bytes, metadata: Pairs) -> SentRequest | None:
+        """Send the request to the replica with the least in flight other than `replica`. Returns
+        None if there is no other, or the budget is spent."""
         table, in_use = self._watch.table, self._watch.in_use
         others = [one for one in table.ready.get(replica.target, ()) if one != replica]
         if not others or not self.budget.hedge(time.monotonic()):
             return None
         other = min(others, key=in_use.count)
         address = table.addresses[other.server]
-        return Sent(other, address, *self._send(other, address, message, metadata))
+        return SentRequest(other, address, *self._send(other, address, message, metadata))
 
     def _send(
         self,
@@ -224,12 +230,12 @@ class Forwarder:
         address: str,
         message: bytes,
         metadata: Pairs,
-        stream: PlainStream | None = None,
+        stream: LockstepStream | None = None,
     ) -> tuple[Any, trace.Span]:
-        """The running call, which counts as in flight until it has ended."""
+        """Start a call, which counts as in flight until it has ended."""
         method = self._methods.get(address)
         if method is None:
-            method = self._connect(address)
+            method = self._open_method(address)
         span: trace.Span = trace.INVALID_SPAN
         call: Any = None
         if self._tracing and trace.get_current_span().is_recording():
@@ -239,34 +245,34 @@ class Forwarder:
                 attributes={"shoal.server": replica.server, "server.address": address},
             )
             call = method(message, metadata=(*metadata, *telemetry.propagation(span)))
-        elif stream is not None:  # a trace has a call of its own
+        elif stream is not None:  # traced requests have calls of their own
             call = stream.send(replica, self._channels.to(address), message, metadata)
         if call is None:
-            call = method(message, metadata=onward(metadata))
+            call = method(message, metadata=shared_metadata(metadata))
         self._watch.in_use.begin(replica)
         return call, span
 
-    def _outlive(self, sent: Sent) -> None:
-        """Nobody waits for it any more, but it counts as in flight until Triton has ended it: a
-        reset in the middle of a response can leave a Triton before release 25.06 unable to unload
-        the model."""
-        # A call that nobody holds is cancelled. The callback makes a reference cycle, which keeps
-        # the messages until the garbage collector runs: so it is not for every call.
-        self._outliving.add(sent.call)
+    def _detach(self, sent: SentRequest) -> None:
+        """Let a call finish on its own. It counts as in flight until Triton has ended it: a reset
+        in the middle of a response can leave a Triton before release 25.06 unable to unload the
+        model."""
+        # gRPC cancels a call that nobody refers to. The callback creates a reference cycle, which
+        # keeps the messages until the garbage collector runs, so not every call gets one.
+        self._detached.add(sent.call)
 
         def ended(_: Any) -> None:
-            self._outliving.discard(sent.call)
+            self._detached.discard(sent.call)
             self._watch.in_use.end(sent.replica)
             sent.span.end()
 
         sent.call.add_done_callback(ended)
 
-    def _connect(self, address: str) -> Any:
+    def _open_method(self, address: str) -> Any:
         method = self._methods[address] = self._channels.to(address).unary_unary(MODEL_INFER)
         return method
 
 
-async def _error(call: Any) -> grpc.aio.AioRpcError:
+async def _error_of(call: Any) -> grpc.aio.AioRpcError:
     try:
         await call
     except grpc.aio.AioRpcError as error:

@@ -1,5 +1,4 @@
-"""One inference request, however it came in: what it means, when and by whom it is answered, what
-is counted."""
+"""One inference request, whichever way it came in: resolved, admitted, forwarded and counted."""
 
 import asyncio
 import random
@@ -15,47 +14,49 @@ from services.common.errors import MalformedMessage
 from services.common.rpc import HEADER_BYTES
 from services.common.tasks import TaskScope
 from services.router.admission.admission import Admission, Ticket
-from services.router.admission.memory import Holding, hold
+from services.router.admission.memory import Reservation, reserve
 from services.router.control.answers import Rejected
 from services.router.control.model_info import ModelInfo
 from services.router.control.placement_watch import PlacementWatch
 from services.router.core.admission.priority import HEADER
 from services.router.core.errors import MessageTooLarge, MetadataTooLarge, ServerLost
-from services.router.core.routing.metadata import EXPLAIN, Pairs, Said, read
+from services.router.core.routing.metadata import EXPLAIN, CallerMetadata, Pairs, read_metadata
 from services.router.core.routing.routes import Target, why
-from services.router.core.routing.sequences import draw
+from services.router.core.routing.sequences import policy_draw
 from services.router.core.wire import request as wire
 from services.router.core.wire.reply import amended
 from services.router.servers.answers import InferReply, TritonError
-from services.router.servers.turns import PlainStream
+from services.router.servers.lockstep import LockstepStream
 from services.router.telemetry import tracing
 from services.router.telemetry.statistics import Statistics
 from services.router.unary import classification as classes
-from services.router.unary.decompression import unpacked
+from services.router.unary.decompression import decompressed
 from services.router.unary.forward import Forwarder
 from services.router.unary.lending import Lender, Lending
 from shoal.protobuf import Malformed
 
 
 class Request(NamedTuple):
-    """`message`: a serialized ModelInferRequest. `said`: by the caller's metadata. `deadline`:
-    seconds of the monotonic clock, None for none. `head`: of a message that was let in and counted
-    already. `stream`: it may go to a server by; then the reply may be `streamed`."""
+    """An inference request."""
 
+    #: A serialized ModelInferRequest.
     message: bytes
-    said: Said
+    metadata: CallerMetadata
+    #: Seconds of the monotonic clock, or None.
     deadline: float | None
     caller: Caller
+    #: The head of a message that holds its memory already.
     head: wire.Head | None = None
-    stream: PlainStream | None = None
+    #: May carry the request to a server; the reply may then be `streamed`.
+    stream: LockstepStream | None = None
 
 
 class UnaryInference:
     """Answers inference requests, each by itself.
 
     `max_message` bounds the bytes of one request, and `max_metadata` those of a call's metadata,
-    counted as HTTP/2 does. `admission` is that of all that is sent, whoever sends it. `lender` is
-    None where there is no shared memory."""
+    counted as HTTP/2 does. `admission` is shared with everybody who sends requests. `lender` is
+    None if shared memory is switched off."""
 
     def __init__(
         self,
@@ -80,55 +81,58 @@ class UnaryInference:
         self._with_memory = TaskScope("requests with shared memory")
         self._tracing = telemetry.enabled()
 
-    def said(self, metadata: Pairs) -> Said:
-        """What a call's metadata says, as it came.
+    def checked_metadata(self, pairs: Pairs) -> CallerMetadata:
+        """Read a call's metadata, as it came. Raises MetadataTooLarge.
 
-        gRPC bounds it only once the client has heard of the bound, and HTTP otherwise. A Triton
-        that is sent too much refuses other callers' requests on the same connection with it (seen
-        on release 24.10). Raises MetadataTooLarge."""
-        said = read(metadata)
-        if said.size > self._max_metadata:
-            raise MetadataTooLarge(size=said.size, limit=self._max_metadata)
-        return said
+        gRPC enforces its bound only once the client has heard of it, and HTTP has another. A Triton
+        that receives too much also refuses other callers' requests on the same connection (seen on
+        release 24.10)."""
+        metadata = read_metadata(pairs)
+        if metadata.size > self._max_metadata:
+            raise MetadataTooLarge(size=metadata.size, limit=self._max_metadata)
+        return metadata
 
-    async def unpacked(self, message: bytes) -> bytes:
-        """A request that came compressed. Raises MalformedMessage, MessageTooLarge, MemoryTaken."""
-        holding = Holding(self.admission.held)
+    async def decompressed(self, message: bytes) -> bytes:
+        """Return a request that came compressed. Raises MalformedMessage, MessageTooLarge,
+        MemoryTaken."""
+        reservation = Reservation(self.admission.memory_budget)
         try:
-            holding.grow(len(message))
-            return await unpacked(message, self._max_message, holding)
+            reservation.grow(len(message))
+            return await decompressed(message, self._max_message, reservation)
         except zlib.error as error:
             raise malformed(f"it cannot be decompressed: {error}") from error
         finally:
-            holding.release()
+            reservation.release()
 
     def lend(self, message: bytes, caller: Caller) -> Lending | None:
-        """Return the caller's memory for a request that goes another way than `answer`; None where
-        no tensor lies in any. Raises RegionNotFound, RegionBounds, NotProxied."""
+        """Return the caller's memory for a request that is not sent by `answer`; None if none of
+        its tensors lies there. Raises RegionNotFound, RegionBounds, NotProxied."""
         return None if self._lender is None else self._lender.lend(message, caller)
 
     async def answer(self, request: Request) -> InferReply:
         """Answer one request, whatever it takes.
 
-        Raises TritonError and Rejected with another service's own status, else ShoalError."""
+        Raises TritonError and Rejected with another service's own status, otherwise ShoalError."""
         if self._lender is not None:
             memory = self._lender.lend(request.message, request.caller)
             if memory is not None:
-                # Servers write to the memory whether or not the caller waits.
-                work = self._with_memory.start(self._lent(request, memory), awaited=True)
+                # Servers write to the memory even if the caller stops waiting.
+                work = self._with_memory.start(
+                    self._answer_with_memory(request, memory), awaited=True
+                )
                 return await asyncio.shield(work)
         return await self._answer(request)
 
-    async def _lent(self, request: Request, memory: Lending) -> InferReply:
-        """Answer a request whose tensors lie in the caller's memory, also when that has gone."""
+    async def _answer_with_memory(self, request: Request, memory: Lending) -> InferReply:
+        """Answer a request whose tensors lie in the caller's memory, even if the caller is gone."""
         request = request._replace(message=memory.message, stream=None)
         try:
             try:
                 answer = await self._answer(request)
             except TritonError as error:
-                told = error.error
-                refused = told.code() is grpc.StatusCode.NOT_FOUND
-                if not (refused and memory.forgotten(told.details() or "")):
+                status = error.error
+                refused = status.code() is grpc.StatusCode.NOT_FOUND
+                if not (refused and memory.note_refusal(status.details() or "")):
                     raise
                 await memory.map_again()
                 answer = await self._answer(request)
@@ -136,11 +140,11 @@ class UnaryInference:
             raise _renamed(error, memory) from error
         finally:
             memory.release()
-        return answer._replace(message=memory.answer(answer.message))
+        return answer._replace(message=memory.restore_answer(answer.message))
 
     async def _answer(self, request: Request) -> InferReply:
         began = time.monotonic()
-        message, said, deadline, caller, head, stream = request
+        message, metadata, deadline, caller, head, stream = request
         size = len(message)
         admission = self.admission
         target: Target | None = None
@@ -152,33 +156,33 @@ class UnaryInference:
             if size > self._max_message:
                 raise MessageTooLarge(size=size, limit=self._max_message)
             if head is None:
-                held = hold(admission.held, size)
+                held = reserve(admission.memory_budget, size)
                 head = wire.head(message)
             model, version, request_id, sequence, priority, asks_classes = head
             table = self._watch.table
-            target, tail, retry, renamed = table.way(
+            target, tail, retry, renamed = table.resolve(
                 model,
                 version,
-                draw(sequence, random.random()),
+                policy_draw(sequence, random.random()),
             )
             if asks_classes:
                 await self.check_classes(message, target)
             entered = admission.enter(
                 caller.tenant,
                 target,
-                said=said.own.get(HEADER),
-                parameter=priority,
+                priority_header=metadata.shoal.get(HEADER),
+                priority_parameter=priority,
                 deadline=deadline,
                 size=size,
-                begun=sequence is not None and not sequence.start,
+                continues=sequence is not None and not sequence.start,
             )
             if entered.turn is not None:
-                await admission.turn(entered)
+                await admission.wait_turn(entered)
             ticket = entered
             reply = await self._forwarder.infer(
                 target,
                 message + tail,
-                said.onward,
+                metadata.onward,
                 deadline,
                 retry=retry,
                 sequence=sequence,
@@ -190,9 +194,9 @@ class UnaryInference:
             if renamed:
                 mended = amended if reply.streamed else wire.overridden
                 reply = reply._replace(message=mended(reply.message, model, None))
-            if EXPLAIN in said.own:
-                told = self._explained(head, target, reply)
-                reply = reply._replace(trailing=told)
+            if EXPLAIN in metadata.shoal:
+                status = self._explained(head, target, reply)
+                reply = reply._replace(trailing=status)
             return reply
         except TritonError as error:
             cold = error.cold
@@ -207,7 +211,7 @@ class UnaryInference:
             raise
         finally:
             if held:
-                admission.held.give(held)
+                admission.memory_budget.give(held)
             if ticket is not None:
                 admission.leave(ticket, answered=not (failed or cold), abandoned=abandoned)
             if target is not None:
@@ -216,7 +220,7 @@ class UnaryInference:
                     tracing.describe(target, request_id, cold=cold)
 
     def _explained(self, head: wire.Head, target: Target, reply: InferReply) -> Pairs:
-        """What a caller who asks for it is told of the way that the request took."""
+        """Return the trailers for a caller who asks how the request was routed."""
         return (
             ("x-shoal-model", target.model),
             ("x-shoal-version", str(target.version)),
@@ -226,17 +230,17 @@ class UnaryInference:
         )
 
     async def check_classes(self, message: bytes, target: Target) -> None:
-        """Of a request that may ask for classes. Raises NoClasses, Malformed, and Rejected or
-        ShoalError where the Controller does not say what `target` has."""
+        """Check a request that may ask for classes. Raises NoClasses, Malformed, and Rejected or
+        ShoalError if the Controller does not give the config of `target`."""
         digest = self._watch.table.digest(target)
         classes.check(message, await self._info.config(target, digest))
 
 
 def _renamed(error: TritonError, memory: Lending) -> TritonError:
-    told = error.error
-    text = memory.renamed(told.details() or "")
+    status = error.error
+    text = memory.restore_names(status.details() or "")
     again = grpc.aio.AioRpcError(
-        told.code(), told.initial_metadata(), told.trailing_metadata(), details=text
+        status.code(), status.initial_metadata(), status.trailing_metadata(), details=text
     )
     return TritonError(again, cold=error.cold)
 

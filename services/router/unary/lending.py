@@ -1,4 +1,4 @@
-"""The caller's memory that a request's tensors lie in, as far as its sender needs to know."""
+"""The caller's memory that a request's tensors lie in, as its sender sees it."""
 
 from typing import Protocol
 
@@ -6,39 +6,40 @@ from services.common.caller import Caller
 
 
 class Lending(Protocol):
-    """The memory lent to one request, which it holds once from the beginning.
+    """The memory lent to one request, which holds it once from the beginning.
 
-    `message` is the serialized ModelInferRequest with the servers' names of the memory. `lost` says
-    that a server did not know it, until `map_again`. Servers write to it until they have answered,
-    whether or not the caller waits: so whoever sends the request holds it until then."""
+    `message` is the serialized ModelInferRequest with the servers' names of the memory. `unmapped`
+    says that a server did not know it, until `map_again`. Servers write to the memory until they
+    have answered, whether or not the caller waits. Whoever sends the request therefore retains it
+    until then."""
 
     message: bytes
-    lost: bool
+    unmapped: bool
 
-    def hold(self) -> None: ...
+    def retain(self) -> None: ...
 
     def release(self) -> None: ...
 
-    def forgotten(self, text: str) -> bool:
-        """Return whether a server refused with `text` because it does not know the memory, and to
-        map it again may help."""
+    def note_refusal(self, text: str) -> bool:
+        """Return whether a server refused with `text` because it does not know the memory, and
+        mapping it again may help."""
 
     async def map_again(self) -> None:
-        """Have servers that have been started since map it. Raises NoController, Rejected."""
+        """Map the memory on servers that have started since. Raises NoController, Rejected."""
 
-    def renamed(self, text: str) -> str:
+    def restore_names(self, text: str) -> str:
         """Return `text` with the caller's names."""
 
-    def answer(self, message: bytes) -> bytes:
+    def restore_answer(self, message: bytes) -> bytes:
         """Return a serialized ModelInferResponse with the caller's names."""
 
-    def reply(self, message: bytes) -> bytes:
+    def restore_reply(self, message: bytes) -> bytes:
         """Return a serialized ModelStreamInferResponse with the caller's names."""
 
 
 class Lender(Protocol):
-    """Whoever lends memory to requests."""
+    """Lends memory to requests."""
 
     def lend(self, message: bytes, caller: Caller) -> Lending | None:
-        """Return the memory that the tensors of a serialized ModelInferRequest lie in; None where
-        they lie in none. Raises RegionNotFound, RegionBounds, NotProxied."""
+        """Return the memory that the tensors of a serialized ModelInferRequest lie in, or None.
+        Raises RegionNotFound, RegionBounds, NotProxied."""

@@ -21,10 +21,18 @@ from tritonclient.grpc import service_pb2
 from services.common.errors import InvalidField
 from services.router.core.admission import gate as admission
 from services.router.core.admission import limit
-from services.router.core.admission.gate import RECKONED_SECONDS, Bounds, Gate, Refusal
-from services.router.core.admission.limit import FIRST, MOST, Limit, Window, back, measured, prompt
+from services.router.core.admission.gate import CAPACITY_SECONDS, Bounds, Gate, Refusal
+from services.router.core.admission.limit import (
+    FIRST,
+    MOST,
+    Limit,
+    Window,
+    after_window,
+    prompt_limit,
+    without_trial,
+)
 from services.router.core.admission.priority import Priority, priority_of
-from services.router.core.admission.queues import AGING_TURNS, Queue, Waiting
+from services.router.core.admission.queues import AGING_TURNS, Queue, QueuedRequest
 from services.router.core.wire.request import head
 from tests.support.admission_world import Model, Open, World, quantile
 
@@ -33,11 +41,11 @@ HIGH, NORMAL, LOW = Priority
 
 def waiting(
     tenant: str = "one", priority: Priority = NORMAL, *, size: int = 1, at: float = 0.0
-) -> Waiting:
-    return Waiting(tenant, priority, size, at, math.inf)
+) -> QueuedRequest:
+    return QueuedRequest(tenant, priority, size, at, math.inf)
 
 
-def taken(queue: Queue) -> list[Waiting]:
+def taken(queue: Queue) -> list[QueuedRequest]:
     return [queue.take() for _ in range(len(queue))]
 
 
@@ -120,17 +128,17 @@ def test_one_of_sixteen_is_whoever_waits_longest() -> None:
 
 def test_whoever_takes_more_than_others_yields_first() -> None:
     queue = Queue()
-    assert queue.yielding(NORMAL, "new") is None
+    assert queue.to_displace(NORMAL, "new") is None
     mine = [waiting("one") for _ in range(3)]
     for one in mine:
         queue.put(one)
-    assert queue.yielding(NORMAL, "one") is None, "nobody yields to oneself"
-    assert queue.yielding(LOW, "new") is None, "nobody yields to the less urgent"
-    assert queue.yielding(NORMAL, "new") is mine[-1]
-    assert queue.yielding(HIGH, "one") is mine[-1]
+    assert queue.to_displace(NORMAL, "one") is None, "nobody yields to oneself"
+    assert queue.to_displace(LOW, "new") is None, "nobody yields to the less urgent"
+    assert queue.to_displace(NORMAL, "new") is mine[-1]
+    assert queue.to_displace(HIGH, "one") is mine[-1]
     low = waiting("other", LOW)
     queue.put(low)
-    assert queue.yielding(NORMAL, "one") is low
+    assert queue.to_displace(NORMAL, "one") is low
 
 
 places = st.lists(st.tuples(st.sampled_from(Priority), st.sampled_from("abc")), max_size=40)
@@ -161,8 +169,8 @@ class Gatekeeper(RuleBasedStateMachine):
         super().__init__()
         self.now = 100.0
         self.running = 0
-        self.ended: Counter[Waiting] = Counter()
-        self.waiting: dict[Waiting, float] = {}
+        self.ended: Counter[QueuedRequest] = Counter()
+        self.waiting: dict[QueuedRequest, float] = {}
         self.reckoned: dict[tuple[Priority, int], list[tuple[float, int]]] = {}
 
     @initialize(
@@ -191,11 +199,11 @@ class Gatekeeper(RuleBasedStateMachine):
         reckoned.append((self.now, self.capacity(priority)))
         if enters:
             assert not more_urgent, "it overtook one that is as urgent"
-            since = self.now - RECKONED_SECONDS
+            since = self.now - CAPACITY_SECONDS
             assert self.running < max(capacity for at, capacity in reckoned if at >= since)
             self.running += 1
             return multiple()
-        one = Waiting(tenant, priority, size, self.now, 0.0)
+        one = QueuedRequest(tenant, priority, size, self.now, 0.0)
         refused, displaced = self.gate.offer(one, self.now + patience, self.replicas, self.now)
         if refused is not None:
             assert refused.retry_after > 0.0
@@ -216,7 +224,7 @@ class Gatekeeper(RuleBasedStateMachine):
             self.release()
 
     @rule(one=consumes(queued))
-    def give_up(self, one: Waiting) -> None:
+    def give_up(self, one: QueuedRequest) -> None:
         if one in self.waiting:
             self.gate.remove(one)
             self.end(one)
@@ -256,7 +264,7 @@ class Gatekeeper(RuleBasedStateMachine):
             else:
                 assert refused.refusal is Refusal.EXPIRED
 
-    def end(self, one: Waiting) -> None:
+    def end(self, one: QueuedRequest) -> None:
         del self.waiting[one]
         self.ended[one] += 1
 
@@ -399,21 +407,21 @@ windows = st.builds(
 def test_whatever_is_measured_the_limit_is_one(found: list[Window], workers: int) -> None:
     now = Limit()
     for window in found:
-        now = measured(now, window, workers)
+        now = after_window(now, window, workers)
         assert 1 <= now.value <= MOST
         assert now.value >= window.floor
-        assert not now.held or now.value != now.held
-        assert back(now).held == 0
+        assert not now.fallback or now.value != now.fallback
+        assert without_trial(now).fallback == 0
 
 
 @given(st.floats(1.0, 5e4))
 def test_a_queue_that_is_prompt_is_left_to_the_server(rate: float) -> None:
-    now = measured(Limit(), Window(rate, 1.0, 0.1, floor=prompt(rate)))
+    now = after_window(Limit(), Window(rate, 1.0, 0.1, floor=prompt_limit(rate)))
     assert now.value >= rate * limit.PROMPT_SECONDS - 1
 
 
 def test_it_doubles_as_long_as_nothing_queues() -> None:
-    now = measured(Limit(), Window(rate=4.0, latency=1.0, least=1.0))
+    now = after_window(Limit(), Window(rate=4.0, latency=1.0, least=1.0))
     assert now.value == 2 * FIRST
 
 

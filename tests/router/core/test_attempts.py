@@ -15,11 +15,11 @@ from services.router.core.attempts import (
     PAUSE_SECONDS,
     Action,
     Attempts,
-    Broke,
+    Loss,
     Miss,
     Progress,
     Step,
-    after,
+    next_step,
 )
 from services.router.core.routing.routes import Replica, Target
 from services.router.core.wire.verdict import Verdict
@@ -39,7 +39,7 @@ def step(
     chance: float = 0.5,
     budget: RetryBudget | None = None,
 ) -> Step:
-    return after(
+    return next_step(
         verdict,
         progress,
         replica,
@@ -73,7 +73,7 @@ def test_what_no_server_began_is_asked_for_again_without_a_budget(verdict: Verdi
     budget = spent(100.0)
     refused = budget.refused
     made = step(verdict, FIRST[False], budget=budget)
-    assert (made.action, made.broke) == (Action.AGAIN, None)
+    assert (made.action, made.loss) == (Action.AGAIN, None)
     assert made.attempts is not None
     assert made.attempts.missed == Miss("a", unhealthy=False)
     assert made.attempts.asks
@@ -82,10 +82,10 @@ def test_what_no_server_began_is_asked_for_again_without_a_budget(verdict: Verdi
 
 def test_what_a_server_broke_off_with_is_repeated_once() -> None:
     first = step(Verdict.BROKEN)
-    assert (first.action, first.broke) == (Action.AGAIN, Broke(A, None, repeated=True))
+    assert (first.action, first.loss) == (Action.AGAIN, Loss(A, None, repeated=True))
     assert first.attempts is not None
     second = step(Verdict.BROKEN, first.attempts, replica=B)
-    assert (second.action, second.broke) == (Action.LOSE, Broke(B, A, repeated=False))
+    assert (second.action, second.loss) == (Action.LOSE, Loss(B, A, repeated=False))
 
 
 def test_a_miss_after_the_repeat_is_asked_for_again_and_the_first_loss_is_remembered() -> None:
@@ -93,14 +93,14 @@ def test_a_miss_after_the_repeat_is_asked_for_again_and_the_first_loss_is_rememb
     assert first.attempts is not None
     second = step(Verdict.MISS, first.attempts, replica=B)
     assert second.attempts is not None
-    assert (second.attempts.broke, second.attempts.repeatable) == (A, False)
+    assert (second.attempts.lost_on, second.attempts.repeatable) == (A, False)
     third = step(Verdict.BROKEN, second.attempts, replica=B)
-    assert third == Step(Action.LOSE, Broke(B, A, repeated=False))
+    assert third == Step(Action.LOSE, Loss(B, A, repeated=False))
 
 
 def test_a_dead_process_is_repeated_once_and_no_lost_server() -> None:
     made = step(Verdict.UNHEALTHY)
-    assert (made.action, made.broke) == (Action.AGAIN, None)
+    assert (made.action, made.loss) == (Action.AGAIN, None)
     assert made.attempts is not None
     assert made.attempts.missed == Miss("a", unhealthy=True)
     assert step(Verdict.UNHEALTHY, made.attempts).action is Action.LOSE
@@ -116,7 +116,7 @@ def test_nothing_is_called_repeated_that_is_not() -> None:
         step(Verdict.BROKEN, deadline=100.0 + PAUSE_SECONDS / 4),
         step(Verdict.BROKEN, FIRST[True]._replace(until=99.0), deadline=None),
     ]
-    assert {(one.action, one.broke) for one in told} == {(Action.LOSE, Broke(A, None, False))}
+    assert {(one.action, one.loss) for one in told} == {(Action.LOSE, Loss(A, None, False))}
 
 
 @pytest.mark.parametrize("progress", [Progress.PARTLY, Progress.UNCERTAIN])

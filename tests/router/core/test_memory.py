@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.router.core.admission.memory import RESERVE, SMALL, Held
+from services.router.core.admission.memory import RESERVE, SMALL, MemoryBudget
 from services.router.settings import Settings
 
 MIB = 1 << 20
@@ -15,65 +15,65 @@ LARGE = 35 * MIB
 
 
 def test_large_requests_leave_room_for_small_ones() -> None:
-    held = Held(LIMIT)
-    assert held.take(LARGE)
-    assert held.take(LARGE)
-    assert not held.take(2 * MIB)
+    budget = MemoryBudget(LIMIT)
+    assert budget.take(LARGE)
+    assert budget.take(LARGE)
+    assert not budget.take(2 * MIB)
     for _ in range(10):
-        assert held.take(SMALL)
-    assert not held.take(1)
-    assert (held.total, held.refused) == (LIMIT, 2)
-    held.give(LARGE)
-    assert held.take(LARGE)
+        assert budget.take(SMALL)
+    assert not budget.take(1)
+    assert (budget.held, budget.refused) == (LIMIT, 2)
+    budget.give(LARGE)
+    assert budget.take(LARGE)
 
 
 def test_small_requests_may_take_all_but_never_shut_the_large_ones_out() -> None:
-    held = Held(LIMIT)
+    budget = MemoryBudget(LIMIT)
     for _ in range(80):
-        assert held.take(SMALL)
-    assert not held.take(SMALL)
-    assert held.take(LARGE), "the only one"
-    assert not held.take(LARGE)
+        assert budget.take(SMALL)
+    assert not budget.take(SMALL)
+    assert budget.take(LARGE), "the only one"
+    assert not budget.take(LARGE)
 
 
 def test_one_that_is_larger_than_the_limit_is_let_in_alone() -> None:
-    held = Held(LIMIT)
-    assert held.take(3 * LIMIT)
-    assert not held.take(2 * MIB)
-    assert held.take(SMALL)
-    held.give(3 * LIMIT)
-    assert held.take(2 * MIB)
+    budget = MemoryBudget(LIMIT)
+    assert budget.take(3 * LIMIT)
+    assert not budget.take(2 * MIB)
+    assert budget.take(SMALL)
+    budget.give(3 * LIMIT)
+    assert budget.take(2 * MIB)
 
 
 def test_one_that_comes_piece_by_piece_counts_as_large_once_it_is() -> None:
-    held = Held(LIMIT)
-    assert held.take(2 * LARGE)
+    budget = MemoryBudget(LIMIT)
+    assert budget.take(2 * LARGE)
     size = 0
-    while held.grow(size, size + SMALL // 4):
+    while budget.grow(size, size + SMALL // 4):
         size += SMALL // 4
     assert size == SMALL
-    assert held.grow(size, 0)
-    assert (held.total, held.large) == (2 * LARGE, 2 * LARGE)
+    assert budget.grow(size, 0)
+    assert (budget.held, budget.large) == (2 * LARGE, 2 * LARGE)
 
 
 @given(st.lists(st.integers(0, 2 * LIMIT) | st.integers(0, SMALL)), st.randoms())
 def test_no_more_is_held_than_the_limit_and_one_large_request(
     sizes: list[int], order: random.Random
 ) -> None:
-    held, taken = Held(LIMIT), []
+    budget, taken = MemoryBudget(LIMIT), []
     for size in sizes:
-        if held.take(size):
+        if budget.take(size):
             taken.append(size)
         large = [one for one in taken if one > SMALL]
-        assert held.total == sum(taken)
-        assert held.large == sum(large)
-        assert held.total <= LIMIT + max(large, default=0) + LIMIT // RESERVE
+        assert budget.held == sum(taken)
+        assert budget.large == sum(large)
+        assert budget.held <= LIMIT + max(large, default=0) + LIMIT // RESERVE
         assert len(large) == 1 or sum(large) <= LIMIT - LIMIT // RESERVE
         if taken and order.random() < 0.3:
-            held.give(taken.pop(order.randrange(len(taken))))
+            budget.give(taken.pop(order.randrange(len(taken))))
     for size in taken:
-        held.give(size)
-    assert (held.total, held.large) == (0, 0)
+        budget.give(size)
+    assert (budget.held, budget.large) == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ def test_what_goes_on_with_a_sequence_is_counted_and_never_refused() -> None:
     limits = Tenants({"*": TenantLimit(in_flight=1)})
     tenant = limits.tenant("one", 0.0)
     limits.enter(tenant, 0.0, cold=False)
-    limits.follow(tenant, cold=False)
+    limits.force(tenant, cold=False)
     assert tenant.in_flight == 2
 
 

@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from services.router.core.wire.reply import (
-    Pending,
+    PendingRequests,
+    ReplyOrder,
     StreamReply,
-    Turns,
     amended,
+    as_stream_reply,
     failure,
+    is_only_reply,
+    parse_reply,
     refusal,
-    reply,
-    response,
-    streamed,
-    whole,
+    split,
 )
 from shoal.protobuf import Malformed
 
@@ -59,15 +59,15 @@ def said(message: Any) -> StreamReply:
 @given(replies())
 def test_a_reply_is_read_as_protobuf_reads_it(message: Any) -> None:
     wire = message.SerializeToString(deterministic=True)
-    assert reply(wire) == said(message)
-    error, inside = response(wire)
+    assert parse_reply(wire) == said(message)
+    error, inside = split(wire)
     assert error == message.error_message
     assert service_pb2.ModelInferResponse.FromString(inside) == message.infer_response
 
 
 @given(replies())
 def test_an_only_reply_is_seen_at_a_glance_unless_names_are_long(message: Any) -> None:
-    read, seen = said(message), whole(message.SerializeToString(deterministic=True))
+    read, seen = said(message), is_only_reply(message.SerializeToString(deterministic=True))
     if read.error or read.final is not True:
         assert not seen
     inside = message.infer_response
@@ -77,10 +77,10 @@ def test_an_only_reply_is_seen_at_a_glance_unless_names_are_long(message: Any) -
 
 
 def test_an_answer_to_a_plain_model_is_seen_at_a_glance() -> None:
-    assert whole(streamed(b"\x0a\x01m"))
-    assert not whole(failure("7", "it failed", "m", "1"))
-    assert not whole(refusal("7", "no"))
-    assert not whole(b"")
+    assert is_only_reply(as_stream_reply(b"\x0a\x01m"))
+    assert not is_only_reply(failure("7", "it failed", "m", "1"))
+    assert not is_only_reply(refusal("7", "no"))
+    assert not is_only_reply(b"")
 
 
 @given(replies(), st.none() | words, st.none() | words)
@@ -100,13 +100,13 @@ def test_a_refusal_is_made_as_triton_makes_it(id_: str, text: str) -> None:
     want = service_pb2.ModelStreamInferResponse(error_message=text)
     want.infer_response.id = id_
     assert refusal(id_, text) == want.SerializeToString()
-    assert reply(refusal(id_, text)) == StreamReply(text, id_, None, False)
+    assert parse_reply(refusal(id_, text)) == StreamReply(text, id_, None, False)
 
 
 @given(replies())
 def test_an_answer_becomes_the_only_reply(message: Any) -> None:
     alone = message.infer_response
-    got = parsed(streamed(alone.SerializeToString()))
+    got = parsed(as_stream_reply(alone.SerializeToString()))
     alone.parameters["triton_final_response"].bool_param = True
     assert got == service_pb2.ModelStreamInferResponse(infer_response=alone)
 
@@ -121,7 +121,7 @@ def test_a_failure_is_made_as_triton_makes_it(
     want.infer_response.model_version = version
     want.infer_response.parameters["triton_final_response"].bool_param = True
     assert parsed(failure(id_, text, model, version)) == want
-    assert reply(failure(id_, text, model, version)) == StreamReply(text, id_, True, False)
+    assert parse_reply(failure(id_, text, model, version)) == StreamReply(text, id_, True, False)
 
 
 @pytest.mark.parametrize(
@@ -129,33 +129,33 @@ def test_a_failure_is_made_as_triton_makes_it(
 )
 def test_what_is_no_reply_is_refused(message: bytes) -> None:
     with pytest.raises(Malformed):
-        reply(message)
+        parse_reply(message)
 
 
 # --- which request a reply answers ----------------------------------------------------------------
 
 
 def test_ids_tell_requests_apart_and_the_order_those_that_share_one() -> None:
-    pending: Pending[int] = Pending()
+    pending: PendingRequests[int] = PendingRequests()
     for item, id_ in enumerate(["a", "", "a", "b"]):
         pending.add(id_, item)
-    assert [pending.alike(id_) for id_ in ("a", "", "b", "c")] == [2, 1, 1, 0]
+    assert [pending.count(id_) for id_ in ("a", "", "b", "c")] == [2, 1, 1, 0]
     assert (len(pending), sorted(pending)) == (4, [0, 1, 2, 3])
     order = []
     for id_ in ("b", "a", "", "a"):
-        item = pending.answered(id_)
+        item = pending.oldest(id_)
         assert item is not None
         order.append(item)
         pending.end(id_)
     assert order == [3, 0, 1, 2]
-    assert (len(pending), pending.answered("a")) == (0, None)
+    assert (len(pending), pending.oldest("a")) == (0, None)
 
 
 def test_what_is_cleared_is_under_way_no_more() -> None:
-    pending: Pending[int] = Pending()
+    pending: PendingRequests[int] = PendingRequests()
     pending.add("a", 7)
     pending.clear()
-    assert (len(pending), [*pending], pending.answered("a")) == (0, [], None)
+    assert (len(pending), [*pending], pending.oldest("a")) == (0, [], None)
 
 
 # --- in whose turn it goes out --------------------------------------------------------------------
@@ -165,7 +165,7 @@ def test_what_is_cleared_is_under_way_no_more() -> None:
 def test_answers_go_out_in_the_order_of_their_requests(
     answered: list[int], leaving: set[int]
 ) -> None:
-    turns: Turns[int] = Turns()
+    turns: ReplyOrder[int] = ReplyOrder()
     for item in range(6):
         turns.join(item)
     out: list[bytes] = []
@@ -180,7 +180,7 @@ def test_answers_go_out_in_the_order_of_their_requests(
 
 @given(st.permutations(range(4)))
 def test_one_that_leaves_with_its_answer_takes_it_along(answered: list[int]) -> None:
-    turns: Turns[int] = Turns()
+    turns: ReplyOrder[int] = ReplyOrder()
     for item in range(4):
         turns.join(item)
     out = [message for item in answered[:-1] for message in turns.answer(item, b"%d" % item)]

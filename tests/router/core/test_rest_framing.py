@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
-from services.router.core.wire.framing import with_inputs, without_outputs
+from services.router.core.wire.framing import split_raw_outputs, with_raw_inputs
 
 CONTENTS = st.lists(st.binary(max_size=300), max_size=4)
 
@@ -13,7 +13,7 @@ CONTENTS = st.lists(st.binary(max_size=300), max_size=4)
 @given(CONTENTS, st.text(max_size=20))
 def test_inputs_come_in_as_protobuf_would_have_put_them(contents: list[bytes], name: str) -> None:
     head = service_pb2.ModelInferRequest(model_name=name, id="7")
-    framed = with_inputs(head.SerializeToString(), map(memoryview, contents))
+    framed = with_raw_inputs(head.SerializeToString(), map(memoryview, contents))
     read = service_pb2.ModelInferRequest.FromString(framed)
     assert list(read.raw_input_contents) == contents
     assert (read.model_name, read.id) == (name, "7")
@@ -29,7 +29,7 @@ def test_outputs_are_cut_out_and_the_rest_stays(
     response.outputs.add(name="OUT", datatype="FP32", shape=[number])
     rest = response.SerializeToString()
     response.raw_output_contents.extend(contents)
-    head, found = without_outputs(response.SerializeToString() + b"\x12\x012")
+    head, found = split_raw_outputs(response.SerializeToString() + b"\x12\x012")
     assert list(map(bytes, found)) == contents
     read = service_pb2.ModelInferResponse.FromString(head)
     assert read.model_version == "2", "what was appended counts"
@@ -40,7 +40,7 @@ def test_outputs_are_cut_out_and_the_rest_stays(
 @given(st.binary(max_size=40))
 def test_any_bytes_are_cut_or_refused(message: bytes) -> None:
     try:
-        head, found = without_outputs(message)
+        head, found = split_raw_outputs(message)
     except ValueError:
         return
     assert len(head) + sum(map(len, found)) <= len(message)
@@ -49,4 +49,4 @@ def test_any_bytes_are_cut_or_refused(message: bytes) -> None:
 @pytest.mark.parametrize("message", [b"\x32", b"\x32\x05ab", b"\x0f", b"\x09ab", b"\x80"])
 def test_what_ends_too_early_is_refused(message: bytes) -> None:
     with pytest.raises(ValueError, match=r"ends|wire type"):
-        without_outputs(message)
+        split_raw_outputs(message)

@@ -4,26 +4,33 @@ from typing import Any
 
 import pytest
 
-from services.router.core.rest.generate import Declared, generated
-from services.router.core.rest.infer import Infer, Input, Output, RegionPart, elements, parsed
+from services.router.core.rest.generate import Declared, parse_generate
+from services.router.core.rest.infer import (
+    Infer,
+    Input,
+    Output,
+    RegionPart,
+    flat_elements,
+    parse_infer,
+)
 from services.router.core.rest.values import WrongRequest
 
 NUMBERS = {"name": "X", "datatype": "FP32", "shape": [2], "data": [1, 2.5]}
 
 
 def asked(**more: Any) -> Infer:
-    return parsed({"inputs": [NUMBERS], **more})
+    return parse_infer({"inputs": [NUMBERS], **more})
 
 
 def one_input(**changed: Any) -> Infer:
     fields = {**NUMBERS, **changed}
     given = {key: value for key, value in fields.items() if value is not None}
-    return parsed({"inputs": [given]})
+    return parse_infer({"inputs": [given]})
 
 
 def refusal(document: object) -> tuple[str, str]:
     with pytest.raises(WrongRequest) as caught:
-        parsed(document)
+        parse_infer(document)
     return caught.value.code, caught.value.text
 
 
@@ -250,11 +257,11 @@ def test_what_is_refused_of_an_input(changed: dict[str, Any], code: str, text: s
     "data", [[1, 2, 3, 4, 5, 6], [[1, 2, 3], [4, 5, 6]], [[[1], [2, 3]], 4, [[5], 6]]]
 )
 def test_elements_may_be_nested_in_any_way(data: list[Any]) -> None:
-    assert elements("X", "INT32", (2, 3), data) == [1, 2, 3, 4, 5, 6]
+    assert flat_elements("X", "INT32", (2, 3), data) == [1, 2, 3, 4, 5, 6]
 
 
 def test_an_empty_tensor_has_no_elements_to_look_at() -> None:
-    assert elements("X", "INT32", (0, 3), ["whatever"]) == []
+    assert flat_elements("X", "INT32", (0, 3), ["whatever"]) == []
 
 
 # --- generate -------------------------------------------------------------------------------------
@@ -263,7 +270,7 @@ PROMPT = {"PROMPT": Declared("BYTES", (1,)), "LIMIT": Declared("INT32", (-1, 2))
 
 
 def test_keys_are_inputs_or_parameters() -> None:
-    found = generated(
+    found = parse_generate(
         {"PROMPT": "hello", "seed": 3, "parameters": {"LIMIT": [1, 2, 3, 4], "top": 0.5}}, PROMPT
     )
     assert found.inputs == (
@@ -275,7 +282,7 @@ def test_keys_are_inputs_or_parameters() -> None:
 
 def test_the_last_size_that_may_vary_takes_what_is_left() -> None:
     declared = {"X": Declared("FP32", (-1, -1, 2))}
-    found = generated({"X": [1, 2, 3, 4, 5, 6]}, declared)
+    found = parse_generate({"X": [1, 2, 3, 4, 5, 6]}, declared)
     assert found.inputs[0].shape == (1, 3, 2)
 
 
@@ -306,5 +313,5 @@ def test_the_last_size_that_may_vary_takes_what_is_left() -> None:
 )
 def test_what_generate_refuses(document: object, text: str) -> None:
     with pytest.raises(WrongRequest) as caught:
-        generated(document, PROMPT)
+        parse_generate(document, PROMPT)
     assert caught.value.text == text

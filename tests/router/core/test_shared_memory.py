@@ -6,28 +6,28 @@ from services.router.core.errors import RegionBounds, RegionExists, RegionNotFou
 from services.router.core.shared_memory import (
     CUDA,
     SYSTEM,
-    Mapped,
+    MappedMemory,
+    MemorySource,
     Owner,
     Region,
     Regions,
-    Source,
     file_name,
 )
 
 ME, YOU = Owner("default", "me"), Owner("default", "you")
-SOURCE = Source(SYSTEM, "/in", (1, 2), 100)
+SOURCE = MemorySource(SYSTEM, "/in", (1, 2), 100)
 
 
-def with_region(name: str = "in", offset: int = 20, size: int = 50) -> tuple[Regions, Mapped]:
-    regions, mapped = Regions(), Mapped("shoal.x", ME, SOURCE)
+def with_region(name: str = "in", offset: int = 20, size: int = 50) -> tuple[Regions, MappedMemory]:
+    regions, mapped = Regions(), MappedMemory("shoal.x", ME, SOURCE)
     regions.add(Region(name, "in", mapped, offset, size))
     return regions, mapped
 
 
 def test_a_tensor_is_found_where_its_region_lies() -> None:
     regions, mapped = with_region()
-    assert regions.part(ME, "in", 0, 50) == (mapped, 20)
-    assert regions.part(ME, "in", 49, 1) == (mapped, 69)
+    assert regions.locate(ME, "in", 0, 50) == (mapped, 20)
+    assert regions.locate(ME, "in", 49, 1) == (mapped, 69)
 
 
 @pytest.mark.parametrize(
@@ -44,21 +44,21 @@ def test_a_tensor_is_found_where_its_region_lies() -> None:
 def test_a_tensor_stays_inside_its_region(offset: int, size: int, part: str) -> None:
     regions, _ = with_region()
     with pytest.raises(RegionBounds) as refused:
-        regions.part(ME, "in", offset, size)
+        regions.locate(ME, "in", offset, size)
     assert refused.value.message == f"Invalid {part} for shared memory region: 'in'"
 
 
 def test_nobody_reaches_anothers_region() -> None:
     regions, mapped = with_region()
     with pytest.raises(RegionNotFound, match="Unable to find shared memory region: 'in'"):
-        regions.part(YOU, "in", 0, 1)
+        regions.locate(YOU, "in", 0, 1)
     with pytest.raises(RegionNotFound):
-        regions.part(ME, mapped.name, 0, 1)
+        regions.locate(ME, mapped.name, 0, 1)
     assert list(regions.of(YOU, SYSTEM)) == []
     assert regions.remove(YOU, SYSTEM, "") == []
     with pytest.raises(RegionRefused, match="another caller"):
-        regions.source(YOU, "mine", SOURCE)
-    regions.check(YOU, "in")
+        regions.find_mapped(YOU, "mine", SOURCE)
+    regions.require_new(YOU, "in")
 
 
 def test_a_name_is_taken_once() -> None:
@@ -66,12 +66,12 @@ def test_a_name_is_taken_once() -> None:
     with pytest.raises(RegionExists, match="shared memory region 'in' already in manager"):
         regions.add(Region("in", "in", mapped, 0, 1))
     with pytest.raises(RegionRefused):
-        regions.check(ME, "")
+        regions.require_new(ME, "")
 
 
 @pytest.mark.parametrize(("offset", "size"), [(0, 101), (100, 1), (0, 0), (0, -1), (2**64, 1)])
 def test_a_region_is_a_part_of_what_is_there(offset: int, size: int) -> None:
-    regions, mapped = Regions(), Mapped("shoal.x", ME, SOURCE)
+    regions, mapped = Regions(), MappedMemory("shoal.x", ME, SOURCE)
     with pytest.raises(RegionRefused, match="failed to register shared memory region 'in'"):
         regions.add(Region("in", "in", mapped, offset, size))
     assert regions.mapped() == []
@@ -79,7 +79,7 @@ def test_a_region_is_a_part_of_what_is_there(offset: int, size: int) -> None:
 
 def test_regions_of_one_memory_share_what_the_servers_map() -> None:
     regions, mapped = with_region()
-    assert regions.source(ME, "more", SOURCE) is mapped
+    assert regions.find_mapped(ME, "more", SOURCE) is mapped
     regions.add(Region("more", "/in", mapped, 0, 10))
     assert regions.remove(ME, SYSTEM, "in") == [mapped]
     assert not mapped.idle
@@ -94,20 +94,20 @@ def test_regions_of_one_memory_share_what_the_servers_map() -> None:
 def test_memory_that_is_another_now_is_not_shared(changed: dict[str, object]) -> None:
     regions, _ = with_region()
     with pytest.raises(RegionRefused, match="made anew or has another size"):
-        regions.source(ME, "more", SOURCE._replace(**changed))
+        regions.find_mapped(ME, "more", SOURCE._replace(**changed))
 
 
 def test_what_is_mapped_for_nobody_is_forgotten() -> None:
     regions, mapped = with_region()
     regions.remove(ME, SYSTEM, "in")
-    assert regions.source(ME, "in", SOURCE) is mapped, "until the servers have let go of it"
+    assert regions.find_mapped(ME, "in", SOURCE) is mapped, "until the servers have let go of it"
     regions.forget(mapped)
-    assert regions.source(ME, "in", SOURCE) is None
+    assert regions.find_mapped(ME, "in", SOURCE) is None
 
 
 def test_kinds_are_listed_and_removed_apart() -> None:
     regions, mapped = with_region()
-    graphics = Mapped("shoal.y", ME, Source(CUDA, "00ff", (0,), 64))
+    graphics = MappedMemory("shoal.y", ME, MemorySource(CUDA, "00ff", (0,), 64))
     regions.add(Region("gpu", "", graphics, 0, 64))
     assert [region.name for region in regions.of(ME, SYSTEM)] == ["in"]
     assert regions.remove(ME, SYSTEM, "gpu") == []

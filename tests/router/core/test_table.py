@@ -320,16 +320,16 @@ def test_what_may_give_several_replies_is_counted_as_it_comes_and_goes(
     changes: list[Change], data: st.DataObject
 ) -> None:
     made = Table()
-    assert not made.plain, "nothing is known yet"
+    assert not made.none_decoupled, "nothing is known yet"
     for change in changes:
         unregistered = data.draw(st.booleans())
         made.apply(replace(told(change, data.draw), unregistered=unregistered))
         found = [
             entry.decoupled for route in made.routes.values() for entry in route.versions.values()
         ]
-        assert made.several == len(found) - found.count(False)
+        assert made.maybe_decoupled == len(found) - found.count(False)
         one_each = bool(made.routes) and set(found) <= {False}
-        assert made.plain == (one_each and not unregistered)
+        assert made.none_decoupled == (one_each and not unregistered)
 
 
 def directed(change: Change, draw: st.DrawFn) -> Change:
@@ -363,13 +363,13 @@ def test_what_a_request_means_is_what_the_routes_say_now(
                 wanted = resolve(made.routes, model, version, draw)
             except ShoalError as refused:
                 with pytest.raises(type(refused)):
-                    made.way(model, version, draw)
+                    made.resolve(model, version, draw)
                 continue
-            way = made.way(model, version, draw)
+            way = made.resolve(model, version, draw)
             assert way.target == wanted
             assert way.retry == made.routes[wanted.model].retry
             assert way.renamed == (wanted.model != model)
-            said = head(text_field(1, model) + text_field(2, version) + way.tail)
+            said = head(text_field(1, model) + text_field(2, version) + way.suffix)
             assert (said.model, said.version) == (wanted.model, str(wanted.version))
 
 

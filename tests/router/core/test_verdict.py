@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from services.router.core.wire.verdict import (
     Speaker,
     Verdict,
-    begun,
-    broken_off,
-    code_in_band,
-    cut_off,
-    in_band,
+    code_in_stream,
     is_decoupled,
     speaker,
+    status_of_lost_stream,
     verdict,
+    verdict_in_stream,
+    verdict_of_lost_stream,
+    was_begun,
 )
 
 UNKNOWN = "Request for unknown model: "
@@ -70,7 +70,7 @@ UNKNOWN = "Request for unknown model: "
 )
 def test_what_a_request_gets(code: str, text: str, meaning: Verdict) -> None:
     assert speaker(code, text) is Speaker.SERVER
-    assert verdict(code, text, answered=True) is meaning
+    assert verdict(code, text, from_server=True) is meaning
 
 
 REFUSED = (
@@ -101,7 +101,7 @@ CUT_OFF = (
 )
 def test_a_server_that_never_got_the_request(text: str) -> None:
     assert speaker("UNAVAILABLE", text) is Speaker.CONNECTION
-    assert verdict("UNAVAILABLE", text, answered=False) is Verdict.UNREACHED
+    assert verdict("UNAVAILABLE", text, from_server=False) is Verdict.UNREACHED
 
 
 @pytest.mark.parametrize(
@@ -119,13 +119,13 @@ def test_a_server_that_never_got_the_request(text: str) -> None:
 )
 def test_a_server_that_broke_off(text: str) -> None:
     assert speaker("UNAVAILABLE", text) is Speaker.CONNECTION
-    assert verdict("UNAVAILABLE", text, answered=False) is Verdict.BROKEN
+    assert verdict("UNAVAILABLE", text, from_server=False) is Verdict.BROKEN
 
 
 @pytest.mark.parametrize("text", CUT_OFF)
 def test_a_call_that_was_cut_off_alone(text: str) -> None:
     assert speaker("UNAVAILABLE", text) is Speaker.GRPC
-    assert verdict("UNAVAILABLE", text, answered=False) is Verdict.BROKEN
+    assert verdict("UNAVAILABLE", text, from_server=False) is Verdict.BROKEN
 
 
 @pytest.mark.parametrize("text", ["too many users", "the index is being built", "\N{FISH}"])
@@ -141,7 +141,7 @@ def test_a_model_that_is_unavailable_says_so_itself(text: str) -> None:
     ],
 )
 def test_what_a_server_answered_is_the_clients_whatever_it_says(text: str) -> None:
-    assert verdict("UNAVAILABLE", text, answered=True) is Verdict.ANSWER
+    assert verdict("UNAVAILABLE", text, from_server=True) is Verdict.ANSWER
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_what_a_server_answered_is_the_clients_whatever_it_says(text: str) -> No
 )
 def test_a_models_own_error_is_the_clients(code: str, text: str) -> None:
     assert speaker(code, text) is Speaker.SERVER
-    assert verdict(code, text, answered=True) is Verdict.ANSWER
+    assert verdict(code, text, from_server=True) is Verdict.ANSWER
 
 
 @pytest.mark.parametrize("code", ["OK", "INVALID_ARGUMENT", "INTERNAL", "ABORTED", "UNKNOWN"])
@@ -172,16 +172,16 @@ def test_a_models_own_error_is_the_clients(code: str, text: str) -> None:
 def test_only_two_codes_can_mean_not_resident(code: str, text: str) -> None:
     """A model may put any text into its error."""
     assert speaker(code, text) is Speaker.SERVER
-    assert verdict(code, text, answered=True) is Verdict.ANSWER
+    assert verdict(code, text, from_server=True) is Verdict.ANSWER
 
 
 @pytest.mark.parametrize("change", [str.lower, str.upper, str.title])
 def test_case_does_not_matter(change: Callable[[str], str]) -> None:
     unknown, refused = change(f"{UNKNOWN}'m' is not found"), change("Connection refused")
-    assert verdict("NOT_FOUND", unknown, answered=True) is Verdict.MISS
+    assert verdict("NOT_FOUND", unknown, from_server=True) is Verdict.MISS
     assert speaker("UNAVAILABLE", change("Exceeds maximum queue size")) is Speaker.SERVER
     assert speaker("UNAVAILABLE", change(CLOSED)) is Speaker.CONNECTION
-    assert verdict("UNAVAILABLE", refused, answered=False) is Verdict.UNREACHED
+    assert verdict("UNAVAILABLE", refused, from_server=False) is Verdict.UNREACHED
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_case_does_not_matter(change: Callable[[str], str]) -> None:
     ],
 )
 def test_a_dead_model_process_is_no_answer(text: str) -> None:
-    assert verdict("INTERNAL", text, answered=True) is Verdict.UNHEALTHY
+    assert verdict("INTERNAL", text, from_server=True) is Verdict.UNHEALTHY
 
 
 # --- in streams -----------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ DEAD = "Stub process 'm_0_0' is not healthy."
     ],
 )
 def test_what_is_refused_at_once(text: str, meaning: Verdict) -> None:
-    assert in_band(text, begun=False) is meaning
+    assert verdict_in_stream(text, begun=False) is meaning
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_what_is_refused_at_once(text: str, meaning: Verdict) -> None:
     ],
 )
 def test_a_model_cannot_say_that_it_is_not_there(text: str, meaning: Verdict) -> None:
-    assert in_band(text, begun=True) is meaning
+    assert verdict_in_stream(text, begun=True) is meaning
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_a_model_cannot_say_that_it_is_not_there(text: str, meaning: Verdict) ->
     ],
 )
 def test_what_the_end_of_a_stream_means(code: str, text: str, meaning: Verdict) -> None:
-    assert broken_off(code, text) is meaning
+    assert verdict_of_lost_stream(code, text) is meaning
 
 
 @given(
@@ -259,9 +259,11 @@ def test_what_the_end_of_a_stream_means(code: str, text: str, meaning: Verdict) 
     ),
 )
 def test_the_end_of_a_stream_is_no_answer_to_a_request(code: str, text: str) -> None:
-    told = cut_off(code, text)
+    told = status_of_lost_stream(code, text)
     own = speaker(*told) is Speaker.SERVER
-    assert verdict(*told, answered=own) is broken_off(code, text) is not Verdict.ANSWER
+    assert (
+        verdict(*told, from_server=own) is verdict_of_lost_stream(code, text) is not Verdict.ANSWER
+    )
 
 
 @pytest.mark.parametrize(
@@ -274,7 +276,7 @@ def test_the_end_of_a_stream_is_no_answer_to_a_request(code: str, text: str) -> 
     ],
 )
 def test_whether_triton_had_begun(text: str, expected: bool) -> None:
-    assert begun(text) is expected
+    assert was_begun(text) is expected
 
 
 @pytest.mark.parametrize(
@@ -305,4 +307,4 @@ def test_whether_a_model_is_decoupled(code: str, text: str, expected: bool) -> N
     ],
 )
 def test_the_code_of_what_came_without_one(text: str, had_begun: bool, code: str) -> None:
-    assert code_in_band(text, begun=had_begun) == code
+    assert code_in_stream(text, begun=had_begun) == code

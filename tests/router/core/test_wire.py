@@ -12,11 +12,11 @@ from services.router.core.wire import request as wire
 from services.router.core.wire.request import (
     Head,
     Sequence,
-    asks_for_finals,
+    asks_for_final_reply,
     head,
     overridden,
     overridden_in_stream,
-    refused,
+    probe,
 )
 from shoal.protobuf import Malformed
 from tests.fuzz import oracle
@@ -445,13 +445,13 @@ def test_whether_empty_finals_are_asked_for(request: Any, said: list[Any], apart
         part.parameters[FINALS].CopyFrom(choice(value))
         message += part.SerializeToString()
     last = said[-1] if said else False
-    assert asks_for_finals(message) == (last if isinstance(last, bool) else None)
+    assert asks_for_final_reply(message) == (last if isinstance(last, bool) else None)
 
 
 def test_a_choice_that_is_not_made_is_none() -> None:
     request = service_pb2.ModelInferRequest()
     request.parameters[FINALS].SetInParent()
-    assert asks_for_finals(request.SerializeToString()) is None
+    assert asks_for_final_reply(request.SerializeToString()) is None
 
 
 @settings(max_examples=200)
@@ -471,7 +471,7 @@ def test_in_a_stream_the_end_is_asked_for_too(
 
 
 def test_what_triton_is_to_refuse_names_the_model_and_no_sequence() -> None:
-    request = service_pb2.ModelInferRequest.FromString(refused("m", 7))
+    request = service_pb2.ModelInferRequest.FromString(probe("m", 7))
     assert (request.model_name, request.model_version) == ("m", "7")
     assert request.parameters["sequence_id"].WhichOneof("parameter_choice") == "bool_param"
     assert len(request.inputs) == 0

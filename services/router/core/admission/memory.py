@@ -1,43 +1,48 @@
-"""How many bytes of requests are held at a time, and whether there is room for more."""
+"""Counts the bytes of requests that are held, and decides whether there is room for more."""
 
 from typing import Final
 
 SMALL: Final = 1 << 20  # bytes
 UNLIMITED: Final = 2**63  # bytes
-RESERVE: Final = 8  # one part in so many is kept for small requests
+RESERVE: Final = 8  # one in so many bytes is kept for small requests
 
 
-class Held:
-    """`limit`: bytes of all requests together. Large ones leave a part of it to small ones, and one
-    large one is let in whatever its size where there is no other."""
+class MemoryBudget:
+    """A bound on the bytes of all requests together.
+
+    Large requests leave a part of it to small ones. A large request is admitted whatever its size
+    if there is no other."""
 
     def __init__(self, limit: int = UNLIMITED) -> None:
         self.limit = limit
-        self.total = 0
-        self.large = 0  # of these, those of large requests
-        self.refused = 0  # requests
+        #: Bytes of all requests.
+        self.held = 0
+        #: Bytes of the large requests.
+        self.large = 0
+        #: The number of requests that did not fit.
+        self.refused = 0
 
     def take(self, size: int) -> bool:
-        """Whether there is room for a request of `size` bytes; then it is held, until `give`."""
-        if size <= SMALL and self.total + size <= self.limit:
-            self.total += size
+        """Return whether there is room for a request of `size` bytes. If so, it is held until
+        `give`."""
+        if size <= SMALL and self.held + size <= self.limit:
+            self.held += size
             return True
         return self.grow(0, size)
 
     def grow(self, before: int, after: int) -> bool:
-        """Likewise for one that comes piece by piece: of its `before` bytes that are held, there
-        are to be `after`."""
-        total = self.total + after - before
+        """Return whether a request that holds `before` bytes may hold `after`. If so, it does."""
+        total = self.held + after - before
         large = self.large + _large(after) - _large(before)
         if after > before and not self._room(total, large, after):
             self.refused += 1
             return False
-        self.total, self.large = total, large
+        self.held, self.large = total, large
         return True
 
     def give(self, size: int) -> None:
-        """A request of `size` bytes is held no more."""
-        self.total -= size
+        """Release a request of `size` bytes."""
+        self.held -= size
         if size > SMALL:
             self.large -= size
 

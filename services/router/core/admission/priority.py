@@ -1,4 +1,4 @@
-"""Priority classes, and which one a request belongs to."""
+"""Priority classes, and the class of a request."""
 
 import enum
 from typing import Final
@@ -9,7 +9,7 @@ HEADER: Final = "x-shoal-priority"
 
 
 class Priority(enum.IntEnum):
-    """The smaller the more urgent, as with Triton's own `priority` parameter."""
+    """A priority class. Lower is more urgent, as with Triton's own `priority` parameter."""
 
     HIGH = 0
     NORMAL = 1
@@ -23,13 +23,14 @@ class Priority(enum.IntEnum):
 _NAMES: Final = {priority.label: priority for priority in Priority}
 
 
-def priority_of(said: str | bytes | None, parameter: int, highest: Priority) -> Priority:
-    """`said`: the header's value, None without one. `parameter`: the request's own `priority`, in
-    Triton's words: 1 is the most urgent, 0 the model's default. `highest`: the most urgent that
-    its tenant may use; more is taken for that. Raises InvalidField.
-    """
-    if said is not None:
-        given = said.decode(errors="replace") if isinstance(said, bytes) else said
+def priority_of(header: str | bytes | None, parameter: int, highest: Priority) -> Priority:
+    """Return the class of a request.
+
+    `header` is the value of its header, or None without one. `parameter` is the request's
+    `priority` in Triton's terms: 1 is the most urgent, 0 the model's default. `highest` is the most
+    urgent class that its tenant may use, which replaces any above it. Raises InvalidField."""
+    if header is not None:
+        given = header.decode(errors="replace") if isinstance(header, bytes) else header
         found = _NAMES.get(given.strip().lower())
         if found is None:
             problem = f"{given[:64]!r} is none of {', '.join(_NAMES)}."

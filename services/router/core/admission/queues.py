@@ -1,4 +1,4 @@
-"""Requests that wait for their turn: by class, in turns by tenant, then as they came."""
+"""Requests that wait for their turn: by class, by tenant in turns, and in order of arrival."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -6,28 +6,29 @@ from typing import Final
 
 from services.router.core.admission.priority import Priority
 
-# Of so many that leave the queue one is whoever waits longest, whatever its class: so the less
-# urgent are slowed down by the more urgent, and not stopped.
+# One in so many requests to leave the queue is the one that has waited longest, whatever its class.
+# More urgent requests thus slow down less urgent ones without stopping them.
 AGING_TURNS: Final = 16
 
 
 @dataclass(slots=True, eq=False)
-class Waiting:
-    """A request that waits. `size` in bytes. `until`: the last moment at which it makes sense to
-    begin with it."""
+class QueuedRequest:
+    """A request that waits."""
 
     tenant: str
     priority: Priority
+    #: Bytes.
     size: int
     arrived: float
+    #: The last moment at which it makes sense to start the request.
     until: float
 
 
-_Line = OrderedDict[Waiting, None]
+_Line = OrderedDict[QueuedRequest, None]
 
 
 class Queue:
-    """`size`: bytes of all that wait."""
+    """The requests that wait for one version. `size` is the number of their bytes."""
 
     def __init__(self) -> None:
         self._lines: tuple[OrderedDict[str, _Line], ...] = tuple(OrderedDict() for _ in Priority)
@@ -38,26 +39,26 @@ class Queue:
     def __len__(self) -> int:
         return sum(self._counts)
 
-    def __contains__(self, waiting: Waiting) -> bool:
+    def __contains__(self, waiting: QueuedRequest) -> bool:
         return waiting in self._lines[waiting.priority].get(waiting.tenant, ())
 
     def count(self, priority: Priority) -> int:
-        """Those of the class."""
+        """Return how many requests of the class wait."""
         return self._counts[priority]
 
     def any_up_to(self, priority: Priority) -> bool:
-        """Whether one waits that is as urgent or more."""
+        """Return whether a request waits that is at least as urgent."""
         return any(self._counts[: priority + 1])
 
     def ahead(self, priority: Priority, tenant: str) -> int:
-        """How many will leave before the next one of the tenant in that class does, if nobody
-        comes after it."""
+        """Return how many requests leave before the tenant's next one in that class, if none comes
+        after it."""
         lines = self._lines[priority]
         own = len(lines.get(tenant, ()))
         same = sum(min(len(line), own + 1) for name, line in lines.items() if name != tenant)
         return sum(self._counts[:priority]) + own + same
 
-    def put(self, waiting: Waiting) -> None:
+    def put(self, waiting: QueuedRequest) -> None:
         lines = self._lines[waiting.priority]
         line = lines.get(waiting.tenant)
         if line is None:
@@ -67,14 +68,15 @@ class Queue:
         self.size += waiting.size
 
     def most_urgent(self) -> Priority:
-        """The class of whoever is the most urgent. Raises IndexError when nobody waits."""
+        """Return the most urgent class that has a request waiting. Raises IndexError if nobody
+        waits."""
         for priority in Priority:
             if self._counts[priority]:
                 return priority
         raise IndexError("nobody waits")
 
-    def take(self) -> Waiting:
-        """Whoever's turn it is. Raises IndexError when nobody waits."""
+    def take(self) -> QueuedRequest:
+        """Remove and return the request whose turn it is. Raises IndexError if nobody waits."""
         waiting = _head(self._lines[self.most_urgent()])
         self._turn = (self._turn + 1) % AGING_TURNS
         if not self._turn:
@@ -86,8 +88,8 @@ class Queue:
             lines.move_to_end(waiting.tenant)
         return waiting
 
-    def remove(self, waiting: Waiting) -> None:
-        """Raises KeyError if it does not wait."""
+    def remove(self, waiting: QueuedRequest) -> None:
+        """Remove a request. Raises KeyError if it does not wait."""
         lines = self._lines[waiting.priority]
         line = lines[waiting.tenant]
         del line[waiting]
@@ -96,9 +98,11 @@ class Queue:
         self._counts[waiting.priority] -= 1
         self.size -= waiting.size
 
-    def yielding(self, priority: Priority, tenant: str) -> Waiting | None:
-        """Who gives its place to one more of the class and tenant: the newest of the least urgent
-        class, or of a tenant in the same class that has more than this one would have."""
+    def to_displace(self, priority: Priority, tenant: str) -> QueuedRequest | None:
+        """Return the request that gives its place to one more of the class and tenant, or None.
+
+        It is the newest of the least urgent class, or of a tenant in the same class that has more
+        requests than this one would have."""
         for lower in reversed(Priority):
             lines = self._lines[lower]
             if lower < priority or not lines:
@@ -109,5 +113,5 @@ class Queue:
         return None
 
 
-def _head(lines: OrderedDict[str, _Line]) -> Waiting:
+def _head(lines: OrderedDict[str, _Line]) -> QueuedRequest:
     return next(iter(next(iter(lines.values()))))

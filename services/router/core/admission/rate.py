@@ -1,4 +1,6 @@
-"""How often something happens, and how often it may. Times are the caller's, in seconds."""
+"""How often something happens, and how often it may.
+
+Times are the caller's, in seconds."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,23 +12,26 @@ RETRIES_A_SECOND: Final = 10.0
 
 
 class Bucket(NamedTuple):
-    """A token bucket: `tokens` that were there at the time `at`."""
+    """A token bucket that held `tokens` at the time `at`."""
 
     tokens: float
     at: float
 
     def filled(self, rate: float, burst: float, now: float) -> float:
-        """The tokens at `now`: `rate` more each second, `burst` at most."""
+        """Return the tokens at `now`, with `rate` more each second and at most `burst`."""
         return min(burst, self.tokens + rate * max(0.0, now - self.at))
 
 
 def full(burst: float, now: float) -> Bucket:
+    """Return a full bucket."""
     return Bucket(burst, now)
 
 
 def take(bucket: Bucket, rate: float, burst: float, now: float) -> tuple[Bucket, float]:
-    """One token, if there is a whole one: the bucket afterwards, and the seconds until the next
-    one is there, which are 0 if it was taken. `rate` > 0, `burst` >= 1."""
+    """Take one token if there is a whole one.
+
+    Returns the bucket afterwards, and the seconds until the next token is there, which are 0 if one
+    was taken. `rate` > 0, `burst` >= 1."""
     tokens = bucket.filled(rate, burst, now)
     if tokens >= 1.0:
         return Bucket(tokens - 1.0, now), 0.0
@@ -35,8 +40,10 @@ def take(bucket: Bucket, rate: float, burst: float, now: float) -> tuple[Bucket,
 
 @dataclass(slots=True)
 class Meter:
-    """What happened in the last `span` seconds, from two counts: the part of the one before that
-    still lies within counts as if it had happened evenly."""
+    """Counts what happened in the last `span` seconds.
+
+    It keeps two counts. The part of the previous span that is still within reach counts as if its
+    events had been spread evenly."""
 
     span: float = 1.0
     _begun: float = -math.inf
@@ -54,7 +61,7 @@ class Meter:
         return self._count + self._before * (1.0 - (now - self._begun) / self.span)
 
     def rate(self, now: float) -> float:
-        """A second."""
+        """Return the count per second."""
         return self.count(now) / self.span
 
     def _turn(self, now: float) -> None:
@@ -66,29 +73,30 @@ class Meter:
 
 @dataclass(slots=True)
 class RetryBudget:
-    """How many requests may be sent again: a fifth of those of the last 10 s, and 10 a second
-    besides, for whoever sends few. So a failure of many cannot double the load on what is left.
+    """Bounds how many requests may be sent again: a fifth of the requests of the last 10 s, plus 10
+    a second for those who send few. A large failure thus cannot double the load on what is left.
 
-    The rule and its numbers are those of Finagle's RetryBudget. `hedged`: sent to another replica
-    because the first one takes long. `refused`: retries that it did not allow. `requests`: is to be
-    added to when one begins.
-    """
+    The rule and its numbers are those of Finagle's RetryBudget."""
 
     retried: int = 0
+    #: Requests sent to a second replica because the first one took long.
     hedged: int = 0
+    #: Retries that were not allowed.
     refused: int = 0
+    #: To be incremented for every request that starts.
     requests: Meter = field(default_factory=lambda: Meter(RETRY_SECONDS))
     _retries: Meter = field(default_factory=lambda: Meter(RETRY_SECONDS))
 
     def retry(self, now: float) -> bool:
-        """Whether one more may be sent again; it counts as sent if so."""
+        """Return whether one more request may be sent again. If so, it counts as sent."""
         allowed = self._take(now)
         self.retried += allowed
         self.refused += not allowed
         return allowed
 
     def hedge(self, now: float) -> bool:
-        """Likewise, of one that may yet be answered."""
+        """Return whether one more request may be sent to a second replica. If so, it counts as
+        sent."""
         allowed = self._take(now)
         self.hedged += allowed
         return allowed

@@ -1,4 +1,4 @@
-"""What each tenant may have: a rate, and a number of requests at the same time."""
+"""The limits of tenants: on the rate of their requests, and on how many are under way at a time."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,35 +10,39 @@ from services.router.core.errors import RateLimited, TenantLimited
 
 ANYBODY: Final = "*"  # stands for every tenant without limits of its own
 COLD: Final = 1000
-MANY: Final = 10_000  # tenants, before those that say nothing are forgotten
+MANY: Final = 10_000  # tenants, beyond which those without a history are forgotten
 LABELS: Final = 100
 OTHERS: Final = "(others)"
-RETRY_SECONDS: Final = 0.5  # after which one of a tenant's requests may have ended
+RETRY_SECONDS: Final = 0.5  # in which one of a tenant's requests may end
 
 
 @dataclass(frozen=True, slots=True)
 class TenantLimit:
-    """None: as many as come. `rate`: requests a second; `burst`: at once, after a pause, by default
-    those of a second. `in_flight`: at the same time, wherever they wait. `cold`: that wait until
-    their model is resident. `priority`: the most urgent class that it may use."""
+    """The limits of one tenant. None means no limit."""
 
+    #: Requests a second.
     rate: float | None = None
+    #: Requests at once after a pause; by default, those of one second.
     burst: float | None = None
+    #: Requests at a time, wherever they wait.
     in_flight: int | None = None
+    #: Requests at a time that wait for their model to become resident.
     cold: int | None = COLD
+    #: The most urgent class that the tenant may use.
     priority: Priority = Priority.HIGH
 
 
 @dataclass(slots=True)
 class Tenant:
-    """Its requests now. `label`: its name in metrics. `admitted`: requests so far, by class; the
-    tenants of one label have one count together. `usual`: the class of a request that does not say
-    how urgent it is."""
+    """A tenant and its requests."""
 
     name: str
+    #: The tenant's name in metrics.
     label: str
     limit: TenantLimit
-    usual: Priority
+    #: The class of a request that does not say how urgent it is.
+    default_priority: Priority
+    #: Requests so far by class, counted together for all tenants with the same label.
     admitted: list[int] = field(default_factory=lambda: [0] * len(Priority))
     bucket: Bucket | None = None
     in_flight: int = 0
@@ -46,18 +50,20 @@ class Tenant:
 
 
 class Tenants:
-    """`workers`: Routers that share the limits evenly; no share is below 1. `admitted`: requests
-    by the tenants' labels and class."""
+    """All tenants that are known."""
 
     def __init__(self, limits: Mapping[str, TenantLimit]) -> None:
+        #: Routers that share the limits evenly. No share is below 1.
         self.workers = 1
         self._limits = limits
         self._anybody = limits.get(ANYBODY, TenantLimit())
         self._tenants: dict[str, Tenant] = {}
         self._many = MANY
+        #: Requests by label of the tenant, and by class.
         self.admitted: dict[str, list[int]] = {}
 
     def tenant(self, name: str, now: float) -> Tenant:
+        """Return the tenant of that name, new if it is not known."""
         known = self._tenants.get(name)
         if known is None:
             if len(self._tenants) >= self._many:
@@ -65,12 +71,12 @@ class Tenants:
             label = self._label(name)
             count = self.admitted.setdefault(label, [0] * len(Priority))
             limit = self._limits.get(name, self._anybody)
-            usual = priority_of(None, 0, limit.priority)
-            known = self._tenants[name] = Tenant(name, label, limit, usual, count)
+            default_priority = priority_of(None, 0, limit.priority)
+            known = self._tenants[name] = Tenant(name, label, limit, default_priority, count)
         return known
 
     def enter(self, tenant: Tenant, now: float, *, cold: bool) -> None:
-        """One of its requests begins, until `leave`. Raises RateLimited, TenantLimited."""
+        """Start a request, which lasts until `leave`. Raises RateLimited, TenantLimited."""
         limit = tenant.limit
         if limit.in_flight is not None:
             self._check(tenant, tenant.in_flight, limit.in_flight, "in flight")
@@ -82,20 +88,21 @@ class Tenants:
         if cold:
             tenant.cold += 1
 
-    def follow(self, tenant: Tenant, *, cold: bool) -> None:
-        """As `enter`, for one that no limit may stop."""
+    def force(self, tenant: Tenant, *, cold: bool) -> None:
+        """Start a request that no limit may stop."""
         tenant.in_flight += 1
         if cold:
             tenant.cold += 1
 
     def leave(self, tenant: Tenant, *, cold: bool) -> None:
-        """`cold`: as it was given to `enter`."""
+        """End a request. `cold` is what `enter` was given."""
         tenant.in_flight -= 1
         if cold:
             tenant.cold -= 1
 
     def _label(self, name: str) -> str:
-        """Metrics tell the first tenants apart, and those that the settings name."""
+        """Return the name in metrics, which tell apart the first tenants and those named in the
+        settings."""
         if name in self.admitted or name in self._limits or len(self.admitted) < LABELS:
             return name
         return OTHERS
@@ -120,12 +127,12 @@ class Tenants:
             )
 
     def _shares(self, limit: TenantLimit, rate: float) -> tuple[float, float]:
-        """Rate and burst of this worker."""
+        """Return the rate and burst of this worker."""
         burst = rate if limit.burst is None else limit.burst
         return rate / self.workers, max(1.0, burst / self.workers)
 
     def _forget(self, now: float) -> None:
-        """Those that are as if they had never been here."""
+        """Forget tenants about whom there is nothing to remember."""
         self._tenants = {
             name: tenant
             for name, tenant in self._tenants.items()

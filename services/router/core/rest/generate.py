@@ -3,20 +3,20 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from services.router.core.rest.infer import Infer, Input, Scalar, elements, request_id, scalar
+from services.router.core.rest.infer import Infer, Input, Scalar, flat_elements, request_id, scalar
 from services.router.core.rest.values import INVALID, MISSING, WrongRequest, members, obj
 
 
 class Declared(NamedTuple):
-    """An input as the model declares it; -1 in `shape` stands for any."""
+    """An input as the model declares it. -1 in `shape` stands for any size."""
 
     datatype: str
     shape: tuple[int, ...]
 
 
-def generated(document: object, declared: Mapping[str, Declared]) -> Infer:
-    """A request of Triton's generate extension: each key an input of that name, or else a
-    parameter; those under `parameters` likewise. Raises WrongRequest."""
+def parse_generate(document: object, declared: Mapping[str, Declared]) -> Infer:
+    """Return a request of Triton's generate extension. Each key, also under `parameters`, is an
+    input if the model has one of that name, else a parameter. Raises WrongRequest."""
     parameters: dict[str, Scalar] = {}
     inputs: list[Input] = []
     id_ = request_id(document)
@@ -54,12 +54,13 @@ def _generated_input(name: str, declared: Declared, value: object) -> Input:
         name,
         declared.datatype,
         shape,
-        elements=elements(name, declared.datatype, (len(data),), data),
+        elements=flat_elements(name, declared.datatype, (len(data),), data),
     )
 
 
 def _generated_shape(name: str, declared: tuple[int, ...], count: int) -> tuple[int, ...]:
-    """Fixed sizes stand, the last that may vary takes what is left, others are 1."""
+    """Return the shape of an input with `count` elements. Fixed sizes stand, the last variable one
+    takes what is left, and others are 1."""
     left = count
     for dim in reversed(declared):
         if dim != -1:

@@ -1,4 +1,4 @@
-"""What HTTP headers say, and the status that an answer of Triton's protocol has in HTTP."""
+"""HTTP headers of requests, and HTTP statuses for gRPC codes."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -6,7 +6,7 @@ from typing import Final
 
 from services.router.core.rest.values import INVALID, WrongRequest
 
-# Triton's HTTP server for the codes that it has, google.rpc's HTTP mapping for the rest.
+# As Triton's HTTP server has it for the codes that it knows, and google.rpc's mapping for the rest.
 _STATUS: Final = {
     "OK": 200,
     "CANCELLED": 400,
@@ -26,7 +26,7 @@ _STATUS: Final = {
     "DATA_LOSS": 500,
     "UNAUTHENTICATED": 401,
 }
-# Where the code alone would say the wrong thing to a client that knows HTTP only.
+# Exceptions, where the code alone would mislead a client that only knows HTTP.
 _STATUS_OF_REASON: Final = {
     "MESSAGE_TOO_LARGE": 413,
     "JSON_TOO_LARGE": 413,
@@ -40,7 +40,7 @@ _GRPC_TIMEOUT: Final = re.compile(r"(\d{1,8})([HMSmun])")
 _DECIMAL: Final = re.compile(r"\d{1,9}(\.\d{1,9})?")
 _ATOI: Final = re.compile(r"\s*([+-]?\d+)")
 
-# Of a request's headers, those that a gRPC call would bring as metadata.
+# Names of headers that a gRPC call would carry as metadata.
 _METADATA: Final = re.compile(
     rb"(x-[0-9a-z_.-]+|traceparent|tracestate|baggage|authorization)(?<!-bin)"
 )
@@ -48,13 +48,14 @@ _PRINTABLE: Final = re.compile(rb"[\x20-\x7e]*")
 
 
 def status(code: str, reason: str = "") -> int:
-    """The HTTP status for a gRPC code's name, and the reason of a ShoalError where there is one."""
+    """Return the HTTP status for the name of a gRPC code, and for the reason of a ShoalError if
+    there is one."""
     return _STATUS_OF_REASON.get(reason) or _STATUS.get(code, 500)
 
 
 def metadata(headers: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[str, str], ...]:
-    """The headers that go with a request as a gRPC call's metadata would; their names in small
-    letters."""
+    """Return those headers that a gRPC call would carry as metadata. Names must be in lower
+    case."""
     return tuple(
         [
             (name.decode("ascii"), value.decode("ascii"))
@@ -65,7 +66,8 @@ def metadata(headers: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[str, str], .
 
 
 def peer(client: tuple[str, int] | None) -> str:
-    """As gRPC spells it. A client whose address could not be read any more is not trusted."""
+    """Return a client's address as gRPC writes it. A client whose address could not be determined
+    is not trusted."""
     if client is None or not client[0]:
         return "unknown:"
     host, port = client
@@ -73,12 +75,11 @@ def peer(client: tuple[str, int] | None) -> str:
 
 
 def timeout(headers: Mapping[bytes, bytes]) -> float | None:
-    """Seconds that the caller waits; the least of what it says, None where it says nothing.
+    """Return the seconds that the caller waits: the least that it names, or None.
 
-    `x-request-timeout` in seconds, `grpc-timeout` as gRPC has it (`5S`, `250m`), and what Envoy
-    tells of its own, `x-envoy-expected-rq-timeout-ms`, whose 0 stands for none. Raises
-    WrongRequest.
-    """
+    `x-request-timeout` is in seconds and `grpc-timeout` as in gRPC (`5S`, `250m`). Envoy gives its
+    own timeout in `x-envoy-expected-rq-timeout-ms`, where 0 stands for none. Raises
+    WrongRequest."""
     found = [
         seconds
         for name, read in _TIMEOUTS
@@ -118,8 +119,8 @@ _TIMEOUTS: Final = (
 
 
 def json_size(header: bytes | None, size: int) -> int:
-    """Bytes of JSON at the beginning of a body of `size`, from Inference-Header-Content-Length;
-    without one all of it. Raises WrongRequest."""
+    """Return the bytes of JSON at the beginning of a body of `size` bytes, as
+    Inference-Header-Content-Length says; without that header, all of it. Raises WrongRequest."""
     if header is None:
         return size
     text = header.decode("latin-1")
@@ -133,7 +134,8 @@ def json_size(header: bytes | None, size: int) -> int:
 
 
 def encoding(accepted: bytes | None) -> str:
-    """`gzip`, `deflate` or `identity`: what Accept-Encoding likes best, the first of equals."""
+    """Return `gzip`, `deflate` or `identity`: what Accept-Encoding prefers, the first among
+    equals."""
     best, most = "identity", 0.0
     for entry in (accepted or b"").decode("latin-1").split(","):
         name, _, rest = entry.strip().partition(";q=")

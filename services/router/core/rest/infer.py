@@ -1,4 +1,4 @@
-"""An inference request in Triton's JSON: what it asks, checked in Triton's order and words."""
+"""Inference requests in Triton's JSON, checked in Triton's order and refused in its words."""
 
 from collections.abc import Mapping
 from itertools import chain
@@ -29,7 +29,7 @@ SIZES: Final[Mapping[str, int]] = {
     **dict.fromkeys(("UINT16", "INT16", "FP16", "BF16"), 2),
     **dict.fromkeys(("UINT32", "INT32", "FP32"), 4),
     **dict.fromkeys(("UINT64", "INT64", "FP64"), 8),
-}  # bytes of an element; of BYTES each has its own
+}  # bytes of an element; BYTES elements vary
 
 _MISMATCH: Final = "Unable to parse 'data': Shape does not match true shape of 'data' field"
 _BINARY_ONLY: Final = ("FP16", "BF16")
@@ -40,7 +40,7 @@ _RESERVED: Final = (
 
 
 class RegionPart(NamedTuple):
-    """Of shared memory: `offset` and `size` in bytes."""
+    """A part of a region of shared memory. `offset` and `size` are in bytes."""
 
     name: str
     offset: int
@@ -48,7 +48,8 @@ class RegionPart(NamedTuple):
 
 
 class Input(NamedTuple):
-    """One of three: `size` bytes of the binary part, elements from JSON, a region."""
+    """An input. Its data is one of three: `size` bytes of the binary part, `elements` from JSON, or
+    a `region`."""
 
     name: str
     datatype: str
@@ -59,7 +60,8 @@ class Input(NamedTuple):
 
 
 class Output(NamedTuple):
-    """`classes`: how many of the best to answer with, 0 for the tensor itself."""
+    """An output that is asked for. `classes` is how many of the best classes to return, 0 for the
+    tensor itself."""
 
     name: str
     binary: bool = False
@@ -68,7 +70,7 @@ class Output(NamedTuple):
 
 
 class Infer(NamedTuple):
-    """`binary`: how outputs come that are not named."""
+    """An inference request. `binary` says whether outputs that are not named come in binary."""
 
     id: str = ""
     parameters: Mapping[str, Scalar] = {}
@@ -77,8 +79,8 @@ class Infer(NamedTuple):
     binary: bool = False
 
 
-def parsed(document: object) -> Infer:
-    """`document`: of the body's JSON. Raises WrongRequest."""
+def parse_infer(document: object) -> Infer:
+    """Return the request in a JSON document. Raises WrongRequest."""
     id_ = request_id(document)
     parameters, binary = _parameters(document)
     inputs = array(
@@ -97,12 +99,13 @@ def parsed(document: object) -> Infer:
 
 
 def request_id(document: object) -> str:
+    """Return the id that a document gives the request, or "". Raises WrongRequest."""
     found = find(document, "id")
     return "" if found is MISSING else string(found, "Unable to parse 'id'")
 
 
 def scalar(name: str, value: object) -> Scalar:
-    """A parameter as it is handed on: a number beyond int64 becomes a double."""
+    """Return the value of a parameter. Numbers beyond int64 become doubles. Raises WrongRequest."""
     if isinstance(value, str | bool | float):
         return value
     if isinstance(value, int):
@@ -113,15 +116,16 @@ def scalar(name: str, value: object) -> Scalar:
     )
 
 
-def elements(name: str, datatype: str, shape: tuple[int, ...], data: object) -> list[Any]:
-    """`data`, nested in any way, as a flat list of what `datatype` takes. Raises WrongRequest."""
+def flat_elements(name: str, datatype: str, shape: tuple[int, ...], data: object) -> list[Any]:
+    """Return `data`, nested in any way, as a flat list of elements of `datatype`. Raises
+    WrongRequest."""
     expected = prod(shape) if shape else 0
     if not expected:
-        return []  # Triton looks no further
+        return []  # Triton does not look at the data then
     flat, kinds = _flat(array(data, "Unable to parse 'data'"))
     if datatype == "BYTES":
         if kinds - {str}:
-            raise wrong(_AS["string"], "Unable to parse JSON bytes array")
+            raise wrong(_WRONG_TYPE["string"], "Unable to parse JSON bytes array")
         return flat
     if datatype in _BINARY_ONLY:
         raise WrongRequest(
@@ -137,7 +141,7 @@ def elements(name: str, datatype: str, shape: tuple[int, ...], data: object) -> 
     return flat
 
 
-_AS: Final = {
+_WRONG_TYPE: Final = {
     "string": "attempt to access JSON non-string as string",
     "boolean": "attempt to access JSON non-boolean as boolean",
     "unsigned": "attempt to access JSON non-unsigned-integer as unsigned-integer",
@@ -146,25 +150,25 @@ _AS: Final = {
 }
 
 
-_TAKEN: Final[Mapping[str, tuple[str, tuple[type, ...], tuple[int, int] | None]]] = {
+_ACCEPTED: Final[Mapping[str, tuple[str, tuple[type, ...], tuple[int, int] | None]]] = {
     "B": ("boolean", (bool,), None),
     "F": ("double", (int, float), None),
     "U": ("unsigned", (int,), (0, 2**64 - 1)),
     "I": ("signed", (int,), (-(2**63), 2**63 - 1)),
-}  # by the first letter of a datatype: the name in the text, types and bounds of what it takes
+}  # by a datatype's first letter: its name in texts, the types and the bounds of its elements
 
 
 def _check(datatype: str, flat: list[Any], kinds: set[type]) -> None:
-    taken, allowed, bounds = _TAKEN[datatype[0]]
+    kind, allowed, bounds = _ACCEPTED[datatype[0]]
     bad = not kinds.issubset(allowed)
     if not bad and bounds is not None and flat:
         bad = min(flat) < bounds[0] or max(flat) > bounds[1]
     if bad:
-        raise wrong(_AS[taken], "Unable to parse 'data'")
+        raise wrong(_WRONG_TYPE[kind], "Unable to parse 'data'")
 
 
 def _flat(data: list[Any]) -> tuple[list[Any], set[type]]:
-    """The leaves of nested lists in their order, and their types."""
+    """Return the leaves of nested lists in order, and their types."""
     kinds = set(map(type, data))
     while list in kinds:
         if len(kinds) == 1:
@@ -176,7 +180,7 @@ def _flat(data: list[Any]) -> tuple[list[Any], set[type]]:
 
 
 def _parameters(document: object) -> tuple[dict[str, Scalar], bool]:
-    """Those that go on to Triton, and `binary_data_output`."""
+    """Return the parameters for Triton, and `binary_data_output`."""
     given = find(document, "parameters")
     found: dict[str, Scalar] = {}
     binary = False
@@ -213,7 +217,7 @@ def _input(document: object) -> Input:
     datatype = string(member(document, "datatype", what), what)
     what = "Unable to parse 'shape'"
     dims = array(member(document, "shape", what), what)
-    # What JSON can't say, -1, comes as the largest number.
+    # -1 comes as the largest unsigned number.
     shape = tuple(signed(unsigned(dim, what)) for dim in dims)
     size = find(given, "binary_data_size")
     if size is not MISSING:
@@ -222,7 +226,7 @@ def _input(document: object) -> Input:
     region = _region(given)
     if region is not None:
         return Input(name, datatype, shape, region=region)
-    leaves = elements(name, datatype, shape, find(document, "data"))
+    leaves = flat_elements(name, datatype, shape, find(document, "data"))
     return Input(name, datatype, shape, elements=leaves)
 
 

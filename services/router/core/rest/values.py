@@ -1,7 +1,7 @@
-"""Values out of a request's JSON, refused with the words of Triton's HTTP server.
+"""Reads values from a request's JSON, refusing wrong ones in the words of Triton's HTTP server.
 
-It calls wrong JSON INTERNAL, which is a 500 in HTTP; so do we, for what matches on that.
-"""
+That server calls wrong JSON INTERNAL, which is 500 in HTTP. So does the Router, for clients that
+match on it."""
 
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ _UINT64: Final = range(2**64)
 
 
 class WrongRequest(Exception):
-    """Refused in Triton's own words. `code`: the gRPC name of its code."""
+    """A request refused in Triton's own words. `code` is the name of the gRPC code."""
 
     def __init__(self, code: str, text: str) -> None:
         super().__init__(code, text)
@@ -26,23 +26,24 @@ class WrongRequest(Exception):
 
 
 class Missing:
-    """No member of that name."""
+    """Stands for a member that is not there."""
 
 
 MISSING: Final = Missing()
 
 
 def wrong(text: str, what: str = "") -> WrongRequest:
+    """Return the refusal of a value. `what` begins its text."""
     return WrongRequest(INTERNAL, f"{what}: {text}" if what else text)
 
 
 def find(value: object, name: str) -> Any:
-    """The member, or MISSING where there is none or `value` is no object."""
+    """Return a member, or MISSING if there is none or `value` is not an object."""
     return value.get(name, MISSING) if isinstance(value, dict) else MISSING
 
 
 def member(value: object, name: str, what: str = "") -> Any:
-    """`what`: begins the text of a refusal, here and below."""
+    """Return a member. `what` begins the text of a refusal, here and below."""
     found = find(value, name)
     if found is MISSING:
         raise wrong(f"attempt to access non-existing object member '{name}'", what)

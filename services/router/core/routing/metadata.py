@@ -1,39 +1,43 @@
-"""What a call's metadata says, and what of it the next hop may see."""
+"""What the metadata of a call says, and which of it goes on to the next hop."""
 
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-EXPLAIN: Final = "x-shoal-explain"  # with any value: trailers say who answered, and why
+EXPLAIN: Final = "x-shoal-explain"  # whatever its value, trailers say who answered and why
 
 _OWN: Final = "x-shoal-"
-# Triton's control key and our own identity headers are ours alone; the rest of these belong to one
-# hop only, or are set anew for the next. A content-length would be wrong for the longer message.
+# Triton's control key and Shoal's identity headers must not come from callers. The others belong to
+# one hop, or are set anew for the next; a content-length would be wrong for the longer message.
 _STRIPPED: Final = (
     *("grpc-", "triton-grpc-protocol-", _OWN),
     *("content-length", "user-agent", "trace"),
 )
-SAME_CALLERS: Final = 128  # what they say is mostly what they said last time
-_ENTRY_BYTES: Final = 32  # that an entry counts besides its text: RFC 9113, 6.5.2
+SAME_CALLERS: Final = 128  # most calls repeat the metadata of an earlier one
+_ENTRY_BYTES: Final = 32  # overhead of an entry, in RFC 9113, 6.5.2
 
 Metadata = Collection[tuple[str, str | bytes]]
 Pairs = tuple[tuple[str, str | bytes], ...]
 
 
-class Said(NamedTuple):
-    """`given`: all of it. `onward`: what the next hop may see. `own`: what begins with `x-shoal-`,
-    by name; of several entries the first. `size`: bytes, counted as HTTP/2 does."""
+class CallerMetadata(NamedTuple):
+    """The metadata of a call as its caller sent it."""
 
-    given: Pairs
+    #: All entries.
+    pairs: Pairs
+    #: The entries for the next hop.
     onward: Pairs
-    own: Mapping[str, str | bytes]
+    #: The first entry of each name that begins with `x-shoal-`.
+    shoal: Mapping[str, str | bytes]
+    #: Bytes, counted as HTTP/2 does.
     size: int
 
 
 @lru_cache(maxsize=SAME_CALLERS)
-def read(metadata: Pairs) -> Said:
+def read_metadata(metadata: Pairs) -> CallerMetadata:
+    """Sort the metadata of a call."""
     onward: list[tuple[str, str | bytes]] = []
-    own: dict[str, str | bytes] = {}
+    shoal: dict[str, str | bytes] = {}
     size = _ENTRY_BYTES * len(metadata)
     for entry in metadata:
         key, value = entry
@@ -41,10 +45,10 @@ def read(metadata: Pairs) -> Said:
         if not key.startswith(_STRIPPED):
             onward.append(entry)
         elif key.startswith(_OWN):
-            own.setdefault(key, value)
-    return Said(metadata, tuple(onward), own, size)
+            shoal.setdefault(key, value)
+    return CallerMetadata(metadata, tuple(onward), shoal, size)
 
 
 def forwarded(metadata: Metadata) -> Pairs:
-    """What the next hop may see."""
+    """Return the entries for the next hop."""
     return tuple([entry for entry in metadata if not entry[0].startswith(_STRIPPED)])

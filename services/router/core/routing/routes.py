@@ -1,7 +1,6 @@
-"""From what a request names to the version that answers it: the one source of routing rules.
+"""The routing rules: from what a request names to the version that answers it.
 
-The rules are plain data (default, aliases, arms), so that they can be compiled to other tables.
-"""
+The rules are plain data (default, aliases, arms), so that they can be compiled to other tables."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,8 @@ from shoal.names import is_alias, is_model_name, parse_version
 
 
 class Target(NamedTuple):
+    """A model version."""
+
     model: str
     version: int
 
@@ -26,7 +27,7 @@ class Target(NamedTuple):
 
 
 class Replica(NamedTuple):
-    """A version on a server."""
+    """A model version on a server."""
 
     server: str
     target: Target
@@ -34,19 +35,22 @@ class Replica(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class VersionRoute:
-    """`servers`: where it is READY. `servable`: whether it may be asked for at all. `decoupled`:
-    whether it gives any number of replies to a request; None where that is not known."""
+    """A model version as the table knows it."""
 
     config_digest: str = ""
+    #: The servers on which it is READY.
     servers: tuple[str, ...] = ()
+    #: Whether it may be asked for at all.
     servable: bool = True
+    #: Why it is not resident.
     reason: str = ""
+    #: Whether it gives any number of replies to a request; None if that is not known.
     decoupled: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """`version` 0: that model's default."""
+    """A share of the traffic for a model. `version` 0 stands for the default of the arm's model."""
 
     model: str
     version: int
@@ -55,12 +59,15 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`default_version` 0: none is approved. `arms`: empty means the default version alone."""
+    """The routing rules of a model."""
 
+    #: 0 if no version is approved.
     default_version: int = 0
     aliases: Mapping[str, int] = field(default_factory=dict)
     versions: Mapping[int, VersionRoute] = field(default_factory=dict)
+    #: The arms of the traffic policy. If there are none, the default version gets all traffic.
     arms: tuple[Arm, ...] = ()
+    #: Whether a request may be sent again after a server broke off with it.
     retry: bool = True
 
 
@@ -68,11 +75,11 @@ Routes = Mapping[str, Route]
 
 
 def resolve(routes: Routes, model: str, version: str, draw: float) -> Target:
-    """The version that a request means. `version`: "" for the traffic policy's choice, a number, or
-    an alias. `draw`: uniform in [0, 1).
+    """Return the version that a request means.
 
-    Raises InvalidName, ModelNotFound, InvalidVersion, VersionNotFound, NoApprovedVersion.
-    """
+    `version` is a number, an alias, or "" for the choice of the traffic policy, which is made by
+    `draw`, uniform in [0, 1). Raises InvalidName, ModelNotFound, InvalidVersion, VersionNotFound,
+    NoApprovedVersion."""
     route = routes.get(model)
     if route is None:
         if not is_model_name(model):
@@ -86,7 +93,7 @@ def resolve(routes: Routes, model: str, version: str, draw: float) -> Target:
 
 
 def shares(routes: Routes, model: str, version: str) -> list[tuple[Target, float]]:
-    """Every target that `resolve` could give for a request, with its probability."""
+    """Return every target that `resolve` could give for a request, with its probability."""
     route = routes.get(model)
     if route is None or version or not route.arms:
         return [(resolve(routes, model, version, 0.0), 1.0)]
@@ -95,7 +102,7 @@ def shares(routes: Routes, model: str, version: str) -> list[tuple[Target, float
 
 
 def why(routes: Routes, model: str, version: str, target: Target) -> str:
-    """In words, why a request for `model` and `version` meant `target`."""
+    """Return in words why a request for `model` and `version` meant `target`."""
     if version:
         return f"version {version!r} was asked for: {target}"
     if not routes[model].arms:

@@ -1,4 +1,4 @@
-"""Which replica a sequence of requests has begun on, and so stays on."""
+"""The replicas on which sequences of requests have begun, and must stay."""
 
 import hashlib
 import zlib
@@ -10,22 +10,24 @@ from typing import Final
 from services.router.core.routing.routes import Replica, Target
 from services.router.core.wire.request import Sequence
 
-IDLE_SECONDS: Final = 60.0  # then it is taken for abandoned
+IDLE_SECONDS: Final = 60.0  # without a request, until it is taken for abandoned
 
 
 @dataclass
 class Sequences:
-    """By model version and the id that clients chose. Times are the caller's, in seconds."""
+    """Sequences by model version and by the id that the client chose. Times are the caller's, in
+    seconds."""
 
     _tied: dict[tuple[Target, int | str], tuple[Replica, float]] = field(default_factory=dict)
     _count: Counter[Replica] = field(default_factory=Counter)
 
     def replica(self, target: Target, id_: int | str) -> Replica | None:
+        """Return the replica that the sequence is tied to."""
         found = self._tied.get((target, id_))
         return None if found is None else found[0]
 
     def tie(self, id_: int | str, replica: Replica, now: float) -> bool:
-        """It has begun there, or goes on there. Whether it is the first one there."""
+        """Tie a sequence to `replica`. Returns whether it is the only one there."""
         key = replica.target, id_
         before = self._tied.get(key)
         self._tied[key] = replica, now
@@ -36,24 +38,23 @@ class Sequences:
         self._count[replica] += 1
         return self._count[replica] == 1
 
-    def known(self, target: Target, id_: int | str) -> bool:
-        return (target, id_) in self._tied
-
     def begun(self, target: Target, asked: Sequence) -> bool:
-        """Whether a request goes on with a sequence that is known of; ask before it is tied."""
-        return not asked.start and self.known(target, asked.id)
+        """Return whether a request continues a sequence that is known. Ask before it is tied."""
+        return not asked.start and (target, asked.id) in self._tied
 
     def end(self, target: Target, id_: int | str) -> None:
+        """Forget a sequence."""
         tied = self._tied.pop((target, id_), None)
         if tied is not None:
             self._count[tied[0]] -= 1
 
-    def any(self, replica: Replica) -> bool:
-        """Whether one is tied to it."""
+    def any_on(self, replica: Replica) -> bool:
+        """Return whether a sequence is tied to the replica."""
         return self._count[replica] > 0
 
-    def used(self, now: float) -> Mapping[Replica, tuple[int, float]]:
-        """Of each replica, how many are tied to it, and the seconds since the newest was used."""
+    def usage(self, now: float) -> Mapping[Replica, tuple[int, float]]:
+        """Return, for each replica, the number of sequences tied to it and the seconds since one
+        was last used. Sequences unused for `IDLE_SECONDS` are forgotten."""
         for (target, id_), (_, last) in list(self._tied.items()):
             if now - last > IDLE_SECONDS:
                 self.end(target, id_)
@@ -64,19 +65,18 @@ class Sequences:
         return {replica: (count, now - newest[replica]) for replica, count in self._count.items()}
 
 
-def over(asked: Sequence, *, begun: bool, failed: bool) -> bool:
-    """Whether its sequence is over with a request: the last of it, or one that failed where nothing
-    had `begun` before it."""
+def ends_sequence(asked: Sequence, *, begun: bool, failed: bool) -> bool:
+    """Return whether a request ends its sequence: as the last of it, or by failing if nothing had
+    `begun` before."""
     return asked.end or (failed and not begun)
 
 
-def home(servers: Iterable[str], id_: int | str) -> str:
-    """The server of `servers`, at least one, where the sequence belongs that is tied to none: the
-    same one for every Router that has the same table.
+def home_server(servers: Iterable[str], id_: int | str) -> str:
+    """Return which of `servers` takes the sequence if it is tied to none. Every Router with the
+    same table returns the same server. `servers` must not be empty.
 
-    Rendezvous hashing (Thaler and Ravishankar 1998): a server more or less moves only the sequences
-    that are, or were, at home there.
-    """
+    Rendezvous hashing (Thaler and Ravishankar 1998): a server that comes or goes moves only those
+    sequences that are at home there."""
 
     def weight(server: str) -> bytes:
         return hashlib.blake2b(f"{server}\0{id_}".encode(), digest_size=8).digest()
@@ -84,9 +84,9 @@ def home(servers: Iterable[str], id_: int | str) -> str:
     return max(servers, key=weight)
 
 
-def draw(sequence: Sequence | None, chance: float) -> float:
-    """Return where in [0, 1) a traffic policy sends a request: at `chance`, which was drawn for it,
-    or where all requests of its sequence go."""
+def policy_draw(sequence: Sequence | None, chance: float) -> float:
+    """Return where in [0, 1) a traffic policy sends a request: at `chance`, drawn for it, or where
+    all requests of its sequence go."""
     if sequence is None:
         return chance
     return zlib.crc32(str(sequence.id).encode()) / 2**32

@@ -5,10 +5,12 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from services.router.core.routing.routes import Replica, Route, Target, VersionRoute, resolve
-from services.router.core.wire.request import tail
+from services.router.core.wire.request import override
 
 
 class Revision(NamedTuple):
+    """A revision of the table, numbered within the epoch of the Controller that made it."""
+
     epoch: int
     number: int
 
@@ -19,82 +21,89 @@ class Revision(NamedTuple):
 NONE = Revision(0, 0)
 
 
-class Way(NamedTuple):
-    """What a request means. `tail`: appended to its message it says so to a Triton, which knows no
-    aliases and no policies. `retry`: whether it may be sent again after a server broke off with it.
-    `renamed`: whether another model than the one asked for answers it."""
+class Resolution(NamedTuple):
+    """The version that a request means."""
 
     target: Target
-    tail: bytes
+    #: To be appended to the request's message, for Tritons know neither aliases nor traffic
+    #: policies.
+    suffix: bytes
+    #: Whether the request may be sent again after a server broke off with it.
     retry: bool
+    #: Whether a model other than the one asked for answers.
     renamed: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """`whole`: everything, else only what differs. Names in `removed_*` are gone.
-    `unknown_servers`: those of `addresses` that the Controller has not inventoried yet.
-    `unregistered`: something is resident besides."""
+    """A change to the table."""
 
     revision: Revision
+    #: Whether it replaces the table, rather than parts of it.
     whole: bool
     routes: Mapping[str, Route]
     addresses: Mapping[str, str]
+    #: Those of `addresses` that the Controller has not inventoried yet.
     unknown_servers: frozenset[str] = frozenset()
     removed_models: frozenset[str] = frozenset()
     removed_servers: frozenset[str] = frozenset()
+    #: Whether anything is resident that is not registered.
     unregistered: bool = False
 
 
 class StaleEpoch(Exception):
-    """The change comes from a Controller that does not act any more."""
+    """The change comes from a Controller that no longer acts."""
 
 
 @dataclass
 class Table:
-    """`routes` by model, `addresses` (host:port) by server. `withdrawn`: the revision at which a
-    replica was last taken away; grants that are older do not count. `unknown`: servers that the
-    Controller has not inventoried yet; they still hold what they held, as far as we know. `ready`:
-    the replicas that `routes` tell of, by version; none is empty. `several`: versions that give any
-    number of replies to a request, or may. `unregistered`: something is resident that `routes` do
-    not tell of. `_ways`: by what a request asks for, where the draw does not matter."""
+    """The placement table."""
 
     revision: Revision = NONE
+    #: Routes by model.
     routes: dict[str, Route] = field(default_factory=dict)
+    #: host:port by server.
     addresses: dict[str, str] = field(default_factory=dict)
+    #: The revision at which a replica was last taken away. Older grants of it do not count.
     withdrawn: dict[Replica, Revision] = field(default_factory=dict)
+    #: Servers that the Controller has not inventoried yet. They are taken to hold what they held.
     unknown: frozenset[str] = frozenset()
+    #: The READY replicas by version. None of the tuples is empty.
     ready: dict[Target, tuple[Replica, ...]] = field(default_factory=dict)
-    several: int = 0
+    #: The number of versions that are, or may be, decoupled.
+    maybe_decoupled: int = 0
+    #: Whether anything is resident that `routes` do not have.
     unregistered: bool = False
-    _ways: dict[tuple[str, str], Way] = field(default_factory=dict)
+    #: What requests mean, where that does not depend on the draw.
+    _resolutions: dict[tuple[str, str], Resolution] = field(default_factory=dict)
 
     @property
-    def plain(self) -> bool:
-        """Whether every version gives one reply to a request, also those that another Router may
-        still ask after they were removed. Only then may requests go by streams of the Router's own
-        to such versions: a Triton with streams to both kinds crashes."""
-        return not self.several and not self.unregistered and bool(self.routes)
+    def none_decoupled(self) -> bool:
+        """Whether no version is decoupled, including removed ones that another Router may still
+        ask. Only then may requests to such versions use streams of the Router's own: a Triton with
+        streams to both kinds of models crashes."""
+        return not self.maybe_decoupled and not self.unregistered and bool(self.routes)
 
-    def way(self, model: str, version: str, draw: float) -> Way:
-        """What a request for `model` and `version` means; raises as `resolve` does."""
-        known = self._ways.get((model, version))
+    def resolve(self, model: str, version: str, draw: float) -> Resolution:
+        """Return what a request for `model` and `version` means. Raises what `routes.resolve`
+        raises."""
+        known = self._resolutions.get((model, version))
         if known is not None:
             return known
         target = resolve(self.routes, model, version, draw)
         renamed = target.model != model
-        way = Way(
+        resolution = Resolution(
             target,
-            tail(target.model if renamed else None, target.version),
+            override(target.model if renamed else None, target.version),
             self.routes[target.model].retry,
             renamed,
         )
         if version or not self.routes[model].arms:
-            self._ways[model, version] = way
-        return way
+            self._resolutions[model, version] = resolution
+        return resolution
 
     def apply(self, change: Change) -> set[Replica]:
-        """Take a change in; return the replicas that it withdrew. Raises StaleEpoch."""
+        """Apply a change and return the replicas that it withdrew. Raises StaleEpoch."""
         if change.revision.epoch < self.revision.epoch:
             raise StaleEpoch(f"epoch {change.revision.epoch} is before {self.revision.epoch}")
         unknown = self._still_unknown(change)
@@ -102,22 +111,22 @@ class Table:
             model: self._keeping(model, route, unknown) for model, route in change.routes.items()
         }
         gone = set(change.removed_models)
-        self._ways.clear()
+        self._resolutions.clear()
         if change.whole:
             gone |= self.routes.keys() - fresh.keys()
         else:
             found = self.unknown - unknown
-            for model in self._on(found) - fresh.keys() - gone:
+            for model in self._models_on(found) - fresh.keys() - gone:
                 fresh[model] = _without(self.routes[model], found)
         self.unknown = unknown
         touched = {*fresh, *gone}
         before = dict.fromkeys(replicas(self.routes, touched))
-        self.several -= self._several(touched)
+        self.maybe_decoupled -= self._count_maybe_decoupled(touched)
         for model in gone:
             self.routes.pop(model, None)
         self.routes.update(fresh)
         after = dict.fromkeys(replicas(self.routes, touched))
-        self.several += self._several(touched)
+        self.maybe_decoupled += self._count_maybe_decoupled(touched)
         for replica in before:
             self.ready.pop(replica.target, None)
         for replica in after:
@@ -132,30 +141,31 @@ class Table:
         return withdrawn
 
     def entry(self, target: Target) -> VersionRoute | None:
-        """None where the version is not registered."""
+        """Return the version's entry, or None if it is not registered."""
         route = self.routes.get(target.model)
         return route.versions.get(target.version) if route is not None else None
 
     def servers(self, target: Target) -> tuple[str, ...]:
-        """Where the version is READY."""
+        """Return the servers on which the version is READY."""
         entry = self.entry(target)
         return entry.servers if entry is not None else ()
 
     def digest(self, target: Target) -> str:
-        """Of the version's config; empty where it is not registered."""
+        """Return the digest of the version's config, or "" if it is not registered."""
         entry = self.entry(target)
         return entry.config_digest if entry is not None else ""
 
     def holds(self, replica: Replica) -> bool:
+        """Return whether the replica is READY."""
         return replica.server in self.servers(replica.target)
 
     def outdated(self, replica: Replica, revision: Revision) -> bool:
-        """Whether a grant of `replica` at `revision` was overtaken: by a withdrawal, or by another
-        Controller that acts now."""
+        """Return whether a grant of `replica` at `revision` was overtaken by a withdrawal, or by
+        another Controller that acts now."""
         overtaken = self.withdrawn.get(replica, NONE) > revision
         return overtaken or revision.epoch < self.revision.epoch
 
-    def _several(self, models: Iterable[str]) -> int:
+    def _count_maybe_decoupled(self, models: Iterable[str]) -> int:
         return sum(
             entry.decoupled is not False
             for model in models
@@ -175,8 +185,8 @@ class Table:
         before = frozenset() if change.whole else self.unknown - change.removed_servers
         return before - change.addresses.keys() | change.unknown_servers
 
-    def _on(self, servers: frozenset[str]) -> set[str]:
-        """The models with a replica on one of `servers`."""
+    def _models_on(self, servers: frozenset[str]) -> set[str]:
+        """Return the models that have a replica on one of `servers`."""
         return {
             replica.target.model
             for replica in replicas(self.routes, self.routes if servers else ())
@@ -184,7 +194,8 @@ class Table:
         }
 
     def _keeping(self, model: str, route: Route, unknown: frozenset[str]) -> Route:
-        """`route` with what the table has of it on servers that are unknown to the Controller."""
+        """Return `route` with the replicas that the table has on servers unknown to the
+        Controller."""
         known = self.routes.get(model)
         if known is None or not unknown:
             return route
@@ -208,7 +219,7 @@ def _without(route: Route, servers: frozenset[str]) -> Route:
 
 
 def replicas(routes: Mapping[str, Route], models: Iterable[str]) -> Iterable[Replica]:
-    """All replicas of `models`."""
+    """Yield all replicas of `models`."""
     for model in models:
         route = routes.get(model)
         if route is not None:

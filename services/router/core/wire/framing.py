@@ -1,4 +1,4 @@
-"""Raw tensors beside the rest of a message: cut out of a body, put into one, never decoded."""
+"""Takes raw tensors out of a message, or puts them into one, without decoding them."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -13,27 +13,27 @@ from shoal.protobuf import (
     varint,
 )
 
-# Field numbers of raw_input_contents in inference.ModelInferRequest, and of raw_output_contents in
-# ModelInferResponse, as tags of length-delimited fields.
+# Tags of raw_input_contents in inference.ModelInferRequest, and of raw_output_contents in
+# ModelInferResponse.
 _RAW_INPUT: Final = bytes((7 << 3 | 2,))
 _RAW_OUTPUT: Final = 6 << 3 | 2
 
 Raw = bytes | memoryview
 
 
-def with_inputs(head: bytes, contents: Iterable[Raw]) -> bytes:
-    """`head`: a serialized ModelInferRequest without raw_input_contents."""
+def with_raw_inputs(head: bytes, contents: Iterable[Raw]) -> bytes:
+    """Return a ModelInferRequest with `contents` as its raw_input_contents. `head` is the
+    serialized rest of it."""
     parts: list[Raw] = [head]
     for content in contents:
         parts += (_RAW_INPUT + encoded(len(content)), content)
     return b"".join(parts)
 
 
-def without_outputs(message: bytes) -> tuple[bytes, list[memoryview]]:
-    """A serialized ModelInferResponse without its raw_output_contents, and those apart.
+def split_raw_outputs(message: bytes) -> tuple[bytes, list[memoryview]]:
+    """Split a serialized ModelInferResponse into itself without raw_output_contents, and those.
 
-    Raises ValueError (Malformed) where it is none.
-    """
+    Raises ValueError (Malformed) if it is not a message."""
     view = memoryview(message)
     kept: list[memoryview] = []
     contents: list[memoryview] = []

@@ -1,9 +1,8 @@
-"""The few fields of a ModelInferRequest that routing needs, read without decoding the rest.
+"""The few fields of a ModelInferRequest that routing needs, read without decoding the others.
 
-A protobuf message may repeat a scalar field, and the last one counts. The walk honours that, so
-the Router and Triton cannot disagree about which model was asked for, and an appended field
-overrides the one before it.
-"""
+A protobuf message may repeat a scalar field; the last occurrence counts. The walk honours that, so
+the Router and Triton cannot disagree about the model that was asked for, and an appended field
+overrides the one before it."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -29,12 +28,12 @@ from shoal.protobuf import (
 # Field numbers of inference.ModelInferRequest; in ModelInferResponse the first two are the same.
 MODEL_NAME: Final = 1
 MODEL_VERSION: Final = 2
-MARK: Final = "0"  # before a version, in a request of `overridden_in_stream`
+VERSION_MARK: Final = "0"  # in front of a version in `overridden_in_stream`
 
 _NAMES: Final = frozenset({1 << 3 | 2, 2 << 3 | 2, 3 << 3 | 2})  # model, version, id
-_INPUT: Final = 5 << 3 | 2  # an InferInputTensor, of which only the shape is looked at
+_INPUT: Final = 5 << 3 | 2  # an InferInputTensor, of which only the shape is read
 _SHAPE: Final = 3
-_CONTENTS: Final = 7 << 3 | 2  # of an input: not looked into
+_CONTENTS: Final = 7 << 3 | 2  # of an input: not read
 _KEY, _VALUE = 1, 2  # in an entry of a map
 _PARAMETER: Final = 4 << 3 | 2  # an entry of the map `parameters`
 _READ: Final = frozenset({"sequence_id", "sequence_start", "sequence_end", "priority"})
@@ -43,31 +42,31 @@ _OUTPUT: Final = 6 << 3 | 2  # an InferRequestedOutputTensor
 _CLASSES: Final = b"classification"
 # The choices of an InferParameter, with their wire types: bool, int64, string, double, uint64.
 _CHOICES: Final = frozenset({(1, 0), (2, 0), (3, 2), (4, 1), (5, 0)})
-_BOOL: Final = 1  # of an InferParameter's choices
+_BOOL: Final = 1  # among the choices of an InferParameter
 
-# Asks for a reply that says no more than that it is the last one.
-_FINALS: Final = b"triton_enable_empty_final_response"
-_FINALS_ENTRY: Final = (
-    bytes((_KEY << 3 | 2, len(_FINALS))) + _FINALS + bytes((2 << 3 | 2, 2, _BOOL << 3, 1))
+# Asks for a final reply that says nothing but that it is the last.
+_FINAL_REPLY: Final = b"triton_enable_empty_final_response"
+_FINAL_REPLY_ENTRY: Final = (
+    bytes((_KEY << 3 | 2, len(_FINAL_REPLY))) + _FINAL_REPLY + bytes((2 << 3 | 2, 2, _BOOL << 3, 1))
 )
 
-# Beyond what any client sends, and soon enough that a hostile message costs little.
+# More than any client sends, but few enough that a hostile message costs little.
 _MAX_FIELDS: Final = 2**14
 _MAX_TEXT: Final = 2**16  # bytes of a name, version or id
-_MAX_PARAMETERS: Final = 64  # of those that are read
+_MAX_PARAMETERS: Final = 64  # of the kinds that are read
 _MAX_PARAMETER_FIELDS: Final = 16
 _MAX_INPUT_FIELDS: Final = 256
 _MAX_DIMENSIONS: Final = 64  # as many as numpy has
-_MAX_ELEMENTS: Final = 2**48  # of a tensor: no memory holds more
+_MAX_ELEMENTS: Final = 2**48  # of a tensor; no memory holds more
 
-# What stands before the contents of a request's tensors is the same from one to the next.
+# What precedes the contents of the tensors is mostly the same in one request as in the next.
 LONGEST_PREAMBLE: Final = 512  # bytes
 MOST_PREAMBLES: Final = 4096
 _MOST_CONTENTS: Final = 64
 
 
 class Sequence(NamedTuple):
-    """Of what a request says of the sequence that it belongs to."""
+    """What a request says about the sequence that it belongs to."""
 
     id: int | str
     start: bool
@@ -75,33 +74,38 @@ class Sequence(NamedTuple):
 
 
 class Head(NamedTuple):
+    """The fields that routing needs."""
+
     model: str
     version: str
     id: str
     sequence: Sequence | None = None
-    priority: int = 0  # as Triton has it: 1 is the most urgent, 0 the model's default
-    classes: bool = False  # whether an output may ask for classes in place of a tensor
+    #: In Triton's terms: 1 is the most urgent, 0 the model's default.
+    priority: int = 0
+    #: Whether an output may ask for classes instead of a tensor.
+    classes: bool = False
 
 
-class Known(NamedTuple):
-    """What a request began with, and what that says. `size`: bytes of the whole request, where no
-    more than one tensor's contents followed; `start`: until these begin."""
+class Preamble(NamedTuple):
+    """How a request began, and what that says."""
 
+    #: All bytes in front of the tensors' contents.
     preamble: bytes
     head: Head
+    #: Bytes of the whole request if at most one tensor's contents followed, else 0.
     size: int
+    #: All bytes up to those contents themselves.
     start: bytes
 
 
-preambles: Final[dict[bytes, Known]] = {}  # by their first field, which is the model's name
+preambles: Final[dict[bytes, Preamble]] = {}  # by the first field, which is the model's name
 
 
 def head(message: bytes) -> Head:
-    """Model, version, id, sequence and priority of a serialized ModelInferRequest.
+    """Return model, version, id, sequence and priority of a serialized ModelInferRequest.
 
-    Raises Malformed; also for what protobuf would take and no client sends: groups, more or larger
-    fields than the limits above, and shapes whose elements cannot be counted.
-    """
+    Raises Malformed, also for what protobuf accepts and no client sends: groups, more or larger
+    fields than the limits above, and shapes whose elements cannot be counted."""
     first = message[: message[1] + 2] if len(message) > 1 else message
     known = preambles.get(first)
     if known is not None:
@@ -114,14 +118,15 @@ def head(message: bytes) -> Head:
     if size <= LONGEST_PREAMBLE:
         if len(preambles) >= MOST_PREAMBLES:
             preambles.clear()
-        start = message[: _begin(message, size)]
+        start = message[: _contents_start(message, size)]
         whole = len(message) if start else 0
-        preambles[first] = Known(message[:size], found, whole, start)
+        preambles[first] = Preamble(message[:size], found, whole, start)
     return found
 
 
-def _begin(message: bytes, position: int) -> int:
-    """Where the only tensor's contents begin after a preamble; 0 where there are several."""
+def _contents_start(message: bytes, position: int) -> int:
+    """Return where the contents of the only tensor begin after a preamble, or 0 if there are
+    several."""
     end = len(message)
     if position == end:
         return end
@@ -130,8 +135,8 @@ def _begin(message: bytes, position: int) -> int:
 
 
 def _are_contents(message: bytes, position: int) -> bool:
-    """Whether there is nothing from `position` on but a few tensors' contents; False also where
-    only `_walk` can tell."""
+    """Return whether nothing but the contents of a few tensors follows from `position` on. False
+    may also mean that only `_walk` can tell."""
     end = len(message)
     try:
         for _ in repeat(None, _MOST_CONTENTS):
@@ -148,9 +153,10 @@ def _are_contents(message: bytes, position: int) -> bool:
 
 
 def _walk(message: bytes) -> tuple[Head, int]:
-    """As `head`, with the size of the preamble: after it there are tensors' contents alone."""
+    """Read a request field by field. Returns its head and the size of its preamble, after which
+    there are only tensors' contents."""
     found = ["", "", "", ""]
-    said: list[slice] = []
+    parameters: list[slice] = []
     classes = False
     preamble = position = 0
     end = len(message)
@@ -160,7 +166,7 @@ def _walk(message: bytes) -> tuple[Head, int]:
                 break
             tag = message[position]
             size = message[position + 1]
-            if size < 0x80:  # what there is of most requests
+            if size < 0x80:  # most fields of most requests
                 if tag == _CONTENTS:
                     position += size + 2
                     continue
@@ -196,7 +202,7 @@ def _walk(message: bytes) -> tuple[Head, int]:
                     message.find(b"sequence_", start, position) >= 0
                     or message.find(_PRIORITY_KEY, start, position) >= 0
                 ):
-                    said.append(slice(start, position))
+                    parameters.append(slice(start, position))
                 elif tag == _OUTPUT and message.find(_CLASSES, start, position) >= 0:
                     classes = True
                 elif tag == _INPUT and position <= end:
@@ -217,7 +223,7 @@ def _walk(message: bytes) -> tuple[Head, int]:
             raise Malformed(f"more than {_MAX_FIELDS} fields")
         if position > end:
             raise Malformed("it ends in the middle of a field")
-        sequence, priority = _parameters(message, said) if said else (None, 0)
+        sequence, priority = _parameters(message, parameters) if parameters else (None, 0)
         return Head(found[1], found[2], found[3], sequence, priority, classes), preamble
     except UnicodeDecodeError as error:
         raise Malformed(f"a name is not UTF-8: {error.reason}") from error
@@ -227,14 +233,17 @@ def _walk(message: bytes) -> tuple[Head, int]:
 
 @lru_cache(maxsize=10_000)
 def _check_small_input(tensor: bytes) -> None:
-    """As `_check_input`: the inputs of a model are alike from request to request."""
+    """Check an input, once for all requests that have it: a model's inputs are alike from request
+    to request."""
     _check_input(tensor, slice(0, len(tensor)))
 
 
 def _check_input(message: bytes, tensor: slice) -> None:
-    """Raises Malformed where dimensions do not multiply to a number of elements. Triton 24.10 lets
-    the product overflow, and where that fits the contents, the process of a Python model dies of
-    such an input, and the model does not even unload. It refuses negative products itself."""
+    """Raises Malformed if the dimensions do not multiply to a number of elements.
+
+    Triton 24.10 lets the product overflow. If the result matches the contents, the process of a
+    Python model dies of such an input, and the model cannot even be unloaded. Negative products are
+    refused by Triton itself."""
     shape = _dimensions(message, tensor)
     if prod(max(abs(size), 1) for size in shape) > _MAX_ELEMENTS:
         raise Malformed(f"an input of more than {_MAX_ELEMENTS} elements: {shape}")
@@ -243,7 +252,7 @@ def _check_input(message: bytes, tensor: slice) -> None:
 
 
 def _dimensions(message: bytes, tensor: slice) -> list[int]:
-    """The shape of an InferInputTensor."""
+    """Return the shape of an InferInputTensor."""
     shape: list[int] = []
     for number, kind, content in fields(message, tensor, "an input", _MAX_INPUT_FIELDS):
         if number != _SHAPE or kind not in (VARINT, BYTES):
@@ -263,28 +272,28 @@ def _dimensions(message: bytes, tensor: slice) -> list[int]:
 
 
 def _parameters(message: bytes, entries: list[slice]) -> tuple[Sequence | None, int]:
-    """Sequence and priority, from entries of `parameters`; None where they name no sequence, which
-    0 and "" do not."""
+    """Return sequence and priority from entries of `parameters`. The ids 0 and "" do not name a
+    sequence."""
     if len(entries) > _MAX_PARAMETERS:
         raise Malformed(f"more than {_MAX_PARAMETERS} parameters about sequences or priority")
-    said: dict[str, int | str] = {}
+    values: dict[str, int | str] = {}
     for entry in entries:
         key, value = _entry(message, entry)
         if key in _READ:
-            said[key] = _choice(message, value)
-    id_, urgent = said.get("sequence_id"), said.get("priority")
+            values[key] = _parameter_value(message, value)
+    id_, urgent = values.get("sequence_id"), values.get("priority")
     priority = urgent if isinstance(urgent, int) else 0
     if not id_:
         return None, priority
-    start, end = bool(said.get("sequence_start")), bool(said.get("sequence_end"))
+    start, end = bool(values.get("sequence_start")), bool(values.get("sequence_end"))
     return Sequence(id_, start, end), priority
 
 
 def _entry(message: bytes, entry: slice) -> tuple[str, slice]:
-    """Key and value. Parsers differ on entries that repeat a field or have others, so those are
-    refused."""
+    """Return the key and the value of an entry. Entries that repeat a field or have other fields
+    are refused, since parsers differ on them."""
     found: dict[int, slice] = {}
-    for number, _, content in _of_parameter(message, entry):
+    for number, _, content in _parameter_fields(message, entry):
         if number not in (_KEY, _VALUE) or number in found or not isinstance(content, slice):
             raise Malformed("a parameter with other fields than one key and one value")
         found[number] = content
@@ -292,10 +301,11 @@ def _entry(message: bytes, entry: slice) -> tuple[str, slice]:
     return _text(message, found.get(_KEY, nothing)), found.get(_VALUE, nothing)
 
 
-def _choice(message: bytes, value: slice) -> int | str:
-    """What an InferParameter says: of several choices the last one counts. 0 for a double."""
+def _parameter_value(message: bytes, value: slice) -> int | str:
+    """Return the value of an InferParameter, 0 for a double. If there are several, the last one
+    counts."""
     chosen: int | str = 0
-    for number, kind, content in _of_parameter(message, value):
+    for number, kind, content in _parameter_fields(message, value):
         if (number, kind) in _CHOICES:
             chosen = _text(message, content) if isinstance(content, slice) else content
             if number == _BOOL:
@@ -303,7 +313,7 @@ def _choice(message: bytes, value: slice) -> int | str:
     return chosen
 
 
-def _of_parameter(message: bytes, part: slice) -> Iterator[tuple[int, int, int | slice]]:
+def _parameter_fields(message: bytes, part: slice) -> Iterator[tuple[int, int, int | slice]]:
     return fields(message, part, "a parameter", _MAX_PARAMETER_FIELDS)
 
 
@@ -315,79 +325,68 @@ def _text(message: bytes, part: slice) -> str:
 
 
 def overridden(message: bytes, model: str | None, version: int | None) -> bytes:
-    """The message with another model name or version, by appending what then counts."""
-    return message + tail(model, version)
+    """Return the message with another model name or version, by appending fields that override
+    them."""
+    return message + override(model, version)
 
 
-def with_fields(message: bytes, model: str | None, version: str | None) -> bytes:
-    """As `overridden`, with any version."""
-    fields = b"" if model is None else text_field(MODEL_NAME, model)
-    return message + fields + (b"" if version is None else text_field(MODEL_VERSION, version))
+def name_fields(model: str | None, version: str | None) -> bytes:
+    """Return fields that name a model and a version, leaving out what is None."""
+    name = b"" if model is None else text_field(MODEL_NAME, model)
+    return name if version is None else name + text_field(MODEL_VERSION, version)
 
 
-def asks_for_finals(message: bytes) -> bool | None:
-    """Whether a serialized ModelInferRequest that `head` accepts asks for a reply of its own that
-    says that the last one has been; None where it says so in a way that Triton refuses.
+def asks_for_final_reply(message: bytes) -> bool | None:
+    """Return whether a serialized ModelInferRequest that `head` accepts asks for a final reply of
+    its own, which says that there are no more; None if it asks in a way that Triton refuses.
 
-    Raises Malformed.
-    """
-    if _FINALS not in message:
+    Raises Malformed."""
+    if _FINAL_REPLY not in message:
         return False
-    said: bool | None = False
+    asked: bool | None = False
     for entry in _entries(message):
-        if message.find(_FINALS, entry.start, entry.stop) < 0:
+        if message.find(_FINAL_REPLY, entry.start, entry.stop) < 0:
             continue
         key, value = _entry(message, entry)
-        if key == _FINALS.decode():
-            found = _of_parameter(message, value)
+        if key == _FINAL_REPLY.decode():
+            found = _parameter_fields(message, value)
             chosen = [number for number, kind, _ in found if (number, kind) in _CHOICES]
-            said = bool(_choice(message, value)) if chosen[-1:] == [_BOOL] else None
-    return said
+            asked = bool(_parameter_value(message, value)) if chosen[-1:] == [_BOOL] else None
+    return asked
 
 
 def _entries(message: bytes) -> Iterator[slice]:
-    """Those of `parameters`, of a message that `head` accepts."""
-    position = 0
-    while position < len(message):
-        tag, position = varint(message, position, NUMBER_BYTES)
-        kind = tag & 7
-        if kind == BYTES:
-            size, position = varint(message, position, NUMBER_BYTES)
-            if tag == _PARAMETER:
-                yield slice(position, position + size)
-            position += size
-        elif kind == VARINT:
-            _, position = varint(message, position, VARINT_BYTES)
-        else:
-            position += 8 if kind == FIXED64 else 4
+    """Yield the entries of `parameters` in a message that `head` accepts."""
+    for number, _, content in fields(message, slice(0, len(message)), "a request", _MAX_FIELDS):
+        if number == _PARAMETER >> 3 and isinstance(content, slice):
+            yield content
 
 
 def overridden_in_stream(message: bytes, model: str | None, version: int) -> bytes:
-    """As `overridden`, for a model that may be decoupled: Triton then says when it has ended.
+    """Return the message with another model name or version, for a model that may be decoupled:
+    Triton then says when the last reply has been sent.
 
-    The version is the same number with a 0 before it. Triton reads it as the number and repeats it
-    as it is in that last word alone, while the model's own replies say the number.
-    """
-    return message + _stream_tail(model, version)
+    The version is the same number with a leading 0. Triton reads it as the number and repeats it
+    literally in that final reply alone, while the model's own replies name the number."""
+    return message + _stream_override(model, version)
 
 
 @lru_cache(maxsize=10_000)
-def refused(model: str, version: int) -> bytes:
-    """A request for a model that there is, which Triton refuses before it looks at inputs: the id
-    of its sequence is a boolean."""
+def probe(model: str, version: int) -> bytes:
+    """Return a request for an existing model that Triton refuses before it looks at the inputs: its
+    sequence's id is a boolean."""
     name = b"sequence_id"
     entry = bytes((_KEY << 3 | 2, len(name))) + name + bytes((_VALUE << 3 | 2, 2, _BOOL << 3, 1))
-    return tail(model, version) + bytes((_PARAMETER, len(entry))) + entry
+    return override(model, version) + bytes((_PARAMETER, len(entry))) + entry
 
 
 @lru_cache(maxsize=10_000)
-def _stream_tail(model: str | None, version: int) -> bytes:
-    fields = tail(model, None) + text_field(MODEL_VERSION, f"{MARK}{version}")
-    return fields + bytes((_PARAMETER, len(_FINALS_ENTRY))) + _FINALS_ENTRY
+def _stream_override(model: str | None, version: int) -> bytes:
+    names = name_fields(model, f"{VERSION_MARK}{version}")
+    return names + bytes((_PARAMETER, len(_FINAL_REPLY_ENTRY))) + _FINAL_REPLY_ENTRY
 
 
 @lru_cache(maxsize=10_000)
-def tail(model: str | None, version: int | None) -> bytes:
-    """What to append to a message for another model name or version."""
-    fields = b"" if model is None else text_field(MODEL_NAME, model)
-    return fields if version is None else fields + text_field(MODEL_VERSION, str(version))
+def override(model: str | None, version: int | None) -> bytes:
+    """Return what to append to a message to override its model name or version."""
+    return name_fields(model, None if version is None else str(version))

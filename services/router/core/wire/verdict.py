@@ -1,4 +1,4 @@
-"""What a failed call to a Triton means: for the client, or for another try."""
+"""What a failed call to a Triton means: for the client, or for another attempt."""
 
 import enum
 import re
@@ -6,12 +6,14 @@ from typing import Final
 
 
 class Verdict(enum.Enum):
-    """ANSWER      the server's own answer: the client's to see.
-    MISS        the version is not resident there: ask the Controller, then try again.
-    UNREACHED   the server never got the request: as a miss.
-    BROKEN      the server broke off while it had the request: one more try at most.
-    UNHEALTHY   the model's process there is dead, and was when or after it got the request: as
-                BROKEN, and nothing more can come of that replica."""
+    """What a failed call means.
+
+    ANSWER      It is the server's own answer, for the client to see.
+    MISS        The version is not resident there: ask the Controller, then try again.
+    UNREACHED   The server never got the request: treat it like a miss.
+    BROKEN      The server broke off while it had the request: try once more at most.
+    UNHEALTHY   The model's process there is dead, and was so when the server got the request or
+                died after that: treat it like BROKEN. That replica cannot answer any more."""
 
     ANSWER = enum.auto()
     MISS = enum.auto()
@@ -20,7 +22,7 @@ class Verdict(enum.Enum):
     UNHEALTHY = enum.auto()
 
 
-# Triton's own texts under code UNAVAILABLE (release 24.10), of its queues.
+# Triton's own texts about its queues under code UNAVAILABLE (release 24.10).
 _OWN_UNAVAILABLE: Final = ("exceeds maximum queue size", "request timeout expired")
 _NOT_READY: Final = re.compile(r"request for unknown model: .* is not at ready state", re.DOTALL)
 _STOPPING: Final = re.compile(
@@ -33,25 +35,26 @@ _NEVER_SENT: Final = (
     "transport closed",
     "dns resolution failed",
 )
-# What gRPC says (releases 1.78 to 1.85) when a connection is lost speaks of one of these.
+# Words of which gRPC uses one (releases 1.78 to 1.85) when a connection is lost.
 _CONNECTION: Final = re.compile(
     r"connect|socket|transport|stream|goaway|tcp|endpoint|recvmsg|sendmsg|\bpipe\b|\bping\b|"
     r"keepalive|http|channel|network|handshake|dns|resol|address|shutdown|shutting down"
 )
-# And when a single call is cut off, on a connection that stays.
+# How gRPC begins when a single call is cut off on a connection that stays.
 _CUT_OFF: Final = re.compile(
     r"(stream removed \()?(rst_stream|received rst_stream|received http2 header with status)"
 )
-# Of a Python model, alone or in ensembles. What a model itself raises comes behind other words.
+# A Python model's process, alone or in ensembles. What a model raises comes after other words.
 _DEAD_PROCESS: Final = re.compile(r"(in ensemble '[^']*', )*stub process '[^']*' is not healthy")
 
 
 class Speaker(enum.Enum):
-    """Whose word a call's status may be: gRPC marks its own by nothing, and models choose theirs.
+    """Who may have set a call's status. gRPC does not mark its own, and models are free to imitate
+    them.
 
-    SERVER      the server's.
-    CONNECTION  gRPC's, if the connection is lost: then it is when the call ends, or within moments.
-    GRPC        gRPC's, although the connection may be there."""
+    SERVER      The server.
+    CONNECTION  gRPC, if the connection is lost when the call ends or within moments.
+    GRPC        gRPC, although the connection may still be there."""
 
     SERVER = enum.auto()
     CONNECTION = enum.auto()
@@ -59,7 +62,7 @@ class Speaker(enum.Enum):
 
 
 def speaker(code: str, text: str) -> Speaker:
-    """`code`, `text`: as for `verdict`."""
+    """Return who may have set a status. The arguments are those of `verdict`."""
     low = text.lower()
     if code != "UNAVAILABLE" or _NOT_READY.match(low) or _STOPPING.match(low):
         return Speaker.SERVER
@@ -68,9 +71,12 @@ def speaker(code: str, text: str) -> Speaker:
     return Speaker.CONNECTION if not low or _CONNECTION.search(low) else Speaker.SERVER
 
 
-def verdict(code: str, text: str, *, answered: bool) -> Verdict:
-    """`code`: the gRPC code's name. `text`: the status's message, as Triton or gRPC wrote it.
-    `answered`: whether it is the server's own word, and not gRPC's about the connection to it."""
+def verdict(code: str, text: str, *, from_server: bool) -> Verdict:
+    """Return what a call's status means.
+
+    `code` is the name of the gRPC code, and `text` the status message as Triton or gRPC wrote it.
+    `from_server` says that the status is the server's own, rather than gRPC's about the connection
+    to it."""
     low = text.lower()
     if code == "NOT_FOUND":
         resident = not (
@@ -85,19 +91,21 @@ def verdict(code: str, text: str, *, answered: bool) -> Verdict:
         return Verdict.MISS
     if _STOPPING.match(low):
         return Verdict.UNREACHED
-    if answered:
+    if from_server:
         return Verdict.ANSWER
     return Verdict.UNREACHED if any(sign in low for sign in _NEVER_SENT) else Verdict.BROKEN
 
 
-# Of a request that a Triton refused before it began: it is not resident, or the server is ending.
+# Refusals of requests that a Triton did not start: no such model is resident, or the server stops.
 _NOT_RESIDENT: Final = re.compile(r"request for unknown model: .*(is not|has no)", re.DOTALL)
 _ENDING: Final = ("has stopped accepting new", "server exiting", "server not ready")
 
 
-def in_band(text: str, *, begun: bool) -> Verdict:
-    """What an error message within a stream means; there is no code. `begun`: whether Triton says
-    when the request has ended, which it does of all that it did not refuse at once."""
+def verdict_in_stream(text: str, *, begun: bool) -> Verdict:
+    """Return what an error message within a stream means; it has no code.
+
+    `begun` says that Triton marks when the request has ended, as it does for all requests that it
+    did not refuse at once."""
     low = text.lower()
     if begun:
         return Verdict.UNHEALTHY if _DEAD_PROCESS.match(low) else Verdict.ANSWER
@@ -106,38 +114,39 @@ def in_band(text: str, *, begun: bool) -> Verdict:
     return Verdict.UNREACHED if any(sign in low for sign in _ENDING) else Verdict.ANSWER
 
 
-def broken_off(code: str, text: str) -> Verdict:
-    """What the end of a stream means for the requests that a Triton had by it."""
-    meaning = verdict(code, text, answered=False)
+def verdict_of_lost_stream(code: str, text: str) -> Verdict:
+    """Return what the end of a stream means for the requests that were under way on it."""
+    meaning = verdict(code, text, from_server=False)
     return Verdict.BROKEN if meaning is Verdict.ANSWER else meaning
 
 
-def cut_off(code: str, text: str) -> tuple[str, str]:
-    """The end of a stream as code and text of one request that a Triton had by it. It is no answer
-    to that, whatever it says."""
-    if broken_off(code, text) is not Verdict.BROKEN:
+def status_of_lost_stream(code: str, text: str) -> tuple[str, str]:
+    """Return the end of a stream as code and text for one request that was under way on it.
+    Whatever the status says, it is not an answer to that request."""
+    if verdict_of_lost_stream(code, text) is not Verdict.BROKEN:
         return code, text
     return "UNAVAILABLE", f"RST_STREAM: {text if code == 'UNAVAILABLE' else code}"
 
 
-_OF_REQUEST: Final = "[request id: "  # begins what Triton's core says of a request that it refuses
+_OF_REQUEST: Final = "[request id: "  # begins a refusal by Triton's core
 _DECOUPLED: Final = "support models with decoupled transaction policy"
-DECOUPLED: Final = f"ModelInfer RPC doesn't {_DECOUPLED}"  # as Triton refuses such a request alone
+DECOUPLED: Final = f"ModelInfer RPC doesn't {_DECOUPLED}"  # Triton's refusal outside a stream
 
 
-def begun(text: str) -> bool:
-    """Whether a Triton that answered a request with this error had begun it."""
+def was_begun(text: str) -> bool:
+    """Return whether a Triton that answered a request with this error had started on it."""
     low = text.lower()
     return not (low.startswith(_OF_REQUEST) or _NOT_RESIDENT.match(low))
 
 
 def is_decoupled(code: str, text: str) -> bool:
-    """Whether a Triton refused a request alone because its model gives any number of replies."""
+    """Return whether a Triton refused a request outside a stream because its model is decoupled."""
     return code == "UNIMPLEMENTED" and _DECOUPLED in text
 
 
-def code_in_band(text: str, *, begun: bool) -> str:
-    """The name of the code that Triton most likely has for what it says in a stream without one."""
+def code_in_stream(text: str, *, begun: bool) -> str:
+    """Return the name of the code that Triton most likely has for an error that it gives in a
+    stream without one."""
     low = text.lower()
     if any(own in low for own in _OWN_UNAVAILABLE):
         return "UNAVAILABLE"

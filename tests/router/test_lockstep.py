@@ -13,8 +13,8 @@ import pytest
 from services.router.core.routing.routes import Replica, Target
 from services.router.core.wire.request import overridden
 from services.router.process.tuning import CHANNEL_OPTIONS
-from services.router.servers import turns as stream_plain
-from services.router.servers.turns import PlainCalls, PlainStream
+from services.router.servers import lockstep
+from services.router.servers.lockstep import LockstepCalls, LockstepStream
 from tests.router.test_streams import PLAIN, STRICT, WRONG, by_model, direct
 from tests.support.controllers import stub
 from tests.support.streams import (
@@ -64,7 +64,7 @@ async def in_turns(talk: Talk, *requests: Any) -> list[Any]:
 
 def calls(router: Routed) -> int:
     """To servers, that have not ended."""
-    return len(router.streams.calls.plain._running)
+    return len(router.streams.calls.lockstep._running)
 
 
 # --- as a Triton itself ---------------------------------------------------------------------------
@@ -128,7 +128,7 @@ async def test_a_sequence_goes_on_by_a_stream(servers: dict[str, DirectTriton]) 
         replies = await in_turns(router.talk(), *asked)
         assert [numbers(reply) for reply in replies] == [(1,), (3,), (6,), (10,), (15,)]
         assert router.statistics.streamed == 4
-        assert router.watch.sequences.used(time.monotonic()) == {}
+        assert router.watch.sequences.usage(time.monotonic()) == {}
 
 
 async def test_who_wants_errors_with_codes_is_answered_alone(
@@ -147,7 +147,7 @@ async def test_who_wants_errors_with_codes_is_answered_alone(
 async def test_a_stream_has_only_so_many_calls(
     servers: dict[str, DirectTriton], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_plain, "MOST_CALLS", 2)
+    monkeypatch.setattr(lockstep, "MOST_CALLS", 2)
     async with routed(places(servers)) as router:
         talk = router.talk()
         for _ in range(3):
@@ -158,7 +158,7 @@ async def test_a_stream_has_only_so_many_calls(
 async def test_all_streams_have_only_so_many_calls(
     servers: dict[str, DirectTriton], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_plain, "MOST_IN_ALL", 1)
+    monkeypatch.setattr(lockstep, "MOST_IN_ALL", 1)
     async with routed(places(servers)) as router:
         first, second = router.talk(), router.talk()
         await in_turns(first, *(ask(ECHO, n) for n in range(3)))
@@ -189,7 +189,7 @@ async def test_while_a_decoupled_model_is_there_all_go_alone(
         assert (before >= 2, under_way >= 1) == (True, True)
 
         where.move(MANY)
-        await until(lambda: not router.watch.table.plain)
+        await until(lambda: not router.watch.table.none_decoupled)
         await until(lambda: calls(router) == 0)
         assert round(numbers(await talk.hear())[0], 1) == 0.5, "it is let finish"
         counted = router.statistics.streamed
@@ -199,7 +199,7 @@ async def test_while_a_decoupled_model_is_there_all_go_alone(
 
         del where.placed[MANY]
         where.move(ECHO, "a")
-        await until(lambda: router.watch.table.plain)
+        await until(lambda: router.watch.table.none_decoupled)
         await in_turns(talk, *(ask(ECHO, n) for n in range(3)))
         assert (router.statistics.streamed, calls(router)) == (counted + 3, 1)
 
@@ -233,12 +233,12 @@ async def test_several_replies_are_none_to_a_plain_request(
     servers: dict[str, DirectTriton],
 ) -> None:
     servers["b"].load(MANY)
-    replica, plain = Replica("b", Target(MANY, 1)), PlainCalls(lambda: True)
+    replica, plain = Replica("b", Target(MANY, 1)), LockstepCalls(lambda: True)
     try:
         async with grpc.aio.insecure_channel(
             servers["b"].address, options=CHANNEL_OPTIONS
         ) as channel:
-            stream = PlainStream(plain)
+            stream = LockstepStream(plain)
             message = overridden(ask(MANY, 3, 0.01).SerializeToString(), None, 1)
             assert stream.send(replica, channel, message, ()) is None, "the first one"
             request = stream.send(replica, channel, message, ())
@@ -273,7 +273,7 @@ async def test_an_idle_stream_holds_up_no_eviction(servers: dict[str, DirectTrit
 async def test_a_call_that_is_not_used_is_closed(
     servers: dict[str, DirectTriton], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_plain, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(lockstep, "IDLE_SECONDS", 0.2)
     async with routed(places(servers)) as router:
         talk = router.talk()
         await in_turns(talk, ask(ECHO, 1), ask(ECHO, 2))

@@ -1,4 +1,4 @@
-"""Triton's routes that are one RPC each: JSON to a message, a message to JSON."""
+"""The routes under /v2 that are one RPC each: JSON to a message, and a message to JSON."""
 
 import base64
 import binascii
@@ -19,9 +19,9 @@ from services.router.core.rest.values import (
     wrong,
 )
 from services.router.rest.documents import loads
-from services.router.rest.incoming import Incoming
+from services.router.rest.incoming import HttpRequest
 from services.router.rest.messages import document
-from services.router.rest.reply import HttpReply, of_json, said
+from services.router.rest.reply import HttpReply, error_reply, json_reply
 from services.router.rest.service import Service
 
 EMPTY: Final = HttpReply(headers=((b"content-type", b"text/plain"),))
@@ -31,41 +31,44 @@ _EMPTY_JSON: Final = HttpReply()
 # --- server and models ----------------------------------------------------------------------------
 
 
-async def live(incoming: Incoming, service: Service) -> HttpReply:
-    """Triton's own answer has no body, which KServe's client wants."""
+async def live(incoming: HttpRequest, service: Service) -> HttpReply:
+    """Return whether the Router runs. Triton's own answer has no body, but KServe's client wants
+    one."""
     reply = await service.call("ServerLive", incoming)
-    return of_json({"live": reply.live}, 200 if reply.live else 400)
+    return json_reply({"live": reply.live}, 200 if reply.live else 400)
 
 
-async def ready(incoming: Incoming, service: Service) -> HttpReply:
+async def ready(incoming: HttpRequest, service: Service) -> HttpReply:
     reply = await service.call("ServerReady", incoming)
-    return of_json({"ready": reply.ready}, 200 if reply.ready else 400)
+    return json_reply({"ready": reply.ready}, 200 if reply.ready else 400)
 
 
-async def server(incoming: Incoming, service: Service) -> HttpReply:
-    return of_json(document(await service.call("ServerMetadata", incoming)))
+async def server(incoming: HttpRequest, service: Service) -> HttpReply:
+    return json_reply(document(await service.call("ServerMetadata", incoming)))
 
 
-async def model_ready(incoming: Incoming, service: Service) -> HttpReply:
-    reply = await service.call("ModelReady", incoming, **_named(incoming))
-    return EMPTY if reply.ready else said(400, "Model version not ready")
+async def model_ready(incoming: HttpRequest, service: Service) -> HttpReply:
+    reply = await service.call("ModelReady", incoming, **_name_and_version(incoming))
+    return EMPTY if reply.ready else error_reply(400, "Model version not ready")
 
 
-async def model(incoming: Incoming, service: Service) -> HttpReply:
-    return of_json(document(await service.call("ModelMetadata", incoming, **_named(incoming))))
+async def model(incoming: HttpRequest, service: Service) -> HttpReply:
+    return json_reply(
+        document(await service.call("ModelMetadata", incoming, **_name_and_version(incoming)))
+    )
 
 
-async def config(incoming: Incoming, service: Service) -> HttpReply:
-    reply = await service.call("ModelConfig", incoming, **_named(incoming))
-    return of_json(document(reply.config))
+async def config(incoming: HttpRequest, service: Service) -> HttpReply:
+    reply = await service.call("ModelConfig", incoming, **_name_and_version(incoming))
+    return json_reply(document(reply.config))
 
 
-async def statistics(incoming: Incoming, service: Service) -> HttpReply:
-    reply = await service.call("ModelStatistics", incoming, **_named(incoming))
-    return of_json(document(reply))
+async def statistics(incoming: HttpRequest, service: Service) -> HttpReply:
+    reply = await service.call("ModelStatistics", incoming, **_name_and_version(incoming))
+    return json_reply(document(reply))
 
 
-def _named(incoming: Incoming) -> dict[str, str]:
+def _name_and_version(incoming: HttpRequest) -> dict[str, str]:
     return {
         "name": incoming.path.get("model", ""),
         "version": incoming.path.get("version", ""),
@@ -75,7 +78,7 @@ def _named(incoming: Incoming) -> dict[str, str]:
 # --- the repository -------------------------------------------------------------------------------
 
 
-async def index(incoming: Incoming, service: Service) -> HttpReply:
+async def index(incoming: HttpRequest, service: Service) -> HttpReply:
     asked = service.json(incoming.body) if incoming.body else {}
     ready_only = find(asked, "ready")
     reply = await service.call(
@@ -84,10 +87,10 @@ async def index(incoming: Incoming, service: Service) -> HttpReply:
         ready=ready_only is not MISSING and boolean(ready_only),
     )
     rows = [{key: value for key, value in document(row).items() if value} for row in reply.models]
-    return of_json(rows)
+    return json_reply(rows)
 
 
-async def load(incoming: Incoming, service: Service) -> HttpReply:
+async def load(incoming: HttpRequest, service: Service) -> HttpReply:
     _no_repository(incoming)
     body = incoming.body
     parameters = await service.read(len(body), _load_parameters, body)
@@ -98,7 +101,7 @@ async def load(incoming: Incoming, service: Service) -> HttpReply:
 
 
 def _load_parameters(body: bytes) -> dict[str, Any]:
-    """There may be whole files in it."""
+    """Return the parameters of a load, which may hold whole files."""
     parameters: dict[str, Any] = {}
     given = find(loads(body) if body else {}, "parameters")
     for name, value in ({} if given is MISSING else members(given)).items():
@@ -106,13 +109,13 @@ def _load_parameters(body: bytes) -> dict[str, Any]:
         if name == "config":
             parameters[name] = {"string_param": text}
         elif name.startswith("file:"):
-            parameters[name] = {"bytes_param": _decoded(text)}
+            parameters[name] = {"bytes_param": _from_base64(text)}
         else:
             raise wrong("unexpected error on creating Triton parameter")
     return parameters
 
 
-async def unload(incoming: Incoming, service: Service) -> HttpReply:
+async def unload(incoming: HttpRequest, service: Service) -> HttpReply:
     _no_repository(incoming)
     asked = service.json(incoming.body) if incoming.body else {}
     dependents = find(find(asked, "parameters"), "unload_dependents")
@@ -126,12 +129,12 @@ async def unload(incoming: Incoming, service: Service) -> HttpReply:
     return _EMPTY_JSON
 
 
-def _no_repository(incoming: Incoming) -> None:
+def _no_repository(incoming: HttpRequest) -> None:
     if "repository" in incoming.path:
         raise WrongRequest(UNSUPPORTED, "'repository_name' specification is not supported")
 
 
-def _decoded(text: str) -> bytes:
+def _from_base64(text: str) -> bytes:
     try:
         return base64.b64decode(text)
     except binascii.Error:
@@ -141,7 +144,7 @@ def _decoded(text: str) -> bytes:
 # --- settings -------------------------------------------------------------------------------------
 
 
-async def trace(incoming: Incoming, service: Service) -> HttpReply:
+async def trace(incoming: HttpRequest, service: Service) -> HttpReply:
     settings: dict[str, Any] = {}
     if incoming.method == "POST":
         for name, value in members(service.json(incoming.body)).items():
@@ -150,7 +153,7 @@ async def trace(incoming: Incoming, service: Service) -> HttpReply:
         "TraceSetting", incoming, model_name=incoming.path.get("model", ""), settings=settings
     )
     found = {name: list(setting.value) for name, setting in reply.settings.items()}
-    return of_json(
+    return json_reply(
         {
             name: values if name == "trace_level" else "".join(values)
             for name, values in sorted(found.items())
@@ -159,7 +162,7 @@ async def trace(incoming: Incoming, service: Service) -> HttpReply:
 
 
 def _setting(name: str, value: object) -> list[str]:
-    """No value stands for "as it is globally"."""
+    """Return the values of a setting. No value stands for "as it is globally"."""
     if value is None:
         return []
     if name == "trace_level":
@@ -167,14 +170,14 @@ def _setting(name: str, value: object) -> list[str]:
     return [string(value)]
 
 
-async def logging(incoming: Incoming, service: Service) -> HttpReply:
+async def logging(incoming: HttpRequest, service: Service) -> HttpReply:
     settings: dict[str, Any] = {}
     if incoming.method == "POST":
         for name, value in members(service.json(incoming.body)).items():
             if value is not None:
                 settings[name] = _log_setting(name, value)
     reply = await service.call("LogSettings", incoming, settings=settings)
-    return of_json(
+    return json_reply(
         {
             name: getattr(setting, setting.WhichOneof("parameter_choice") or "string_param")
             for name, setting in sorted(reply.settings.items())
@@ -193,23 +196,23 @@ def _log_setting(name: str, value: object) -> dict[str, Any]:
 # --- shared memory --------------------------------------------------------------------------------
 
 
-async def system_status(incoming: Incoming, service: Service) -> HttpReply:
+async def system_status(incoming: HttpRequest, service: Service) -> HttpReply:
     return await _status("System", incoming, service)
 
 
-async def cuda_status(incoming: Incoming, service: Service) -> HttpReply:
+async def cuda_status(incoming: HttpRequest, service: Service) -> HttpReply:
     return await _status("Cuda", incoming, service)
 
 
-async def system_unregister(incoming: Incoming, service: Service) -> HttpReply:
+async def system_unregister(incoming: HttpRequest, service: Service) -> HttpReply:
     return await _unregister("System", incoming, service)
 
 
-async def cuda_unregister(incoming: Incoming, service: Service) -> HttpReply:
+async def cuda_unregister(incoming: HttpRequest, service: Service) -> HttpReply:
     return await _unregister("Cuda", incoming, service)
 
 
-async def system_register(incoming: Incoming, service: Service) -> HttpReply:
+async def system_register(incoming: HttpRequest, service: Service) -> HttpReply:
     name = _region(incoming, "system")
     asked = service.json(incoming.body)
     key = string(_required(asked, "key"))
@@ -225,7 +228,7 @@ async def system_register(incoming: Incoming, service: Service) -> HttpReply:
     return _EMPTY_JSON
 
 
-async def cuda_register(incoming: Incoming, service: Service) -> HttpReply:
+async def cuda_register(incoming: HttpRequest, service: Service) -> HttpReply:
     name = _region(incoming, "cuda")
     asked = service.json(incoming.body)
     handle = string(member(_required(asked, "raw_handle"), "b64"))
@@ -233,28 +236,28 @@ async def cuda_register(incoming: Incoming, service: Service) -> HttpReply:
         "CudaSharedMemoryRegister",
         incoming,
         name=name,
-        raw_handle=_decoded(handle),
+        raw_handle=_from_base64(handle),
         byte_size=unsigned(member(asked, "byte_size")),
         device_id=unsigned(member(asked, "device_id")),
     )
     return _EMPTY_JSON
 
 
-async def _status(kind: str, incoming: Incoming, service: Service) -> HttpReply:
+async def _status(kind: str, incoming: HttpRequest, service: Service) -> HttpReply:
     reply = await service.call(
         f"{kind}SharedMemoryStatus", incoming, name=incoming.path.get("region", "")
     )
-    return of_json([document(region) for _, region in sorted(reply.regions.items())])
+    return json_reply([document(region) for _, region in sorted(reply.regions.items())])
 
 
-async def _unregister(kind: str, incoming: Incoming, service: Service) -> HttpReply:
+async def _unregister(kind: str, incoming: HttpRequest, service: Service) -> HttpReply:
     await service.call(
         f"{kind}SharedMemoryUnregister", incoming, name=incoming.path.get("region", "")
     )
     return _EMPTY_JSON
 
 
-def _region(incoming: Incoming, kind: str) -> str:
+def _region(incoming: HttpRequest, kind: str) -> str:
     name = incoming.path.get("region", "")
     if not name:
         raise WrongRequest(

@@ -1,22 +1,24 @@
-"""Routes for users of small model servers: names, lists and numbers, no tensors to describe."""
+"""The routes under /v1, for users of small model servers.
+
+They take names, lists and numbers, without tensors to describe."""
 
 import asyncio
 from collections.abc import Sequence
 from typing import Final
 
 from services.router.rest import predictions, tensors
-from services.router.rest.incoming import Incoming
+from services.router.rest.incoming import HttpRequest
 from services.router.rest.messages import document
-from services.router.rest.reply import HttpReply, of_json
+from services.router.rest.reply import HttpReply, json_reply
 from services.router.rest.service import Service
 
-AT_ONCE: Final = 8  # requests that one call makes of a model that takes no batches
+AT_ONCE: Final = 8  # requests at a time to a model without batching, for one call
 
 
-async def predict(incoming: Incoming, service: Service) -> HttpReply:
-    """`inputs` by name, or `instances` one by one; answered in the same way."""
-    model, version = _named(incoming)
-    service.known(model, version)
+async def predict(incoming: HttpRequest, service: Service) -> HttpReply:
+    """Answer `inputs` by name, or a list of `instances`, in the same form."""
+    model, version = _name_and_version(incoming)
+    service.require_known(model, version)
     await incoming.decompress(service.max_body)
     config = (await service.call("ModelConfig", incoming, name=model, version=version)).config
     body = incoming.body
@@ -29,14 +31,14 @@ async def predict(incoming: Incoming, service: Service) -> HttpReply:
 
 
 async def _answers(
-    messages: Sequence[bytes], incoming: Incoming, service: Service
+    messages: Sequence[bytes], incoming: HttpRequest, service: Service
 ) -> list[tensors.Decoded]:
     places = asyncio.Semaphore(AT_ONCE)
 
     async def one(message: bytes) -> tensors.Decoded:
         async with places:
-            answer = await service.requests.answer(service.request(message, incoming))
-            return tensors.answered(answer.message)
+            answer = await service.inference.answer(service.request(message, incoming))
+            return tensors.decoded(answer.message)
 
     tasks = [asyncio.ensure_future(one(message)) for message in messages]
     try:
@@ -46,13 +48,13 @@ async def _answers(
             task.cancel()
 
 
-async def metadata(incoming: Incoming, service: Service) -> HttpReply:
-    model, version = _named(incoming)
+async def metadata(incoming: HttpRequest, service: Service) -> HttpReply:
+    model, version = _name_and_version(incoming)
     named = {"name": model, "version": version}
     described = document(await service.call("ModelMetadata", incoming, **named))
     config = (await service.call("ModelConfig", incoming, **named)).config
     route = service.watch.table.routes[model]
-    return of_json(
+    return json_reply(
         {
             **described,
             "default_version": str(route.default_version or ""),
@@ -63,16 +65,16 @@ async def metadata(incoming: Incoming, service: Service) -> HttpReply:
     )
 
 
-async def ready(incoming: Incoming, service: Service) -> HttpReply:
-    model, version = _named(incoming)
-    service.known(model, version)
+async def ready(incoming: HttpRequest, service: Service) -> HttpReply:
+    model, version = _name_and_version(incoming)
+    service.require_known(model, version)
     reply = await service.call("ModelReady", incoming, name=model, version=version)
-    return of_json({"name": model, "ready": reply.ready}, 200 if reply.ready else 503)
+    return json_reply({"name": model, "ready": reply.ready}, 200 if reply.ready else 503)
 
 
-async def status(incoming: Incoming, service: Service) -> HttpReply:
+async def status(incoming: HttpRequest, service: Service) -> HttpReply:
     routes = service.watch.table.routes
-    return of_json(
+    return json_reply(
         {
             "models": [
                 {
@@ -96,10 +98,10 @@ async def status(incoming: Incoming, service: Service) -> HttpReply:
     )
 
 
-async def health(incoming: Incoming, service: Service) -> HttpReply:
-    """503 until there is a first table of placements."""
+async def health(incoming: HttpRequest, service: Service) -> HttpReply:
+    """Return 503 until there is a first placement table."""
     there = service.watch.synchronized.is_set()
-    return of_json(
+    return json_reply(
         {
             "status": "ok" if there else "starting",
             "controller_connected": service.watch.connected,
@@ -109,6 +111,6 @@ async def health(incoming: Incoming, service: Service) -> HttpReply:
     )
 
 
-def _named(incoming: Incoming) -> tuple[str, str]:
+def _name_and_version(incoming: HttpRequest) -> tuple[str, str]:
     model, _, version = incoming.path["id"].partition(":")
     return model, version
