@@ -12,10 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
+from services.common import programs
 from services.embedded.runs import Run, sweep
 from services.embedded.stack import SAME_WISH
 
-_ROOT: Final = Path(__file__).resolve().parents[2]
 _LAUNCHER: Final = str(Path(__file__).with_name("launcher.py"))
 _POLL: Final = 0.02  # seconds
 _AT_ONCE_AFTER: Final = SAME_WISH + 0.1  # seconds
@@ -90,15 +90,14 @@ class BackgroundStack:
         self._run = Run()
         self._announcement = self._run.folder / "stack.json"
         self.output = self._run.folder / "output"
-        paths = [str(_ROOT), *filter(None, [self._environment.get("PYTHONPATH")])]
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-I", "-S", _LAUNCHER, str(os.getpid())),
-                    *(sys.executable, "-P", "-m", "services.embedded"),
+                    *programs.module("services.embedded"),
                     *(f"--announce={self._announcement}", *FREE_PORTS, *self._arguments),
                 ],
-                env={**self._environment, "PYTHONPATH": os.pathsep.join(paths)},
+                env=programs.environment(self._environment),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

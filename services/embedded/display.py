@@ -88,6 +88,9 @@ _STYLES = {
 }
 
 
+_NO_MODELS = "  There are no models yet: start with --repository DIR, or `shoal register DIR`."
+
+
 def summary(plan: Plan, seconds: float) -> list[str]:
     """What is where, and how to call it."""
     at = plan.endpoints
@@ -116,6 +119,7 @@ def _how_to_call(plan: Plan) -> list[str]:
     client = f'tritonclient.grpc.InferenceServerClient("{plan.endpoints.router_grpc}")'
     return [
         *([f"  First, in another shell: export {moved}"] if moved else []),
+        *([] if plan.settings.repository or plan.settings.data else [_NO_MODELS]),
         "  shoal models    what can be asked, and what is in memory",
         "  shoal status    how all parts are",
         f"  {client}    as with any Triton",

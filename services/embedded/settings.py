@@ -54,7 +54,7 @@ class StackSettings(BaseModel):
     controller_metrics_port: Port = 9112
     otlp_grpc_port: Port = 4317
     otlp_http_port: Port = 4318
-    triton_venv: Folder | None = None  # None: where deploy/triton/setup.sh puts it
+    triton_venv: Folder | None = None  # None: where `shoal setup-triton` puts it
     announce: Folder | None = None  # a JSON file kept true to the stack's state
 
     @model_validator(mode="after")

@@ -74,8 +74,8 @@ def test_settings_that_cannot_be_used() -> None:
 def test_a_missing_triton_environment(tmp_path: Path) -> None:
     done = shoal("up", "--triton-venv", tmp_path / "absent", *FREE_PORTS)
     assert done.returncode == 69
-    assert "Run `make setup`" in done.stderr
-    assert f"TRITON_VENV={tmp_path / 'absent'} bash" in done.stderr
+    assert f"there is no {tmp_path / 'absent'}/bin/python" in done.stderr
+    assert f"run `shoal setup-triton --triton-venv {tmp_path / 'absent'}`" in done.stderr
 
 
 def test_a_taken_port(triton_venv: Path, tmp_path: Path) -> None:

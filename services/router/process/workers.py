@@ -23,7 +23,7 @@ from typing import Final
 import structlog
 from prometheus_client import Gauge
 
-from services.common import process
+from services.common import process, programs
 from services.common.ports import reserve
 from services.router.settings import Settings
 
@@ -90,8 +90,12 @@ class Workers:
     async def _live(self, index: int, environment: dict[str, str]) -> int:
         """One life of a worker. Returns its exit status, negative for a signal."""
         child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "services.router"),
-            env={**os.environ, **environment, "SHOAL_ROUTER_WORKER": str(index)},
+            *programs.module("services.router"),
+            env={
+                **programs.environment(os.environ),
+                **environment,
+                "SHOAL_ROUTER_WORKER": str(index),
+            },
             stdin=asyncio.subprocess.PIPE,
         )
         self._alive[index] = child

@@ -21,6 +21,7 @@ from typing import IO, Any, Final, TypeVar, TypeVarTuple, cast
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import Message
 
+from services.common import programs
 from services.router.core.errors import ConverterLost
 from services.router.core.rest.values import Refused
 
@@ -132,7 +133,8 @@ def _lost(size: int, what: str) -> ConverterLost:
 class _Process:
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", f"from {__name__} import main; main()"],
+            programs.code(f"from {__name__} import main; main()"),
+            env=programs.environment(os.environ),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             process_group=0,  # out of reach of Ctrl-C, which is for whoever started it
