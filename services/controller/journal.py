@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from itertools import chain
 from typing import Final, NamedTuple
 
@@ -105,7 +105,7 @@ class Journal:
         both = chain(reversed(self._entries), reversed(earlier))
         return (entry for entry in both if _is_about(entry.event, about))
 
-    async def follow(self, after: int, epoch: int = 0) -> AsyncIterator[types_pb2.Event]:
+    async def follow(self, after: int, epoch: int = 0) -> AsyncGenerator[types_pb2.Event, None]:
         """Events with a sequence above `after` (0: only new ones, -1: all that are kept), for ever.
         `epoch`: of `after`, 0 for its own; after one of an earlier epoch come all that are kept."""
         seen = self._seen(after, epoch)

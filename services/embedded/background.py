@@ -55,9 +55,12 @@ class Announced(NamedTuple):
         """Server id to `host:port`."""
         return dict(self.endpoints["tritons"])
 
-    def pid_of(self, part: str) -> int | None:
+    def pid_of(self, part: str) -> int:
+        """Raises LookupError where the part does not run."""
         number = self.parts[part]["pid"]
-        return None if number is None else int(number)
+        if number is None:
+            raise LookupError(f"{part} does not run")
+        return int(number)
 
     def starts(self, part: str) -> int:
         return int(self.parts[part]["starts"])

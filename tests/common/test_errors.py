@@ -44,7 +44,7 @@ def documented() -> dict[str, str]:
     """Reason to code, from the comments of errors.proto."""
     text = (ROOT / "protos/shoal/errors/v1/errors.proto").read_text()
     rows = re.findall(rf"((?:  //.*\n)+)  {PREFIX}(\w+) = \d+;", text)
-    return {reason: re.match(r"\s*// (\w+): ", comment)[1] for comment, reason in rows}
+    return {reason: re.findall(r"\A\s*// (\w+): ", comment)[0] for comment, reason in rows}
 
 
 def users_of_errors() -> Iterator[tuple[Path, ast.Module, set[str]]]:

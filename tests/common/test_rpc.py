@@ -296,8 +296,9 @@ async def test_what_nobody_expected_is_internal_and_stays_inside(error: Exceptio
 async def test_a_method_that_is_not_there() -> None:
     async with serving() as running, running.channel() as channel:
         for method in (f"/{SERVICE}/NoSuchMethod", "/no.such.Service/Method"):
+            unary: Any = channel.unary_unary(method)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await channel.unary_unary(method)(b"")
+                await unary(b"")
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 

@@ -82,7 +82,7 @@ def test_a_taken_port(triton_venv: Path, tmp_path: Path) -> None:
     with socket.create_server((LOOPBACK, 0)) as other:
         port = str(other.getsockname()[1])
         done = shoal(
-            *("up", "--triton-venv", triton_venv, *FREE_PORTS),
+            *("up", "--triton-venv", str(triton_venv), *FREE_PORTS),
             *("--controller-port", port),
             TMPDIR=str(tmp_path),
         )

@@ -14,7 +14,6 @@ from tritonclient.grpc import model_config_pb2 as mc
 from services.registry.artifacts import scan as artifacts
 from services.registry.formats import config as model_config
 from services.registry.formats import onnx as onnx_graph
-from services.registry.formats.config import ModelConfig
 from tests.support.registry import PYTHON_CODE, TENSORS, onnx_model
 
 
@@ -33,10 +32,10 @@ def write(folder: Path, config: str | None = None, **files: str) -> Path:
     return folder
 
 
-def completed(folder: Path, kind: str = "KIND_AUTO") -> ModelConfig:
+def completed(folder: Path, kind: str = "KIND_AUTO") -> mc.ModelConfig:
     found = scan(folder, kind)
     assert not found.problem
-    return ModelConfig.FromString(found.config)
+    return mc.ModelConfig.FromString(found.config)
 
 
 def problem(folder: Path) -> str:
@@ -50,7 +49,7 @@ def test_what_triton_would_guess_is_said(tmp_path: Path) -> None:
     assert config == text_format.Parse(
         f'name: "m" backend: "python" default_model_filename: "model.py" {TENSORS}'
         "instance_group { count: 1 kind: KIND_AUTO }",
-        ModelConfig(),
+        mc.ModelConfig(),
     )
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from services.router.core.wire import request as wire
-from services.router.core.wire.protobuf import Malformed
+from services.router.core.wire.protobuf import NUMBER_BYTES, Malformed
 from services.router.core.wire.request import (
     Head,
     Sequence,
@@ -310,7 +310,7 @@ def test_what_is_remembered_is_bounded() -> None:
     assert len(wire.preambles) <= wire.MOST_PREAMBLES
     head(text(1, b"long") + text(3, b"x" * wire.LONGEST_PREAMBLE))
     longest = max(len(known.start) for known in wire.preambles.values())
-    assert longest <= wire.LONGEST_PREAMBLE + wire.NUMBER_BYTES + 1
+    assert longest <= wire.LONGEST_PREAMBLE + NUMBER_BYTES + 1
 
 
 # --- overriding -----------------------------------------------------------------------------------
