@@ -27,7 +27,10 @@ def leaves(base: type[ShoalError] = ShoalError) -> Iterator[type[ShoalError]]:
         yield from leaves(error)
 
 
-ERRORS = sorted(leaves(), key=lambda error: error.__name__)
+ERRORS = sorted(
+    (error for error in leaves() if error.__module__.startswith("services.")),
+    key=lambda error: error.__name__,
+)
 BY_NAME = {error.__name__: error for error in ERRORS}
 
 
