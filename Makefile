@@ -49,7 +49,7 @@ test: setup ## All tests but the heavy ones, against the real Triton
 .PHONY: coverage
 coverage: setup ## What the tests reach, of all processes. Some of them: ARGS=tests/router
 	@$(BIN)/coverage erase
-	@status=0; $(BIN)/coverage run -m pytest $(LIGHT) $(ARGS) || status=$$?; \
+	@status=0; PYTHONDONTWRITEBYTECODE= $(BIN)/coverage run -m pytest $(LIGHT) $(ARGS) || status=$$?; \
 	$(BIN)/coverage combine --quiet; $(BIN)/coverage report; exit $$status
 
 .PHONY: wheel-test
