@@ -9,6 +9,9 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 ARGS ?=
+WHEEL ?=
+# All tests but the heavy ones.
+LIGHT := -m "not soak and not wheel" -n 2 --dist loadfile --no-loadscope-reorder
 BIN := .venv/bin
 
 # One interpreter for both environments where there is one: Triton's wheels end at Python 3.12, and
@@ -41,7 +44,17 @@ demo: setup ## Send real inputs to more models than fit, and show what happens
 # A stack is several processes: without bytecode each compiles the services anew.
 .PHONY: test
 test: setup ## All tests but the heavy ones, against the real Triton
-	@PYTHONDONTWRITEBYTECODE= exec $(BIN)/pytest -m "not soak" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= exec $(BIN)/pytest $(LIGHT) $(ARGS)
+
+.PHONY: coverage
+coverage: setup ## What the tests reach, of all processes. Some of them: ARGS=tests/router
+	@$(BIN)/coverage erase
+	@status=0; PYTHONDONTWRITEBYTECODE= $(BIN)/coverage run -m pytest $(LIGHT) $(ARGS) || status=$$?; \
+	$(BIN)/coverage combine --quiet; $(BIN)/coverage report; exit $$status
+
+.PHONY: wheel-test
+wheel-test: setup ## The wheel, installed alone: does it serve? Another one: WHEEL=dist/…
+	@SHOAL_WHEEL="$(WHEEL)" exec $(BIN)/pytest -m wheel tests/test_wheel.py $(ARGS)
 
 .PHONY: soak
 soak: setup ## The heavy counts; results go to bench/RESULTS.md
@@ -71,6 +84,15 @@ lint: .venv/.shoal-stamp ## Style, formatting, types, protos
 	$(BIN)/mypy
 	$(BIN)/buf lint
 
+.PHONY: hooks
+hooks: .venv/.shoal-stamp ## Check every commit as `make lint` and CI do, before it is made
+	@$(BIN)/pre-commit install
+
+.PHONY: dist
+dist: .venv/.shoal-stamp ## The source distribution and the wheel, into dist/
+	@rm -rf dist
+	@$(BIN)/python -m build
+
 .PHONY: proto
 proto: .venv/.shoal-stamp ## Generate the stubs in shoal/ from protos/
 	$(BIN)/buf generate
@@ -93,7 +115,7 @@ constraints: ## Pin the newest versions that pyproject.toml allows
 
 .PHONY: clean
 clean: ## Remove the environments, the caches, and the models that were built
-	rm -rf .venv .venv-peers .venv-triton .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf .venv .venv-peers .venv-triton .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	find model_repository -mindepth 3 -maxdepth 3 -name model.onnx -delete
 

@@ -167,7 +167,7 @@ class Connection:
     def close(self) -> None:
         self.socket.close()
 
-    def _next_turn(self, stream: int, length: bytes) -> None:
+    def _next_turn(self, stream: int, length: bytearray) -> None:
         """Once all of an answer is there. `length`: of its message, where this is its first frame;
         all of them are equally long."""
         if not self._answer:

@@ -149,9 +149,9 @@ def _stack(model: str, registered: int, name: str) -> Iterator[tuple[BackgroundS
         announced = up.announced()
         _check(Variant(name, up.router_grpc, None, _NOTHING), model)  # makes the model resident
         (metrics,) = announced.endpoints["triton_metrics"].values()
-        clock = Clock(announced.pid_of("triton-0") or 0, with_children=True)
+        clock = Clock(announced.pid_of("triton-0"), with_children=True)
         behind = Behind(clock, lambda: _answered(metrics, model))
-        router = Clock(announced.pid_of("router") or 0)
+        router = Clock(announced.pid_of("router"))
         yield up, Variant(name, up.router_grpc, router, behind)
 
 

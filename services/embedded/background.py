@@ -12,10 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
+from services.common import programs
 from services.embedded.runs import Run, sweep
 from services.embedded.stack import SAME_WISH
 
-_ROOT: Final = Path(__file__).resolve().parents[2]
 _LAUNCHER: Final = str(Path(__file__).with_name("launcher.py"))
 _POLL: Final = 0.02  # seconds
 _AT_ONCE_AFTER: Final = SAME_WISH + 0.1  # seconds
@@ -55,9 +55,12 @@ class Announced(NamedTuple):
         """Return `host:port` by server id."""
         return dict(self.endpoints["tritons"])
 
-    def pid_of(self, part: str) -> int | None:
+    def pid_of(self, part: str) -> int:
+        """Raises LookupError where the part does not run."""
         number = self.parts[part]["pid"]
-        return None if number is None else int(number)
+        if number is None:
+            raise LookupError(f"{part} does not run")
+        return int(number)
 
     def starts(self, part: str) -> int:
         return int(self.parts[part]["starts"])
@@ -91,15 +94,14 @@ class BackgroundStack:
         self._run = Run()
         self._announcement = self._run.folder / "stack.json"
         self.output = self._run.folder / "output"
-        paths = [str(_ROOT), *filter(None, [self._environment.get("PYTHONPATH")])]
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-I", "-S", _LAUNCHER, str(os.getpid())),
-                    *(sys.executable, "-P", "-m", "services.embedded"),
+                    *programs.module("services.embedded"),
                     *(f"--announce={self._announcement}", *FREE_PORTS, *self._arguments),
                 ],
-                env={**self._environment, "PYTHONPATH": os.pathsep.join(paths)},
+                env=programs.environment(self._environment),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -90,6 +90,9 @@ _STYLES = {
 }
 
 
+_NO_MODELS = "  There are no models yet: start with --repository DIR, or `shoal register DIR`."
+
+
 def summary(plan: Plan, seconds: float) -> list[str]:
     """Return lines that say what is where, and how to call it."""
     at = plan.endpoints
@@ -118,6 +121,7 @@ def _how_to_call(plan: Plan) -> list[str]:
     client = f'tritonclient.grpc.InferenceServerClient("{plan.endpoints.router_grpc}")'
     return [
         *([f"  First, in another shell: export {moved}"] if moved else []),
+        *([] if plan.settings.repository or plan.settings.data else [_NO_MODELS]),
         "  shoal models    lists the models, and which are in memory",
         "  shoal status    shows the state of every part",
         f"  {client}    works as with any Triton",

@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Final
@@ -32,6 +33,19 @@ def example_models() -> Path | None:
 
 def triton_python(venv: Path | None) -> Path:
     """Return the interpreter of Triton's environment. Raises TritonUnavailable."""
+    require_triton_runs()
+    folder = venv or default_venv()
+    python = folder / "bin" / "python"
+    if not python.exists():
+        raise TritonUnavailable(
+            f"Triton's environment is missing: there is no {python}. To make it (about 350 MB), "
+            f"{how_to_set_up(folder)}."
+        )
+    return python
+
+
+def require_triton_runs() -> None:
+    """Raise TritonUnavailable where no Triton from the wheel can run."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         raise TritonUnavailable(
             "Triton's wheel is for Linux on x86-64, and this is "
@@ -44,17 +58,18 @@ def triton_python(venv: Path | None) -> Path:
             f"Debian 12, RHEL 10), and this machine has {_dotted(found) or 'another C library'}: "
             "use a newer system or container image."
         )
-    folder = venv or _default_venv()
-    python = folder / "bin" / "python"
-    if not python.exists():
-        raise TritonUnavailable(
-            f"Triton's environment is missing: there is no {python}. Run `make setup` in a "
-            f"checkout, or `TRITON_VENV={folder} bash {triton_files() / 'setup.sh'}`."
-        )
-    return python
 
 
-def _default_venv() -> Path:
+def how_to_set_up(folder: Path) -> str:
+    """Return what to run for Triton's environment to be in `folder`."""
+    if folder == _CHECKOUT / ".venv-triton" and not _PACKED.is_dir():
+        return "run `make setup`"
+    if folder == default_venv():
+        return "run `shoal setup-triton`"
+    return f"run `shoal setup-triton --triton-venv {shlex.quote(str(folder))}`"
+
+
+def default_venv() -> Path:
     """Return TRITON_VENV, as setup.sh does, or else a folder in the checkout or the user's data."""
     if named := os.environ.get("TRITON_VENV"):
         return Path(named).absolute()
@@ -70,11 +85,13 @@ def notes(python: Path) -> list[str]:
     mine = f"{sys.version_info.major}.{sys.version_info.minor}"
     if mine in found or not found:
         return []
+    again = f"remove {python.parents[1]} and {how_to_set_up(python.parents[1])}"
+    if not _PACKED.is_dir():
+        again = f"make clean, make setup PYTHON=python{found[0]}"
     return [
         f"Triton's environment has Python {found[0]} and this one {mine}. So models' code is "
         "compiled at each load, and a version in memory is reloaded when another version of the "
-        f"same model is loaded. Build both with the same Python: make clean, make setup "
-        f"PYTHON=python{found[0]}."
+        f"same model is loaded. Build both with the same Python: {again}."
     ]
 
 

@@ -1,16 +1,15 @@
 """The processes of a stack: their commands, environments and ports, and the order of stopping."""
 
 import json
-import os
 import secrets
 import shutil
-import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
 
+from services.common import programs
 from services.embedded import fleet, leftovers, machine, readiness, tracing
 from services.embedded.backends import assemble
 from services.embedded.errors import BadSettings, TritonUnavailable
@@ -27,7 +26,6 @@ ROUTER: Final = "router"
 _SERVICES: Final = (COLLECTOR, REGISTRY, CONTROLLER, ROUTER)
 
 SELFCHECK_MODEL: Final = "shoal-selfcheck"
-_ROOT: Final = Path(__file__).resolve().parents[2]  # where `services` is imported from
 
 # Seconds between SIGTERM and SIGKILL. The Router first answers what it has begun.
 _STOP_WITHIN: Final = {ROUTER: 10.0, CONTROLLER: 6.0, REGISTRY: 6.0, COLLECTOR: 4.0}
@@ -165,14 +163,12 @@ class _Common:
         module = f"services.embedded.{name}" if name == COLLECTOR else f"services.{name}"
         others = tuple(f"SHOAL_{other.upper()}_" for other in _SERVICES if other != name)
         kept = {key: value for key, value in self.base.items() if not key.startswith(others)}
-        paths = [str(_ROOT), *filter(None, [self.base.get("PYTHONPATH")])]
         own = {
             key: value if isinstance(value, str) else json.dumps(value)
             for key, value in settings.items()
         }
-        variables = {**kept, "PYTHONPATH": os.pathsep.join(paths), **own}
-        # -P: the working directory may have a folder `services` that is not Shoal's.
-        return (sys.executable, "-P", "-m", module), self.marked(part or name, variables)
+        variables = {**programs.environment(kept), **own}
+        return programs.module(module), self.marked(part or name, variables)
 
 
 def _collector(common: _Common, endpoints: Endpoints) -> Part:
@@ -315,7 +311,9 @@ def _tritons(
     try:
         assemble(specs[0].site_packages, files / "backends", specs[0].backend_directory)
     except FileNotFoundError as error:
-        raise TritonUnavailable(f"{error}: run `make setup` again") from error
+        raise TritonUnavailable(
+            f"{error}: remove {python.parents[1]} and {machine.how_to_set_up(python.parents[1])}."
+        ) from error
     return tuple(_triton(common, spec, endpoints.tritons[spec.id]) for spec in specs)
 
 

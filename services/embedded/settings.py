@@ -81,7 +81,7 @@ class StackSettings(BaseModel):
     otlp_http_port: Port = 4318
     """The embedded collector's port for OTLP over HTTP, and for reading traces."""
     triton_venv: Folder | None = None
-    """Triton's environment, made by `deploy/triton/setup.sh`. By default where that puts it."""
+    """Triton's environment, made by `shoal setup-triton`. By default where that puts it."""
     announce: Folder | None = None
     """A JSON file that is kept up to date with the stack's state, addresses and processes."""
 

@@ -77,7 +77,7 @@ class TritonSpec:
         lib = self.python.parent.parent / "lib"
         found = sorted(lib.glob("python3.*/site-packages/pytriton"))
         if not found:
-            raise FileNotFoundError(f"no Triton wheel below {lib}: run deploy/triton/setup.sh")
+            raise FileNotFoundError(f"no Triton wheel below {lib}")
         return found[-1].parent
 
 

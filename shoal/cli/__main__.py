@@ -12,6 +12,7 @@ from typing import Any, Final
 
 COMMANDS: Final = (
     "shoal.cli.up:up",
+    "shoal.cli.up:setup_triton",
     "shoal.cli.status:status",
     "shoal.cli.models:models",
     "shoal.cli.replicas:replicas",
@@ -65,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         extra = _extra(error.name or "")
         if extra is None:
             raise
-        if "up" in (sys.argv[1:] if arguments is None else arguments)[:1]:
+        command = next(iter(sys.argv[1:] if arguments is None else arguments), "")
+        if command in ("up", "setup-triton"):
             extra = "embedded"  # the missing module may be only the first of several
         print(
             f"shoal: this needs more than is installed here ({error.name} is missing): "

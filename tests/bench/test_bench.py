@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from rich.console import Console
+from tritonclient.grpc import service_pb2
 
 from bench import report, workloads
 from bench.generator import generate
@@ -104,9 +105,9 @@ def test_the_table_fits_a_terminal_and_the_section_has_every_row() -> None:
 
 
 def test_requests_are_answered_with_what_was_sent() -> None:
-    asked = workloads.service_pb2.ModelInferRequest.FromString(workloads.request(16))
+    asked = service_pb2.ModelInferRequest.FromString(workloads.request(16))
     assert len(asked.raw_input_contents[0]) == 64
-    answer = workloads.service_pb2.ModelInferResponse(raw_output_contents=asked.raw_input_contents)
+    answer = service_pb2.ModelInferResponse(raw_output_contents=asked.raw_input_contents)
     answer.outputs.add(name="OUTPUT", shape=[1, 16])
     assert workloads.is_right(16, answer.SerializeToString())
     answer.raw_output_contents[0] = bytes(64)
@@ -121,7 +122,7 @@ def test_a_stream_sends_all_its_requests_each_with_an_id() -> None:
     body, ids = stream.body(message), []
     while body:
         size = int.from_bytes(body[1:5], "big")
-        asked = workloads.service_pb2.ModelInferRequest.FromString(body[5 : 5 + size])
+        asked = service_pb2.ModelInferRequest.FromString(body[5 : 5 + size])
         assert (asked.model_name, len(asked.raw_input_contents)) == (stream.model, 1)
         ids.append(asked.id)
         body = body[5 + size :]

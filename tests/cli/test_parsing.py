@@ -213,7 +213,7 @@ def shape(tensor: Tensor, *values: str) -> tuple[int, ...]:
 
 def test_a_number_fills_the_tensor() -> None:
     array = read(IMAGE, "0.5")
-    assert (array.shape, array.dtype) == ((3, 2, 2), np.float32)
+    assert (array.shape, array.dtype) == ((3, 2, 2), np.dtype(np.float32))
     assert (array == 0.5).all()
     assert shape(BATCHED, "1") == (1, 3, 2)
     assert shape(Tensor("x", "FP32", ()), "1") == ()
@@ -326,7 +326,7 @@ def test_few_values_are_shown_and_of_scores_the_largest() -> None:
     assert lines(np.array([1.5, 2], np.float32)) == ["1.5, 2"]
     assert lines(np.arange(10)) == ["0, 1, 2, 3, 4, 5, 6, 7, … 2 more"]
     assert lines(np.array([], np.float32)) == [""]
-    assert lines(np.float32(3).reshape(())) == ["3"]
+    assert lines(np.array(3, np.float32)) == ["3"]
     scores = np.zeros((2, 1000), np.float32)
     scores[0, 7], scores[1, 999] = 0.75, 0.5
     first, second = lines(scores)

@@ -254,7 +254,7 @@ def test_a_service_without_an_address() -> None:
         connect(registry=NO_REGISTRY) as shoal,
         pytest.raises(ValueError, match="connect\\(router="),
     ):
-        assert shoal.router
+        assert shoal.router is not None
 
 
 def test_it_needs_no_more_than_grpc_and_protobuf() -> None:

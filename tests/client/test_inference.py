@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 import numpy as np
@@ -360,7 +361,7 @@ def test_statuses_that_are_not_shoals() -> None:
     class Refused(grpc.RpcError):
         code = staticmethod(lambda: grpc.StatusCode.NOT_FOUND)
         details = staticmethod(lambda: "Request for unknown model")
-        trailing_metadata = staticmethod(lambda: None)
+        trailing_metadata: Any = staticmethod(lambda: None)
 
     error = CallFailed.of(Refused(), "here:1")
     assert isinstance(error, NotFound)

@@ -128,7 +128,7 @@ async def test_every_answer_to_one_request(server: DirectTriton, kind: str, text
 async def test_a_model_that_answers_once(server: DirectTriton, kind: str) -> None:
     parameters = {"sequence_id": 1, "sequence_start": True, "sequence_end": True}
     async with either(kind, router=server.address) as ask:
-        inputs = {"NUMBER": np.float32([4])}
+        inputs = {"NUMBER": np.array([4], np.float32)}
         answers = await ask.first(None, "infer_stream", "total", inputs, parameters=parameters)
     assert [answer["TOTAL"].tolist() for answer in answers] == [[4.0]]
 
@@ -225,14 +225,16 @@ async def test_sequences(server: DirectTriton) -> None:
                 for number in (1, 2, 3):
                     last = number == 3
                     for sequence in (one, two):
-                        inputs = {"NUMBER": np.float32([number * (1 + (sequence is two))])}
+                        inputs = {
+                            "NUMBER": np.array([number * (1 + (sequence is two))], np.float32)
+                        }
                         found.append(sequence.infer(inputs, end=last)["TOTAL"].item())
             return found
 
     assert await asyncio.to_thread(sums) == [1, 2, 3, 6, 6, 12]
     async with connect_async(router=server.address) as shoal, shoal.sequence("total") as sequence:
-        assert (await sequence.infer({"NUMBER": np.float32([5])}))["TOTAL"].item() == 5
-        answer = await sequence.infer({"NUMBER": np.float32([6])}, end=True)
+        assert (await sequence.infer({"NUMBER": np.array([5], np.float32)}))["TOTAL"].item() == 5
+        answer = await sequence.infer({"NUMBER": np.array([6], np.float32)}, end=True)
         assert answer["TOTAL"].item() == 11
 
 

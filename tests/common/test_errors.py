@@ -32,7 +32,10 @@ def leaves(base: type[ShoalError] = ShoalError) -> Iterator[type[ShoalError]]:
         yield from leaves(error)
 
 
-ERRORS = sorted(leaves(), key=lambda error: error.__name__)
+ERRORS = sorted(
+    (error for error in leaves() if error.__module__.startswith("services.")),
+    key=lambda error: error.__name__,
+)
 BY_NAME = {error.__name__: error for error in ERRORS}
 
 
@@ -49,7 +52,7 @@ def documented() -> dict[str, str]:
     """Return code by reason, from the comments of errors.proto."""
     text = (ROOT / "protos/shoal/errors/v1/errors.proto").read_text()
     rows = re.findall(rf"((?:  //.*\n)+)  {PREFIX}(\w+) = \d+;", text)
-    return {reason: re.match(r"\s*// (\w+): ", comment)[1] for comment, reason in rows}
+    return {reason: re.findall(r"\A\s*// (\w+): ", comment)[0] for comment, reason in rows}
 
 
 def users_of_errors() -> Iterator[tuple[Path, ast.Module, set[str]]]:

@@ -111,6 +111,7 @@ async def test_a_handler_that_takes_bytes_gets_them_as_they_came() -> None:
         gzip.compress(bytes(MAX_UNPACKED + 1), mtime=0),
         gzip.compress(b"", mtime=0)[:-1],
     ],
+    ids=["plain", "unpacked too large", "packed cut short"],
 )
 async def test_what_cannot_be_read_is_said_to_be(message: bytes) -> None:
     async with serving(Scripted()) as running, running.channel() as channel:
@@ -302,8 +303,9 @@ async def test_what_nobody_expected_is_internal_and_stays_inside(error: Exceptio
 async def test_a_method_that_is_not_there() -> None:
     async with serving() as running, running.channel() as channel:
         for method in (f"/{SERVICE}/NoSuchMethod", "/no.such.Service/Method"):
+            unary: Any = channel.unary_unary(method)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await channel.unary_unary(method)(b"")
+                await unary(b"")
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 

@@ -81,10 +81,11 @@ setting("LogSettings", "a level", "encoding", log_verbose_level=0)
 setting("LogSettings", "no such setting", "encoding", log_color="red")
 setting("LogSettings", "a level of another type", log_verbose_level="high")
 
-for kind, registration in (
+REGISTRATIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("System", {"key": "/nobody", "offset": 0, "byte_size": 16}),
     ("Cuda", {"raw_handle": b"nothing", "device_id": 0, "byte_size": 16}),
-):
+)
+for kind, registration in REGISTRATIONS:
     plain(f"{kind}SharedMemoryStatus", "none")
     plain(f"{kind}SharedMemoryStatus", "no such region", name="nobody")
     plain(f"{kind}SharedMemoryRegister", "no such memory", name="nobody", **registration)

@@ -36,14 +36,14 @@ def call(channel: grpc.Channel, method: str, requests: Iterable[bytes], sent: Me
     path = f"/{SERVICE}/{method}"
     if method == STREAM:
         return _stream(channel.stream_stream(path), requests, sent)
-    unary = channel.unary_unary(path)
+    unary: Any = channel.unary_unary(path)
     messages: list[bytes] = []
     extra: Metadata = ()
     for request in requests:
         try:
             message, done = unary.with_call(request, metadata=sent, timeout=TIMEOUT)
         except grpc.RpcError as error:
-            return Outcome(error.code().name, error.details(), tuple(messages), _extra(error))
+            return Outcome(error.code().name, error.details() or "", tuple(messages), _extra(error))
         messages.append(message)
         extra = _extra(done)
     return Outcome("OK", "", tuple(messages), extra)
@@ -55,7 +55,7 @@ def _stream(method: Any, requests: Iterable[bytes], sent: Metadata) -> Outcome:
     try:
         messages.extend(responses)
     except grpc.RpcError as error:
-        return Outcome(error.code().name, error.details(), tuple(messages), _extra(error))
+        return Outcome(error.code().name, error.details() or "", tuple(messages), _extra(error))
     return Outcome("OK", "", tuple(messages), _extra(responses))
 
 

@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -384,7 +385,7 @@ for code in (
     "UNKNOWN",
     "CANCELLED",
 ):
-    case(f"the model's own error, {code}", "failing", one(lambda m, code=code: failing(m, code)))
+    case(f"the model's own error, {code}", "failing", one(partial(failing, kind=code)))
 case("the model's own error, UNAVAILABLE", "failing", one(lambda m: failing(m, "UNAVAILABLE")))
 case("a decoupled model", "decoupled", one(lambda m: counted(m, 1)))
 case("a sequence without its start", "sequence", one(lambda m: step(m, 77, 1, False, False)))
@@ -513,11 +514,11 @@ stream(
     differs="errors as statuses",
 )
 for count in (0, 1, 3):
-    stream(f"{count} replies", "decoupled", one(lambda m, count=count: counted(m, count, id_="r")))
+    stream(f"{count} replies", "decoupled", one(partial(counted, count=count, id_="r")))
     stream(
         f"{count} replies and a final one",
         "decoupled",
-        one(lambda m, count=count: counted(m, count, id_="r", parameters=EMPTY_FINAL)),
+        one(partial(counted, count=count, id_="r", parameters=EMPTY_FINAL)),
     )
 stream(
     "replies, then an error",

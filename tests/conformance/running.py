@@ -47,7 +47,8 @@ def of_triton(
     Two are asked: one that has streams to decoupled models and to others ends now and then."""
     cases = list(cases)
     copy = assigned(cases)
-    streams, others = [], []
+    streams: list[Case] = []
+    others: list[Case] = []
     for case in cases:
         decoupled = case.method == STREAM and case.kind == "decoupled"
         (streams if decoupled else others).append(case)

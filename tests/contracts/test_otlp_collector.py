@@ -378,10 +378,11 @@ async def test_the_same_over_grpc() -> None:
     spans.add(trace_id=b"t" * 15, span_id=b"s" * 8, name="short")
     spans.add(trace_id=bytes(16), span_id=b"s" * 8, name="zero")
     async with running() as to, grpc.aio.insecure_channel(f"{LOOPBACK}:{to.grpc_port}") as channel:
-        response = await TraceServiceStub(channel).Export(request)
+        stub: Any = TraceServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
+        response = await stub.Export(request)
         (root,) = to.store.trace((b"t" * 16).hex())
         assert root.parent_span_id == ""
-        full = await TraceServiceStub(channel).Export(ExportTraceServiceRequest())
+        full = await stub.Export(ExportTraceServiceRequest())
     assert response.partial_success.rejected_spans == 2
     assert full == ExportTraceServiceResponse()
     assert not full.HasField("partial_success")

@@ -216,7 +216,7 @@ class Heard:
 async def test_events_wait_in_order_while_the_fence_is_closed(fence: Fence, clock: Clock) -> None:
     heard: Any = Heard()
     nothing: Any = None
-    loop = EngineLoop(heard, *[nothing] * 6, fence=fence)
+    loop = EngineLoop(heard, nothing, nothing, nothing, nothing, nothing, nothing, fence=fence)
     joined, gone = ev.RouterJoined("r", frozenset()), ev.WaiterGone(1)
     loop.feed(joined)
     clock.now += 3 * TTL

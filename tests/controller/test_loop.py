@@ -198,8 +198,8 @@ async def test_a_server_that_keeps_what_its_models_gave_back_is_to_be_restarted(
 
 @pytest.mark.triton
 async def test_the_metrics_of_what_is_resident(triton_server: DirectTriton) -> None:
-    about = {"budget": {RAM: GIB}, "soft": {RAM: GIB // 2}}
-    async with controller(triton_server, **about) as one:
+    budget, soft = {RAM: GIB}, {RAM: GIB // 2}
+    async with controller(triton_server, budget=budget, soft=soft) as one:
         id_ = one.server.id
         assert isinstance(await one.resident(Unit("a", 1)), ev.Granted)
         found = one.metrics()

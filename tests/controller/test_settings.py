@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 
 import pytest
 from pydantic import ValidationError
@@ -12,7 +13,9 @@ from services.controller.settings import Settings, limits, metrics_url, server
 MIB = 1 << 20
 
 
-def settings(monkeypatch: pytest.MonkeyPatch, *servers: dict[str, object], **more: str) -> Settings:
+def settings(
+    monkeypatch: pytest.MonkeyPatch, *servers: Mapping[str, object], **more: str
+) -> Settings:
     monkeypatch.setenv("SHOAL_CONTROLLER_SERVERS", json.dumps(servers))
     for name, value in more.items():
         monkeypatch.setenv(f"SHOAL_CONTROLLER_{name.upper()}", value)

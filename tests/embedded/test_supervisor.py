@@ -59,8 +59,8 @@ async def test_a_killed_part_is_started_again_later_each_time(tmp_path: Path) ->
         "was ended by SIGKILL; starting it again in 0.2 s",
     ]
     starts = told.of("worker", State.STARTING)[1:]
-    for death, start, delay in zip(deaths, starts, (0.05, 0.1, 0.2), strict=True):
-        assert start.time - death.time >= delay
+    for died, start, delay in zip(deaths, starts, (0.05, 0.1, 0.2), strict=True):
+        assert start.time - died.time >= delay
     assert healed.pid not in {event.pid for event in told.of("worker", State.READY)[:3]}
 
 

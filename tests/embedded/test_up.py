@@ -74,15 +74,15 @@ def test_settings_that_cannot_be_used() -> None:
 def test_a_missing_triton_environment(tmp_path: Path) -> None:
     done = shoal("up", "--triton-venv", tmp_path / "absent", *FREE_PORTS)
     assert done.returncode == 69
-    assert "Run `make setup`" in done.stderr
-    assert f"TRITON_VENV={tmp_path / 'absent'} bash" in done.stderr
+    assert f"there is no {tmp_path / 'absent'}/bin/python" in done.stderr
+    assert f"run `shoal setup-triton --triton-venv {tmp_path / 'absent'}`" in done.stderr
 
 
 def test_a_taken_port(triton_venv: Path, tmp_path: Path) -> None:
     with socket.create_server((LOOPBACK, 0)) as other:
         port = str(other.getsockname()[1])
         done = shoal(
-            *("up", "--triton-venv", triton_venv, *FREE_PORTS),
+            *("up", "--triton-venv", str(triton_venv), *FREE_PORTS),
             *("--controller-port", port),
             TMPDIR=str(tmp_path),
         )

@@ -17,7 +17,7 @@ MODEL = "multiplier"
 
 def asked(binary: bool = False) -> Any:
     tensor = InferInput(name="INPUT", shape=[1, 3], datatype="FP32")
-    tensor.set_data_from_numpy(np.float32([[1, 2, 3]]), binary_data=binary)
+    tensor.set_data_from_numpy(np.array([[1, 2, 3]], np.float32), binary_data=binary)
     return InferRequest(model_name=MODEL, infer_inputs=[tensor])
 
 

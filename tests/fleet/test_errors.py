@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import psutil
@@ -112,7 +113,7 @@ def ask(stack: Fleet, model: str, version: str = "", size: int = 1, timeout: flo
     return stack.inference.ModelInfer(request, timeout=timeout)
 
 
-def refused(stack: Fleet, model: str, version: str = "", **more: float) -> tuple[str, str, str]:
+def refused(stack: Fleet, model: str, version: str = "", **more: Any) -> tuple[str, str, str]:
     code, info, text = refusal(lambda: ask(stack, model, version, **more))
     assert info is not None, text
     assert info.domain == "shoal"
@@ -273,7 +274,7 @@ def test_a_shape_of_which_a_models_process_would_die(stack: Fleet, shape: list[i
 
 def test_bytes_that_are_no_message(stack: Fleet) -> None:
     with grpc.insecure_channel(stack.router_grpc) as channel:
-        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        call: Any = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         code, info, text = refusal(lambda: call(b"\x0a\xff\xff", timeout=5))
     assert (code, info.reason) == ("INVALID_ARGUMENT", "MALFORMED_MESSAGE")
     assert "inference.ModelInferRequest" in text
@@ -366,7 +367,7 @@ def test_a_server_that_breaks_off_with_the_request(stack: Fleet) -> None:
     request.inputs.add(name="INPUT", datatype="FP32", shape=[1])
     request.raw_input_contents.append(bytes(4))
     with grpc.insecure_channel(stack.router_grpc) as channel:
-        call = channel.unary_unary(
+        call: Any = channel.unary_unary(
             "/inference.GRPCInferenceService/ModelInfer",
             service_pb2.ModelInferRequest.SerializeToString,
         ).future(request, timeout=40)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -585,7 +586,7 @@ def test_assembling_backends_again_changes_nothing(server: DirectTriton) -> None
     ],
 )
 def test_a_spec_refuses_what_triton_would_misread(
-    server: DirectTriton, field: str, value: object
+    server: DirectTriton, field: str, value: Any
 ) -> None:
     with pytest.raises(ValueError, match=r"Triton can't|not a plain word|admin secret"):
         replace(server.spec, **{field: value})

@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -239,11 +240,16 @@ def sends_beyond_the_limit(address: str) -> None:
         assert "SHOAL_ROUTER_MAX_MESSAGE_BYTES" in ended.trailers["grpc-message"]
 
 
+def endpoint(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host, int(port)
+
+
 @attack
 def speaks_of_something_else(address: str) -> None:
     """Wrong content types, methods and paths."""
     with connected(address) as (connection,):
-        for more in (
+        odd: tuple[dict[str, Any], ...] = (
             {"content_type": "text/html"},
             {"content_type": ""},
             {"content_type": "application/grpc+unknown"},
@@ -251,11 +257,12 @@ def speaks_of_something_else(address: str) -> None:
             {"path": "/nothing/Here"},
             {"path": "nothing"},
             {"path": "*"},
-        ):
+        )
+        for more in odd:
             stream = connection.call(**more)
             connection.data(stream, message(64))
             connection.ended(stream)
-    with socket.create_connection(tuple(address.split(":"))) as plain:
+    with socket.create_connection(endpoint(address)) as plain:
         plain.settimeout(10)
         plain.sendall(b"GET / HTTP/1.1\r\nHost: shoal\r\n\r\n")
         while plain.recv(4096):
@@ -279,7 +286,7 @@ def sends_garbage(address: str) -> None:
     """From the first byte on, or after a proper beginning."""
     noise = random.Random(1)
     for _ in range(20):
-        with socket.create_connection(tuple(address.split(":"))) as plain:
+        with socket.create_connection(endpoint(address)) as plain:
             plain.sendall(noise.choice([b"", PREFACE, PREFACE + frame(SETTINGS)]))
             plain.sendall(noise.randbytes(noise.randrange(1, 4096)))
     for bad in (
@@ -366,7 +373,7 @@ def keeps_idle_connections(address: str) -> None:
     began = time.monotonic()
     with ExitStack() as kept:
         for number in range(300):
-            plain = kept.enter_context(socket.create_connection(tuple(address.split(":"))))
+            plain = kept.enter_context(socket.create_connection(endpoint(address)))
             plain.sendall((b"", PREFACE, PREFACE + frame(SETTINGS))[number % 3])
         until_held(began)
 
@@ -376,10 +383,7 @@ def speaks_slowly(address: str) -> None:
     """Slowloris: preface, settings and headers byte by byte."""
     words = PREFACE + frame(SETTINGS) + frame(1, stream=1, payload=b"\x83\x86" * 20)
     with ExitStack() as kept:
-        slow = [
-            kept.enter_context(socket.create_connection(tuple(address.split(":"))))
-            for _ in range(50)
-        ]
+        slow = [kept.enter_context(socket.create_connection(endpoint(address))) for _ in range(50)]
         for number in range(20):
             for one in slow:
                 one.sendall(words[number : number + 1])
@@ -401,7 +405,7 @@ POST = f"POST /v2/models/{MODEL}/infer HTTP/1.1\r\nHost: shoal\r\n".encode()
 
 def said(address: str, *words: bytes) -> bytes:
     """What comes back at once, if anything does."""
-    with socket.create_connection(tuple(address.split(":"))) as plain:
+    with socket.create_connection(endpoint(address)) as plain:
         plain.settimeout(0.2)
         try:
             for word in words:
@@ -443,10 +447,7 @@ def floods_with_headers_over_http(address: str) -> None:
 def speaks_slowly_over_http(address: str) -> None:
     words = POST + b"Content-Length: 100\r\n\r\n{"
     with ExitStack() as kept:
-        slow = [
-            kept.enter_context(socket.create_connection(tuple(address.split(":"))))
-            for _ in range(100)
-        ]
+        slow = [kept.enter_context(socket.create_connection(endpoint(address))) for _ in range(100)]
         for number in range(20):
             for one in slow:
                 one.sendall(words[number : number + 1])

@@ -77,7 +77,7 @@ def held(stack: Fleet) -> Held:
     with urllib.request.urlopen(f"http://{stack.router_http}/metrics", timeout=30) as response:
         text = response.read().decode()
     tasks, blocks = (
-        int(float(re.search(rf"^{name} (\S+)$", text, re.MULTILINE)[1]))
+        int(float(re.findall(rf"^{name} (\S+)$", text, re.MULTILINE)[0]))
         for name in ("shoal_asyncio_tasks", "shoal_python_blocks")
     )
     times = process.cpu_times()

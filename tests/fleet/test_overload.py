@@ -127,7 +127,7 @@ async def load(
         if at >= skip
     )
     async with grpc.aio.insecure_channel(address) as channel, asyncio.TaskGroup() as tasks:
-        infer = channel.unary_unary(INFER)
+        infer: Any = channel.unary_unary(INFER)
         began = time.monotonic() - skip
         for at, name in line:
             await asyncio.sleep(began + at - time.monotonic())
@@ -141,7 +141,7 @@ async def throughput(address: str, seconds: float) -> float:
     """Answers a second to as many requests at a time as keep every instance busy."""
     answered = 0
     async with grpc.aio.insecure_channel(address) as channel:
-        infer = channel.unary_unary(INFER)
+        infer: Any = channel.unary_unary(INFER)
         until = time.monotonic() + seconds
 
         async def ask() -> None:
@@ -177,7 +177,8 @@ class Found:
 async def overloaded(stack: BackgroundStack, seconds: float) -> Found:
     (direct,) = stack.tritons.values()
     async with grpc.aio.insecure_channel(stack.router_grpc) as channel:
-        await channel.unary_unary(INFER)(message(), timeout=60)  # makes it resident
+        infer: Any = channel.unary_unary(INFER)
+        await infer(message(), timeout=60)  # makes it resident
     peak = await throughput(direct, min(seconds / 2, 5.0))
     high, low = URGENT * CAPACITY, (3.0 - URGENT) * CAPACITY
     alone = await load(stack.router_grpc, seconds + SETTLES, skip=SETTLES - 0.5, high=high)
@@ -272,7 +273,7 @@ async def test_those_that_wait_here_bring_another_copy(tmp_path: Path) -> None:
     arguments = (f"--repository={tmp_path}", "--servers=2", "--no-otlp")
     with BackgroundStack(*arguments, environment=environment) as stack:
         async with grpc.aio.insecure_channel(stack.router_grpc) as channel:
-            infer = channel.unary_unary(INFER)
+            infer: Any = channel.unary_unary(INFER)
             stop = asyncio.Event()
 
             async def ask() -> None:

@@ -202,7 +202,7 @@ def test_repeated_fields_mean_the_last_one_as_in_triton(stack: Fleet) -> None:
     decoy = service_pb2.ModelInferRequest(model_name="nope", model_version="9")
     raw = decoy.SerializeToString() + request.SerializeToString()
     with grpc.insecure_channel(stack.router_grpc) as channel:
-        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        call: Any = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         answer = service_pb2.ModelInferResponse.FromString(call(raw, timeout=30))
     assert answer.model_name == "multiplier"
     assert answer.raw_output_contents == reply.get_response().raw_output_contents
@@ -361,7 +361,7 @@ def test_a_caller_that_leaves_waits_no_more(stack: Fleet) -> None:
         infer(stack.client, example(other))
     request = service_pb2.ModelInferRequest(model_name="vgg19_onnx")
     with grpc.insecure_channel(stack.router_grpc) as channel:
-        call = channel.unary_unary(
+        call: Any = channel.unary_unary(
             "/inference.GRPCInferenceService/ModelInfer",
             service_pb2.ModelInferRequest.SerializeToString,
         ).future(request, timeout=60)

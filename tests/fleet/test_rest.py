@@ -310,7 +310,7 @@ BAD = {
 }
 
 
-def sent(server: Server, case: tuple[str, str, bytes | None], **headers: str) -> Any:
+def sent(server: Server, case: tuple[str, str, bytes | None], **headers: Any) -> Any:
     """Status, JSON, what follows it, and the kind of content."""
     answer = server.ask(*case, **headers)
     document, rest = parts(answer)

@@ -59,7 +59,7 @@ async def giving_back() -> AsyncIterator[str]:
         return bytes(reply.SerializeToString())
 
     server = grpc.aio.server()
-    method = {"ModelInfer": grpc.unary_unary_rpc_method_handler(infer)}
+    method: Any = {"ModelInfer": grpc.unary_unary_rpc_method_handler(infer)}
     server.add_generic_rpc_handlers(
         [grpc.method_handlers_generic_handler(SERVICE.strip("/"), method)]
     )
@@ -128,8 +128,8 @@ async def test_headers_go_on_and_errors_bring_some_back_none_of_the_control_plan
     async with giving_back() as back:
         controller.servers = {TOLD: server.address, BACK: back}
         async with serving(controller), routing(controller) as channel:
-            infer = channel.unary_unary(f"{SERVICE}/ModelInfer")
-            stream = channel.stream_stream(f"{SERVICE}/ModelStreamInfer")
+            infer: Any = channel.unary_unary(f"{SERVICE}/ModelInfer")
+            stream: Any = channel.stream_stream(f"{SERVICE}/ModelStreamInfer")
             sent = (SECRET, OURS, KEPT, ("x-shoal-roles", "admin"))
 
             reply = await infer(request(TOLD), metadata=sent, timeout=10)

@@ -6,7 +6,7 @@ The walk may refuse what Triton takes. What it takes, Triton must read alike or 
 import json
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
 import pytest
@@ -50,7 +50,7 @@ def request() -> bytes:
 
 def of_triton(server: DirectTriton, message: bytes) -> Reading | None:
     with grpc.insecure_channel(server.address) as channel:
-        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        call: Any = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         try:
             response = service_pb2.ModelInferResponse.FromString(call(message, timeout=10))
         except grpc.RpcError as error:

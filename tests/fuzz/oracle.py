@@ -57,7 +57,7 @@ def _message(
             name=field, number=number, type=Field.TYPE_INT64, label=Field.LABEL_REPEATED
         )
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)  # type: ignore[no-untyped-call]
+    pool.Add(file)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"fuzz.{name}"))
 
 
@@ -201,13 +201,14 @@ def _groups(message: bytes) -> Iterator[bool]:
 
 
 def _has_group(parsed: Any) -> bool:
-    return any(unknown.wire_type == GROUP for unknown in UnknownFieldSet(parsed))  # type: ignore[no-untyped-call]
+    fields: Any = UnknownFieldSet(parsed)
+    return any(unknown.wire_type == GROUP for unknown in fields)
 
 
 def _odd_entries(message: bytes) -> Iterator[bool]:
     for serialized in filter(_read, TOP.FromString(message).parameters):
         entry = ENTRY.FromString(serialized)
-        unknown = len(UnknownFieldSet(entry))  # type: ignore[no-untyped-call]
+        unknown = len(UnknownFieldSet(entry))
         yield len(entry.key) > 1 or len(entry.value) > 1 or unknown > 0
 
 

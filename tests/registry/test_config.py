@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2 as mc
 
 from services.registry.artifacts.scan import MAX_CONFIG, Scan, open_source, scan_version
-from services.registry.formats.config import ModelConfig, config_digest, parse_config, serialize
+from services.registry.formats.config import config_digest, parse_config, serialize
 from services.registry.formats.onnx import NotReadable, read_graph
 from tests.support.registry import PYTHON_CODE, TENSORS, onnx_model
 
@@ -32,10 +32,10 @@ def write(folder: Path, config: str | None = None, **files: str) -> Path:
     return folder
 
 
-def completed(folder: Path, kind: str = "KIND_AUTO") -> ModelConfig:
+def completed(folder: Path, kind: str = "KIND_AUTO") -> mc.ModelConfig:
     found = scan(folder, kind)
     assert not found.problem
-    return ModelConfig.FromString(found.config)
+    return mc.ModelConfig.FromString(found.config)
 
 
 def problem(folder: Path) -> str:
@@ -49,7 +49,7 @@ def test_what_triton_would_guess_is_said(tmp_path: Path) -> None:
     assert config == text_format.Parse(
         f'name: "m" backend: "python" default_model_filename: "model.py" {TENSORS}'
         "instance_group { count: 1 kind: KIND_AUTO }",
-        ModelConfig(),
+        mc.ModelConfig(),
     )
 
 

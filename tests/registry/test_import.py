@@ -349,9 +349,9 @@ async def test_configs_are_rewritten_while_an_import_stages(tmp_path: Path) -> N
         turn = 0
         while not importing.done():
             turn += 1
-            number = version_name(f"part:{turn % 2 + 1}")
+            one = version_name(f"part:{turn % 2 + 1}")
             other = version_name(f"part:{(turn + 1) % 2 + 1}")
-            await known.stub.ApproveModelVersion(pb.ApproveModelVersionRequest(name=number))
+            await known.stub.ApproveModelVersion(pb.ApproveModelVersionRequest(name=one))
             await known.stub.RejectModelVersion(pb.RejectModelVersionRequest(name=other))
         assert len((await importing).versions) == 100
         (chosen,) = steps(await known.version("e:1"))

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -82,7 +83,7 @@ async def store(url: str, clock: Clock) -> AsyncIterator[Store]:
     await store.close()
 
 
-def version(model: str, number: int, **fields: object) -> Version:
+def version(model: str, number: int, **fields: Any) -> Version:
     return Version(
         **{
             "model": model,
@@ -145,6 +146,7 @@ async def test_what_is_written_is_read(store: Store, clock: Clock) -> None:
     assert await put(store, entry) == 1
     read = await store.entry("m")
     assert read.model.created_us == read.model.updated_us == clock.now_us
+    assert entry.model.policy is not None
     policy = replace(entry.model.policy, revision=1)
     expected = replace(
         entry.model, policy=policy, created_us=clock.now_us, updated_us=clock.now_us, revision=1
@@ -399,7 +401,7 @@ async def test_the_lease_over_grpc(tmp_path: Path) -> None:
         refused = await refusal(hold("b", "1", 0.9))
         assert (refused.code, refused.reason) == (StatusCode.ABORTED, "LEASE_HELD")
         assert refused.metadata["holder"] == "a"
-        assert 0 < refused.retry_after <= 0.9
+        assert 0 < (refused.retry_after or 0) <= 0.9
         for holder, incarnation, ttl, field in (
             ("", "1", 0.9, "holder"),
             ("a", "", 0.9, "incarnation"),
@@ -438,6 +440,10 @@ async def test_footprints_over_grpc(tmp_path: Path) -> None:
             ({"memory": {"disk": 1}}, "INVALID_FIELD"),
             ({"load_duration": Duration(seconds=-1)}, "INVALID_FIELD"),
         ):
-            fields = {"version": version_name("m:1"), "config_digest": "d", **change}
+            fields: dict[str, Any] = {
+                "version": version_name("m:1"),
+                "config_digest": "d",
+                **change,
+            }
             report = pb.ReportFootprintsRequest(footprints=[types.Footprint(**fields)])
             assert (await refusal(known.stub.ReportFootprints(report))).reason == reason

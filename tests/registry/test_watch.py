@@ -1,7 +1,7 @@
 """Followers of the catalogue miss nothing."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def apply(picture: Picture, response: pb.WatchCatalogResponse) -> Picture:
     return updated
 
 
-async def follow(known: Registry, start: int = 0) -> AsyncIterator[pb.WatchCatalogResponse]:
+async def follow(known: Registry, start: int = 0) -> AsyncGenerator[pb.WatchCatalogResponse, None]:
     watch = known.stub.WatchCatalog(pb.WatchCatalogRequest(start_revision=start))
     try:
         async for response in watch:

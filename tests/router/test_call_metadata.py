@@ -23,10 +23,11 @@ async def received(pairs: Pairs) -> list[tuple[str, str | bytes]]:
 
     service, method = ECHO.strip("/").split("/")
     server = grpc.aio.server()
-    handlers = {method: grpc.unary_unary_rpc_method_handler(answer)}
+    handlers: Any = {method: grpc.unary_unary_rpc_method_handler(answer)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
     async with listening(server) as address, grpc.aio.insecure_channel(address) as channel:
-        await channel.unary_unary(ECHO)(b"", metadata=shared_metadata(pairs))
+        echo: Any = channel.unary_unary(ECHO)
+        await echo(b"", metadata=shared_metadata(pairs))
     return seen
 
 

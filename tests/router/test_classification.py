@@ -106,11 +106,11 @@ async def test_classes_of_text_are_refused_and_the_stream_goes_on(server: Direct
 async def test_an_output_that_is_none_is_refused(server: DirectTriton) -> None:
     where = Described({"a": server.address}, {MODEL: ["a"]}, decoupled=frozenset({MODEL}))
     async with routed(where) as router:
-        raw = router.channel.stream_stream(
+        stream: Any = router.channel.stream_stream(
             "/inference.GRPCInferenceService/ModelStreamInfer",
             response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
-        )(iter([no_output()]), timeout=SECONDS)
-        replies = [reply async for reply in raw]
+        )
+        replies = [reply async for reply in stream(iter([no_output()]), timeout=SECONDS)]
         assert ["is not a valid" in reply.error_message for reply in replies] == [True]
         unary: Any = router.channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         with pytest.raises(grpc.aio.AioRpcError) as error:

@@ -168,7 +168,7 @@ async def arrived(router: Router, server: DirectTriton, *replicas: Replica) -> N
     """Wait until the server has got requests for all of `replicas`: what is sent on one connection
     comes in the order in which it was sent."""
     await until(lambda: all(map(router.watch.in_use.count, replicas)))
-    live = router.channels.to(server.address).unary_unary(f"/{inference.SERVICE}/ServerLive")
+    live: Any = router.channels.to(server.address).unary_unary(f"/{inference.SERVICE}/ServerLive")
     await in_time(live(b"", wait_for_ready=True))
 
 
@@ -184,7 +184,7 @@ async def slow_way(server: DirectTriton) -> AsyncIterator[tuple[str, asyncio.Eve
             return bytes(await forward(request))
 
         service, method = MODEL_INFER.strip("/").split("/")
-        handlers = {method: grpc.unary_unary_rpc_method_handler(answer)}
+        handlers: Any = {method: grpc.unary_unary_rpc_method_handler(answer)}
         front.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
         async with listening(front) as address:
             yield address, passes
@@ -360,9 +360,9 @@ async def test_a_sequence_stays_on_its_replica(lasting: dict[str, DirectTriton])
         for turn in range(20):
             await router.infer(sequence=Sequence("s", turn == 0, False))
         await until(lambda: sum(requests for _, requests, _ in told()[before:]) == 20)
-        assert {server for server, requests, _ in told()[before:] if requests} == {
-            router.watch.sequences.replica(TARGET, "s").server
-        }
+        replica = router.watch.sequences.replica(TARGET, "s")
+        assert replica is not None
+        assert {server for server, requests, _ in told()[before:] if requests} == {replica.server}
         await until(lambda: told()[-1][2] == 1)
         await router.infer(sequence=Sequence("s", False, True))
         heard = len(acting.told("usage"))

@@ -18,7 +18,6 @@ from services.router.core.routing.routes import Target
 from tests.router.test_shared_memory import (
     LOCAL_PEER,
     SIZE,
-    SOON,
     VALUES,
     Memory,
     gate,
@@ -29,7 +28,6 @@ from tests.router.test_shared_memory import (
     output,
     refusal,
     server,
-    until,
 )
 from tests.support import controller as controller_harness
 from tests.support import router as router_harness
@@ -37,6 +35,7 @@ from tests.support.controller import entry
 from tests.support.graphics_memory import with_graphics_memory
 from tests.support.router import in_a_task, router
 from tests.support.triton_direct import DirectTriton
+from tests.support.waiting import SOON, until
 
 __all__ = ["gate", "memory", "output", "server"]  # fixtures
 

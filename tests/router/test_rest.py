@@ -8,6 +8,7 @@ import gzip
 import json
 import re
 import sys
+import time
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -627,7 +628,7 @@ async def test_answers_say_when_they_were_given(
         (0.9, "Thu, 01 Jan 1970 00:00:00 GMT"),
         (1.0, "Thu, 01 Jan 1970 00:00:01 GMT"),
     ):
-        monkeypatch.setattr(web.time, "time", lambda now=now: now)
+        monkeypatch.setattr(time, "time", lambda now=now: now)
         assert (await running.ask("GET", "/metrics"))[1]["date"] == date
 
 

@@ -161,7 +161,7 @@ def test_documents_say_what_numbers_are_none() -> None:
     arrays = {
         "a": tensors.for_json(np.array([[1.5, math.nan]], np.float32)),
         "b": tensors.for_json(np.array([1, 2], np.int64)),
-        "c": tensors.for_json(np.float32(-math.inf)),
+        "c": tensors.for_json(np.array(-math.inf, np.float32)),
     }
     assert documents.dumps(arrays) == b'{"a":[[1.5,NaN]],"b":[1,2],"c":-Infinity}'
 

@@ -238,7 +238,7 @@ async def refusal(call: Any) -> tuple[str, str, str]:
 async def on(server: DirectTriton, method: str, request: Any) -> Any:
     """The server's own answer to an administrator."""
     async with grpc.aio.insecure_channel(server.address) as channel:
-        call = channel.unary_unary(
+        call: Any = channel.unary_unary(
             f"/inference.GRPCInferenceService/{method}",
             request_serializer=type(request).SerializeToString,
             response_deserializer=getattr(service_pb2, f"{method}Response").FromString,
@@ -743,6 +743,6 @@ async def test_a_tensor_that_does_not_say_where_it_lies_is_refused_as_in_triton(
 
 async def test_bytes_that_only_mention_it_are_refused_as_ever(shoal: router_harness.Alone) -> None:
     async with grpc.aio.insecure_channel(shoal.address) as channel:
-        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        call: Any = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         code, _, reason = await refusal(call(b"\xff\xff shared_memory_region"))
     assert (code, reason) == ("INVALID_ARGUMENT", "MALFORMED_MESSAGE")

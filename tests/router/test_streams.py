@@ -300,7 +300,7 @@ async def test_an_open_stream_does_not_keep_triton_from_unloading(
 async def test_a_sequence_stays_on_its_replica(servers: dict[str, DirectTriton]) -> None:
     async with routed(places(servers, placed={SUM: ["a", "b"]})) as router:
         talk = router.talk()
-        ids = [1, 2, 3, "one", "two", "three"]
+        ids: list[int | str] = [1, 2, 3, "one", "two", "three"]
         for turn in range(4):
             for id_ in ids:
                 sequence = (id_, turn == 0, turn == 3)
@@ -350,7 +350,8 @@ async def _writing(router: Routed) -> Any:
     calls = router.streams.calls._running
     await until(lambda: calls)
     (task,) = calls
-    return task.get_coro().cr_frame.f_locals["self"]._listener._replies
+    writing: Any = task.get_coro()
+    return writing.cr_frame.f_locals["self"]._listener._replies
 
 
 async def test_requests_wait_when_many_are_under_way(

@@ -213,7 +213,7 @@ async def test_a_disk_that_takes_nothing_is_no_end(
 # --- restoring ------------------------------------------------------------------------------------
 
 
-class Named(service_pb2_grpc.GRPCInferenceServiceServicer):
+class Named(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]  # it is Any
     """Says that its id is `name`; says nothing until `speak` is set."""
 
     def __init__(self, name: str) -> None:

@@ -120,7 +120,7 @@ class Scripted:
 async def scripted(behaviour: Behaviour) -> AsyncIterator[Scripted]:
     made = Scripted(behaviour)
     server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
-    methods = {
+    methods: Any = {
         "ModelInfer": grpc.unary_unary_rpc_method_handler(made.answer),
         "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(made.stream),
     }

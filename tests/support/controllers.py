@@ -55,7 +55,10 @@ class Scripted(ControllerServiceServicer):
         self.address = ""
         self.number = 1
 
-    async def WatchPlacements(self, request_iterator: Any, context: Any) -> None:
+    # It writes its responses to the context instead of yielding them.
+    async def WatchPlacements(  # type: ignore[override]
+        self, request_iterator: Any, context: Any
+    ) -> None:
         if self.standby:
             await abort(context, NotReady(service="it", cause="it stands by"))
         if self.frozen.is_set():

@@ -172,7 +172,7 @@ class Connection:
 
 
 def _decoded(headers: bytes) -> dict[str, str]:
-    return dict(hpack.Decoder().decode(headers))
+    return {str(name): str(value) for name, value in hpack.Decoder().decode(headers)}
 
 
 class Crowd:

@@ -170,7 +170,7 @@ class Connection:
             return
         ended = self._ended.setdefault(stream, Ended())
         if isinstance(event, h2.events.ResponseReceived | h2.events.TrailersReceived):
-            ended.trailers.update(dict(event.headers))
+            ended.trailers.update((str(name), str(value)) for name, value in event.headers)
             ended.http_status = ended.trailers.get(":status", "")
         elif isinstance(event, h2.events.DataReceived):
             ended.message += event.data

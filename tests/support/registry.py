@@ -108,7 +108,8 @@ async def refusal(call: Awaitable[Any]) -> Refusal:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     error = caught.value
-    info = error_info(error.trailing_metadata())
+    metadata: Any = error.trailing_metadata()
+    info = error_info(metadata)
     assert info is not None, error
     assert info.domain == "shoal"
     message = error.details() or ""

@@ -121,9 +121,9 @@ def wants_are_in_hand(fleet: Fleet) -> None:
         placed = placing.has_place(fleet, want)
         assert placed != (unit in fleet.turns), f"{want} is forgotten, or queued though placed"
         assert len(fleet.ready(unit)) < want.target
-    for server, unit in fleet.claims.items():
+    for claimed, unit in fleet.claims.items():
         assert unit in fleet.turns
-        assert fleet.servers[server].accepting
+        assert fleet.servers[claimed].accepting
     assert len(set(fleet.claims.values())) == len(fleet.claims)
     for here in fleet.replicas.values():
         for replica in here.values():

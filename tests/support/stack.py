@@ -12,7 +12,6 @@ import grpc
 import numpy as np
 import psutil
 import tritonclient.grpc as triton
-from google.rpc import error_details_pb2
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import np_to_triton_dtype
 
@@ -88,8 +87,8 @@ def example(model: str, version: int = 1) -> Example:
     return examples.EXAMPLES[model, version]()
 
 
-def refusal(call: Callable[[], object]) -> tuple[str, error_details_pb2.ErrorInfo | None, str]:
-    """Return code, ErrorInfo and text of a call that must fail."""
+def refusal(call: Callable[[], object]) -> tuple[str, Any, str]:
+    """Return code, ErrorInfo or None, and text of a call that must fail."""
     try:
         answer = call()
     except triton.InferenceServerException as error:
@@ -100,7 +99,8 @@ def refusal(call: Callable[[], object]) -> tuple[str, error_details_pb2.ErrorInf
         cause = error
     else:
         raise AssertionError(f"it was answered: {answer}")
-    return cause.code().name, error_info(tuple(cause.trailing_metadata() or ())), cause.details()
+    metadata: Any = cause.trailing_metadata() or ()
+    return cause.code().name, error_info(tuple(metadata)), cause.details() or ""
 
 
 def zipf(count: int, items: Sequence[Any], exponent: float, seed: int) -> list[Any]:

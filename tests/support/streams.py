@@ -213,7 +213,10 @@ class Places(ControllerServiceServicer):
     def told(self, kind: str) -> list[Any]:
         return [getattr(m, kind) for m in self.heard if m.WhichOneof("message") == kind]
 
-    async def WatchPlacements(self, request_iterator: Any, context: Any) -> None:
+    # It writes its responses to the context instead of yielding them.
+    async def WatchPlacements(  # type: ignore[override]
+        self, request_iterator: Any, context: Any
+    ) -> None:
         hearing = asyncio.create_task(self._hear(request_iterator))
         try:
             await context.write(self._snapshot())

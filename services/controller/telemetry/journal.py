@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from itertools import chain
 from typing import Final, NamedTuple
 
@@ -107,7 +107,7 @@ class Journal:
         both = chain(reversed(self._entries), reversed(earlier))
         return (entry for entry in both if _is_about(entry.event, about))
 
-    async def follow(self, after: int, epoch: int = 0) -> AsyncIterator[types_pb2.Event]:
+    async def follow(self, after: int, epoch: int = 0) -> AsyncGenerator[types_pb2.Event, None]:
         """Yield the events with a sequence above `after`, for ever.
 
         0 stands for new ones only, -1 for all that are kept. `epoch`: the epoch of `after`, 0 for

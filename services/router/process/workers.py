@@ -21,7 +21,7 @@ from typing import Final
 import structlog
 from prometheus_client import Gauge
 
-from services.common import process
+from services.common import process, programs
 from services.common.ports import reserve
 from services.router.settings import Settings
 from services.router.waiting import within
@@ -91,8 +91,12 @@ class Workers:
     async def _run_once(self, index: int, environment: dict[str, str]) -> int:
         """Run a worker until it ends. Returns its exit status, negative for a signal."""
         child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "services.router"),
-            env={**os.environ, **environment, "SHOAL_ROUTER_WORKER": str(index)},
+            *programs.module("services.router"),
+            env={
+                **programs.environment(os.environ),
+                **environment,
+                "SHOAL_ROUTER_WORKER": str(index),
+            },
             stdin=asyncio.subprocess.PIPE,
         )
         self._alive[index] = child

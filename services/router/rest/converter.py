@@ -21,6 +21,7 @@ from typing import IO, Any, Final, TypeVar, TypeVarTuple, cast
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import Message
 
+from services.common import programs
 from services.common.tasks import TaskScope
 from services.router.core.errors import ConverterLost
 from services.router.core.rest.values import WrongRequest
@@ -138,7 +139,8 @@ class _Process:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", f"from {__name__} import main; main()"],
+            programs.code(f"from {__name__} import main; main()"),
+            env=programs.environment(os.environ),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             process_group=0,  # out of reach of Ctrl-C, which is meant for the Router

@@ -149,7 +149,7 @@ def test_the_parts_that_the_newcomer_needs_are_no_victims() -> None:
 
 
 @pytest.mark.parametrize("policy", ["lru", "gdsf"])
-@settings(max_examples=2 * settings.default.max_examples)
+@settings(max_examples=2 * settings().max_examples)
 @given(case=crowded(ensembles=True))
 def test_victims_are_never_more_than_needed(policy: str, case: Case) -> None:
     newcomer, here, listed = case
@@ -168,7 +168,7 @@ def test_victims_are_never_more_than_needed(policy: str, case: Case) -> None:
         assert fleet.holders(part, "t0") <= set(chosen[:index]), "ensembles first"
 
 
-@settings(max_examples=2 * settings.default.max_examples)
+@settings(max_examples=2 * settings().max_examples)
 @given(crowded(ensembles=False))
 def test_the_most_recently_used_stay_where_they_can(case: Case) -> None:
     """Of two choices that are enough the better one spares the most recently used that differs."""
@@ -183,7 +183,7 @@ def test_the_most_recently_used_stay_where_they_can(case: Case) -> None:
     assert cost(placed(decide(newcomer, here, more=listed)).victims) == min(map(cost, choices))
 
 
-@settings(max_examples=2 * settings.default.max_examples)
+@settings(max_examples=2 * settings().max_examples)
 @given(crowded(ensembles=False))
 def test_lru_takes_the_least_recently_used_but_those_that_need_not_leave(case: Case) -> None:
     newcomer, here, listed = case

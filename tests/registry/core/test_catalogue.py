@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -27,13 +28,13 @@ PENDING, APPROVED, REJECTED, INVALID = VersionState
 VERDICTS = (PENDING, APPROVED, REJECTED)
 
 
-def version(number: int = 1, model: str = "m", **fields: object) -> Version:
+def version(number: int = 1, model: str = "m", **fields: Any) -> Version:
     return Version(
         **{"model": model, "number": number, "verdict": APPROVED, "source": "/s", **fields}
     )
 
 
-def entry(*versions: Version, name: str = "m", **model: object) -> Entry:
+def entry(*versions: Version, name: str = "m", **model: Any) -> Entry:
     return Entry(Model(name=name, **model), {one.number: one for one in versions})
 
 

@@ -1,6 +1,7 @@
 """The residency settings that a model may have."""
 
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -60,7 +61,7 @@ def test_what_is_allowed_stays_as_it_is(asked: Residency) -> None:
         ),
     ],
 )
-def test_what_is_not_allowed_says_what_is(asked: dict[str, object], field: str, said: str) -> None:
+def test_what_is_not_allowed_says_what_is(asked: dict[str, Any], field: str, said: str) -> None:
     with pytest.raises(InvalidField) as caught:
         checked(replace(Residency(), **asked))
     assert caught.value.metadata["field"] == f"model.residency.{field}"

@@ -1,6 +1,7 @@
 """Which versions an ensemble is made of."""
 
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from services.registry.core.resolution import parts_first, resolved
 APPROVED, REJECTED = VersionState.APPROVED, VersionState.REJECTED
 
 
-def version(model: str, number: int, *parts: Part, **fields: object) -> Version:
+def version(model: str, number: int, *parts: Part, **fields: Any) -> Version:
     return Version(
         **{
             "model": model,

@@ -177,7 +177,8 @@ def test_a_clock_set_back_lengthens_a_lease_to_its_ttl_at_most() -> None:
     )
 )
 def test_two_holders_never_share_an_epoch(asks: list[tuple[str, str, int, int]]) -> None:
-    lease, now, holders = Lease(), 0, {}
+    lease, now = Lease(), 0
+    holders: dict[int, tuple[str, str]] = {}
     for holder, incarnation, passed, ttl in asks:
         now += passed
         try:

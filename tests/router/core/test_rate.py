@@ -1,6 +1,7 @@
 """Token buckets, meters, and the retry budget."""
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -144,7 +145,8 @@ def test_a_rate_is_each_tenants_own() -> None:
 
 @pytest.mark.parametrize(("cold", "name"), [(False, "in_flight"), (True, "cold")])
 def test_a_number_at_the_same_time(cold: bool, name: str) -> None:
-    limits = Tenants({"*": TenantLimit(**{name: 2})})
+    about: dict[str, Any] = {name: 2}
+    limits = Tenants({"*": TenantLimit(**about)})
     tenant = limits.tenant("one", 0.0)
     limits.enter(tenant, 0.0, cold=cold)
     limits.enter(tenant, 0.0, cold=cold)

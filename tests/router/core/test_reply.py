@@ -137,8 +137,8 @@ def test_what_is_no_reply_is_refused(message: bytes) -> None:
 
 def test_ids_tell_requests_apart_and_the_order_those_that_share_one() -> None:
     pending: PendingRequests[int] = PendingRequests()
-    for item, id_ in enumerate(["a", "", "a", "b"]):
-        pending.add(id_, item)
+    for number, id_ in enumerate(["a", "", "a", "b"]):
+        pending.add(id_, number)
     assert [pending.count(id_) for id_ in ("a", "", "b", "c")] == [2, 1, 1, 0]
     assert (len(pending), sorted(pending)) == (4, [0, 1, 2, 3])
     order = []

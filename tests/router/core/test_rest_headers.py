@@ -82,8 +82,8 @@ def test_peers_are_spelled_as_grpc_spells_them() -> None:
     policy = CallerPolicy()
     for client in (("127.0.0.1", 4711), ("::1", 4711), ("::ffff:127.0.0.1", 4711)):
         assert policy.caller(headers.peer(client), ()) == LOCAL
-    for client in (("10.0.0.1", 4711), ("2001:db8::1", 4711), None, ("", 0)):
-        assert policy.caller(headers.peer(client), ()).roles == {"user"}, client
+    for other in (("10.0.0.1", 4711), ("2001:db8::1", 4711), None, ("", 0)):
+        assert policy.caller(headers.peer(other), ()).roles == {"user"}, other
 
 
 def test_only_what_gRPC_would_bring_goes_on() -> None:

@@ -1,5 +1,7 @@
 """Whose region is whose, and what lies inside."""
 
+from typing import Any
+
 import pytest
 
 from services.router.core.errors import RegionBounds, RegionExists, RegionNotFound, RegionRefused
@@ -91,7 +93,7 @@ def test_regions_of_one_memory_share_what_the_servers_map() -> None:
 
 
 @pytest.mark.parametrize("changed", [{"size": 200}, {"place": (1, 3)}])
-def test_memory_that_is_another_now_is_not_shared(changed: dict[str, object]) -> None:
+def test_memory_that_is_another_now_is_not_shared(changed: dict[str, Any]) -> None:
     regions, _ = with_region()
     with pytest.raises(RegionRefused, match="made anew or has another size"):
         regions.find_mapped(ME, "more", SOURCE._replace(**changed))

@@ -1,7 +1,8 @@
 """The Router's placement table: what changes do to it, and what they withdraw."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -300,7 +301,7 @@ def test_what_is_withdrawn_is_what_was_held_and_is_not(changes: list[Change]) ->
         assert all(made.ready.values())
 
 
-def told(change: Change, draw: st.DrawFn) -> Change:
+def told(change: Change, draw: Callable[[st.SearchStrategy[Any]], Any]) -> Change:
     """With what is decoupled."""
     said = st.sampled_from([False, False, False, True, None])
     found = {
@@ -332,7 +333,7 @@ def test_what_may_give_several_replies_is_counted_as_it_comes_and_goes(
         assert made.none_decoupled == (one_each and not unregistered)
 
 
-def directed(change: Change, draw: st.DrawFn) -> Change:
+def directed(change: Change, draw: Callable[[st.SearchStrategy[Any]], Any]) -> Change:
     """With defaults, aliases, policies and retries."""
     models, numbers = st.sampled_from("mno"), st.integers(0, 2)
     arms = st.lists(st.builds(Arm, models, numbers, st.integers(1, 3)), max_size=2).map(tuple)

@@ -18,7 +18,7 @@ from services.router.core.wire.request import (
     overridden_in_stream,
     probe,
 )
-from shoal.protobuf import Malformed
+from shoal.protobuf import NUMBER_BYTES, Malformed
 from tests.fuzz import oracle
 
 VARINT, FIXED64, BYTES, OPEN, CLOSE, FIXED32 = range(6)
@@ -310,7 +310,7 @@ def test_what_is_remembered_is_bounded() -> None:
     assert len(wire.preambles) <= wire.MOST_PREAMBLES
     head(text(1, b"long") + text(3, b"x" * wire.LONGEST_PREAMBLE))
     longest = max(len(known.start) for known in wire.preambles.values())
-    assert longest <= wire.LONGEST_PREAMBLE + wire.NUMBER_BYTES + 1
+    assert longest <= wire.LONGEST_PREAMBLE + NUMBER_BYTES + 1
 
 
 # --- overriding -----------------------------------------------------------------------------------

@@ -209,7 +209,7 @@ def test_tensors_are_passed_over(length: int) -> None:
     assert held < 16 * 1024
 
 
-HOSTILE = {
+HOSTILE: dict[str, Callable[[int], bytes]] = {
     "many empty fields": lambda size: text(5, b"") * (size // 2),
     "many numbers": lambda size: b"\x40\x00" * (size // 2),
     "many long numbers": lambda size: (b"\x40" + b"\xff" * 9 + b"\x01") * (size // 11),

@@ -2,7 +2,7 @@
 
 Serves models whose config says `backend: "pytorch"` or `platform: "pytorch_libtorch"`, with the
 naming rules and the parameters of NVIDIA's backend of that name, which takes over wherever it is
-installed. It needs torch in Triton's environment: `deploy/triton/setup.sh --with-torch`.
+installed. It needs torch in Triton's environment: `shoal setup-triton --with-torch`.
 """
 
 import json
@@ -18,7 +18,7 @@ try:
     import torch
 except ModuleNotFoundError:
     raise ModuleNotFoundError(
-        "Triton's environment has no torch: run deploy/triton/setup.sh --with-torch"
+        "Triton's environment has no torch: run `shoal setup-triton --with-torch`"
     ) from None
 
 
