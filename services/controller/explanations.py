@@ -13,7 +13,8 @@ from services.controller.core import explain
 from services.controller.core.entities import Unit
 from services.controller.core.events import Weighed
 from services.controller.core.explain import Absence, Stay, Verdict
-from services.controller.core.fleet import Failure, Fleet
+from services.controller.core.failures import Failure
+from services.controller.core.fleet import Fleet
 from services.controller.journal import Entry
 from services.controller.loop import Loop
 from shoal.controller.v1 import controller_service_pb2 as wire
@@ -72,7 +73,7 @@ def why_not_loaded(loop: Loop, unit: Unit) -> wire.WhyNotLoadedResponse:
 def _registered(loop: Loop, unit: Unit) -> registry.ModelVersion | None:
     """What the Registry says of it; None where only the engine knows it still."""
     version = loop.catalog.version(unit)
-    if version is not None or unit in loop.engine.fleet.specs:
+    if version is not None or unit in loop.engine.fleet.known.specs:
         return version
     entry = loop.catalog.entries.get(unit.model)
     if entry is None:
@@ -90,7 +91,7 @@ def _closed(unit: Unit, version: registry.ModelVersion) -> str:
 def _last_eviction(loop: Loop, absence: Absence) -> str:
     """Why it is not there any more, where nothing is on its way to change that."""
     fleet, unit = loop.engine.fleet, absence.unit
-    if unit in fleet.where or unit in fleet.wants or absence.failure is not None:
+    if unit in fleet.where or unit in fleet.wants.by_unit or absence.failure is not None:
         return ""
     for entry in loop.journal.evictions(unit):
         ago = max(0.0, time.time() - entry.event.time.ToNanoseconds() / 1e9)

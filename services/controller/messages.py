@@ -51,7 +51,7 @@ def replica(fleet: Fleet, known: Replica) -> types_pb2.Replica:
         memory_reserved=known.reserved,
         memory_measured=known.measured,
         in_flight=use.in_flight,
-        pinned=known.unit in fleet.pinned,
+        pinned=known.unit in fleet.known.pinned,
         held_by=[version_name(*unit) for unit in sorted(users)],
     )
     message.idle.CopyFrom(_duration(max(0.0, time.monotonic() - use.last_used)))

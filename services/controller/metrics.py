@@ -84,7 +84,7 @@ class FleetMetrics(Collector):
         yield _gauge("shoal_copies", "READY replicas beyond the first of their version.", copies)
 
     def _waiting(self) -> Iterator[Metric]:
-        waiters = sum(len(waiting) for waiting in list(self._fleet.waiting.values()))
+        waiters = sum(len(waiting) for waiting in list(self._fleet.wants.waiting.values()))
         yield _gauge("shoal_waiters", "Callers that wait for a load.", waiters)
         wants = GaugeMetricFamily(
             "shoal_wants",
@@ -93,12 +93,12 @@ class FleetMetrics(Collector):
         )
         counts = Counter(
             (want.purpose.name.lower(), "yes" if want.server is not None else "no")
-            for want in list(self._fleet.wants.values())
+            for want in list(self._fleet.wants.by_unit.values())
         )
         for labels, count in counts.items():
             wants.add_metric(labels, count)
         yield wants
-        failures = list(self._fleet.failures.values())
+        failures = list(self._fleet.failures.by_unit.values())
         yield _gauge("shoal_load_backoffs", "Versions that are not tried again yet.", len(failures))
 
     def _counters(self) -> Iterator[Metric]:
@@ -113,10 +113,12 @@ class FleetMetrics(Collector):
         for reason, count in list(self._journal.evictions_by.items()):
             evictions.add_metric((reason,), count)
         predictions = CounterMetricFamily(
-            "shoal_predictions", "Loads ahead of their expected use.", self._fleet.predictions
+            "shoal_predictions",
+            "Loads ahead of their expected use.",
+            self._fleet.habits.predictions,
         )
         hits = CounterMetricFamily(
-            "shoal_predictions_hit", "Of those, used in time.", self._fleet.predictions_hit
+            "shoal_predictions_hit", "Of those, used in time.", self._fleet.habits.predictions_hit
         )
         yield from (events, evictions, predictions, hits)
 

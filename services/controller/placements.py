@@ -140,7 +140,7 @@ class Placements:
 
     def _failed(self, unit: Unit) -> bool:
         """Whether it failed to load and is not tried again yet."""
-        failure = self._fleet.failures.get(unit)
+        failure = self._fleet.failures.by_unit.get(unit)
         return failure is not None and failure.until > time.monotonic()
 
     def _arm(self, arm: registry.Arm) -> wire.ArmRoute:

@@ -57,7 +57,7 @@ def _hear(
     message: placement_pb2.WatchPlacementsRequest,
     subscriber: Subscriber,
 ) -> None:
-    if router not in loop.engine.fleet.routers:
+    if router not in loop.engine.fleet.withdrawals.routers:
         raise NotReady(
             service="the placement stream",
             cause=f"router {router} was not heard from for too long; subscribe again",

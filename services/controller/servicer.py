@@ -194,7 +194,7 @@ class ControllerServicer(ControllerServiceServicer):
         units = self._all(request.name)
         evicted = await self._evict(units)
         if request.parts:
-            specs = self._loop.engine.fleet.specs
+            specs = self._loop.engine.fleet.known.specs
             parts = {part for unit in units if unit in specs for part in specs[unit].requires}
             async with asyncio.TaskGroup() as tasks:
                 leaving = [tasks.create_task(self._evict_part(part)) for part in sorted(parts)]
@@ -323,7 +323,7 @@ class ControllerServicer(ControllerServiceServicer):
         if model not in self._loop.catalog.entries:
             raise ModelNotFound(model=model)
         if version is None:
-            specs = self._loop.engine.fleet.specs
+            specs = self._loop.engine.fleet.known.specs
             return tuple(sorted(unit for unit in specs if unit.model == model))
         if self._loop.catalog.version(Unit(model, version)) is None:
             raise self._not_found(Unit(model, version))

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Final
 
+from services.controller.core.entities import ReplicaKey, Unit
 from services.controller.core.limits import Limits
 
 SMOOTH_SECONDS: Final = 3.0  # time constant of the moving average
@@ -26,11 +27,35 @@ class Pressure:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class Adjustment:
     """`by`: 1 for another copy, -1 for one less."""
 
     by: int
     reason: str
+
+
+class Pressures:
+    """How busy the units are, and the servers' own queues."""
+
+    __slots__ = ("by_unit", "queues")
+
+    def __init__(self) -> None:
+        #: The pressure on each unit that is in use, or has several copies.
+        self.by_unit: dict[Unit, Pressure] = {}
+        #: Mean seconds that requests waited in the server's own queue, as of the last look.
+        self.queues: dict[ReplicaKey, float] = {}
+
+    def put(self, unit: Unit, pressure: Pressure) -> None:
+        self.by_unit[unit] = pressure
+
+    def forget_unit(self, unit: Unit) -> None:
+        self.by_unit.pop(unit, None)
+
+    def queue_seen(self, key: ReplicaKey, seconds: float) -> None:
+        self.queues[key] = seconds
+
+    def forget_replica(self, key: ReplicaKey) -> None:
+        self.queues.pop(key, None)
 
 
 def step(
@@ -62,22 +87,22 @@ def _since(before: float | None, holds: bool, now: float) -> float | None:
     return now if before is None else before
 
 
-def change(
+def adjustment(
     pressure: Pressure, replicas: int, least: int, most: int, limits: Limits, now: float
-) -> Change | None:
+) -> Adjustment | None:
     """What is to be done about `replicas`, of which at `least` and at `most` so many are wanted."""
     if replicas > max(most, least, 1):
-        return Change(-1, f"{replicas} copies, {most} are allowed")
+        return Adjustment(-1, f"{replicas} copies, {most} are allowed")
     busy, idle = pressure.busy_since, pressure.idle_since
     if busy is not None and now - busy >= limits.copy_up_seconds and replicas < most:
-        return Change(
+        return Adjustment(
             1,
             f"{pressure.in_flight / replicas:.1f} requests in flight on each of {replicas} "
             f"(more than {limits.copy_in_flight:g}), {pressure.queue * 1000:.0f} ms in its queue, "
             f"for {now - busy:.1f} s",
         )
     if idle is not None and now - idle >= limits.copy_down_seconds and replicas > max(least, 1):
-        return Change(
+        return Adjustment(
             -1,
             f"one copy less would have {pressure.in_flight / (replicas - 1):.1f} in flight "
             f"each (less than {limits.copy_in_flight / 2:g}), for {now - idle:.0f} s",

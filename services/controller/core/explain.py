@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from services.controller.core import demand, memory, placement, placing, victims
 from services.controller.core.copies import Pressure
 from services.controller.core.entities import Replica, Unit, UnitSpec
-from services.controller.core.fleet import Failure, Fleet
+from services.controller.core.failures import Failure
+from services.controller.core.fleet import Fleet
 from services.controller.core.placement import Never, NoServer, Place
 from services.controller.core.sizing import reservation
 from services.controller.core.states import LEAVING, State
@@ -83,7 +84,7 @@ def _stay(fleet: Fleet, replica: Replica, now: float) -> Stay:
     turns = eviction_turns(fleet, replica.key.server)
     turn = turns.get(replica.unit, 0)
     numbers = victims.numbers(fleet, replica, now)
-    spec = fleet.specs.get(replica.unit)
+    spec = fleet.known.specs.get(replica.unit)
     ttl = fleet.limits.idle_ttl(spec) if spec is not None else fleet.limits.idle_ttl_seconds
     if ttl:
         numbers["idle_ttl_seconds"] = ttl
@@ -119,7 +120,7 @@ def _kept_by(fleet: Fleet, replica: Replica) -> tuple[str, ...]:
 
 def why_not_loaded(fleet: Fleet, unit: Unit, now: float) -> Absence:
     """Raises ModelNotFound or VersionNotFound for what the engine does not know."""
-    spec = fleet.specs.get(unit)
+    spec = fleet.known.specs.get(unit)
     if spec is None:
         error = demand.hopeless(fleet, unit, now)
         assert error is not None
@@ -130,7 +131,7 @@ def why_not_loaded(fleet: Fleet, unit: Unit, now: float) -> Absence:
     return Absence(
         unit,
         _reason(fleet, spec, want, verdicts, now),
-        sum(len(fleet.waiting.get(user, ())) for user in demand.with_users(fleet, unit)),
+        sum(len(fleet.wants.waiting.get(user, ())) for user in fleet.known.with_users(unit)),
         _turn(fleet, want),
         failed[1] if failed is not None else None,
         verdicts,
@@ -139,20 +140,21 @@ def why_not_loaded(fleet: Fleet, unit: Unit, now: float) -> Absence:
 
 def _want(fleet: Fleet, unit: Unit) -> Want | None:
     """The want for the unit itself, or else the most urgent for something that it is a part of."""
-    if unit in fleet.wants:
-        return fleet.wants[unit]
-    users = demand.with_users(fleet, unit)
-    wants = [fleet.wants[user] for user in users if user in fleet.wants]
-    return min(wants, key=lambda want: demand.order(fleet, want), default=None)
+    by_unit = fleet.wants.by_unit
+    if unit in by_unit:
+        return by_unit[unit]
+    users = fleet.known.with_users(unit)
+    wants = [by_unit[user] for user in users if user in by_unit]
+    return min(wants, key=fleet.wants.order, default=None)
 
 
 def _turn(fleet: Fleet, want: Want | None) -> int:
-    turn = fleet.turns.get(want.unit) if want is not None else None
-    return fleet.unplaced.index(turn) + 1 if turn is not None else 0
+    turn = fleet.wants.turns.get(want.unit) if want is not None else None
+    return fleet.wants.unplaced.index(turn) + 1 if turn is not None else 0
 
 
 def _failed(fleet: Fleet, spec: UnitSpec, now: float) -> tuple[Unit, Failure] | None:
-    for member in fleet.group(spec):
+    for member in fleet.known.group(spec):
         failure = demand.failing(fleet, member.unit, now)
         if failure is not None:
             return member.unit, failure
@@ -170,7 +172,7 @@ def _verdicts(fleet: Fleet, spec: UnitSpec, want: Want | None, now: float) -> tu
 
 
 def _verdict(fleet: Fleet, spec: UnitSpec, name: str, terms: Terms, now: float) -> Verdict:
-    server, members = fleet.servers[name], fleet.group(spec)
+    server, members = fleet.servers[name], fleet.known.group(spec)
     replica = fleet.replicas[name].get(spec.unit)
     if replica is not None:
         return Verdict(name, True, False, f"{replica.state.value}: {replica.reason}")
@@ -224,7 +226,7 @@ def _no_more(fleet: Fleet, spec: UnitSpec, want: Want | None) -> str:
     most = fleet.limits.most_copies(spec)
     if len(ready) >= most:
         return f"{there}, as many as it may have (max_copies {most})"
-    limits, pressure = fleet.limits, fleet.pressures.get(unit) or Pressure(0.0)
+    limits, pressure = fleet.limits, fleet.pressures.by_unit.get(unit) or Pressure(0.0)
     return (
         f"{there}; another copy comes after {limits.copy_up_seconds:g} s with more than "
         f"{limits.copy_in_flight:g} requests in flight on each (now "
@@ -251,14 +253,14 @@ def _on_its_way(fleet: Fleet, unit: Unit, want: Want, now: float) -> str:
         asked = f"{unit} is a part of {want.unit}, which is wanted ({want.why})"
     replica = fleet.replicas[want.server].get(unit) if want.server is not None else None
     if replica is not None and replica.state is State.LOADING:
-        seconds = fleet.specs[unit].load_seconds
+        seconds = fleet.known.specs[unit].load_seconds
         takes = f", which takes about {seconds:.1f} s" if seconds is not None else ""
         return f"{asked} and loading on {want.server} for {now - replica.since:.1f} s{takes}"
     if replica is not None and replica.state is State.QUEUED:
         return f"{asked} and has a place on {want.server}: {replica.reason}"
-    turn = _turn(fleet, want)
+    turn, queue = _turn(fleet, want), len(fleet.wants.unplaced)
     if turn:
-        return f"{asked} and waits for a place, turn {turn} of {len(fleet.unplaced)}: {want.status}"
+        return f"{asked} and waits for a place, turn {turn} of {queue}: {want.status}"
     return f"{asked}: {want.status}"
 
 

@@ -24,27 +24,25 @@ def loaded(fleet: Fleet, event: ev.Loaded, now: float) -> None:
         return
     unit = replica.unit
     if not replica.broken:
-        fleet.failures.pop(unit, None)
+        fleet.failures.clear(unit)
     fleet.learn_load(unit, event.seconds)
-    want = fleet.wants.get(unit)
+    want = fleet.wants.by_unit.get(unit)
     if want is not None and want.purpose is Purpose.PREDICTED:
-        fleet.predictions += 1
-        fleet.predicted[replica.key] = now + 2 * fleet.limits.predict_seconds
+        fleet.habits.loaded_ahead(replica.key, now)
     reason = f"loaded in {event.seconds:.2f} s"
-    fleet.start_use(replica, now)
+    fleet.uses.start(replica, now)
     ready = fleet.move(replica, Cause.LOADED, reason, now, load_seconds=event.seconds)
     fleet.record(
         ev.Kind.READY,
         reason,
         server=replica.key.server,
         unit=unit,
-        trace_id=demand.trace_of(fleet, unit),
+        trace_id=fleet.wants.trace_of(unit),
     )
     fleet.publish((unit.model,))
     fleet.look_at_host(replica.key.server)
-    if unit in fleet.specs:
-        ready = reconcile.resized(fleet, ready)
-        fleet.put(ready)
+    if unit in fleet.known.specs:
+        ready = fleet.amend(ready, reserved=reconcile.reserved_now(fleet, ready))
         if ready.broken or parts_gone(fleet, ready):
             outdated = "it is outdated, or a part of it is gone"
             draining.withdraw_family(fleet, ready, ev.Why.CATALOG, outdated, now)
@@ -58,7 +56,7 @@ def parts_gone(fleet: Fleet, replica: Replica) -> bool:
     here = fleet.replicas[replica.key.server]
     return any(
         part not in here or here[part].state not in COMING
-        for part in fleet.specs[replica.unit].requires
+        for part in fleet.known.specs[replica.unit].requires
     )
 
 
@@ -88,23 +86,23 @@ def failed(fleet: Fleet, replica: Replica, cause: str, now: float) -> None:
     """Not tried again for a while; what waits for it is told why."""
     unit, server = replica.unit, replica.key.server
     backoff = (fleet.limits.backoff_seconds, fleet.limits.max_backoff_seconds)
-    failure = demand.fail(fleet, unit, server, cause, backoff, now)
+    failure = fleet.failures.add(unit, server, cause, backoff, now)
     fleet.record(
         ev.Kind.LOAD_FAILED,
         cause,
         server=server,
         unit=unit,
-        trace_id=demand.trace_of(fleet, unit),
+        trace_id=fleet.wants.trace_of(unit),
     )
     fleet.publish((unit.model,))
-    for user in demand.with_users(fleet, unit):
-        if user in fleet.wants and fleet.wants[user].server not in (None, server):
+    for user in fleet.known.with_users(unit):
+        want = fleet.wants.by_unit.get(user)
+        if want is None or want.server not in (None, server):
             continue
-        if user in fleet.wants and not (fleet.ready(user)):
+        if not fleet.ready(user):
             demand.refuse_all(fleet, user, demand.why_failed(unit, failure, now), now)
-        elif user in fleet.wants:  # another copy: not worth another try
-            want = fleet.wants[user]
-            demand.drop(fleet, user)
+        else:  # another copy: not worth another try
+            fleet.wants.drop(user)
             demand.forsake(fleet, want, now)
 
 
@@ -125,7 +123,7 @@ def unload_hung(fleet: Fleet, event: ev.UnloadHung, now: float) -> None:
     """Its memory stays reserved: only a restart of the server gives it back."""
     replica = fleet.at(event.key, event.attempt, State.UNLOADING)
     if replica is not None:
-        fleet.put(replica._replace(reason=event.cause, broken=True))
+        fleet.amend(replica, reason=event.cause, broken=True)
         reason = f"{replica.unit} does not unload: {event.cause}"
         reconcile.drain_server(fleet, replica.key.server, reason, restart=True, now=now)
 
@@ -140,20 +138,19 @@ def start_loads(fleet: Fleet, server: Server, now: float) -> None:
         if reason is None:
             start(fleet, replica, now)
         elif reason != replica.reason:
-            fleet.put(replica._replace(reason=reason))
+            fleet.amend(replica, reason=reason)
 
 
 def turn(fleet: Fleet, replica: Replica) -> tuple[float, Unit]:
     """That of the most urgent want that needs it."""
-    wants = demand.wants_there(fleet, replica.key)
-    turns = [demand.order(fleet, want) for want in wants]
+    turns = map(fleet.wants.order, fleet.wants.placed_at(replica.key))
     return min(turns, default=(replica.since, replica.unit))
 
 
 def obstacle(fleet: Fleet, replica: Replica, server: Server) -> str | None:
     """What the load waits for, or None when it may start."""
     here, account = fleet.replicas[server.id], fleet.accounts[server.id]
-    spec = fleet.specs[replica.unit]
+    spec = fleet.known.specs[replica.unit]
     for part in spec.requires:
         if part not in here or here[part].state is not State.READY:
             return f"waits for its part {part}"
@@ -178,23 +175,22 @@ def obstacle(fleet: Fleet, replica: Replica, server: Server) -> str | None:
 
 
 def size_known(fleet: Fleet, unit: Unit) -> bool:
-    return unit not in fleet.specs or fleet.specs[unit].size_known
+    return unit not in fleet.known.specs or fleet.known.specs[unit].size_known
 
 
 def start(fleet: Fleet, replica: Replica, now: float) -> None:
-    fleet.attempt += 1
+    attempt = fleet.next_attempt()
     server, unit = replica.key
-    fleet.move(replica, Cause.STARTED, "loading", now, attempt=fleet.attempt)
+    fleet.move(replica, Cause.STARTED, "loading", now, attempt=attempt)
     versions = tuple(sorted({*fleet.applied(replica.key), unit.version}))
-    fleet.out.append(ev.Load(replica.key, fleet.attempt, versions))
+    fleet.tell(ev.Load(replica.key, attempt, versions))
     fleet.record(
         ev.Kind.LOADING,
         f"reserved {memory.text(replica.reserved)}",
         server=server,
         unit=unit,
-        trace_id=demand.trace_of(fleet, unit),
+        trace_id=fleet.wants.trace_of(unit),
     )
-    for want in demand.wants_there(fleet, replica.key):
+    for want in fleet.wants.placed_at(replica.key):
         if want.load_began is None:
-            started = want._replace(load_began=now, status=f"loading on {server}")
-            fleet.wants[want.unit] = started
+            fleet.wants.put(want._replace(load_began=now, status=f"loading on {server}"))

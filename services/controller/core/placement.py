@@ -55,7 +55,7 @@ def place(
     """Decide for one unit over all servers; or over `only` some, when it is known that nothing
     changed for it on the others. Where there are many, all of them are looked at only to be
     `thorough`, or when it looks as if none could ever hold it."""
-    members = fleet.group(spec)
+    members = fleet.known.group(spec)
     if only is None and len(fleet.servers) > LOOK_AT_ALL:
         best = _among_few(fleet, members, terms, now)
         if best is not None:
@@ -109,7 +109,7 @@ def on_server(
     if not known.accepting or shortage(fleet, members, known) is not None:
         return None
     unit = members[-1].unit
-    claimed_by = fleet.claims.get(server)
+    claimed_by = fleet.wants.claims.get(server)
     if claimed_by is not None and claimed_by != unit:
         return Wait(f"{server} is kept for {claimed_by}, which has waited longer")
     here = fleet.replicas[server]
@@ -200,11 +200,11 @@ def _little_lost(
     have cost, 1/2 at ten."""
     if not leaving:
         return 1.0
-    uses = fleet.uses[server]
-    if fleet.by_age:
+    uses = fleet.uses.on[server]
+    if fleet.uses.by_age:
         idle = min(max(0.0, now - uses[unit].last_used) for unit in leaving)
         return idle / (idle + 60)
-    lost = sum(uses[unit].uses * fleet.reload_seconds(unit) for unit in leaving)
+    lost = sum(uses[unit].uses * fleet.known.reload_seconds(unit) for unit in leaving)
     return 10 / (10 + lost)
 
 

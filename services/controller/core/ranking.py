@@ -41,6 +41,12 @@ class Order:
     def __init__(self) -> None:
         self._heap: list[tuple[float, Unit]] = []
 
+    def copy(self) -> "Order":
+        """An order to walk that leaves this one as it is."""
+        other = Order()
+        other._heap = self._heap.copy()
+        return other
+
     def push(self, rank: float, unit: Unit) -> None:
         """Needed when a replica becomes READY, and when its rank falls. When it rises, `walk`
         notices."""

@@ -20,10 +20,19 @@ Invariants, after every event:
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from services.controller.core import demand, draining, loading, placing, reconcile, upkeep
+from services.controller.core import (
+    demand,
+    draining,
+    invariants,
+    loading,
+    placing,
+    reconcile,
+    upkeep,
+)
 from services.controller.core import events as ev
 from services.controller.core.entities import Server
 from services.controller.core.fleet import Fleet
+from services.controller.core.history import History
 from services.controller.core.limits import Limits
 from services.controller.core.placement import room_score
 from services.controller.core.roster import LOOK_AT_ALL
@@ -69,6 +78,7 @@ class Engine:
         self, limits: Limits, servers: Iterable[Server], now: float, unload_from: float
     ) -> None:
         self.fleet = Fleet(limits, now, unload_from)
+        self.history = History(now)
         for server in servers:
             self.fleet.add_server(server)
 
@@ -76,29 +86,35 @@ class Engine:
         """Take one event in; return what is to be done, in order."""
         REACTIONS[type(event)](self.fleet, event, now)
         _advance(self.fleet, now)
-        out, self.fleet.out = self.fleet.out, []
+        out = self.fleet.take_instructions()
+        self.history.note(now, event, out)
         return out
+
+    def check(self) -> list[str]:
+        """The invariants that are broken, a sentence each; empty where all hold."""
+        return invariants.check(self.fleet, self.history.now)
 
     def next_wake(self) -> float | None:
         """When something becomes due though nothing happens: a `Due` is wanted then."""
-        return self.fleet.timers.next()
+        return self.fleet.agenda.timers.next()
 
 
 def _advance(fleet: Fleet, now: float) -> None:
-    """What follows from what has changed, until nothing more does."""
-    if fleet.timers.due(now):
+    """Do all that follows from what has changed, until nothing more does."""
+    agenda = fleet.agenda
+    if agenda.timers.due(now):
         draining.expire(fleet, now)
         demand.expire(fleet, now)
     demand.finish_evictions(fleet, now)
     touched: dict[str, None] = {}
-    while fleet.changed or fleet.fresh or fleet.arrived or fleet.displaced:
+    while agenda.marked:
         demand.finish_evictions(fleet, now)  # before the same unit may be placed there again
         demand.settle(fleet, now)  # before anything is evicted: its lease protects what came
-        for server in list(fleet.changed):
+        for server in list(agenda.changed):
             reconcile.repay(fleet, fleet.servers[server], now)
         placing.place(fleet, now)
         draining.finish_drains(fleet, now)
-        changed, fleet.changed = fleet.changed, {}
+        changed = agenda.take_changed()
         touched |= changed
         for server in changed:
             loading.start_loads(fleet, fleet.servers[server], now)
@@ -110,5 +126,5 @@ def _enrol(fleet: Fleet, touched: Iterable[str]) -> None:
     """Tell the roster what became of the servers that were touched."""
     if len(fleet.servers) > LOOK_AT_ALL:
         for server in touched:
-            lowest = fleet.orders[server].lowest() - fleet.clocks[server]
+            lowest = fleet.uses.orders[server].lowest() - fleet.uses.clocks[server]
             fleet.roster.changed(server, room_score(fleet, server), lowest)

@@ -28,6 +28,14 @@ class Roster:
         if len(self._roomy) > 4 * len(self._versions) + 64:
             self._compact()
 
+    def rooms(self) -> dict[str, float]:
+        """The room of every server that was told of, as of the last time."""
+        return {
+            server: -room
+            for room, server, version in self._roomy
+            if version == self._versions[server]
+        }
+
     def roomy(self, count: int) -> list[str]:
         """`count` servers with most room."""
         return [server for _, server, _ in self._take(self._roomy, None, count)]

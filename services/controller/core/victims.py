@@ -58,7 +58,7 @@ def choose(
     clashing = _clashing(fleet, server, wanted, missing)
     if not isinstance(clashing, set):
         return clashing
-    if any(fleet.uses[server][unit].last_used > terms.idle_since for unit in clashing):
+    if any(fleet.uses.on[server][unit].last_used > terms.idle_since for unit in clashing):
         return Wait(f"{server} holds another version of it, with another config, that is in use")
     room = _Room(fleet, server, wanted, missing)
     gone = set(clashing)
@@ -91,7 +91,7 @@ def _evict_until_enough(
     else:
         return
     # The last one taken may be so large that some before it can stay: most valuable first.
-    uses = fleet.uses[server]
+    uses = fleet.uses.on[server]
     for unit in sorted(gone - clashing, key=lambda u: (uses[u].rank, u), reverse=True):
         if unit not in gone:
             continue
@@ -111,9 +111,9 @@ def families(
     """What can leave together, the lowest rank first: a unit and all that need it here."""
     here = fleet.replicas[server]
     for _, unit in in_order(fleet, server):
-        if unit in excluded or fleet.uses[server][unit].last_used > terms.idle_since:
+        if unit in excluded or fleet.uses.on[server][unit].last_used > terms.idle_since:
             continue
-        spec = fleet.specs.get(unit)
+        spec = fleet.known.specs.get(unit)
         if spec is not None and spec.ensemble:
             continue  # on its own it frees nothing
         family = fleet.family(unit, server)
@@ -135,14 +135,14 @@ def first_to_free(fleet: Fleet, server: str, over: Memory, terms: Terms) -> froz
 
 def in_order(fleet: Fleet, server: str) -> Iterator[tuple[float, Unit]]:
     """The READY replicas of `server`, the lowest rank first, with their ranks."""
-    here, uses = fleet.replicas[server], fleet.uses[server]
+    here, uses = fleet.replicas[server], fleet.uses.on[server]
 
     def rank(unit: Unit) -> float | None:
         replica = here.get(unit)
         ready = replica is not None and replica.state is State.READY
         return uses[unit].rank if ready else None
 
-    yield from fleet.orders[server].walk(rank)
+    yield from fleet.uses.orders[server].walk(rank)
 
 
 def may_leave(fleet: Fleet, replica: Replica) -> bool:
@@ -154,7 +154,7 @@ def front(fleet: Fleet, server: str) -> float:
     there may leave."""
     for rank, unit in in_order(fleet, server):
         if may_leave(fleet, fleet.replicas[server][unit]):
-            return rank - fleet.clocks[server]
+            return rank - fleet.uses.clocks[server]
     return float("inf")
 
 
@@ -177,8 +177,8 @@ def clock_after(fleet: Fleet, server: str, weighed: tuple[Weighed, ...]) -> floa
     """The server's clock once the victims among `weighed` are evicted: the highest rank of them,
     and never beyond what stays though it may leave, which would else seem to matter less than
     nothing. By the policy "lru" a rank is a time, the same on all servers, and needs no clock."""
-    if fleet.by_age:
-        return fleet.clocks[server]
+    if fleet.uses.by_age:
+        return fleet.uses.clocks[server]
     here = fleet.replicas[server]
     evicted = [row.numbers["rank"] for row in weighed if row.evicted]
     spared = [
@@ -186,18 +186,18 @@ def clock_after(fleet: Fleet, server: str, weighed: tuple[Weighed, ...]) -> floa
         for row in weighed
         if not row.evicted and may_leave(fleet, here[row.unit])
     ]
-    highest = max(evicted, default=fleet.clocks[server])
-    return max(fleet.clocks[server], min([highest, *spared]))
+    highest = max(evicted, default=fleet.uses.clocks[server])
+    return max(fleet.uses.clocks[server], min([highest, *spared]))
 
 
 def numbers(fleet: Fleet, replica: Replica, now: float) -> dict[str, float]:
     """What the eviction policy knows of a replica."""
-    use = fleet.uses[replica.key.server][replica.unit]
+    use = fleet.uses.on[replica.key.server][replica.unit]
     return {
         "idle_seconds": max(0.0, now - use.last_used),
         "uses": use.uses,
         "bytes": float(sum(replica.reserved.values())),
-        "reload_seconds": fleet.reload_seconds(replica.unit),
+        "reload_seconds": fleet.known.reload_seconds(replica.unit),
         "in_flight": float(use.in_flight),
         "rank": use.rank,
     }
@@ -242,10 +242,10 @@ def _clashing(
 
 def _needs(fleet: Fleet, user: Unit, part: Unit) -> bool:
     """Whether `part` has to stay where `user` stays."""
-    spec = fleet.specs.get(user)
+    spec = fleet.known.specs.get(user)
     if spec is None or not spec.requires:
         return False
-    return any(member.unit == part for member in fleet.group(spec)[:-1])
+    return any(member.unit == part for member in fleet.known.group(spec)[:-1])
 
 
 def ensembles_first(fleet: Fleet, server: str, gone: set[Unit]) -> Victims:

@@ -363,4 +363,4 @@ def test_a_fleet_that_is_asked_does_what_it_would_have_done(
     assert asked.pending == left.pending
     assert asked.answers.keys() == left.answers.keys()
     assert asked.engine.fleet.replicas == left.engine.fleet.replicas
-    assert asked.engine.fleet.uses == left.engine.fleet.uses
+    assert asked.engine.fleet.uses.on == left.engine.fleet.uses.on

@@ -293,7 +293,7 @@ def test_room_comes_before_any_score() -> None:
 
 def test_a_claimed_server_is_for_its_claimant_alone() -> None:
     fleet = fleet_of([view(server(100))], [A, B])
-    fleet.claims["t0"] = A.unit
+    fleet.wants.claims["t0"] = A.unit
     decision = place(fleet, B, Terms(), NOW)
     assert isinstance(decision, Wait)
     assert decision.reason == "t0 is kept for a:1, which has waited longer"
@@ -315,7 +315,7 @@ def catalogue(*specs: UnitSpec) -> Fleet:
 
 
 def names_of_group(fleet: Fleet, name: str) -> list[str]:
-    return [each.unit.model for each in fleet.group(fleet.specs[unit(name)])]
+    return [each.unit.model for each in fleet.known.group(fleet.known.specs[unit(name)])]
 
 
 def test_a_group_is_each_part_once_parts_first() -> None:
