@@ -25,11 +25,6 @@ class Agenda:
         #: When something becomes due though nothing happens, on the engine's clock.
         self.timers = Timers()
 
-    @property
-    def marked(self) -> bool:
-        """Whether anything is left to look at before the present event is done with."""
-        return bool(self.changed or self.fresh or self.arrived or self.displaced)
-
     def look_at_server(self, server: str) -> None:
         self.changed[server] = None
 

@@ -123,8 +123,8 @@ def withdraw(
 
 
 def finish_drains(fleet: Fleet, now: float) -> None:
-    for key in fleet.withdrawals.over(now):
-        if not fleet.holders(key.unit, key.server) and not fleet.changing(key):
+    for key, drain in list(fleet.withdrawals.drains.items()):
+        if drain.over(now) and not fleet.holders(key.unit, key.server) and not fleet.changing(key):
             replica = fleet.replicas[key.server][key.unit]
             fleet.withdrawals.end(key)
             unload(fleet, replica, Cause.DRAINED, "drained", now)

@@ -44,28 +44,27 @@ class History:
     parts, and refusals, whose error carries the frames that it was raised through.
     """
 
-    __slots__ = ("_ring", "events", "now")
+    __slots__ = ("_ring", "_start", "events")
 
     def __init__(self, now: float) -> None:
         self._ring: deque[tuple[float, ev.Event | str, Sequence[ev.Instruction | str], int]] = (
             deque(maxlen=KEPT)
         )
+        self._start = now
         #: Events since the start.
         self.events = 0
-        #: When the newest event was taken in, in seconds of the engine's clock.
-        self.now = now
+
+    @property
+    def now(self) -> float:
+        """When the newest event was taken in, in seconds of the engine's clock."""
+        return self._ring[-1][0] if self._ring else self._start
 
     def note(self, now: float, event: ev.Event, out: Sequence[ev.Instruction]) -> None:
         self.events += 1
-        self.now = now
-        kept: ev.Event | str = event
-        instructions: Sequence[ev.Instruction | str] = out
-        parts = _PARTS.get(type(event))
-        if len(out) > KEPT_INSTRUCTIONS or (parts is not None and parts(event) > LARGE):
-            kept, instructions = text(event), tuple(map(text, out[:KEPT_INSTRUCTIONS]))
-        elif out:
-            instructions = [text(each) if type(each) is ev.Refused else each for each in out]
-        self._ring.append((now, kept, instructions, len(out)))
+        if not out and type(event) not in _PARTS:
+            self._ring.append((now, event, (), 0))
+        else:
+            self._ring.append((now, *_light(event, out), len(out)))
 
     def lines(self) -> list[Line]:
         """The last events, the oldest first."""
@@ -73,6 +72,16 @@ class History:
             Line(now, text(event), (*map(text, out), *_more(count - len(out))))
             for now, event, out, count in self._ring
         ]
+
+
+def _light(
+    event: ev.Event, out: Sequence[ev.Instruction]
+) -> tuple[ev.Event | str, Sequence[ev.Instruction | str]]:
+    """An event and its instructions, without what should not be kept alive."""
+    parts = _PARTS.get(type(event))
+    if len(out) > KEPT_INSTRUCTIONS or (parts is not None and parts(event) > LARGE):
+        return text(event), tuple(map(text, out[:KEPT_INSTRUCTIONS]))
+    return event, [text(each) if type(each) is ev.Refused else each for each in out]
 
 
 def text(value: object) -> str:

@@ -107,7 +107,7 @@ def _advance(fleet: Fleet, now: float) -> None:
         demand.expire(fleet, now)
     demand.finish_evictions(fleet, now)
     touched: dict[str, None] = {}
-    while agenda.marked:
+    while agenda.changed or agenda.fresh or agenda.arrived or agenda.displaced:
         demand.finish_evictions(fleet, now)  # before the same unit may be placed there again
         demand.settle(fleet, now)  # before anything is evicted: its lease protects what came
         for server in list(agenda.changed):

@@ -1,6 +1,6 @@
 """The Routers, what they may still send to, and what is being withdrawn from them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from heapq import heappop, heappush
 
@@ -111,10 +111,6 @@ class Withdrawals:
         drain = self.drains.get(key)
         if drain is not None and revision >= drain.revision:
             self.drains[key] = replace(drain, routers=drain.routers - {router})
-
-    def over(self, now: float) -> Iterator[ReplicaKey]:
-        """The replicas that every Router has drained. They may be ended meanwhile."""
-        return (key for key, drain in list(self.drains.items()) if drain.over(now))
 
     def end(self, key: ReplicaKey) -> None:
         del self.drains[key]
