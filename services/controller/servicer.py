@@ -23,7 +23,7 @@ from services.common.errors import (
     VersionNotFound,
 )
 from services.common.rpc import Context, deadline_of
-from services.controller import explanations, messages, router_stream, server_calls
+from services.controller import diagnostics, explanations, messages, router_stream, server_calls
 from services.controller.catalog import ANSWERABLE
 from services.controller.core import events as ev
 from services.controller.core.entities import ReplicaKey, Unit
@@ -157,6 +157,11 @@ class ControllerServicer(ControllerServiceServicer):
         self, request: wire.WhyNotLoadedRequest, context: Context
     ) -> wire.WhyNotLoadedResponse:
         return explanations.why_not_loaded(self._loop, self._one(request.name))
+
+    async def GetDiagnostics(
+        self, request: wire.GetDiagnosticsRequest, context: Context
+    ) -> wire.GetDiagnosticsResponse:
+        return diagnostics.of(self._loop.engine, time.time() - time.monotonic())
 
     # --- moving -----------------------------------------------------------------------------------
 

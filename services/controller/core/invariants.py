@@ -93,14 +93,14 @@ def the_catalogue_is_indexed(fleet: Fleet, now: float) -> Iterator[str]:
     indexes = {
         "pinned": (known.pinned, {unit for unit, spec in known.specs.items() if spec.pinned}),
         "kept": (known.kept, {unit for unit, spec in known.specs.items() if spec.kept}),
-        "own idle TTL": (
+        "short-lived": (
             known.own_ttl,
             {unit for unit, spec in known.specs.items() if spec.idle_ttl},
         ),
     }
     for name, (found, right) in indexes.items():
         if found != right:
-            yield f"The index of units ({name}) does not match the specs."
+            yield f"The index of {name} units does not match the specs."
     listed = [unit for units in known.versions.values() for unit in units]
     if len(set(listed)) < len(listed):
         yield "A version is listed twice."
