@@ -1,7 +1,7 @@
-"""How many replicas a unit needs: more when they are busy for long, fewer when they are not.
+"""The number of replicas that a unit needs: more when they are busy for long, fewer when not.
 
-Between what calls for another copy and what lets one go lies a factor of two, and each has to last:
-a load that swings does not make copies come and go.
+A factor of two lies between what calls for another copy and what lets one go, and each has to last,
+so that a load that swings does not make copies come and go.
 """
 
 import math
@@ -16,8 +16,9 @@ SMOOTH_SECONDS: Final = 3.0  # time constant of the moving average
 
 @dataclass(frozen=True, slots=True)
 class Pressure:
-    """`in_flight`: requests on all replicas, smoothed. `queue`: mean seconds in the servers' own
-    queues, smoothed. `busy_since`, `idle_since`: since when they call for a copy more, or less."""
+    """How busy a unit is. `in_flight`: requests on all replicas, smoothed. `queue`: mean seconds in
+    the servers' own queues, smoothed. `busy_since`, `idle_since`: since when they have called for
+    another copy, or for one less, in seconds of the engine's clock."""
 
     at: float
     in_flight: float = 0.0
@@ -28,7 +29,7 @@ class Pressure:
 
 @dataclass(frozen=True, slots=True)
 class Adjustment:
-    """`by`: 1 for another copy, -1 for one less."""
+    """A change in the number of copies. `by`: 1 for another one, -1 for one less."""
 
     by: int
     reason: str
@@ -61,7 +62,7 @@ class Pressures:
 def step(
     pressure: Pressure, in_flight: int, queue: float, replicas: int, limits: Limits, now: float
 ) -> Pressure:
-    """The pressure `now`, when `in_flight` requests are on `replicas` (at least 1) of them, and
+    """The pressure `now` that `in_flight` requests are on `replicas` replicas (at least 1), and
     wait `queue` seconds there."""
     weight = 1 - math.exp(-max(0.0, now - pressure.at) / SMOOTH_SECONDS)
     flying = pressure.in_flight + weight * (in_flight - pressure.in_flight)
@@ -90,9 +91,10 @@ def _since(before: float | None, holds: bool, now: float) -> float | None:
 def adjustment(
     pressure: Pressure, replicas: int, least: int, most: int, limits: Limits, now: float
 ) -> Adjustment | None:
-    """What is to be done about `replicas`, of which at `least` and at `most` so many are wanted."""
+    """The change that is due to `replicas` copies, of which at `least` and at `most` so many are
+    wanted; None where they are right."""
     if replicas > max(most, least, 1):
-        return Adjustment(-1, f"{replicas} copies, {most} are allowed")
+        return Adjustment(-1, f"{replicas} copies, but at most {most} are allowed")
     busy, idle = pressure.busy_since, pressure.idle_since
     if busy is not None and now - busy >= limits.copy_up_seconds and replicas < most:
         return Adjustment(
@@ -104,12 +106,12 @@ def adjustment(
     if idle is not None and now - idle >= limits.copy_down_seconds and replicas > max(least, 1):
         return Adjustment(
             -1,
-            f"one copy less would have {pressure.in_flight / (replicas - 1):.1f} in flight "
-            f"each (less than {limits.copy_in_flight / 2:g}), for {now - idle:.0f} s",
+            f"with one copy less, each would have had {pressure.in_flight / (replicas - 1):.1f} "
+            f"requests in flight (less than {limits.copy_in_flight / 2:g}) for {now - idle:.0f} s",
         )
     return None
 
 
 def again(pressure: Pressure) -> Pressure:
-    """After a change: the next one has to be called for anew."""
+    """The pressure after a change: the next one has to be called for anew."""
     return replace(pressure, busy_since=None, idle_since=None)

@@ -1,4 +1,4 @@
-"""Who waits for what: joining, refusing, granting, and eviction on request."""
+"""Reactions to those who wait: joining, refusing, granting, and eviction on request."""
 
 from collections.abc import Iterable
 
@@ -42,7 +42,7 @@ def resident_wanted(fleet: Fleet, event: ev.ResidentWanted, now: float) -> None:
 
 
 def want_kept(fleet: Fleet, now: float) -> None:
-    """Pins and minima of copies are wanted though nobody waits for them."""
+    """Want what is pinned or has a minimum of copies, though nobody waits for it."""
     for unit in sorted(fleet.known.kept):
         spec = fleet.known.specs[unit]
         if len(fleet.ready(unit)) < spec.kept and hopeless(fleet, unit, now) is None:
@@ -51,7 +51,7 @@ def want_kept(fleet: Fleet, now: float) -> None:
 
 
 def hopeless(fleet: Fleet, unit: Unit, now: float) -> ShoalError | None:
-    """Why `unit` need not be waited for, or None where it may come."""
+    """The reason why waiting for `unit` is hopeless, or None where it may come."""
     spec = fleet.known.specs.get(unit)
     if spec is None:
         versions = sorted(known.version for known in fleet.known.versions.get(unit.model, ()))
@@ -73,7 +73,7 @@ def hopeless(fleet: Fleet, unit: Unit, now: float) -> ShoalError | None:
 
 
 def failing(fleet: Fleet, unit: Unit, now: float) -> Failure | None:
-    """Why `unit` is not tried now; None where it may be, or answers somewhere."""
+    """The failure because of which `unit` is not tried now; None where it may be, or is READY."""
     failure = fleet.failures.by_unit.get(unit)
     if failure is None or now >= failure.until or fleet.ready(unit):
         return None
@@ -81,7 +81,7 @@ def failing(fleet: Fleet, unit: Unit, now: float) -> Failure | None:
 
 
 def too_short(fleet: Fleet, waiter: Waiter, unit: Unit, now: float) -> DeadlineTooShort | None:
-    """Whether it is known already that the waiter can't wait for as long as the load takes."""
+    """The refusal of a waiter whose deadline is known to pass before the load is over, or None."""
     seconds = fleet.known.specs[unit].load_seconds
     if seconds is None:
         return None
@@ -112,7 +112,7 @@ def refuse(
 
 
 def refuse_all(fleet: Fleet, unit: Unit, error: ShoalError, now: float) -> None:
-    """Refuse all that wait for `unit`; it is wanted no more."""
+    """Refuse all that wait for `unit`, which is no longer wanted."""
     want = fleet.wants.by_unit.get(unit)
     for waiter in fleet.wants.take_waiters(unit):
         refuse(fleet, waiter, unit, error, want, now)
@@ -142,7 +142,7 @@ def eviction_wanted(fleet: Fleet, event: ev.EvictionWanted, now: float) -> None:
 
 
 def holder(fleet: Fleet, replica: Replica) -> str | None:
-    """Why `replica` may not be evicted on request, or None where it may."""
+    """The reason why `replica` may not be evicted on request, or None where it may."""
     unit = replica.unit
     if replica.state is State.LOADING:
         return "it is being loaded: wait until it is ready, then evict it."
@@ -160,7 +160,7 @@ def holder(fleet: Fleet, replica: Replica) -> str | None:
 
 
 def settle(fleet: Fleet, now: float) -> None:
-    """Answer those whose unit is READY now, and drop the wants that nobody has."""
+    """Answer those whose unit has become READY, and drop the wants that nobody has any longer."""
     wants = fleet.wants
     for unit in [*fleet.agenda.take_arrived(), *fleet.agenda.fresh]:
         want = wants.by_unit.get(unit)
@@ -187,7 +187,7 @@ def still_wanted(fleet: Fleet, want: Want, now: float) -> bool:
 
 
 def forsake(fleet: Fleet, want: Want | None, now: float) -> None:
-    """Give up the places that were kept for a want that is no more, unless others need them."""
+    """Give up the places of a want that was dropped, unless others need them."""
     if want is None or want.server is None or want.unit not in fleet.known.specs:
         return
     here = fleet.replicas[want.server]
@@ -197,7 +197,7 @@ def forsake(fleet: Fleet, want: Want | None, now: float) -> None:
 
 
 def give_up_unneeded(fleet: Fleet, places: Iterable[Replica], now: float) -> None:
-    """Give up those of `places` that no want needs any more, where nothing is loaded yet."""
+    """Give up those of `places` that no want needs any longer and where nothing is loaded yet."""
     for replica in list(places):
         if replica.state is State.QUEUED and not fleet.wants.placed_at(replica.key):
             fleet.remove(replica, Cause.ABANDONED, now)
@@ -219,7 +219,7 @@ def finish_evictions(fleet: Fleet, now: float) -> None:
 
 
 def expire(fleet: Fleet, now: float) -> None:
-    """Refuse the waiters whose deadline is here."""
+    """Refuse the waiters whose deadline has come."""
     for unit, waiter in fleet.wants.take_overdue(now):
         want = fleet.wants.by_unit[unit]
         refuse(fleet, waiter, unit, too_late(want, waiter, now), want, now)

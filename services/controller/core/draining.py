@@ -1,4 +1,4 @@
-"""Withdrawing a replica without failing a request: Routers' leases, acks and use."""
+"""Reactions to Routers, and the withdrawal of replicas without failing a request."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +10,8 @@ from services.controller.core.states import Cause, State
 
 
 def router_joined(fleet: Fleet, event: ev.RouterJoined, now: float) -> None:
-    """Until it has applied the newest table it may send by an older one: every withdrawal that is
-    under way waits for it."""
+    """Take in a Router. Until it has applied the newest table it may send by an older one, so every
+    withdrawal that is under way waits for it."""
     if event.router in fleet.withdrawals.routers:
         forget_router(fleet, event.router)
     else:
@@ -24,8 +24,8 @@ def router_joined(fleet: Fleet, event: ev.RouterJoined, now: float) -> None:
 def of_live_router(
     react: Callable[[Fleet, Any, float], None],
 ) -> Callable[[Fleet, Any, float], None]:
-    """What a Router says keeps it alive. One that was dropped has to join again: until it does, its
-    table may be older than what was unloaded meanwhile."""
+    """A reaction to what a live Router says, which also keeps it alive. A Router that was dropped
+    has to join again: its table may be older than what has been unloaded meanwhile."""
 
     def reaction(fleet: Fleet, event: Any, now: float) -> None:
         if fleet.withdrawals.heard(event.router, now):
@@ -65,7 +65,7 @@ def router_used(fleet: Fleet, event: ev.RouterUsed, now: float) -> None:
 
 
 def _count(fleet: Fleet, key: ReplicaKey, before: tuple[int, int], after: tuple[int, int]) -> None:
-    """A Router has other requests and sequences in flight on a replica than before."""
+    """Count the change in what a Router has in flight on a replica: requests and sequences."""
     if before == after or fleet.replica(key) is None:
         return
     fleet.uses.count(key, after[0] - before[0], after[1] - before[1])
@@ -88,7 +88,7 @@ def withdraw_all(fleet: Fleet, unit: Unit, why: ev.Why, reason: str, now: float)
 
 
 def withdraw_family(fleet: Fleet, replica: Replica, why: ev.Why, reason: str, now: float) -> None:
-    """A replica, and all that need it on its server."""
+    """Withdraw a replica, and all that need it on its server."""
     here = fleet.replicas[replica.key.server]
     for member in fleet.family(replica.unit, replica.key.server):
         if here[member].state is State.READY:
@@ -106,7 +106,7 @@ def withdraw(
     trace_id: str = "",
     weighed: tuple[ev.Weighed, ...] = (),
 ) -> None:
-    """Tell the Routers first; the server is told once they have drained it."""
+    """Withdraw a replica: the Routers are told now, the server once they have drained it."""
     fleet.move(replica, Cause.EVICTED, reason, now)
     fleet.publish((replica.unit.model,))
     fleet.withdrawals.begin(replica.key, fleet.revision, now)
@@ -141,5 +141,5 @@ def expire(fleet: Fleet, now: float) -> None:
     """Drop the Routers that were not heard from, and the use leases that have run out."""
     for router, silence in fleet.withdrawals.silent(now):
         forget_router(fleet, router)
-        fleet.record(ev.Kind.ROUTER_LOST, f"{router} was not heard from for {silence:.1f} s")
+        fleet.record(ev.Kind.ROUTER_LOST, f"{router} has not been heard from for {silence:.1f} s")
     fleet.withdrawals.expire(now)

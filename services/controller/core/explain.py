@@ -1,7 +1,7 @@
-"""Why a unit is where it is, and why it is not elsewhere.
+"""Explanations of why a unit is where it is, and why it is not elsewhere.
 
 The answers come from the functions that the engine decides with, asked what they would do now.
-Nothing is changed by asking.
+Asking changes nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from services.controller.core.copies import Pressure
 from services.controller.core.entities import Replica, Unit, UnitSpec
 from services.controller.core.failures import Failure
 from services.controller.core.fleet import Fleet
-from services.controller.core.placement import Never, NoServer, Place
+from services.controller.core.placement import Closed, Never, Place
 from services.controller.core.sizing import reservation
 from services.controller.core.states import LEAVING, State
 from services.controller.core.victims import Terms, Wait
@@ -23,10 +23,10 @@ from services.controller.core.waiting import Want
 class Stay:
     """A replica, and what would have to happen for it to leave.
 
-    `placed`: why it is on this server. `kept_by`: why it may not be evicted for another, empty
-    where it may. `turn`: when it would be evicted among the `candidates` that may leave the server
-    now, 1 the first; 0 when it may not. `numbers`: what the eviction policy knows of it, in bytes
-    and seconds; "idle_ttl_seconds" where it has one.
+    `placed` says why it is on this server; `kept_by`, why it may not be evicted for another (empty
+    where it may). `turn` is its turn to leave among the `candidates` that may leave the server now,
+    1 for the first and 0 where it may not. `numbers` are what the eviction policy weighs, in bytes
+    and seconds, with "idle_ttl_seconds" where it has one.
     """
 
     replica: Replica
@@ -41,9 +41,9 @@ class Stay:
 class Verdict:
     """What a server could do for a unit now.
 
-    `holds`: it is there already, in whatever state. `possible`: it could be placed there after
-    `victims` (ensembles first) are gone, with a `score` in [0, 1]. `reason`: what it would take, or
-    what stands in the way.
+    Either it `holds` the unit already, in whatever state; or placing it there is `possible` after
+    `victims` (ensembles first) are gone, with a `score` in [0, 1]; or neither. `reason` says what
+    it would take, or what stands in the way.
     """
 
     server: str
@@ -58,10 +58,10 @@ class Verdict:
 class Absence:
     """Why a unit is not READY, or on no more servers.
 
-    `reason`: in one sentence. `waiters`: callers that wait for it, or for what it is a part of.
-    `turn`: among what waits for a place, 1 the first; 0 where it does not. `failure`: of the unit,
-    or of something that it requires, while it is not tried again. `verdicts`: of every server, in
-    the order in which they would be taken.
+    `reason` is one sentence. `waiters` counts the callers that wait for the unit, or for something
+    that it is a part of. `turn` is its turn among what waits for a place, 1 for the first and 0
+    where it does not wait. `failure` is that of the unit, or of something that it requires, while
+    it is not tried again. `verdicts` has every server, in the order in which they would be taken.
     """
 
     unit: Unit
@@ -76,7 +76,7 @@ class Absence:
 
 
 def why_resident(fleet: Fleet, unit: Unit, now: float) -> tuple[Stay, ...]:
-    """Each replica of `unit`, in the order of their servers; empty where there is none."""
+    """Explain each replica of `unit`, in the order of their servers; empty where there is none."""
     return tuple(_stay(fleet, replica, now) for replica in fleet.everywhere(unit))
 
 
@@ -93,7 +93,7 @@ def _stay(fleet: Fleet, replica: Replica, now: float) -> Stay:
 
 
 def eviction_turns(fleet: Fleet, server: str) -> dict[Unit, int]:
-    """What may leave `server` now, with the order in which it would: 1 is the first."""
+    """The units that may leave `server` now, each with its turn: 1 for the first."""
     turns: dict[Unit, int] = {}
     for family in victims.families(fleet, server, set(), Terms()):
         for unit in victims.ensembles_first(fleet, server, set(family) - turns.keys()):
@@ -119,7 +119,8 @@ def _kept_by(fleet: Fleet, replica: Replica) -> tuple[str, ...]:
 
 
 def why_not_loaded(fleet: Fleet, unit: Unit, now: float) -> Absence:
-    """Raises ModelNotFound or VersionNotFound for what the engine does not know."""
+    """Explain why `unit` is not READY, or on no more servers. Raises ModelNotFound or
+    VersionNotFound for what the engine does not know."""
     spec = fleet.known.specs.get(unit)
     if spec is None:
         error = demand.hopeless(fleet, unit, now)
@@ -162,7 +163,7 @@ def _failed(fleet: Fleet, spec: UnitSpec, now: float) -> tuple[Unit, Failure] | 
 
 
 def _verdicts(fleet: Fleet, spec: UnitSpec, want: Want | None, now: float) -> tuple[Verdict, ...]:
-    """First where it is, then where it could be, the best first, then the rest."""
+    """The servers that hold it, then those that could, the best first, then the rest."""
     terms = placing.terms(want, now) if want is not None else Terms()
     found = [_verdict(fleet, spec, name, terms, now) for name in sorted(fleet.servers)]
     possible = [verdict for verdict in found if verdict.possible]
@@ -228,10 +229,11 @@ def _no_more(fleet: Fleet, spec: UnitSpec, want: Want | None) -> str:
         return f"{there}, as many as it may have (max_copies {most})"
     limits, pressure = fleet.limits, fleet.pressures.by_unit.get(unit) or Pressure(0.0)
     return (
-        f"{there}; another copy comes after {limits.copy_up_seconds:g} s with more than "
-        f"{limits.copy_in_flight:g} requests in flight on each (now "
-        f"{pressure.in_flight / len(ready):.1f}) or {limits.copy_queue_seconds * 1000:.0f} ms in "
-        f"its queue (now {pressure.queue * 1000:.0f} ms)"
+        f"{there}; another copy is loaded after {limits.copy_up_seconds:g} s with more than "
+        f"{limits.copy_in_flight:g} requests in flight on each "
+        f"({pressure.in_flight / len(ready):.1f} now) or more than "
+        f"{limits.copy_queue_seconds * 1000:.0f} ms in its queue "
+        f"({pressure.queue * 1000:.0f} ms now)"
     )
 
 
@@ -265,7 +267,7 @@ def _on_its_way(fleet: Fleet, unit: Unit, want: Want, now: float) -> str:
 
 
 def _outlook(fleet: Fleet, spec: UnitSpec, verdicts: Sequence[Verdict], now: float) -> str:
-    """What would become of a request."""
+    """What would become of a request, in words."""
     for verdict in verdicts:
         if verdict.possible:
             return f"a request would load it: {verdict.reason}"
@@ -273,7 +275,7 @@ def _outlook(fleet: Fleet, spec: UnitSpec, verdicts: Sequence[Verdict], now: flo
     assert not isinstance(decision, Place), "it is possible on none"
     if isinstance(decision, Never):
         return f"no server can hold it: {decision.reason}"
-    if isinstance(decision, NoServer):
+    if isinstance(decision, Closed):
         return f"no server takes it: {decision.reason}"
     if isinstance(decision, Wait):
         return f"a request would wait: {decision.reason}"

@@ -1,4 +1,4 @@
-"""From QUEUED to READY, in turn, and what comes of a load or an unload."""
+"""Reactions to loads and unloads, and the start of loads in their turn."""
 
 from typing import Final
 
@@ -67,14 +67,15 @@ def load_failed(fleet: Fleet, event: ev.LoadFailedOnServer, now: float) -> None:
     fleet.remove(replica, Cause.LOAD_FAILED, now)
     if event.undone:  # whoever waits for it still wants it
         server, unit = event.key
-        undone = "unloaded unasked while it was loaded"
+        undone = "unloaded by somebody else while it was being loaded"
         fleet.record(ev.Kind.UNEXPECTED, undone, server=server, unit=unit)
-    elif not replica.broken:  # else it was of files that have changed since
+    elif not replica.broken:  # else its files have changed since
         failed(fleet, replica, event.cause, now)
 
 
 def load_hung(fleet: Fleet, event: ev.LoadHung, now: float) -> None:
-    """It may come to an end yet, so it keeps what is reserved for it until it is unloaded."""
+    """Unload what is not loaded in time. The load may still come to an end, so the replica keeps
+    what is reserved for it until it is unloaded."""
     replica = fleet.at(event.key, event.attempt, State.LOADING)
     if replica is not None:
         failed(fleet, replica, event.cause, now)
@@ -83,7 +84,7 @@ def load_hung(fleet: Fleet, event: ev.LoadHung, now: float) -> None:
 
 
 def failed(fleet: Fleet, replica: Replica, cause: str, now: float) -> None:
-    """Not tried again for a while; what waits for it is told why."""
+    """Keep the unit from being tried for a while, and tell those that wait for it why."""
     unit, server = replica.unit, replica.key.server
     backoff = (fleet.limits.backoff_seconds, fleet.limits.max_backoff_seconds)
     failure = fleet.failures.add(unit, server, cause, backoff, now)
@@ -120,7 +121,7 @@ def unloaded(fleet: Fleet, event: ev.Unloaded, now: float) -> None:
 
 
 def unload_hung(fleet: Fleet, event: ev.UnloadHung, now: float) -> None:
-    """Its memory stays reserved: only a restart of the server gives it back."""
+    """Have the server restarted: nothing else gives the memory back, which stays reserved."""
     replica = fleet.at(event.key, event.attempt, State.UNLOADING)
     if replica is not None:
         fleet.amend(replica, reason=event.cause, broken=True)
@@ -142,7 +143,7 @@ def start_loads(fleet: Fleet, server: Server, now: float) -> None:
 
 
 def turn(fleet: Fleet, replica: Replica) -> tuple[float, Unit]:
-    """That of the most urgent want that needs it."""
+    """The turn of the most urgent want that needs the replica."""
     turns = map(fleet.wants.order, fleet.wants.placed_at(replica.key))
     return min(turns, default=(replica.since, replica.unit))
 
@@ -155,10 +156,10 @@ def obstacle(fleet: Fleet, replica: Replica, server: Server) -> str | None:
         if part not in here or here[part].state is not State.READY:
             return f"waits for its part {part}"
     if fleet.changing(replica.key):
-        return "waits for another change of the same model"
+        return "waits for another change to the same model"
     other = victims.clashing_with(fleet, server.id, spec)
     if other is not None:
-        return f"waits until {other}, whose config differs, is gone"
+        return f"waits until {other}, which has a different config, is gone"
     if account.loads >= fleet.limits.loads_per_server:
         return ITS_TURN
     host = sum(fleet.accounts[neighbour].loads for neighbour in fleet.neighbours(server.id))

@@ -1,4 +1,4 @@
-"""Giving the wants their places: the new ones at once, the others when something has changed."""
+"""The placing of wants: the new ones at once, the others when something has changed."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -14,8 +14,8 @@ from services.controller.core.states import COMING, Cause, State, after
 from services.controller.core.victims import Blocked, Terms, Wait
 from services.controller.core.waiting import Purpose, Want
 
-TRIES: Final = 16  # of the wants that found no place, at each event
-COPY_VICTIM_SECONDS: Final = 60.0  # another copy evicts only what was idle for so long
+TRIES: Final = 16  # wants in the queue that are tried again at each event
+COPY_VICTIM_SECONDS: Final = 60.0  # another copy evicts only what has been idle for so long
 
 
 def place(fleet: Fleet, now: float) -> None:
@@ -40,7 +40,7 @@ def place(fleet: Fleet, now: float) -> None:
 
 
 def retry(fleet: Fleet, now: float) -> None:
-    """Try those that wait for a place on every server: time alone may have made room."""
+    """Try some of the wants in the queue on every server: time alone may have made room."""
     most = TRIES * 4 if len(fleet.servers) <= LOOK_AT_ALL else 2
     for unit in fleet.wants.some_unplaced(most):
         try_again(fleet, unit, None, now, thorough=True)
@@ -67,8 +67,8 @@ def has_place(fleet: Fleet, want: Want) -> bool:
 
 
 def displace_last(fleet: Fleet, server: str, reason: str, now: float) -> bool:
-    """Take its place on `server` from the last in turn of the wants that wait there for a load, so
-    that it looks for another; False: none does."""
+    """Of the wants that wait on `server` for a load, make the last in turn look for another place.
+    Returns False where none waits."""
     wants = {
         want
         for replica in fleet.replicas[server].values()
@@ -84,7 +84,7 @@ def displace_last(fleet: Fleet, server: str, reason: str, now: float) -> bool:
 
 
 def terms(want: Want, now: float) -> Terms:
-    """What may be evicted for a want, by its purpose."""
+    """The limits of what may be evicted for a want, by its purpose."""
     if want.purpose >= Purpose.KEPT:
         return Terms()
     if want.purpose is Purpose.COPY:
@@ -105,7 +105,7 @@ def try_to_place(
         fleet.wants.drop(want.unit)
     elif not give_up(fleet, want, decision, now):
         want = fleet.wants.by_unit[want.unit]._replace(status=decision.reason)
-        if not isinstance(decision, placement.NoServer):
+        if not isinstance(decision, placement.Closed):
             want = want._replace(no_server_since=None)
         fleet.wants.put(want)
         fleet.wants.enqueue(want)
@@ -114,8 +114,8 @@ def try_to_place(
 
 
 def claim(fleet: Fleet, want: Want) -> None:
-    """Keep a server for what has waited long: else smaller newcomers would take each bit of room
-    as it comes."""
+    """Keep a server for a want that has waited for long: otherwise smaller newcomers would take
+    each bit of room as it comes."""
     if want.unit in fleet.wants.claims.values():
         return
     members = fleet.known.group(fleet.known.specs[want.unit])
@@ -134,7 +134,7 @@ def claim(fleet: Fleet, want: Want) -> None:
 
 
 def give_up(fleet: Fleet, want: Want, decision: placement.Decision, now: float) -> bool:
-    """Refuse what waiting can't help. Says whether the want is no more."""
+    """Refuse a want that waiting cannot help. Returns whether it was refused."""
     unit = want.unit
     if isinstance(decision, placement.Never):
         error: ShoalError = NeverFits(
@@ -144,7 +144,7 @@ def give_up(fleet: Fleet, want: Want, decision: placement.Decision, now: float) 
         error = NoRoom(
             model=unit.model, version=unit.version, shortage=decision.reason, retry_after=5.0
         )
-    elif isinstance(decision, placement.NoServer) and out_of_patience(fleet, want, now):
+    elif isinstance(decision, placement.Closed) and out_of_patience(fleet, want, now):
         error = NoServer(
             model=unit.model, version=unit.version, servers=decision.reason, retry_after=5.0
         )
@@ -206,11 +206,12 @@ def evict_for(
     use = fleet.uses.on[server][unit]
     idle = now - use.last_used
     if fleet.uses.by_age:
-        reason = f"least recently used, idle {idle:.1f} s; room for {want.unit}"
+        reason = f"least recently used, idle for {idle:.1f} s; makes room for {want.unit}"
     else:
         reason = (
-            f"least worth keeping ({use.uses:.2g} recent uses, back in "
-            f"{fleet.known.reload_seconds(unit):.2g} s, idle {idle:.1f} s); room for {want.unit}"
+            f"least worth keeping ({use.uses:.2g} recent uses, reloads in "
+            f"{fleet.known.reload_seconds(unit):.2g} s, idle for {idle:.1f} s); "
+            f"makes room for {want.unit}"
         )
     draining.withdraw(
         fleet,

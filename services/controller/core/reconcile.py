@@ -1,4 +1,5 @@
-"""The picture kept true: the catalogue, the servers' indexes, and what was measured on them."""
+"""Reactions that keep the picture true: to the catalogue, to the servers' indexes, and to what is
+measured on the servers."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,7 +14,7 @@ from services.controller.core.sizing import reservation, reservation_of_resident
 from services.controller.core.states import APPLIED, OCCUPYING, Cause, State, after
 from services.controller.core.victims import Terms
 
-SETTLED_SECONDS: Final = 10.0  # a residence that lasted so long tells a size worth keeping
+SETTLED_SECONDS: Final = 10.0  # a replica that has been READY for so long has shown its size
 
 
 # --- the catalogue --------------------------------------------------------------------------------
@@ -31,7 +32,9 @@ def catalog_changed(fleet: Fleet, event: ev.CatalogChanged, now: float) -> None:
 
 def forget_unit(fleet: Fleet, unit: Unit, now: float) -> None:
     gone = VersionNotFound(
-        model=unit.model, version=unit.version, versions="it was removed meanwhile"
+        model=unit.model,
+        version=unit.version,
+        versions="none (it was removed while this request waited)",
     )
     for user in fleet.known.with_users(unit):
         demand.refuse_all(fleet, user, gone, now)
@@ -50,7 +53,7 @@ def put_spec(fleet: Fleet, spec: UnitSpec, now: float) -> None:
     known = fleet.known.specs.get(unit)
     before = fleet.known.group(known)[:-1] if known is not None else ()
     fleet.known.put(spec)
-    if known is None or spec.requires != known.requires:  # all that is made of it needs other parts
+    if known is None or spec.requires != known.requires:  # what is made of it needs other parts
         for user in fleet.known.with_users(unit):
             if user in fleet.wants.by_unit:
                 fleet.agenda.look_at_want(user)
@@ -67,7 +70,7 @@ def put_spec(fleet: Fleet, spec: UnitSpec, now: float) -> None:
         draining.withdraw_all(fleet, unit, ev.Why.CATALOG, "its files or config have changed", now)
     if known.pinned != spec.pinned:
         kind = ev.Kind.PINNED if spec.pinned else ev.Kind.UNPINNED
-        fleet.record(kind, "set in the registry", unit=unit)
+        fleet.record(kind, "set in the Registry", unit=unit)
 
 
 # --- servers --------------------------------------------------------------------------------------
@@ -76,7 +79,7 @@ def put_spec(fleet: Fleet, spec: UnitSpec, now: float) -> None:
 def server_found(fleet: Fleet, event: ev.ServerFound, now: float) -> None:
     server = event.server
     known = fleet.servers[server.id]
-    forget_replicas(fleet, server.id, "the server is inventoried anew", now)
+    forget_replicas(fleet, server.id, "the server is being inventoried again", now)
     kept_out = known.draining if not known.restart else ""  # a restart is over with the restart
     fleet.put_server(replace(server, health=Health.HEALTHY, reason="", draining=kept_out))
     fleet.record(ev.Kind.SERVER_HEALTHY, f"{len(event.resident)} models resident", server=server.id)
@@ -87,7 +90,7 @@ def server_found(fleet: Fleet, event: ev.ServerFound, now: float) -> None:
     for unit in sorted(event.outdated & event.resident):
         resident = fleet.replicas[server.id][unit]
         if resident.state is State.READY:
-            outdated = "it was loaded with another config than it has now"
+            outdated = "it was loaded with a config that has changed since"
             draining.withdraw_family(fleet, resident, ev.Why.CATALOG, outdated, now)
     for unit in sorted(event.loading):
         adopt(fleet, ReplicaKey(server.id, unit), Cause.FOUND_LOADING, found, now)
@@ -102,8 +105,8 @@ def server_found(fleet: Fleet, event: ev.ServerFound, now: float) -> None:
 def adopt(
     fleet: Fleet, key: ReplicaKey, cause: Cause, reason: str, now: float, idle: float = 0.0
 ) -> None:
-    """Take a replica into the picture that the server has already. One that is not in the
-    catalogue takes room all the same; nobody is told of it, and it leaves (`upkeep`)."""
+    """Take in a replica that the server has already. One that is not in the catalogue takes room
+    all the same; nobody is told of it, and it leaves (`upkeep`)."""
     spec = fleet.known.specs.get(key.unit)
     state = after(State.ABSENT, cause)
     budget = fleet.servers[key.server].budget
@@ -157,12 +160,12 @@ def drain_wanted(fleet: Fleet, event: ev.DrainWanted, now: float) -> None:
         drain_server(fleet, server.id, event.reason, restart=event.restart, now=now)
     elif server.draining:
         fleet.put_server(replace(server, draining="", restart=False, restart_wanted=False))
-        fleet.record(ev.Kind.SERVER_HEALTHY, "it is drained no more", server=server.id)
+        fleet.record(ev.Kind.SERVER_HEALTHY, "no longer drained", server=server.id)
         fleet.publish((), {server.id})
 
 
 def drain_server(fleet: Fleet, server: str, reason: str, *, restart: bool, now: float) -> None:
-    """Nothing new is placed on it; `upkeep` has its replicas leave."""
+    """Place nothing new on a server; `upkeep` has its replicas leave."""
     known = fleet.servers[server]
     if known.draining and known.restart >= restart:
         return
@@ -187,20 +190,23 @@ def index_seen(fleet: Fleet, event: ev.IndexSeen, now: float) -> None:
     for unit, replica in list(here.items()):
         if replica.state in APPLIED and unit not in event.resident and replica.since < event.began:
             fleet.record(
-                ev.Kind.UNEXPECTED, "gone from the index unasked", server=server.id, unit=unit
+                ev.Kind.UNEXPECTED,
+                "gone from the server's index, and nobody asked for that",
+                server=server.id,
+                unit=unit,
             )
             fleet.remove(replica, Cause.VANISHED, now)
     for unit in sorted(event.resident - here.keys()):
         key = ReplicaKey(server.id, unit)
         if fleet.departed.get(key, event.began - 1) < event.began:
             if unit in fleet.known.specs:
-                unasked = "in the index unasked"
+                unasked = "in the server's index, and nobody asked for it"
                 fleet.record(ev.Kind.UNEXPECTED, unasked, server=server.id, unit=unit)
             adopt(fleet, key, Cause.ADOPTED, "found in the server's index", now)
 
 
 def replica_broken(fleet: Fleet, event: ev.ReplicaBroken, now: float) -> None:
-    """READY by the index, and useless: it leaves, and may come back after that."""
+    """Withdraw a replica that is READY by the index, and useless. It may come back after that."""
     replica = fleet.replica(event.key)
     if replica is None or replica.broken or replica.state not in APPLIED:
         return
@@ -241,8 +247,8 @@ def measured(fleet: Fleet, event: ev.Measured, now: float) -> None:
 
 
 def leak(server: Server, event: ev.Measured, here: Iterable[Replica]) -> memory.Memory:
-    """What the server takes beyond its models: those that were measured apart, as they are, the
-    others as much as is reserved for them."""
+    """Bytes that the server takes beyond its models: those that were measured apart count as
+    measured, the others as reserved."""
     explained = memory.total(
         event.units.get(replica.unit, replica.reserved)
         for replica in here
@@ -272,8 +278,9 @@ def reserved_now(fleet: Fleet, replica: Replica) -> memory.Memory:
 
 
 def repay(fleet: Fleet, server: Server, now: float) -> None:
-    """Evict until what stays fits: it grew beyond what was reserved, or came unasked. Where nothing
-    may leave, what waits there to be loaded looks for another place, last in turn first."""
+    """Evict until what stays fits: something grew beyond what was reserved for it, or appeared on
+    the server. Where nothing may leave, what waits there to be loaded looks for another place, the
+    last in turn first."""
     account = fleet.accounts[server.id]
     while over := account.excess(server, server.budget, server.max_models):
         reason = f"{server.id} is over its limit by {accounts.excess_text(over)}"

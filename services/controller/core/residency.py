@@ -1,15 +1,15 @@
 """The residency engine: events in, instructions out.
 
 It decides what is loaded where, what has to leave for it, and when that may happen. It does
-nothing itself, reads no clock (`now` is an argument, seconds that only grow) and draws no random
+nothing itself, reads no clock (`now` is an argument: seconds that only grow) and draws no random
 numbers, so the service, the tests and a simulation run the same code. An event costs as much as
 what it changes, however many servers and models there are.
 
-Invariants, after every event:
+What holds after every event (`invariants` checks what the state alone can show):
 
 - What occupies a server (loading, ready, draining, unloading) was within its budget and its number
-  of models when the last load started; a resident that turned out larger is evicted for before
-  anything else is loaded.
+  of models when the last load started; where a resident turned out larger, something is evicted
+  before anything else is loaded.
 - A replica is told to unload only after every Router that could send to it has drained it, or has
   not been heard from for `router_seconds`.
 - A unit is loaded once for all that wait for it. Every waiter is answered once.
@@ -70,9 +70,9 @@ REACTIONS: Final[dict[type, Reaction]] = {
 class Engine:
     """All state of residency, and the one way to change it: `handle`.
 
-    `now`: seconds of the clock that `handle` is told. `unload_from`: on the same clock, when the
-    Routers of an earlier Controller have come back or lost their leases: until then they may send
-    by its table."""
+    `now` is in seconds of the clock that `handle` is told. `unload_from` is the time, on the same
+    clock, by which the Routers of an earlier Controller have come back or lost their leases: until
+    then they may send by its table."""
 
     def __init__(
         self, limits: Limits, servers: Iterable[Server], now: float, unload_from: float
@@ -83,7 +83,7 @@ class Engine:
             self.fleet.add_server(server)
 
     def handle(self, event: ev.Event, now: float) -> list[ev.Instruction]:
-        """Take one event in; return what is to be done, in order."""
+        """Take in an event. Returns what is to be done, in order; the list is not to be changed."""
         REACTIONS[type(event)](self.fleet, event, now)
         _advance(self.fleet, now)
         out = self.fleet.take_instructions()
@@ -95,7 +95,8 @@ class Engine:
         return invariants.check(self.fleet, self.history.now)
 
     def next_wake(self) -> float | None:
-        """When something becomes due though nothing happens: a `Due` is wanted then."""
+        """The time at which something becomes due though nothing happens: the engine is to be told
+        `Due` then. None where there is none."""
         return self.fleet.agenda.timers.next()
 
 

@@ -1,15 +1,16 @@
-"""When something becomes due, whether or not anything happens."""
+"""Timers: when something becomes due, whether or not anything else happens."""
 
 import heapq
 import math
 from typing import Final
 
-STEP_SECONDS: Final = 0.005  # what is due at nearly the same time is due at once
+STEP_SECONDS: Final = 0.005  # the time between two timers, at least
 NEVER: Final = 1e12  # seconds
 
 
 class Timers:
-    """Times of the engine's clock, in seconds."""
+    """The times at which something becomes due, in seconds of the engine's clock. What is due at
+    nearly the same time shares a timer, which is never early."""
 
     def __init__(self) -> None:
         self._steps: list[int] = []

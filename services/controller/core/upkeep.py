@@ -1,4 +1,4 @@
-"""What is done when nothing happens: at every tick."""
+"""Reactions to the passing of time: what is done at every tick, and what it feeds on."""
 
 from dataclasses import replace
 from typing import Final
@@ -13,10 +13,10 @@ from services.controller.core.states import COMING, State
 from services.controller.core.victims import Terms
 from services.controller.core.waiting import Purpose
 
-AT_A_TICK: Final = 64  # servers looked after
-STRANGER_SECONDS: Final = 30.0  # what is not in the catalogue may be about to be registered
-CALM_SECONDS: Final = 1.0
-BUSY_SECONDS: Final = 10.0  # what was used within them is brought elsewhere before it leaves
+AT_A_TICK: Final = 64  # servers that are looked after
+STRANGER_SECONDS: Final = 30.0  # a model that is not in the catalogue may be about to be
+CALM_SECONDS: Final = 1.0  # no headroom is made so soon after a load
+BUSY_SECONDS: Final = 10.0  # a replica used within them is moved before it leaves
 
 
 def tick(fleet: Fleet, event: ev.Tick, now: float) -> None:
@@ -74,7 +74,8 @@ def blame_lonely(fleet: Fleet, now: float) -> None:
 
 
 def set_aside(fleet: Fleet, unit: Unit, server: str, why: str, now: float) -> None:
-    """One poisonous request must not walk through the fleet: its unit is not loaded for a while."""
+    """Keep a unit from being loaded for a while: one poisonous request must not walk through the
+    fleet."""
     if unit not in fleet.known.specs:
         return
     seconds = fleet.limits.set_aside_seconds
@@ -124,7 +125,7 @@ def follow_demand(fleet: Fleet, now: float) -> None:
 
 
 def drop_copy(fleet: Fleet, ready: list[Replica], reason: str, now: float) -> None:
-    """The least busy of several copies, where one may go."""
+    """Withdraw the least busy of several copies, if one may go."""
     for replica in sorted(ready, key=lambda r: (fleet.use(r.key).in_flight, fleet.use(r.key).rank)):
         key = replica.key
         free = key not in fleet.withdrawals.use_leases and not fleet.use(key).sequences
@@ -137,7 +138,7 @@ def drop_copy(fleet: Fleet, ready: list[Replica], reason: str, now: float) -> No
 
 
 def let_parts_go(fleet: Fleet, now: float) -> None:
-    """What came unasked, or into the catalogue, while a part of it was leaving goes with it."""
+    """Withdraw what appeared on a server, or in the catalogue, while a part of it was leaving."""
     for part in list(fleet.withdrawals.drains):
         for user in sorted(fleet.holders(part.unit, part.server)):
             replica = fleet.replicas[part.server][user]
@@ -147,7 +148,7 @@ def let_parts_go(fleet: Fleet, now: float) -> None:
 
 
 def send_strangers_away(fleet: Fleet, now: float) -> None:
-    """What is resident and not in the catalogue takes room that is nobody's."""
+    """Withdraw what has been resident for a while and is not in the catalogue."""
     for key in list(fleet.strangers):
         replica = fleet.replica(key)
         if replica is None or key.unit in fleet.known.specs:
@@ -158,7 +159,7 @@ def send_strangers_away(fleet: Fleet, now: float) -> None:
 
 
 def clear_out(fleet: Fleet, server: Server, now: float) -> None:
-    """What was not used for too long."""
+    """Withdraw what has not been used for longer than its idle TTL."""
     here = fleet.replicas[server.id]
     for unit in list(here) if fleet.limits.idle_ttl_seconds else fleet.known.own_ttl & here.keys():
         replica, spec = here[unit], fleet.known.specs.get(unit)
@@ -187,7 +188,7 @@ def make_headroom(fleet: Fleet, server: Server, now: float) -> None:
         family = victims.first_to_free(fleet, server.id, over, terms)
         if family is None:
             return
-        reason = f"head-room: {server.id} is over its soft limit by {accounts.excess_text(over)}"
+        reason = f"headroom: {server.id} is over its soft limit by {accounts.excess_text(over)}"
         for unit in victims.ensembles_first(fleet, server.id, set(family)):
             replica = fleet.replicas[server.id][unit]
             draining.withdraw(fleet, replica, ev.Why.HEADROOM, reason, now)
@@ -203,13 +204,13 @@ def empty(fleet: Fleet, server: Server, now: float) -> None:
     stuck = all(r.state is State.UNLOADING and r.broken for r in here)
     if server.restart and not server.restart_wanted and stuck:
         fleet.put_server(replace(server, restart_wanted=True))
-        reason = f"it is empty and to be restarted: {server.draining}"
+        reason = f"empty, and to be restarted: {server.draining}"
         fleet.record(ev.Kind.SERVER_DRAINING, reason, server=server.id)
         fleet.publish((), {server.id})
 
 
 def moved_first(fleet: Fleet, replica: Replica, now: float) -> bool:
-    """Whether a replica has to wait until its unit is READY elsewhere; that is arranged for."""
+    """Whether a replica has to stay until its unit is READY elsewhere, which is then arranged."""
     unit = replica.unit
     use = fleet.use(replica.key)
     in_use = use.in_flight or use.sequences or now - use.last_used < BUSY_SECONDS
@@ -225,7 +226,14 @@ def moved_first(fleet: Fleet, replica: Replica, now: float) -> bool:
     if not isinstance(place(fleet, spec, Terms(), now), Place):
         return False
     target = len(fleet.ready(unit)) + 1
-    fleet.wants.want(unit, Purpose.KEPT, now, target=target, until=now + 60.0, why="moved")
+    fleet.wants.want(
+        unit,
+        Purpose.KEPT,
+        now,
+        target=target,
+        until=now + 60.0,
+        why="to be moved off a drained server",
+    )
     return True
 
 

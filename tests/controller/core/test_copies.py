@@ -101,7 +101,7 @@ def test_never_beyond_the_bounds(least: int, most: int, loads: list[tuple[int, i
 
 def test_more_than_are_allowed_leave_at_once() -> None:
     found = adjustment(Pressure(0.0, in_flight=100.0, busy_since=0.0), 3, 0, 2, LIMITS, 10.0)
-    assert found == Adjustment(-1, "3 copies, 2 are allowed")
+    assert found == Adjustment(-1, "3 copies, but at most 2 are allowed")
     assert adjustment(Pressure(0.0), 3, 3, 2, LIMITS, 0.0) is None, "the minimum counts for more"
 
 

@@ -448,7 +448,9 @@ def test_a_load_that_somebody_else_undoes_is_begun_again() -> None:
     waiter = world.ask("a")
     load = world.take(ev.Load, "a")
     world.feed(ev.LoadFailedOnServer(load.key, load.attempt, "unloaded", undone=True))
-    assert world.reasons(ev.Kind.UNEXPECTED) == ["unloaded unasked while it was loaded"]
+    assert world.reasons(ev.Kind.UNEXPECTED) == [
+        "unloaded by somebody else while it was being loaded"
+    ]
     assert world.reasons(ev.Kind.LOAD_FAILED) == []
     world.work()
     world.granted(waiter)

@@ -77,7 +77,7 @@ def test_a_part_stays_as_long_as_its_ensemble() -> None:
     assert world.ready() == {"a", "e"}
 
 
-# --- head-room ------------------------------------------------------------------------------------
+# --- headroom -------------------------------------------------------------------------------------
 
 
 def with_soft(**more: object) -> list[Server]:
@@ -92,7 +92,7 @@ def test_the_soft_limit_is_kept_free_ahead_of_need() -> None:
     assert world.ready() == {"a", "b", "c"}, "all were used within `headroom_idle_seconds`"
     world.settle(20.0)
     assert world.ready() == {"b", "c"}
-    assert world.reasons(ev.Kind.EVICTING) == ["head-room: t0 is over its soft limit by ram 50 MiB"]
+    assert world.reasons(ev.Kind.EVICTING) == ["headroom: t0 is over its soft limit by ram 50 MiB"]
 
 
 def test_head_room_in_models() -> None:
@@ -454,7 +454,7 @@ def test_the_engine_asks_to_be_woken_when_a_router_would_be_lost() -> None:
             break
         world.now = when
         world.feed(ev.Due())
-    assert world.reasons(ev.Kind.ROUTER_LOST) == ["r was not heard from for 1.0 s"]
+    assert world.reasons(ev.Kind.ROUTER_LOST) == ["r has not been heard from for 1.0 s"]
     assert world.engine.next_wake() is None
 
 
