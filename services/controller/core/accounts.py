@@ -80,7 +80,7 @@ class Account:
         return self.loads + self.waiting
 
     def fits(self, more: Memory, slots: int, server: Server) -> bool:
-        """Whether `more` bytes and `slots` fit beside what is occupied now."""
+        """Return whether `more` bytes and `slots` fit beside what is occupied now."""
         if server.max_models and self.occupied_slots + slots > server.max_models:
             return False
         return memory.fits(memory.plus(self.occupied, more), server.budget)

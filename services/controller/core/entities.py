@@ -31,7 +31,7 @@ class ReplicaKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class UnitSpec:
-    """What the Registry says of a unit, as far as it matters for residency."""
+    """The Registry's word on a unit, as far as it matters for residency."""
 
     unit: Unit
     #: Versions of a model with different digests cannot be resident side by side.
@@ -66,7 +66,7 @@ class UnitSpec:
 
     @property
     def slots(self) -> int:
-        """What it takes of a server's `max_models`: an ensemble takes nothing beside its parts."""
+        """Return what it takes of a server's `max_models`; an ensemble takes nothing itself."""
         return 0 if self.ensemble else 1
 
     @property
@@ -120,7 +120,7 @@ class Server:
 
     @property
     def accepting(self) -> bool:
-        """Whether something new may be placed on it."""
+        """Return whether something new may be placed on it."""
         return self.health is Health.HEALTHY and not self.draining
 
 

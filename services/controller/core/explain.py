@@ -39,7 +39,7 @@ class Stay:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a server could do for a unit now.
+    """The outlook for a unit on one server.
 
     Either it `holds` the unit already, in whatever state; or placing it there is `possible` after
     `victims` (ensembles first) are gone, with a `score` in [0, 1]; or neither. `reason` says what
@@ -56,7 +56,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Absence:
-    """Why a unit is not READY, or on no more servers.
+    """The reason why a unit is not READY, or on no more servers.
 
     `reason` is one sentence. `waiters` counts the callers that wait for the unit, or for something
     that it is a part of. `turn` is its turn among what waits for a place, 1 for the first and 0
@@ -267,7 +267,7 @@ def _on_its_way(fleet: Fleet, unit: Unit, want: Want, now: float) -> str:
 
 
 def _outlook(fleet: Fleet, spec: UnitSpec, verdicts: Sequence[Verdict], now: float) -> str:
-    """What would become of a request, in words."""
+    """Return what would become of a request, in words."""
     for verdict in verdicts:
         if verdict.possible:
             return f"a request would load it: {verdict.reason}"

@@ -9,8 +9,8 @@ from services.controller.core.entities import Unit
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a unit could not be loaded, or is set aside. It is not tried again before `until`, in
-    seconds of the engine's clock; `count` is the number of failures in a row."""
+    """The reason why a unit could not be loaded, or is set aside. It is not tried again before
+    `until`, in seconds of the engine's clock; `count` is the number of failures in a row."""
 
     server: str
     cause: str

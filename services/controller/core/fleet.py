@@ -149,7 +149,8 @@ class Fleet:
         return (here[key.unit] for key in self.of_model.get(model, ()) if key.server == server)
 
     def changing(self, key: ReplicaKey) -> bool:
-        """Whether the server is at work on the same model: it takes one call about it at a time."""
+        """Return whether the server is busy with the same model: it takes one call about it at a
+        time."""
         return any(r.state in CHANGING for r in self.of_model_on(key.unit.model, key.server))
 
     def applied(self, key: ReplicaKey) -> tuple[int, ...]:
@@ -178,11 +179,12 @@ class Fleet:
         return found
 
     def family(self, unit: Unit, server: str) -> set[Unit]:
-        """What has to leave the server when `unit` does: itself and all that need it there."""
+        """Return what has to leave the server when `unit` does: itself and all that need it
+        there."""
         return {unit, *self.holders(unit, server)}
 
     def protection(self, replica: Replica) -> str | None:
-        """Why a replica may not be evicted for another, or None where it may."""
+        """Return why a replica may not be evicted for another, or None where it may."""
         key = replica.key
         unit, known = key.unit, self.known
         if unit in known.pinned:
@@ -196,7 +198,7 @@ class Fleet:
         return None
 
     def status(self, unit: Unit) -> str:
-        """Why `unit` is not READY anywhere, for people; empty where it is."""
+        """Return why `unit` is not READY anywhere, for people; empty where it is."""
         if self.ready(unit):
             return ""
         if unit in self.wants.by_unit:

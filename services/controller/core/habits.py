@@ -61,8 +61,8 @@ class Habits:
         self.patterns.forget(unit)
 
     def forecast(self, wall: float, now: float) -> list[Forecast]:
-        """What is expected to be used soon, the likeliest first. `wall`: `now` in seconds since the
-        epoch. Empty where nothing is predicted."""
+        """Return what is expected to be used soon, the likeliest first. `wall`: `now` in seconds
+        since the epoch. Empty where nothing is predicted."""
         if not (self._learning and wall):
             return []
         self.wall = wall - now

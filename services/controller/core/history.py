@@ -56,7 +56,7 @@ class History:
 
     @property
     def now(self) -> float:
-        """When the newest event was taken in, in seconds of the engine's clock."""
+        """The time at which the newest event was taken in, in seconds of the engine's clock."""
         return self._ring[-1][0] if self._ring else self._start
 
     def note(self, now: float, event: ev.Event, out: Sequence[ev.Instruction]) -> None:

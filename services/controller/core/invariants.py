@@ -214,7 +214,7 @@ def waiters_are_in_one_place(fleet: Fleet, now: float) -> Iterator[str]:
 
 
 def wants_are_in_hand(fleet: Fleet, now: float) -> Iterator[str]:
-    """What is wanted has a place or a turn in the queue."""
+    """Whatever is wanted has a place, or a turn in the queue."""
     wants = fleet.wants
     if wants.unplaced != sorted(wants.turns.values()):
         yield "The queue does not have the turns of the wants in order."

@@ -52,7 +52,7 @@ def loaded(fleet: Fleet, event: ev.Loaded, now: float) -> None:
 
 
 def parts_gone(fleet: Fleet, replica: Replica) -> bool:
-    """Whether something that it requires has left its server, or is about to."""
+    """Return whether something that it requires has left its server, or is about to."""
     here = fleet.replicas[replica.key.server]
     return any(
         part not in here or here[part].state not in COMING
@@ -149,7 +149,7 @@ def turn(fleet: Fleet, replica: Replica) -> tuple[float, Unit]:
 
 
 def obstacle(fleet: Fleet, replica: Replica, server: Server) -> str | None:
-    """What the load waits for, or None when it may start."""
+    """Return what the load waits for, or None when it may start."""
     here, account = fleet.replicas[server.id], fleet.accounts[server.id]
     spec = fleet.known.specs[replica.unit]
     for part in spec.requires:

@@ -105,7 +105,7 @@ def _best(
 def on_server(
     fleet: Fleet, members: tuple[UnitSpec, ...], server: str, terms: Terms, now: float
 ) -> Place | Wait | Blocked | None:
-    """What `server` could do for `members`; None where it is out of the question."""
+    """Return what `server` could do for `members`; None where it is out of the question."""
     known = fleet.servers[server]
     if not known.accepting or shortage(fleet, members, known) is not None:
         return None
@@ -130,7 +130,8 @@ def on_server(
 
 
 def reason(choice: Place, need: memory.Memory) -> str:
-    """What a choice takes and at whose cost, for people: `ram 60 MiB on t0, after evicting b:1`."""
+    """Return what a choice takes and at whose cost, for people: `ram 60 MiB on t0, after evicting
+    b:1`."""
     after = (
         f", after evicting {', '.join(map(str, choice.victims))}"
         if choice.victims
@@ -140,7 +141,7 @@ def reason(choice: Place, need: memory.Memory) -> str:
 
 
 def shortage(fleet: Fleet, members: tuple[UnitSpec, ...], server: Server) -> str | None:
-    """Why `members` can never be on `server` together, or None where they can."""
+    """Return why `members` can never be on `server` together, or None where they can."""
     for member in members:
         for label, value in member.required_labels.items() if member.required_labels else ():
             if server.labels.get(label) != value:

@@ -56,7 +56,7 @@ def try_again(
 
 
 def has_place(fleet: Fleet, want: Want) -> bool:
-    """Whether all that `want` needs is on its server or on its way there."""
+    """Return whether all that `want` needs is on its server or on its way there."""
     if want.server is None:
         return False
     here = fleet.replicas[want.server]
@@ -67,7 +67,7 @@ def has_place(fleet: Fleet, want: Want) -> bool:
 
 
 def displace_last(fleet: Fleet, server: str, reason: str, now: float) -> bool:
-    """Of the wants that wait on `server` for a load, make the last in turn look for another place.
+    """Make a want that waits on `server` for a load look for another place: the last in turn.
     Returns False where none waits."""
     wants = {
         want
@@ -155,7 +155,7 @@ def give_up(fleet: Fleet, want: Want, decision: placement.Decision, now: float) 
 
 
 def out_of_patience(fleet: Fleet, want: Want, now: float) -> bool:
-    """Whether no server that could hold it has taken anything for too long."""
+    """Return whether no server that could hold it has taken anything for too long."""
     if want.no_server_since is None:
         fleet.wants.put(want._replace(no_server_since=now))
         return False

@@ -10,7 +10,7 @@ NOT_ACKED = -1
 
 @dataclass(frozen=True, slots=True)
 class RouterView:
-    """What is known of a Router process."""
+    """A Router process, as far as it is known."""
 
     #: When it was last heard from, in seconds of the engine's clock.
     heard: float
@@ -37,7 +37,7 @@ class Drain:
 
 
 def has_drained(view: RouterView, key: ReplicaKey, revision: int) -> bool:
-    """Whether the Router applied the withdrawal and has nothing in flight on the replica.
+    """Return whether the Router applied the withdrawal and has nothing in flight on the replica.
 
     Heartbeats and acks come in order on one stream, so the first heartbeat after the ack says so
     even if the Router's own message was lost with a broken stream.

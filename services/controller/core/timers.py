@@ -29,7 +29,7 @@ class Timers:
         return self._steps[0] * STEP_SECONDS if self._steps else None
 
     def due(self, now: float) -> bool:
-        """Whether anything has become due since this was asked last."""
+        """Return whether anything has become due since this was asked last."""
         found = False
         while self._steps and self._steps[0] * STEP_SECONDS <= now:
             self._known.discard(heapq.heappop(self._steps))

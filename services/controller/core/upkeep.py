@@ -210,7 +210,8 @@ def empty(fleet: Fleet, server: Server, now: float) -> None:
 
 
 def moved_first(fleet: Fleet, replica: Replica, now: float) -> bool:
-    """Whether a replica has to stay until its unit is READY elsewhere, which is then arranged."""
+    """Return whether a replica has to stay until its unit is READY elsewhere, which is then
+    arranged."""
     unit = replica.unit
     use = fleet.use(replica.key)
     in_use = use.in_flight or use.sequences or now - use.last_used < BUSY_SECONDS

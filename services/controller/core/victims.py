@@ -242,7 +242,7 @@ def _clashing(
 
 
 def _needs(fleet: Fleet, user: Unit, part: Unit) -> bool:
-    """Whether `part` has to stay where `user` stays."""
+    """Return whether `part` has to stay where `user` stays."""
     spec = fleet.known.specs.get(user)
     if spec is None or not spec.requires:
         return False
@@ -320,7 +320,7 @@ class _Room:
 
 
 def _held(fleet: Fleet, replica: Replica, reasons: frozenset[str]) -> bool:
-    """Whether a replica, or something that needs it on its server, is protected for one of
+    """Return whether a replica, or something that needs it on its server, is protected for one of
     `reasons`."""
     here = fleet.replicas[replica.key.server]
     family = fleet.family(replica.unit, replica.key.server)
@@ -328,8 +328,8 @@ def _held(fleet: Fleet, replica: Replica, reasons: frozenset[str]) -> bool:
 
 
 def clears(fleet: Fleet, server: str, members: tuple[UnitSpec, ...]) -> bool:
-    """Whether there will be room for `members` once what is under way is over. A sequence counts as
-    staying: it may last for any time."""
+    """Return whether there will be room for `members` once what is under way is over. A sequence
+    counts as staying: it may last for any time."""
     known, here = fleet.servers[server], fleet.replicas[server]
     wanted = {member.unit for member in members}
     lasting = FIRM | {"in use by a sequence"}
