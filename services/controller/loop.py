@@ -88,7 +88,7 @@ class Loop:
     def catalog_changed(self, models: Iterable[str]) -> None:
         concerned = frozenset(models)
         if concerned:
-            self.feed(ev.CatalogChanged(concerned, self.catalog.specs(concerned)))
+            self.feed(ev.CatalogueChanged(concerned, self.catalog.specs(concerned)))
 
     def server_lost(self, server: str, reason: str, *, usable: bool = True) -> None:
         for task in self._work.pop(server, set()):

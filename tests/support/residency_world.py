@@ -84,7 +84,7 @@ class World:
                     pass
 
     def register(self, *specs: UnitSpec) -> None:
-        self.feed(ev.CatalogChanged(frozenset(s.unit.model for s in specs), specs))
+        self.feed(ev.CatalogueChanged(frozenset(s.unit.model for s in specs), specs))
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds

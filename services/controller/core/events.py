@@ -19,7 +19,7 @@ from services.controller.core.records import Why as Why
 
 
 @dataclass(frozen=True, slots=True)
-class CatalogChanged:
+class CatalogueChanged:
     """The catalogue has changed: `specs` replaces what was known of each of `models`. A unit that
     is not in it is gone."""
 
@@ -246,7 +246,7 @@ class Tick:
 
 
 Event = (
-    CatalogChanged
+    CatalogueChanged
     | ServerFound
     | ServerLost
     | DrainWanted

@@ -17,7 +17,7 @@ UNTOLD: Final = {"phases", "weighed"}  # fields that would make a text long, and
 
 # How many parts the events have that can have any number of them.
 _PARTS: Final[dict[type, Callable[[Any], int]]] = {
-    ev.CatalogChanged: lambda event: len(event.models) + len(event.specs),
+    ev.CatalogueChanged: lambda event: len(event.models) + len(event.specs),
     ev.ServerFound: lambda event: len(event.resident) + len(event.loading) + len(event.unloading),
     ev.IndexSeen: lambda event: len(event.resident),
     ev.EvictionWanted: lambda event: len(event.units),

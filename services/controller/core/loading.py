@@ -45,10 +45,10 @@ def loaded(fleet: Fleet, event: ev.Loaded, now: float) -> None:
         ready = fleet.amend(ready, reserved=reconcile.reserved_now(fleet, ready))
         if ready.broken or parts_gone(fleet, ready):
             outdated = "it is outdated, or a part of it is gone"
-            draining.withdraw_family(fleet, ready, ev.Why.CATALOG, outdated, now)
+            draining.withdraw_family(fleet, ready, ev.Why.CATALOGUE, outdated, now)
     else:
         left = "it left the catalogue while loading"
-        draining.withdraw_all(fleet, unit, ev.Why.CATALOG, left, now)
+        draining.withdraw_all(fleet, unit, ev.Why.CATALOGUE, left, now)
 
 
 def parts_gone(fleet: Fleet, replica: Replica) -> bool:

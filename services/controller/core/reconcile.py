@@ -20,7 +20,7 @@ SETTLED_SECONDS: Final = 10.0  # a replica that has been READY for so long has s
 # --- the catalogue --------------------------------------------------------------------------------
 
 
-def catalog_changed(fleet: Fleet, event: ev.CatalogChanged, now: float) -> None:
+def catalogue_changed(fleet: Fleet, event: ev.CatalogueChanged, now: float) -> None:
     fresh = {spec.unit: spec for spec in event.specs}
     for unit in fleet.known.replace_versions(event.models, fresh):
         forget_unit(fleet, unit, now)
@@ -44,7 +44,7 @@ def forget_unit(fleet: Fleet, unit: Unit, now: float) -> None:
     for replica in list(fleet.everywhere(unit)):
         if replica.state is State.QUEUED:
             fleet.remove(replica, Cause.ABANDONED, now)
-    draining.withdraw_all(fleet, unit, ev.Why.CATALOG, "it is no longer in the catalogue", now)
+    draining.withdraw_all(fleet, unit, ev.Why.CATALOGUE, "it is no longer in the catalogue", now)
 
 
 def put_spec(fleet: Fleet, spec: UnitSpec, now: float) -> None:
@@ -67,7 +67,9 @@ def put_spec(fleet: Fleet, spec: UnitSpec, now: float) -> None:
         return
     if (known.config_digest, known.fingerprint) != (spec.config_digest, spec.fingerprint):
         fleet.failures.clear(unit)
-        draining.withdraw_all(fleet, unit, ev.Why.CATALOG, "its files or config have changed", now)
+        draining.withdraw_all(
+            fleet, unit, ev.Why.CATALOGUE, "its files or config have changed", now
+        )
     if known.pinned != spec.pinned:
         kind = ev.Kind.PINNED if spec.pinned else ev.Kind.UNPINNED
         fleet.record(kind, "set in the Registry", unit=unit)
@@ -91,7 +93,7 @@ def server_found(fleet: Fleet, event: ev.ServerFound, now: float) -> None:
         resident = fleet.replicas[server.id][unit]
         if resident.state is State.READY:
             outdated = "it was loaded with a config that has changed since"
-            draining.withdraw_family(fleet, resident, ev.Why.CATALOG, outdated, now)
+            draining.withdraw_family(fleet, resident, ev.Why.CATALOGUE, outdated, now)
     for unit in sorted(event.loading):
         adopt(fleet, ReplicaKey(server.id, unit), Cause.FOUND_LOADING, found, now)
         if unit in event.outdated:  # it leaves once it is loaded

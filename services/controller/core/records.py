@@ -33,7 +33,7 @@ class Kind(enum.Enum):
 
 
 class Why(enum.Enum):
-    """The purposes of evictions."""
+    """The purposes of evictions; their values are labels of `shoal_evictions`."""
 
     ROOM = "room"
     OVER_LIMIT = "over_limit"
@@ -43,7 +43,7 @@ class Why(enum.Enum):
     DRAIN = "drain"
     BROKEN = "broken"
     SET_ASIDE = "set_aside"
-    CATALOG = "catalog"
+    CATALOGUE = "catalog"
     PART = "part"
     COPIES = "copies"
 

@@ -40,7 +40,7 @@ from services.controller.core.roster import LOOK_AT_ALL
 Reaction = Callable[[Fleet, Any, float], None]
 
 REACTIONS: Final[dict[type, Reaction]] = {
-    ev.CatalogChanged: reconcile.catalog_changed,
+    ev.CatalogueChanged: reconcile.catalogue_changed,
     ev.ServerFound: reconcile.server_found,
     ev.ServerLost: reconcile.server_lost,
     ev.DrainWanted: reconcile.drain_wanted,

@@ -155,7 +155,7 @@ def send_strangers_away(fleet: Fleet, now: float) -> None:
             fleet.forget_stranger(key)
         elif replica.state is State.READY and now - replica.since > STRANGER_SECONDS:
             unknown = "it is not in the catalogue"
-            draining.withdraw(fleet, replica, ev.Why.CATALOG, unknown, now)
+            draining.withdraw(fleet, replica, ev.Why.CATALOGUE, unknown, now)
 
 
 def clear_out(fleet: Fleet, server: Server, now: float) -> None:

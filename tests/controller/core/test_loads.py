@@ -381,7 +381,7 @@ def test_what_leaves_the_catalogue_while_it_waits_for_its_turn() -> None:
     world = World([spec("a", 0), spec("b", 0)])  # of unknown size: one by one
     world.ask("a")
     waiter = world.ask("b")
-    world.feed(ev.CatalogChanged(frozenset({"b"}), ()))
+    world.feed(ev.CatalogueChanged(frozenset({"b"}), ()))
     assert isinstance(world.refusal(waiter), VersionNotFound)
     world.work()
     assert world.ready() == {"a"}
@@ -390,7 +390,7 @@ def test_what_leaves_the_catalogue_while_it_waits_for_its_turn() -> None:
 def test_an_ensemble_leaves_the_catalogue_while_its_parts_wait() -> None:
     world = World([spec("a", 0), spec("b", 0), ensemble("e", "a", "b")])
     world.ask("e")
-    world.feed(ev.CatalogChanged(frozenset({"e"}), ()))
+    world.feed(ev.CatalogueChanged(frozenset({"e"}), ()))
     world.work()
     assert world.ready() == {"a"}, "b was not begun, and nobody wants it"
 
@@ -398,7 +398,7 @@ def test_an_ensemble_leaves_the_catalogue_while_its_parts_wait() -> None:
 def test_a_part_leaves_the_catalogue_while_its_ensemble_waits() -> None:
     world = World([spec("a", 0), spec("b", 0), ensemble("e", "a", "b")])
     waiter = world.ask("e")
-    world.feed(ev.CatalogChanged(frozenset({"b"}), ()))
+    world.feed(ev.CatalogueChanged(frozenset({"b"}), ()))
     assert world.refusal(waiter).metadata["model"] == "b"
     assert isinstance(world.refusal(world.ask("e")), ModelNotFound)
     world.work()

@@ -433,7 +433,7 @@ def test_an_eviction_is_over_even_when_the_unit_is_wanted_again() -> None:
 def test_what_leaves_the_catalogue_is_evicted() -> None:
     world = World(ABCD)
     world.resident("a")
-    world.feed(ev.CatalogChanged(frozenset({"a"}), ()))
+    world.feed(ev.CatalogueChanged(frozenset({"a"}), ()))
     world.work()
     assert world.ready() == set()
 
@@ -441,7 +441,7 @@ def test_what_leaves_the_catalogue_is_evicted() -> None:
 def test_what_leaves_the_catalogue_while_loading_is_evicted_then() -> None:
     world = World(ABCD)
     waiter = world.ask("a")
-    world.feed(ev.CatalogChanged(frozenset({"a"}), ()))
+    world.feed(ev.CatalogueChanged(frozenset({"a"}), ()))
     assert isinstance(world.refusal(waiter), VersionNotFound)
     world.work()
     assert not world.engine.fleet.replicas["t0"]

@@ -106,7 +106,7 @@ class Residency(RuleBasedStateMachine):
         self.waiter = 0
         self.hung: ReplicaKey | None = None
         self.refused: dict[int, ShoalError] = {}
-        self.feed(ev.CatalogChanged(frozenset(u.model for u in self.specs), (*FEW, *self.more())))
+        self.feed(ev.CatalogueChanged(frozenset(u.model for u in self.specs), (*FEW, *self.more())))
         for server in self.SERVERS:
             self.feed(ev.ServerFound(server, self.found_on(server, data)))
 
@@ -328,7 +328,7 @@ class Residency(RuleBasedStateMachine):
 
     def tell_of(self, model: str) -> None:
         of_model = tuple(each for each in self.specs.values() if each.unit.model == model)
-        self.feed(ev.CatalogChanged(frozenset({model}), of_model))
+        self.feed(ev.CatalogueChanged(frozenset({model}), of_model))
 
     # --- servers
 
