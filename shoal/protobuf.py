@@ -1,6 +1,6 @@
 """Protobuf's wire encoding, for code that reads or writes a message without parsing all of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import repeat
 from typing import Final, Protocol
 
@@ -96,3 +96,45 @@ def varint(message: Octets, position: int, longest: int) -> tuple[int, int]:
         if not byte & 0x80:
             return result & _MAX_INT, position
     raise Malformed(f"a number of more than {longest} bytes at byte {position}")
+
+
+def split_field(message: memoryview, number: int) -> tuple[bytes, list[memoryview]]:
+    """Split a message into itself without its length-delimited field `number`, and that field's
+    values as views into `message`. Raises Malformed.
+    """
+    wanted = number << 3 | BYTES
+    kept: list[memoryview] = []
+    values: list[memoryview] = []
+    position, end = 0, len(message)
+    while position < end:
+        start = position
+        tag, position = varint(message, position, VARINT_BYTES)
+        kind = tag & 7
+        if kind == BYTES:
+            size, position = varint(message, position, VARINT_BYTES)
+            position += size
+            if tag == wanted and position <= end:
+                values.append(message[position - size : position])
+                continue
+        elif kind == VARINT:
+            _, position = varint(message, position, VARINT_BYTES)
+        elif kind in (FIXED64, FIXED32):
+            position += 8 if kind == FIXED64 else 4
+        else:
+            raise Malformed(f"wire type {kind} at byte {start}")
+        if position > end:
+            raise Malformed("it ends in the middle of a field")
+        kept.append(message[start:position])
+    return b"".join(kept), values
+
+
+def with_fields(
+    head: bytes, number: int, values: Iterable[bytes | bytearray | memoryview]
+) -> bytes:
+    """Return the message `head` with `values` as its length-delimited field `number`, which is at
+    most 15."""
+    tag = bytes((number << 3 | BYTES,))
+    parts: list[bytes | bytearray | memoryview] = [head]
+    for value in values:
+        parts += (tag + encoded(memoryview(value).nbytes), value)
+    return b"".join(parts)

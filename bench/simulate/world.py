@@ -316,7 +316,7 @@ def bytes_per_model(hardware: Hardware, costs: Costs) -> float:
 
 
 def _register(engine: Engine, found: tuple[UnitSpec, ...]) -> None:
-    engine.handle(ev.CatalogChanged(frozenset(spec.unit.model for spec in found), found), 0.0)
+    engine.handle(ev.CatalogueChanged(frozenset(spec.unit.model for spec in found), found), 0.0)
 
 
 def _servers(hardware: Hardware) -> list[Server]:

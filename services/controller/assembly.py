@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, cast
 
 import grpc
@@ -15,6 +16,7 @@ from prometheus_client import REGISTRY
 from services.common import channels, metrics
 from services.common.caller import CallerPolicy
 from services.common.rpc import RpcServer
+from services.controller.api import diagnostics
 from services.controller.api.servicer import OPEN_METHODS, SERVICE, ControllerServicer
 from services.controller.api.standby import Standby
 from services.controller.core.entities import Server
@@ -232,6 +234,7 @@ async def acting(
             epoch=epoch,
             ask=loop.ask,
             feed=loop.feed,
+            diagnose=partial(diagnostics.of, engine),
             max_wait=settings.max_wait,
         )
         loop.catalogue_changed(catalogue.entries)

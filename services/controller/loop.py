@@ -101,7 +101,7 @@ class EngineLoop:
         """Tell the engine what the catalogue says of `models` now."""
         concerned = frozenset(models)
         if concerned:
-            self.feed(ev.CatalogChanged(concerned, self.catalogue.specs(concerned)))
+            self.feed(ev.CatalogueChanged(concerned, self.catalogue.specs(concerned)))
 
     def server_lost(self, server: str, reason: str, *, usable: bool = True) -> None:
         """Cancel all work on the server and tell the engine that it is lost."""

@@ -33,6 +33,7 @@ COMMANDS: Final = (
     "shoal.cli.explain:explain",
     "shoal.cli.events:events",
     "shoal.cli.trace:trace",
+    "shoal.cli.diagnostics:diagnostics",
 )
 
 EXIT_MISSING_EXTRA: Final = 69  # EX_UNAVAILABLE

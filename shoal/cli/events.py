@@ -2,14 +2,22 @@
 
 import time
 from collections.abc import Iterator
-from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
 
 from shoal.cli.connections import connected
 from shoal.cli.failures import EXIT_NOT_READY, cause, complain, exit_status
-from shoal.cli.output import Document, JsonFlag, give, message_json, print_json, printable, table
+from shoal.cli.output import (
+    Document,
+    JsonFlag,
+    clock,
+    give,
+    message_json,
+    print_json,
+    printable,
+    table,
+)
 from shoal.cli.references import OptionalReferenceArgument, resource_name, short
 
 if TYPE_CHECKING:
@@ -145,9 +153,8 @@ def _row(event: Document) -> tuple[str, ...]:
         reason = f"{reason} (for {newcomer})"
     if event["trace_id"]:
         reason = f"{reason} (trace {event['trace_id']})"
-    moment = datetime.fromisoformat(event["time"]).astimezone()
     return (
-        f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03}",
+        clock(event["time"]),
         event["kind"],
         short(event["version"]),
         short(event["server"]),

@@ -8,6 +8,7 @@ bytes, such as a version's config, are left out.
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -156,6 +157,12 @@ def memory(amounts: Mapping[str, int]) -> str:
     if list(amounts) == ["ram"]:
         return format_size(amounts["ram"])
     return "\n".join(f"{resource} {format_size(size)}" for resource, size in amounts.items())
+
+
+def clock(time: str) -> str:
+    """The local time of day of an RFC 3339 time, to the millisecond."""
+    moment = datetime.fromisoformat(time).astimezone()
+    return f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03}"
 
 
 def seconds(value: float | None) -> str:

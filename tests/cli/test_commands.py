@@ -224,6 +224,7 @@ async def test_nothing_is_deleted_without_a_yes(
         (("replicas",), "Controller"),
         (("replicas", "--watch"), "Controller"),
         (("events", "--follow"), "Controller"),
+        (("diagnostics",), "Controller"),
         (("load", "m"), "Controller"),
         (("explain", "m"), "Router"),
         (("infer", "m", "--input", "x=1"), "Router"),

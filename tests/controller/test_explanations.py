@@ -130,7 +130,7 @@ async def test_from_the_first_load_to_the_eviction(triton: DirectTriton) -> None
         gone = await stub.WhyNotLoaded(wire.WhyNotLoadedRequest(name="models/a"))
         assert gone.reason.startswith("nothing asks for a:1; a request would load it: ")
         assert "; it was evicted from t0 " in gone.reason
-        assert gone.reason.endswith("; room for c:1")
+        assert gone.reason.endswith("; makes room for c:1")
 
         shown = await command(running, "explain", "a:1")
         assert shown.status == 0
@@ -187,7 +187,7 @@ async def test_a_drained_server_says_so_until_it_is_taken_back(triton: DirectTri
 
         restarted = await command(running, "drain", "t0", "--restart", "--json")
         assert restarted.json["server"]["state_reason"] == "an operator wants it restarted"
-        await until(running, lambda event: event.reason.startswith("it is empty and to be rest"))
+        await until(running, lambda event: event.reason.startswith("empty, and to be restarted"))
         assert "waiting to be restarted" in (await command(running, "status")).out
         other = await command(running, "drain", "t9")
         assert (other.status, other.out) == (1, "")

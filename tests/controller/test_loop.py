@@ -235,6 +235,6 @@ async def test_the_queues_of_a_server_are_known(triton_server: DirectTriton) -> 
     async with controller(triton_server) as one:
         assert isinstance(await one.resident(key.unit), ev.Granted)
         async with asyncio.timeout(SECONDS):
-            while key not in one.loop.engine.fleet.queues:
+            while key not in one.loop.engine.fleet.pressures.queues:
                 await asyncio.to_thread(ask, triton_server, "b", 1)
-        assert 0 <= one.loop.engine.fleet.queues[key] < SECONDS
+        assert 0 <= one.loop.engine.fleet.pressures.queues[key] < SECONDS

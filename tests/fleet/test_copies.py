@@ -71,7 +71,7 @@ def test_a_busy_model_gets_another_copy_until_it_is_idle_again(stack: Fleet) -> 
     wait_until(lambda: len(servers(stack)) == 1, WITHIN, "one copy is left")
     assert infer(stack.client, shown) == []
     assert wrong == []
-    assert "one copy less would have" in reasons(stack, kinds.EVENT_KIND_EVICTING)[0]
+    assert "with one copy less, each would have had" in reasons(stack, kinds.EVENT_KIND_EVICTING)[0]
     (left,) = servers(stack)
     explained = stack.controller.WhyResident(
         controller.WhyResidentRequest(name=f"models/{MODEL}/versions/1")

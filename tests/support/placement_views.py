@@ -98,7 +98,7 @@ def fleet_of(
 
 def put(fleet: Fleet, key: ReplicaKey, there: There, protected: Mapping[str, str]) -> None:
     why = protected.get(key.unit.model)
-    if key.unit not in fleet.specs or why in (PINNED, KEPT):
+    if key.unit not in fleet.known.specs or why in (PINNED, KEPT):
         kept = int(why == KEPT)
         reconcile.put_spec(fleet, replace(there.spec, pinned=why == PINNED, min_copies=kept), NOW)
     replica = Replica(
@@ -110,11 +110,13 @@ def put(fleet: Fleet, key: ReplicaKey, there: There, protected: Mapping[str, str
         slots=there.spec.slots,
         digest=there.spec.config_digest,
     )
-    rank = fleet.rank(there.used, 1.0, fleet.reload_seconds(key.unit), fleet.share(replica), 0.0)
-    fleet.uses[key.server][key.unit] = Use(there.used, 1.0, rank, 0, int(why == SEQUENCE))
+    rank = fleet.uses.rank(
+        there.used, 1.0, fleet.known.reload_seconds(key.unit), fleet.uses.share(replica), 0.0
+    )
+    fleet.uses.on[key.server][key.unit] = Use(there.used, 1.0, rank, 0, int(why == SEQUENCE))
     fleet.put(replica)
     if why == LEASED:
-        fleet.use_leases[key] = {"l"}
+        fleet.withdrawals.use_leases[key] = {"l"}
 
 
 def decide(

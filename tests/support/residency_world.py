@@ -67,7 +67,9 @@ class World:
             self.feed(ev.ServerFound(server, frozenset()))
 
     def feed(self, event: ev.Event) -> None:
-        for instruction in self.engine.handle(event, self.now):
+        instructions = self.engine.handle(event, self.now)
+        assert self.engine.check() == []
+        for instruction in instructions:
             match instruction:
                 case ev.Load() | ev.Unload() | ev.Settle():
                     self.pending.append(instruction)
@@ -82,7 +84,7 @@ class World:
                     pass
 
     def register(self, *specs: UnitSpec) -> None:
-        self.feed(ev.CatalogChanged(frozenset(s.unit.model for s in specs), specs))
+        self.feed(ev.CatalogueChanged(frozenset(s.unit.model for s in specs), specs))
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
@@ -137,7 +139,7 @@ class World:
 
     def use(self, name: str, server: str = "t0", router: str = "r", **usage: Any) -> None:
         """A heartbeat of a Router that joins for it."""
-        if router not in self.fleet.routers:
+        if router not in self.fleet.withdrawals.routers:
             self.feed(ev.RouterJoined(router, frozenset()))
         used = {key(name, server): ev.Usage(**{"age": 0.0, **usage})}
         self.feed(ev.RouterUsed(router, used))

@@ -11,7 +11,7 @@ from services.controller.api.names import Names
 from services.controller.core.entities import Unit
 from services.controller.core.events import Weighed
 from services.controller.core.explain import Absence, Stay, Verdict
-from services.controller.core.fleet import Failure
+from services.controller.core.failures import Failure
 from services.controller.core.view import FleetView
 from services.controller.registry.catalogue import ANSWERABLE
 from services.controller.telemetry.journal import Entry, Journal

@@ -59,7 +59,8 @@ class ControllerServicer(ControllerServiceServicer):
     """The service of a Controller that acts.
 
     `registry`: the Registry's stub, for pins; None where there is no Registry. `epoch`: the
-    Controller's. `ask` and `feed` are the ways into the engine. `max_wait`: seconds that callers
+    Controller's. `ask` and `feed` are the ways into the engine, and `diagnose` has it
+    checked. `max_wait`: seconds that callers
     without a deadline wait at most.
     """
 
@@ -77,6 +78,7 @@ class ControllerServicer(ControllerServiceServicer):
         epoch: int,
         ask: Ask,
         feed: Callable[[ev.Event], None],
+        diagnose: Callable[[], wire.GetDiagnosticsResponse],
         max_wait: float,
     ) -> None:
         self._view = view
@@ -90,6 +92,7 @@ class ControllerServicer(ControllerServiceServicer):
         self._epoch = epoch
         self._ask = ask
         self._feed = feed
+        self._diagnose = diagnose
         self._max_wait = max_wait
         self._names = Names(catalogue, view)
         self._explanations = Explanations(view, self._names, journal)
@@ -175,6 +178,11 @@ class ControllerServicer(ControllerServiceServicer):
         self, request: wire.WhyNotLoadedRequest, context: Context
     ) -> wire.WhyNotLoadedResponse:
         return self._explanations.why_not_loaded(self._names.one(request.name))
+
+    async def GetDiagnostics(
+        self, request: wire.GetDiagnosticsRequest, context: Context
+    ) -> wire.GetDiagnosticsResponse:
+        return self._diagnose()
 
     # --- moving -----------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""What the replicas of a server take, added up as they change."""
+"""The sums of what the replicas of a server take, kept as they change."""
 
 from services.controller.core import memory
 from services.controller.core.entities import Replica, Server
@@ -7,9 +7,7 @@ from services.controller.core.states import LEAVING, State
 
 
 class Account:
-    """Bytes by resource and slots: `planned` by every replica, `leaving` by those that are on their
-    way out, `queued` by those that the server does not hold yet. `loads`: how many are loading, and
-    `waiting`: how many are queued. `ready_at`: when one became READY last."""
+    """The sums over a server's replicas, in bytes by resource and in slots."""
 
     __slots__ = (
         "leaving",
@@ -24,14 +22,21 @@ class Account:
     )
 
     def __init__(self) -> None:
+        #: Bytes by resource that all replicas take, whatever their state.
         self.planned: dict[str, int] = {}
+        #: Bytes by resource of the replicas that are leaving.
         self.leaving: dict[str, int] = {}
+        #: Bytes by resource of the replicas that the server does not hold yet.
         self.queued: dict[str, int] = {}
+        #: The same three, in slots.
         self.planned_slots = 0
         self.leaving_slots = 0
         self.queued_slots = 0
+        #: Replicas that are LOADING.
         self.loads = 0
+        #: Replicas that are QUEUED.
         self.waiting = 0
+        #: When a replica became READY last, in seconds of the engine's clock.
         self.ready_at = float("-inf")
 
     def add(self, replica: Replica, sign: int) -> None:
@@ -62,7 +67,7 @@ class Account:
         return self.planned_slots - self.queued_slots
 
     def staying(self, resource: str) -> int:
-        """Bytes reserved by what is there, or comes, and does not leave."""
+        """Bytes reserved by replicas that are there, or coming, and are not leaving."""
         return self.planned.get(resource, 0) - self.leaving.get(resource, 0)
 
     @property
@@ -75,20 +80,21 @@ class Account:
         return self.loads + self.waiting
 
     def fits(self, more: Memory, slots: int, server: Server) -> bool:
-        """Whether `more` bytes and `slots` may be occupied now beside what is."""
+        """Return whether `more` bytes and `slots` fit beside what is occupied now."""
         if server.max_models and self.occupied_slots + slots > server.max_models:
             return False
         return memory.fits(memory.plus(self.occupied, more), server.budget)
 
     def excess(self, server: Server, limit: Memory, slots: int) -> Memory:
-        """What stays beyond `limit` bytes; "models" beyond `slots` of them, 0 for no limit."""
+        """How far what stays exceeds `limit` bytes by resource and, as "models", `slots` (0 for no
+        limit)."""
         over = {name: self.staying(name) - most for name, most in limit.items()}
         if slots:
             over["models"] = self.staying_slots - slots
         return {name: amount for name, amount in over.items() if amount > 0}
 
     def free_share(self, server: Server) -> float:
-        """The least free share of any budgeted resource and of `max_models`, in [0, 1]."""
+        """The smallest free share of any budgeted resource and of `max_models`, in [0, 1]."""
         free = 1.0
         for name, size in server.budget.items():
             if size:
@@ -99,7 +105,7 @@ class Account:
 
 
 def excess_text(over: Memory) -> str:
-    """For people: "its budget by ram 300 MiB", "its 3 models by 1"."""
+    """An excess in words: `1 too many models, ram 300 MiB`."""
     parts = []
     if "models" in over:
         parts.append(f"{over['models']} too many models")

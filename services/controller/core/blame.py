@@ -1,9 +1,10 @@
-"""Whose request it was that crashed a server.
+"""The search for the unit whose requests crash servers.
 
 When a server is lost, everything that was in flight there breaks off, most of it innocent. A unit
-is suspected when the same request broke off on two servers (it was repeated after the first), or,
-where requests may not be repeated for their clients, when it alone was in flight at three crashes:
-those clients repeat by themselves. (What may be repeated is often alone, too, if it is slow.)
+is to blame when the same request broke off on two servers (it was repeated after the first crash).
+Where requests may not be repeated, their clients repeat them by themselves; then a unit is to blame
+when it alone was in flight at three crashes. (A slow unit whose requests are repeated is often
+alone, too.)
 """
 
 from collections.abc import Iterable
@@ -16,8 +17,8 @@ SAME_CRASH_SECONDS: Final = 2.0  # what breaks on a server within them broke at 
 
 
 class Break(NamedTuple):
-    """A request that broke off: when, where, where it had broken off before, and whether it is
-    sent once more."""
+    """A request that broke off: when (in seconds of the engine's clock), where, where it had broken
+    off before, and whether it is sent once more."""
 
     when: float
     key: ReplicaKey
@@ -26,19 +27,19 @@ class Break(NamedTuple):
 
 
 def culprit(newest: Break) -> str | None:
-    """Why the unit of one break is to blame, or None where that is not certain."""
+    """The reason why the unit of a break is to blame, or None where that is not certain."""
     before = newest.earlier
     if before is None or before.server == newest.key.server:
         return None
     return (
-        f"a request of it was in flight when {before.server} crashed, and again when "
+        f"one of its requests was in flight when {before.server} crashed, and again when "
         f"{newest.key.server} did"
     )
 
 
 def lonely(breaks: Iterable[Break]) -> dict[Unit, str]:
     """The units that were alone in flight at `ALONE` crashes or more, with nothing of theirs
-    repeated since; with the reason."""
+    repeated since, each with the reason."""
     crashes: list[tuple[float, str, set[tuple[Unit, bool]]]] = []
     latest: dict[str, int] = {}
     for when, key, _, repeated in sorted(breaks, key=lambda one: (one.when, one.key)):

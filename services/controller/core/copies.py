@@ -1,13 +1,14 @@
-"""How many replicas a unit needs: more when they are busy for long, fewer when they are not.
+"""The number of replicas that a unit needs: more when they are busy for long, fewer when not.
 
-Between what calls for another copy and what lets one go lies a factor of two, and each has to last:
-a load that swings does not make copies come and go.
+A factor of two lies between what calls for another copy and what lets one go, and each has to last,
+so that a load that swings does not make copies come and go.
 """
 
 import math
 from dataclasses import dataclass, replace
 from typing import Final
 
+from services.controller.core.entities import ReplicaKey, Unit
 from services.controller.core.limits import Limits
 
 SMOOTH_SECONDS: Final = 3.0  # time constant of the moving average
@@ -15,8 +16,9 @@ SMOOTH_SECONDS: Final = 3.0  # time constant of the moving average
 
 @dataclass(frozen=True, slots=True)
 class Pressure:
-    """`in_flight`: requests on all replicas, smoothed. `queue`: mean seconds in the servers' own
-    queues, smoothed. `busy_since`, `idle_since`: since when they call for a copy more, or less."""
+    """How busy a unit is. `in_flight`: requests on all replicas, smoothed. `queue`: mean seconds in
+    the servers' own queues, smoothed. `busy_since`, `idle_since`: since when they have called for
+    another copy, or for one less, in seconds of the engine's clock."""
 
     at: float
     in_flight: float = 0.0
@@ -26,17 +28,41 @@ class Pressure:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """`by`: 1 for another copy, -1 for one less."""
+class Adjustment:
+    """A change in the number of copies. `by`: 1 for another one, -1 for one less."""
 
     by: int
     reason: str
 
 
+class Pressures:
+    """How busy the units are, and the servers' own queues."""
+
+    __slots__ = ("by_unit", "queues")
+
+    def __init__(self) -> None:
+        #: The pressure on each unit that is in use, or has several copies.
+        self.by_unit: dict[Unit, Pressure] = {}
+        #: Mean seconds that requests waited in the server's own queue, as of the last look.
+        self.queues: dict[ReplicaKey, float] = {}
+
+    def put(self, unit: Unit, pressure: Pressure) -> None:
+        self.by_unit[unit] = pressure
+
+    def forget_unit(self, unit: Unit) -> None:
+        self.by_unit.pop(unit, None)
+
+    def queue_seen(self, key: ReplicaKey, seconds: float) -> None:
+        self.queues[key] = seconds
+
+    def forget_replica(self, key: ReplicaKey) -> None:
+        self.queues.pop(key, None)
+
+
 def step(
     pressure: Pressure, in_flight: int, queue: float, replicas: int, limits: Limits, now: float
 ) -> Pressure:
-    """The pressure `now`, when `in_flight` requests are on `replicas` (at least 1) of them, and
+    """The pressure `now` that `in_flight` requests are on `replicas` replicas (at least 1), and
     wait `queue` seconds there."""
     weight = 1 - math.exp(-max(0.0, now - pressure.at) / SMOOTH_SECONDS)
     flying = pressure.in_flight + weight * (in_flight - pressure.in_flight)
@@ -62,29 +88,30 @@ def _since(before: float | None, holds: bool, now: float) -> float | None:
     return now if before is None else before
 
 
-def change(
+def adjustment(
     pressure: Pressure, replicas: int, least: int, most: int, limits: Limits, now: float
-) -> Change | None:
-    """What is to be done about `replicas`, of which at `least` and at `most` so many are wanted."""
+) -> Adjustment | None:
+    """The change that is due to `replicas` copies, of which at `least` and at `most` so many are
+    wanted; None where they are right."""
     if replicas > max(most, least, 1):
-        return Change(-1, f"{replicas} copies, {most} are allowed")
+        return Adjustment(-1, f"{replicas} copies, but at most {most} are allowed")
     busy, idle = pressure.busy_since, pressure.idle_since
     if busy is not None and now - busy >= limits.copy_up_seconds and replicas < most:
-        return Change(
+        return Adjustment(
             1,
             f"{pressure.in_flight / replicas:.1f} requests in flight on each of {replicas} "
             f"(more than {limits.copy_in_flight:g}), {pressure.queue * 1000:.0f} ms in its queue, "
             f"for {now - busy:.1f} s",
         )
     if idle is not None and now - idle >= limits.copy_down_seconds and replicas > max(least, 1):
-        return Change(
+        return Adjustment(
             -1,
-            f"one copy less would have {pressure.in_flight / (replicas - 1):.1f} in flight "
-            f"each (less than {limits.copy_in_flight / 2:g}), for {now - idle:.0f} s",
+            f"with one copy less, each would have had {pressure.in_flight / (replicas - 1):.1f} "
+            f"requests in flight (less than {limits.copy_in_flight / 2:g}) for {now - idle:.0f} s",
         )
     return None
 
 
 def again(pressure: Pressure) -> Pressure:
-    """After a change: the next one has to be called for anew."""
+    """The pressure after a change: the next one has to be called for anew."""
     return replace(pressure, busy_since=None, idle_since=None)

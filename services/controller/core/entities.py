@@ -1,4 +1,4 @@
-"""What the Controller knows: units, servers, replicas. Immutable, replaced and never changed."""
+"""Units, servers and replicas: immutable values that are replaced and never changed."""
 
 import enum
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from services.controller.core.states import State
 
 
 class Unit(NamedTuple):
-    """A version of a model: the thing that is loaded, evicted and counted."""
+    """A version of a model: what is loaded, evicted and counted."""
 
     model: str
     version: int
@@ -31,37 +31,42 @@ class ReplicaKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class UnitSpec:
-    """What the Registry says of a unit, as far as it matters for residency.
-
-    `fingerprint`: of its files and config; another one means that what is resident is outdated.
-    `declared`, `learned`: bytes by resource, empty when unknown. `load_seconds`: learned; None when
-    it never was loaded. `requires`: units that must be READY beside it. `min_copies`: replicas that
-    are kept whether used or not; `max_copies`: None for the default of `Limits`. `idle_ttl`:
-    seconds without use until it is evicted, 0 for never, None for the default. `preload`: loaded
-    when the Controller starts. `priority`: of its loads, the higher first. `required_labels`: of
-    the servers that may hold it.
-    """
+    """The Registry's word on a unit, as far as it matters for residency."""
 
     unit: Unit
+    #: Versions of a model with different digests cannot be resident side by side.
     config_digest: str = ""
+    #: The fingerprint of its files and config; a new one means that what is resident is outdated.
     fingerprint: str = ""
+    #: The size of its files.
     artifact_bytes: int = 0
+    #: Bytes by resource that its owner declared; empty when unknown.
     declared: Memory = field(default_factory=dict)
+    #: Bytes by resource that it was seen to take; empty when unknown.
     learned: Memory = field(default_factory=dict)
+    #: How long a load takes; None when it was never loaded.
     load_seconds: float | None = None
+    #: Units that must be READY beside it.
     requires: tuple[Unit, ...] = ()
     ensemble: bool = False
+    #: Whether one replica is kept, and none is ever evicted for another unit.
     pinned: bool = False
+    #: How many replicas are kept whether they are used or not.
     min_copies: int = 0
+    #: How many replicas there may be; None for the default of `Limits`.
     max_copies: int | None = None
+    #: Seconds without use until it is evicted; 0 for never, None for the default of `Limits`.
     idle_ttl: float | None = None
+    #: Whether it is loaded when the Controller starts.
     preload: bool = False
+    #: The priority of its loads; the higher come first.
     priority: int = 0
+    #: Labels that a server must have to hold it.
     required_labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def slots(self) -> int:
-        """How much of a server's `max_models` it takes: an ensemble is made of its parts alone."""
+        """Return what it takes of a server's `max_models`; an ensemble takes nothing itself."""
         return 0 if self.ensemble else 1
 
     @property
@@ -70,7 +75,7 @@ class UnitSpec:
 
     @property
     def kept(self) -> int:
-        """How many replicas are wanted when nobody asks for it."""
+        """The number of replicas that are wanted when nobody asks for it."""
         return max(self.min_copies, 1 if self.pinned else 0)
 
 
@@ -83,56 +88,66 @@ class Health(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One Triton.
-
-    `budget`: bytes by resource over the server's own baseline, empty for none. `soft`: bytes beyond
-    which idle replicas leave ahead of need. `max_models`: how many units at most, 0 for no limit;
-    `headroom_models`: how many of them are kept free ahead of need. `host`: servers of one host
-    share its cores. `measured`: bytes that its models take; `leaked`: beyond what they should.
-    `draining`: why it is given nothing new, empty when it is; `restart`: because it is to be
-    restarted, `restart_wanted`: now that it is empty.
-    """
+    """One Triton."""
 
     id: str
+    #: host:port.
     address: str
+    #: Bytes by resource for models, over the server's own baseline; empty for no limit.
     budget: Memory = field(default_factory=dict)
+    #: How many units it may hold; 0 for no limit.
     max_models: int = 0
     health: Health = Health.UNKNOWN
+    #: Why it is not healthy, for people.
     reason: str = ""
+    #: Bytes by resource that its models take, over the baseline.
     measured: Memory = field(default_factory=dict)
+    #: Bytes by resource beyond which idle replicas leave ahead of need.
     soft: Memory = field(default_factory=dict)
+    #: How many of `max_models` are kept free ahead of need.
     headroom_models: int = 0
+    #: The host, whose servers share its cores; empty for a host of its own.
     host: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    #: Bytes by resource that are taken beyond what its models should take.
     leaked: Memory = field(default_factory=dict)
+    #: Why it is given nothing new; empty when it is.
     draining: str = ""
+    #: Whether it is drained in order to be restarted.
     restart: bool = False
+    #: Whether it is to be restarted now that it is empty.
     restart_wanted: bool = False
 
     @property
     def accepting(self) -> bool:
-        """Whether something new may be placed on it."""
+        """Return whether something new may be placed on it."""
         return self.health is Health.HEALTHY and not self.draining
 
 
 class Replica(NamedTuple):
-    """`reserved`: bytes by resource that count against the budget; `measured`: the high-water mark
-    of this residence. `since`: when it came into its state, seconds of the engine's clock.
-    `reason`: of its state; `placed`: why it is on this server. `slots`: what it takes of the
-    server's `max_models`; `digest`: of the config that it is loaded with. `broken`: it is READY by
-    the server's index and does not answer, or it is to leave as soon as it is READY."""
+    """A unit on a server, in one state of its life (`states`)."""
 
     key: ReplicaKey
     state: State
+    #: Bytes by resource that count against the budget.
     reserved: Memory
+    #: When it came into its state, in seconds of the engine's clock.
     since: float
+    #: Why it is in its state, for people.
     reason: str
+    #: Why it is on this server, for people.
     placed: str = ""
+    #: The number of its load, by which a late outcome of an earlier one is told apart.
     attempt: int = 0
+    #: The most bytes by resource that it was seen to take since it was loaded.
     measured: Memory = NOTHING
+    #: How long its load took.
     load_seconds: float | None = None
+    #: What it takes of the server's `max_models`.
     slots: int = 1
+    #: The digest of the config that it is loaded with.
     digest: str = ""
+    #: Whether it does not answer though the index says READY, or leaves as soon as it is READY.
     broken: bool = False
 
     @property
@@ -141,13 +156,15 @@ class Replica(NamedTuple):
 
 
 class Use(NamedTuple):
-    """How a replica is used. `last_used`: seconds of the engine's clock. `uses`: requests, each
-    counting half after every half-life, as of `last_used`. `rank`: what the eviction policy makes
-    of it; the lowest leaves first. `in_flight`, `sequences`: over all Routers, as
-    they last said."""
+    """How a replica is used."""
 
+    #: When the last request came, in seconds of the engine's clock.
     last_used: float
+    #: Requests, each of which counts half after every half-life, as of `last_used`.
     uses: float = 0.0
+    #: What the eviction policy makes of it; the lowest leaves first.
     rank: float = 0.0
+    #: Requests in flight over all Routers, as they last said.
     in_flight: int = 0
+    #: Sequences that are open over all Routers, as they last said.
     sequences: int = 0

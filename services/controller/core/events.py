@@ -1,4 +1,4 @@
-"""What happens to the engine (events) and what it wants done (instructions).
+"""Events, which happen to the engine, and instructions, which say what it wants done.
 
 Whoever carries an instruction out feeds its outcome back as a later event.
 """
@@ -19,8 +19,9 @@ from services.controller.core.records import Why as Why
 
 
 @dataclass(frozen=True, slots=True)
-class CatalogChanged:
-    """`specs` replaces what was known of each of `models`; a unit that is not in it is gone."""
+class CatalogueChanged:
+    """The catalogue has changed: `specs` replaces what was known of each of `models`. A unit that
+    is not in it is gone."""
 
     models: frozenset[str]
     specs: tuple[UnitSpec, ...]
@@ -28,9 +29,9 @@ class CatalogChanged:
 
 @dataclass(frozen=True, slots=True)
 class ServerFound:
-    """A server answers. Its index: the units that are READY, LOADING and UNLOADING there.
-    `outdated`: those of them that were loaded with another config than the catalogue has now.
-    `idle`: seconds since the last inference of each, where the server knows."""
+    """A server answers, with the units that its index says are READY, LOADING and UNLOADING.
+    `outdated` are those of them that were loaded with a config that the catalogue no longer has;
+    `idle`, seconds since the last inference of each, where the server knows."""
 
     server: Server
     resident: frozenset[Unit]
@@ -51,8 +52,8 @@ class ServerLost:
 
 @dataclass(frozen=True, slots=True)
 class DrainWanted:
-    """A server is to be given nothing new, and its replicas are to leave; with `restart` it is
-    restarted once it is empty. An empty `reason` takes that back."""
+    """A server is to be given nothing new, and its replicas are to leave. With `restart` it is to
+    be restarted once it is empty. An empty `reason` takes a drain back."""
 
     server: str
     reason: str
@@ -61,7 +62,7 @@ class DrainWanted:
 
 @dataclass(frozen=True, slots=True)
 class IndexSeen:
-    """A healthy server's index; the reading began at `began`, in the engine's time."""
+    """A healthy server's index was read, from `began` on (seconds of the engine's clock)."""
 
     server: str
     resident: frozenset[Unit]
@@ -70,8 +71,8 @@ class IndexSeen:
 
 @dataclass(frozen=True, slots=True)
 class ResidentWanted:
-    """Somebody waits for a unit until `deadline` (seconds of the same clock as `now`). `router`
-    names the Router process that gets a use lease; None takes none."""
+    """A caller waits for a unit until `deadline`, in seconds of the engine's clock. `router` names
+    the Router process that gets a use lease; None takes none."""
 
     waiter: int
     unit: Unit
@@ -82,12 +83,14 @@ class ResidentWanted:
 
 @dataclass(frozen=True, slots=True)
 class WaiterGone:
+    """A caller has given up waiting."""
+
     waiter: int
 
 
 @dataclass(frozen=True, slots=True)
 class EvictionWanted:
-    """Somebody wants every replica of `units` gone."""
+    """A caller wants every replica of `units` gone, and waits until they are."""
 
     waiter: int
     units: tuple[Unit, ...]
@@ -95,6 +98,8 @@ class EvictionWanted:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
+    """A load has succeeded after `seconds`."""
+
     key: ReplicaKey
     attempt: int
     seconds: float
@@ -102,7 +107,8 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class LoadFailedOnServer:
-    """`undone`: nothing is wrong with it, but somebody else had it unloaded meanwhile."""
+    """A load has failed. If `undone`, nothing is wrong with the unit, but somebody else had it
+    unloaded meanwhile."""
 
     key: ReplicaKey
     attempt: int
@@ -112,7 +118,7 @@ class LoadFailedOnServer:
 
 @dataclass(frozen=True, slots=True)
 class LoadHung:
-    """A load was not over within its deadline, and may still come to an end."""
+    """A load has not finished by its deadline, and may still come to an end."""
 
     key: ReplicaKey
     attempt: int
@@ -121,13 +127,15 @@ class LoadHung:
 
 @dataclass(frozen=True, slots=True)
 class Unloaded:
+    """An unload has finished."""
+
     key: ReplicaKey
     attempt: int
 
 
 @dataclass(frozen=True, slots=True)
 class UnloadHung:
-    """An unload was not over within its deadline: only a restart gives its memory back."""
+    """An unload has not finished by its deadline: only a restart gives the memory back."""
 
     key: ReplicaKey
     attempt: int
@@ -136,7 +144,7 @@ class UnloadHung:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaBroken:
-    """A replica that is READY by the server's index does not answer any more."""
+    """A replica no longer answers, though the server's index says that it is READY."""
 
     key: ReplicaKey
     cause: str
@@ -144,8 +152,8 @@ class ReplicaBroken:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Bytes by resource of each unit on a server that could be told apart, and `total`: of the
-    server over its baseline."""
+    """A server was measured: bytes by resource of each unit that could be told apart, and `total`
+    of the server over its baseline."""
 
     server: str
     units: Mapping[Unit, Memory]
@@ -154,7 +162,8 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class QueuesSeen:
-    """Mean seconds that requests spent in the server's own queues since the last look, by unit."""
+    """A server's own queues were read: mean seconds that requests waited since last time, by
+    unit."""
 
     server: str
     seconds: Mapping[Unit, float]
@@ -162,7 +171,7 @@ class QueuesSeen:
 
 @dataclass(frozen=True, slots=True)
 class RouterJoined:
-    """A Router subscribed; `in_use` are the replicas that it has requests in flight on."""
+    """A Router has subscribed; it has requests in flight on the replicas `in_use`."""
 
     router: str
     in_use: frozenset[ReplicaKey]
@@ -170,12 +179,16 @@ class RouterJoined:
 
 @dataclass(frozen=True, slots=True)
 class RouterAcked:
+    """A Router has applied the table of `revision`."""
+
     router: str
     revision: int
 
 
 @dataclass(frozen=True, slots=True)
 class RouterDrained:
+    """A Router that has applied `revision` has nothing in flight on a replica that it withdrew."""
+
     router: str
     key: ReplicaKey
     revision: int
@@ -183,13 +196,15 @@ class RouterDrained:
 
 @dataclass(frozen=True, slots=True)
 class RouterStarted:
+    """The request that a use lease was lent for has started."""
+
     router: str
     use_lease: str
 
 
 class Usage(NamedTuple):
-    """A Router's use of a replica: seconds since its last request, requests and sequences in
-    flight, and requests begun since the Router said so last."""
+    """A Router's use of a replica: seconds since its last request, requests in flight, requests
+    begun since the last heartbeat, and open sequences."""
 
     age: float
     in_flight: int = 0
@@ -199,7 +214,8 @@ class Usage(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RouterUsed:
-    """A Router's heartbeat: the replicas that were used since the last one, or are in use."""
+    """A Router's heartbeat came, with the replicas that are in use or were used since the last
+    one."""
 
     router: str
     usage: Mapping[ReplicaKey, Usage]
@@ -207,8 +223,8 @@ class RouterUsed:
 
 @dataclass(frozen=True, slots=True)
 class RouterBroke:
-    """A server was lost while it had a request; `earlier`: where the same request had been lost
-    before; `repeated`: it is sent once more."""
+    """A server was lost while a Router had a request in flight on it. `earlier` is where the same
+    request had been lost before, if it had; `repeated` says whether it is sent once more."""
 
     router: str
     key: ReplicaKey
@@ -218,19 +234,19 @@ class RouterBroke:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """It is the time that the engine asked to be woken at."""
+    """The time has come at which the engine asked to be woken."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time has passed: twice a second or so. `wall`: seconds since the epoch, for what depends on
-    the time of day."""
+    """Time has passed, as it does about twice a second. `wall` is the time in seconds since the
+    epoch, for what depends on the time of day."""
 
     wall: float = 0.0
 
 
 Event = (
-    CatalogChanged
+    CatalogueChanged
     | ServerFound
     | ServerLost
     | DrainWanted
@@ -261,7 +277,7 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Have `versions` of the unit's model wanted on its server, of which the unit's is new."""
+    """Have exactly `versions` of the unit's model on its server; the unit's own is new."""
 
     key: ReplicaKey
     attempt: int
@@ -270,7 +286,8 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Unload:
-    """Have only `versions` of the unit's model wanted on its server, without the unit's own."""
+    """Have exactly `versions` of the unit's model on its server; the unit's own is not among
+    them."""
 
     key: ReplicaKey
     attempt: int
@@ -279,8 +296,8 @@ class Unload:
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """The server is loading or unloading it, told so by somebody else: find out what comes of it.
-    Answered as a load is when it was `loading`, else as an unload is."""
+    """Find out what comes of a load or unload that somebody else has begun on the server. The
+    outcome is fed as that of a load if it is `loading`, else as that of an unload."""
 
     key: ReplicaKey
     attempt: int
@@ -299,7 +316,8 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """The unit is READY there since `revision`, and stays until `use_lease` started or ran out."""
+    """Answer a waiter: the unit is READY there from `revision` on, and stays until `use_lease`
+    starts or runs out."""
 
     waiter: int
     key: ReplicaKey
@@ -310,6 +328,8 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
+    """Answer a waiter with a reason."""
+
     waiter: int
     error: ShoalError
     phases: tuple[Phase, ...] = ()
@@ -317,13 +337,15 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Evicted:
+    """Answer the waiter for an eviction: the replicas `keys` are gone."""
+
     waiter: int
     keys: tuple[ReplicaKey, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """The placements of `models`, or `servers`, are different from `revision` on."""
+    """Tell the Routers that from `revision` on the placements of `models`, or `servers`, differ."""
 
     revision: int
     models: frozenset[str]
@@ -332,7 +354,7 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """A unit's size or load time is better known; the Registry keeps it."""
+    """Have the Registry keep a unit's size (bytes by resource) and load time, now better known."""
 
     unit: Unit
     config_digest: str

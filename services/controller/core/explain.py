@@ -1,7 +1,7 @@
-"""Why a unit is where it is, and why it is not elsewhere.
+"""Explanations of why a unit is where it is, and why it is not elsewhere.
 
 The answers come from the functions that the engine decides with, asked what they would do now.
-Nothing is changed by asking.
+Asking changes nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from services.controller.core import demand, memory, placement, placing, victims
 from services.controller.core.copies import Pressure
 from services.controller.core.entities import Replica, Unit, UnitSpec
-from services.controller.core.fleet import Failure, Fleet
-from services.controller.core.placement import Never, NoServer, Place
+from services.controller.core.failures import Failure
+from services.controller.core.fleet import Fleet
+from services.controller.core.placement import Closed, Never, Place
 from services.controller.core.sizing import reservation
 from services.controller.core.states import LEAVING, State
 from services.controller.core.victims import Terms, Wait
@@ -22,10 +23,10 @@ from services.controller.core.waiting import Want
 class Stay:
     """A replica, and what would have to happen for it to leave.
 
-    `placed`: why it is on this server. `kept_by`: why it may not be evicted for another, empty
-    where it may. `turn`: when it would be evicted among the `candidates` that may leave the server
-    now, 1 the first; 0 when it may not. `numbers`: what the eviction policy knows of it, in bytes
-    and seconds; "idle_ttl_seconds" where it has one.
+    `placed` says why it is on this server; `kept_by`, why it may not be evicted for another (empty
+    where it may). `turn` is its turn to leave among the `candidates` that may leave the server now,
+    1 for the first and 0 where it may not. `numbers` are what the eviction policy weighs, in bytes
+    and seconds, with "idle_ttl_seconds" where it has one.
     """
 
     replica: Replica
@@ -38,11 +39,11 @@ class Stay:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a server could do for a unit now.
+    """The outlook for a unit on one server.
 
-    `holds`: it is there already, in whatever state. `possible`: it could be placed there after
-    `victims` (ensembles first) are gone, with a `score` in [0, 1]. `reason`: what it would take, or
-    what stands in the way.
+    Either it `holds` the unit already, in whatever state; or placing it there is `possible` after
+    `victims` (ensembles first) are gone, with a `score` in [0, 1]; or neither. `reason` says what
+    it would take, or what stands in the way.
     """
 
     server: str
@@ -55,12 +56,12 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Absence:
-    """Why a unit is not READY, or on no more servers.
+    """The reason why a unit is not READY, or on no more servers.
 
-    `reason`: in one sentence. `waiters`: callers that wait for it, or for what it is a part of.
-    `turn`: among what waits for a place, 1 the first; 0 where it does not. `failure`: of the unit,
-    or of something that it requires, while it is not tried again. `verdicts`: of every server, in
-    the order in which they would be taken.
+    `reason` is one sentence. `waiters` counts the callers that wait for the unit, or for something
+    that it is a part of. `turn` is its turn among what waits for a place, 1 for the first and 0
+    where it does not wait. `failure` is that of the unit, or of something that it requires, while
+    it is not tried again. `verdicts` has every server, in the order in which they would be taken.
     """
 
     unit: Unit
@@ -75,7 +76,7 @@ class Absence:
 
 
 def why_resident(fleet: Fleet, unit: Unit, now: float) -> tuple[Stay, ...]:
-    """Each replica of `unit`, in the order of their servers; empty where there is none."""
+    """Explain each replica of `unit`, in the order of their servers; empty where there is none."""
     return tuple(_stay(fleet, replica, now) for replica in fleet.everywhere(unit))
 
 
@@ -83,7 +84,7 @@ def _stay(fleet: Fleet, replica: Replica, now: float) -> Stay:
     turns = eviction_turns(fleet, replica.key.server)
     turn = turns.get(replica.unit, 0)
     numbers = victims.numbers(fleet, replica, now)
-    spec = fleet.specs.get(replica.unit)
+    spec = fleet.known.specs.get(replica.unit)
     ttl = fleet.limits.idle_ttl(spec) if spec is not None else fleet.limits.idle_ttl_seconds
     if ttl:
         numbers["idle_ttl_seconds"] = ttl
@@ -92,7 +93,7 @@ def _stay(fleet: Fleet, replica: Replica, now: float) -> Stay:
 
 
 def eviction_turns(fleet: Fleet, server: str) -> dict[Unit, int]:
-    """What may leave `server` now, with the order in which it would: 1 is the first."""
+    """The units that may leave `server` now, each with its turn: 1 for the first."""
     turns: dict[Unit, int] = {}
     for family in victims.families(fleet, server, set(), Terms()):
         for unit in victims.ensembles_first(fleet, server, set(family) - turns.keys()):
@@ -118,8 +119,9 @@ def _kept_by(fleet: Fleet, replica: Replica) -> tuple[str, ...]:
 
 
 def why_not_loaded(fleet: Fleet, unit: Unit, now: float) -> Absence:
-    """Raises ModelNotFound or VersionNotFound for what the engine does not know."""
-    spec = fleet.specs.get(unit)
+    """Explain why `unit` is not READY, or on no more servers. Raises ModelNotFound or
+    VersionNotFound for what the engine does not know."""
+    spec = fleet.known.specs.get(unit)
     if spec is None:
         error = demand.hopeless(fleet, unit, now)
         assert error is not None
@@ -130,7 +132,7 @@ def why_not_loaded(fleet: Fleet, unit: Unit, now: float) -> Absence:
     return Absence(
         unit,
         _reason(fleet, spec, want, verdicts, now),
-        sum(len(fleet.waiting.get(user, ())) for user in demand.with_users(fleet, unit)),
+        sum(len(fleet.wants.waiting.get(user, ())) for user in fleet.known.with_users(unit)),
         _turn(fleet, want),
         failed[1] if failed is not None else None,
         verdicts,
@@ -139,20 +141,21 @@ def why_not_loaded(fleet: Fleet, unit: Unit, now: float) -> Absence:
 
 def _want(fleet: Fleet, unit: Unit) -> Want | None:
     """The want for the unit itself, or else the most urgent for something that it is a part of."""
-    if unit in fleet.wants:
-        return fleet.wants[unit]
-    users = demand.with_users(fleet, unit)
-    wants = [fleet.wants[user] for user in users if user in fleet.wants]
-    return min(wants, key=lambda want: demand.order(fleet, want), default=None)
+    by_unit = fleet.wants.by_unit
+    if unit in by_unit:
+        return by_unit[unit]
+    users = fleet.known.with_users(unit)
+    wants = [by_unit[user] for user in users if user in by_unit]
+    return min(wants, key=fleet.wants.order, default=None)
 
 
 def _turn(fleet: Fleet, want: Want | None) -> int:
-    turn = fleet.turns.get(want.unit) if want is not None else None
-    return fleet.unplaced.index(turn) + 1 if turn is not None else 0
+    turn = fleet.wants.turns.get(want.unit) if want is not None else None
+    return fleet.wants.unplaced.index(turn) + 1 if turn is not None else 0
 
 
 def _failed(fleet: Fleet, spec: UnitSpec, now: float) -> tuple[Unit, Failure] | None:
-    for member in fleet.group(spec):
+    for member in fleet.known.group(spec):
         failure = demand.failing(fleet, member.unit, now)
         if failure is not None:
             return member.unit, failure
@@ -160,7 +163,7 @@ def _failed(fleet: Fleet, spec: UnitSpec, now: float) -> tuple[Unit, Failure] | 
 
 
 def _verdicts(fleet: Fleet, spec: UnitSpec, want: Want | None, now: float) -> tuple[Verdict, ...]:
-    """First where it is, then where it could be, the best first, then the rest."""
+    """The servers that hold it, then those that could, the best first, then the rest."""
     terms = placing.terms(want, now) if want is not None else Terms()
     found = [_verdict(fleet, spec, name, terms, now) for name in sorted(fleet.servers)]
     possible = [verdict for verdict in found if verdict.possible]
@@ -170,7 +173,7 @@ def _verdicts(fleet: Fleet, spec: UnitSpec, want: Want | None, now: float) -> tu
 
 
 def _verdict(fleet: Fleet, spec: UnitSpec, name: str, terms: Terms, now: float) -> Verdict:
-    server, members = fleet.servers[name], fleet.group(spec)
+    server, members = fleet.servers[name], fleet.known.group(spec)
     replica = fleet.replicas[name].get(spec.unit)
     if replica is not None:
         return Verdict(name, True, False, f"{replica.state.value}: {replica.reason}")
@@ -224,12 +227,13 @@ def _no_more(fleet: Fleet, spec: UnitSpec, want: Want | None) -> str:
     most = fleet.limits.most_copies(spec)
     if len(ready) >= most:
         return f"{there}, as many as it may have (max_copies {most})"
-    limits, pressure = fleet.limits, fleet.pressures.get(unit) or Pressure(0.0)
+    limits, pressure = fleet.limits, fleet.pressures.by_unit.get(unit) or Pressure(0.0)
     return (
-        f"{there}; another copy comes after {limits.copy_up_seconds:g} s with more than "
-        f"{limits.copy_in_flight:g} requests in flight on each (now "
-        f"{pressure.in_flight / len(ready):.1f}) or {limits.copy_queue_seconds * 1000:.0f} ms in "
-        f"its queue (now {pressure.queue * 1000:.0f} ms)"
+        f"{there}; another copy is loaded after {limits.copy_up_seconds:g} s with more than "
+        f"{limits.copy_in_flight:g} requests in flight on each "
+        f"({pressure.in_flight / len(ready):.1f} now) or more than "
+        f"{limits.copy_queue_seconds * 1000:.0f} ms in its queue "
+        f"({pressure.queue * 1000:.0f} ms now)"
     )
 
 
@@ -251,19 +255,19 @@ def _on_its_way(fleet: Fleet, unit: Unit, want: Want, now: float) -> str:
         asked = f"{unit} is a part of {want.unit}, which is wanted ({want.why})"
     replica = fleet.replicas[want.server].get(unit) if want.server is not None else None
     if replica is not None and replica.state is State.LOADING:
-        seconds = fleet.specs[unit].load_seconds
+        seconds = fleet.known.specs[unit].load_seconds
         takes = f", which takes about {seconds:.1f} s" if seconds is not None else ""
         return f"{asked} and loading on {want.server} for {now - replica.since:.1f} s{takes}"
     if replica is not None and replica.state is State.QUEUED:
         return f"{asked} and has a place on {want.server}: {replica.reason}"
-    turn = _turn(fleet, want)
+    turn, queue = _turn(fleet, want), len(fleet.wants.unplaced)
     if turn:
-        return f"{asked} and waits for a place, turn {turn} of {len(fleet.unplaced)}: {want.status}"
+        return f"{asked} and waits for a place, turn {turn} of {queue}: {want.status}"
     return f"{asked}: {want.status}"
 
 
 def _outlook(fleet: Fleet, spec: UnitSpec, verdicts: Sequence[Verdict], now: float) -> str:
-    """What would become of a request."""
+    """Return what would become of a request, in words."""
     for verdict in verdicts:
         if verdict.possible:
             return f"a request would load it: {verdict.reason}"
@@ -271,7 +275,7 @@ def _outlook(fleet: Fleet, spec: UnitSpec, verdicts: Sequence[Verdict], now: flo
     assert not isinstance(decision, Place), "it is possible on none"
     if isinstance(decision, Never):
         return f"no server can hold it: {decision.reason}"
-    if isinstance(decision, NoServer):
+    if isinstance(decision, Closed):
         return f"no server takes it: {decision.reason}"
     if isinstance(decision, Wait):
         return f"a request would wait: {decision.reason}"

@@ -1,118 +1,86 @@
-"""The state of residency: what is known of every server, replica, Router and waiter.
+"""The state of residency: the servers and their replicas, and the owners of everything else.
 
-The containers change, the values in them are immutable and replaced. Only `put`, `move` and
-`remove` touch a replica, so every move goes through the table in `states.py`, and what is added up
-of them (accounts, indexes) is kept right in one place.
+Containers change; the values in them are immutable and replaced. Each container is changed by the
+methods of its owner alone. In particular, only `put`, `amend`, `move` and `remove` touch a
+replica, so every move goes through the table in `states.py`, and what is added up of replicas
+(accounts, indexes) is kept right in one place.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from services.controller.core import events as ev
-from services.controller.core import memory
 from services.controller.core.accounts import Account
-from services.controller.core.blame import Break
-from services.controller.core.copies import Pressure
+from services.controller.core.agenda import Agenda
+from services.controller.core.copies import Pressures
 from services.controller.core.entities import Replica, ReplicaKey, Server, Unit, UnitSpec, Use
+from services.controller.core.failures import Failures
+from services.controller.core.habits import Habits
+from services.controller.core.knowledge import Knowledge
 from services.controller.core.limits import Limits
-from services.controller.core.prediction import Patterns
-from services.controller.core.ranking import POLICIES, RELOAD_SECONDS, Order
+from services.controller.core.memory import Memory
 from services.controller.core.roster import Roster
-from services.controller.core.routers import Drain, RouterView
 from services.controller.core.states import APPLIED, CHANGING, COMING, Cause, State, after
-from services.controller.core.timers import Timers
-from services.controller.core.waiting import Waiter, Want
-
-UNUSED: Final = Use(float("-inf"))
-VISIT_SECONDS: Final = 10.0  # uses of a replica that follow closer are not looked at one by one
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a unit could not be loaded, or is set aside, and until when it is not tried again."""
-
-    server: str
-    cause: str
-    until: float
-    count: int
-    set_aside: bool = False
+from services.controller.core.uses import UNUSED, Uses
+from services.controller.core.wants import Wants
+from services.controller.core.withdrawals import Withdrawals
 
 
 class Fleet:
-    """`unload_from`: nothing is unloaded earlier. `by_age`: a rank is the time of the last use, and
-    no more. `departed`: when a replica was last removed, kept for a while. `claims`: servers that
-    are kept for a unit that waited long. `evictions`: what somebody wants gone, by who waits for
-    it. `silent_at`: when a Router may have been silent for too long. `changed`, `fresh`, `arrived`,
-    `displaced`: servers, wants, units, and replicas that are no more or leave, to be looked at
-    before the present event is done with. `out`: instructions so far."""
+    """All state of the engine.
+
+    `now`: seconds of the engine's clock; `unload_from`: nothing is unloaded before, on the same
+    clock.
+    """
 
     def __init__(self, limits: Limits, now: float, unload_from: float) -> None:
+        #: The numbers that decide.
         self.limits: Final = limits
-        self.rank: Final = POLICIES[limits.policy]
-        self.by_age: Final = limits.policy == "lru"
-        self.unload_from: Final = unload_from
+        #: The number of the newest table of placements.
         self.revision = 0
+        #: The number of the newest load: it tells its outcome from that of an earlier one.
         self.attempt = 0
-        self.lease = 0
-
-        self.specs: dict[Unit, UnitSpec] = {}
-        self.versions: dict[str, tuple[Unit, ...]] = {}
-        self.users: dict[Unit, set[Unit]] = {}
-        self.kept: set[Unit] = set()
-        self.pinned: set[Unit] = set()
-        self.own_ttl: set[Unit] = set()
-        self.strangers: set[ReplicaKey] = set()
-
+        #: Every server, by name.
         self.servers: dict[str, Server] = {}
+        #: The servers of each host, by the host's name.
         self.hosts: dict[str, list[str]] = {}
+        #: The replicas of each server.
         self.replicas: dict[str, dict[Unit, Replica]] = {}
-        self.uses: dict[str, dict[Unit, Use]] = {}
+        #: What the replicas of each server take, added up.
         self.accounts: dict[str, Account] = {}
-        self.orders: dict[str, Order] = {}
-        self.clocks: dict[str, float] = {}
-        self.roster = Roster()
+        #: The servers that have a replica of each unit, in whatever state. Never empty.
         self.where: dict[Unit, set[str]] = {}
+        #: The replicas of each model, all its versions. Never empty.
         self.of_model: dict[str, set[ReplicaKey]] = {}
-
-        self.wants: dict[Unit, Want] = {}
-        self.waiting: dict[Unit, dict[int, Waiter]] = {}
-        self.asked: dict[int, Unit] = {}
-        self.deadlines: list[tuple[float, int]] = []
-        self.unplaced: list[tuple[float, Unit]] = []
-        self.turns: dict[Unit, tuple[float, Unit]] = {}
-        self.claims: dict[str, Unit] = {}
-        self.failures: dict[Unit, Failure] = {}
-        self.evictions: dict[int, tuple[ReplicaKey, ...]] = {}
-
-        self.routers: dict[str, RouterView] = {}
-        self.silent_at = float("-inf")
-        self.drains: dict[ReplicaKey, Drain] = {}
-        self.use_leases: dict[ReplicaKey, set[str]] = {}
-        self.lease_ends: list[tuple[float, str]] = []
-        self.lease_keys: dict[str, ReplicaKey] = {}
+        #: Replicas that were found READY and were not in the catalogue then.
+        self.strangers: set[ReplicaKey] = set()
+        #: When each replica was removed that was removed not long ago, in seconds of the engine's
+        #: clock: an index read before may have it still.
         self.departed: dict[ReplicaKey, float] = {}
-
-        self.preload: set[Unit] = set()
-        self.looked_after = 0
-        self.retried = 0
-        self.ticked = now
-        self.pressures: dict[Unit, Pressure] = {}
-        self.queues: dict[ReplicaKey, float] = {}
-        self.breaks: list[Break] = []
-
-        self.patterns = Patterns()
-        self.wall = 0.0  # seconds since the epoch, when the engine's clock was at zero
-        self.predicted: dict[ReplicaKey, float] = {}
-        self.predictions = 0
-        self.predictions_hit = 0
-
-        self.changed: dict[str, None] = {}
-        self.fresh: dict[Unit, None] = {}
-        self.arrived: dict[Unit, None] = {}
-        self.displaced: dict[ReplicaKey, None] = {}
-        self.timers = Timers()
+        #: Instructions of the present event so far.
         self.out: list[ev.Instruction] = []
+        #: How many servers were looked after at ticks; says whose turn is next.
+        self._looked_after = 0
+
+        #: What is to be looked at again.
+        self.agenda = Agenda()
+        #: The catalogue, as far as it matters here.
+        self.known = Knowledge()
+        #: What is wanted, and who waits for it.
+        self.wants = Wants(limits, self.known, self.agenda)
+        #: The Routers, and what is being withdrawn from them.
+        self.withdrawals = Withdrawals(limits, self.agenda, unload_from)
+        #: What is not tried for a while.
+        self.failures = Failures(now)
+        #: How the replicas are used, and in which order they would leave.
+        self.uses = Uses(limits, self.known, self.servers)
+        #: How busy the units are.
+        self.pressures = Pressures()
+        #: What will be used soon.
+        self.habits = Habits(limits)
+        #: The servers that are worth a look for a newcomer, where there are many.
+        self.roster = Roster()
 
     # --- servers ----------------------------------------------------------------------------------
 
@@ -120,38 +88,56 @@ class Fleet:
         self.servers[server.id] = server
         self.hosts.setdefault(server.host or server.id, []).append(server.id)
         self.replicas[server.id] = {}
-        self.uses[server.id] = {}
         self.accounts[server.id] = Account()
-        self.orders[server.id] = Order()
-        self.clocks[server.id] = 0.0
+        self.uses.add_server(server.id)
 
     def put_server(self, server: Server) -> None:
         self.servers[server.id] = server
-        self.changed[server.id] = None
+        self.agenda.look_at_server(server.id)
+
+    def measure_server(self, server: Server, measured: Memory, leaked: Memory) -> Server:
+        """Note what a server's models take; nothing that is decided there hangs on it."""
+        found = self.servers[server.id] = replace(server, measured=measured, leaked=leaked)
+        return found
 
     def neighbours(self, server: str) -> list[str]:
         """The servers on the same host, itself included."""
         return self.hosts[self.servers[server].host or server]
 
     def look_at_host(self, server: str) -> None:
-        """Something has ended on the server: its host's loads are bounded together, so another may
-        start on any server there."""
+        """Something has ended on the server. The loads of a host are bounded together, so another
+        may start on any server there."""
         for neighbour in self.neighbours(server):
-            self.changed[neighbour] = None
+            self.agenda.look_at_server(neighbour)
 
-    # --- replicas ---------------------------------------------------------------------------------
+    def some_servers(self, most: int) -> list[Server]:
+        """The next `most` servers, in rotation."""
+        names = list(self.servers)
+        start = self._looked_after % len(names) if names else 0
+        self._looked_after = start + most
+        chosen = (names + names)[start : start + min(len(names), most)]
+        return [self.servers[name] for name in chosen]
+
+    # --- replicas, read ---------------------------------------------------------------------------
 
     def replica(self, key: ReplicaKey) -> Replica | None:
         here = self.replicas.get(key.server)
         return here.get(key.unit) if here is not None else None
 
+    def at(self, key: ReplicaKey, attempt: int, state: State) -> Replica | None:
+        """The replica that an outcome is about, or None where it is about an earlier one."""
+        replica = self.replica(key)
+        if replica is None or replica.attempt != attempt or replica.state is not state:
+            return None
+        return replica
+
     def use(self, key: ReplicaKey) -> Use:
-        """How it was used last; `UNUSED` where it is not known."""
-        here = self.uses.get(key.server)
+        """How the replica is used; `UNUSED` where that is not known."""
+        here = self.uses.on.get(key.server)
         return here.get(key.unit, UNUSED) if here is not None else UNUSED
 
     def everywhere(self, unit: Unit) -> Iterator[Replica]:
-        """Its replicas, in the order of their servers."""
+        """The replicas of `unit`, in the order of their servers."""
         return (self.replicas[server][unit] for server in sorted(self.where.get(unit, ())))
 
     def ready(self, unit: Unit) -> list[Replica]:
@@ -162,7 +148,71 @@ class Fleet:
         here = self.replicas[server]
         return (here[key.unit] for key in self.of_model.get(model, ()) if key.server == server)
 
+    def changing(self, key: ReplicaKey) -> bool:
+        """Return whether the server is busy with the same model: it takes one call about it at a
+        time."""
+        return any(r.state in CHANGING for r in self.of_model_on(key.unit.model, key.server))
+
+    def applied(self, key: ReplicaKey) -> tuple[int, ...]:
+        """The other versions of the unit's model that the server holds and is to go on holding."""
+        return tuple(
+            sorted(
+                replica.unit.version
+                for replica in self.of_model_on(key.unit.model, key.server)
+                if replica.unit != key.unit and replica.state in APPLIED
+            )
+        )
+
+    def holders(self, unit: Unit, server: str) -> set[Unit]:
+        """The units on the server that need `unit` there, directly or through others."""
+        users = self.known.users
+        if unit not in users:
+            return set()
+        here = self.replicas[server]
+        found: set[Unit] = set()
+        open_ = [unit]
+        while open_:
+            for user in users.get(open_.pop(), ()):
+                if user in here and user not in found:
+                    found.add(user)
+                    open_.append(user)
+        return found
+
+    def family(self, unit: Unit, server: str) -> set[Unit]:
+        """Return what has to leave the server when `unit` does: itself and all that need it
+        there."""
+        return {unit, *self.holders(unit, server)}
+
+    def protection(self, replica: Replica) -> str | None:
+        """Return why a replica may not be evicted for another, or None where it may."""
+        key = replica.key
+        unit, known = key.unit, self.known
+        if unit in known.pinned:
+            return "pinned"
+        if unit in known.kept and len(self.ready(unit)) <= known.specs[unit].min_copies:
+            return "its minimum of copies"
+        if key in self.withdrawals.use_leases:
+            return "about to be used"
+        if self.uses.on[key.server][unit].sequences:
+            return "in use by a sequence"
+        return None
+
+    def status(self, unit: Unit) -> str:
+        """Return why `unit` is not READY anywhere, for people; empty where it is."""
+        if self.ready(unit):
+            return ""
+        if unit in self.wants.by_unit:
+            return self.wants.by_unit[unit].status
+        if unit in self.failures.by_unit:
+            return f"load failed: {self.failures.by_unit[unit].cause}"
+        for replica in self.everywhere(unit):
+            return replica.state.value
+        return "not resident; loaded when it is asked for"
+
+    # --- replicas, changed ------------------------------------------------------------------------
+
     def put(self, replica: Replica) -> None:
+        """Take in a new replica, or what has become of a known one."""
         server, unit = replica.key
         here, account = self.replicas[server], self.accounts[server]
         before = here.get(unit)
@@ -172,13 +222,20 @@ class Fleet:
         else:
             account.add(before, -1)
             if before.state in COMING and replica.state not in COMING:
-                self.displaced[replica.key] = None
+                self.agenda.is_displaced(replica.key)
         account.add(replica, 1)
         here[unit] = replica
-        self.changed[server] = None
+        self.agenda.look_at_server(server)
         if replica.state is State.READY and (before is None or before.state is not State.READY):
-            self.arrived[unit] = None
-            self.orders[server].push(self.uses[server][unit].rank, unit)
+            self.agenda.has_arrived(unit)
+            self.uses.ready(replica)
+
+    def amend(self, replica: Replica, **fields: Any) -> Replica:
+        """Change `fields` of a replica that stays in its state."""
+        amended = replica._replace(**fields)
+        assert amended.state is replica.state, "a replica moves by the table"
+        self.put(amended)
+        return amended
 
     def move(self, replica: Replica, cause: Cause, reason: str, now: float, **more: Any) -> Replica:
         """`more`: other fields that change with the state."""
@@ -194,192 +251,64 @@ class Fleet:
         if replica.state is State.READY:
             self.learn(replica)
             self.publish((unit.model,))
-        self.drains.pop(key, None)
-        self.use_leases.pop(key, None)
-        self.predicted.pop(key, None)
-        self.queues.pop(key, None)
-        for name, view in self.routers.items():
-            if key in view.in_use:
-                in_use = {other: counts for other, counts in view.in_use.items() if other != key}
-                self.routers[name] = replace(view, in_use=in_use)
+        self.withdrawals.forget(key)
+        self.habits.forget_replica(key)
+        self.pressures.forget_replica(key)
         self.departed[key] = now
-        self.displaced[key] = None
+        self.agenda.is_displaced(key)
         self.accounts[server].add(replica, -1)
         del self.replicas[server][unit]
-        self.uses[server].pop(unit, None)
+        self.uses.forget(key)
         _discard(self.where, unit, server)
         _discard(self.of_model, unit.model, key)
         self.look_at_host(server)
 
-    def at(self, key: ReplicaKey, attempt: int, state: State) -> Replica | None:
-        """The replica that an outcome is about, or None where it is about a former one."""
-        replica = self.replica(key)
-        if replica is None or replica.attempt != attempt or replica.state is not state:
-            return None
-        return replica
-
-    def changing(self, key: ReplicaKey) -> bool:
-        """Whether the server is at work on the same model: it takes one call about it at a time."""
-        return any(r.state in CHANGING for r in self.of_model_on(key.unit.model, key.server))
-
-    def applied(self, key: ReplicaKey) -> tuple[int, ...]:
-        """The other versions of the unit's model that the server holds and shall go on holding."""
-        return tuple(
-            sorted(
-                replica.unit.version
-                for replica in self.of_model_on(key.unit.model, key.server)
-                if replica.unit != key.unit and replica.state in APPLIED
-            )
-        )
-
-    # --- use --------------------------------------------------------------------------------------
-
-    def share(self, replica: Replica) -> float:
-        """The largest share of anything budgeted on its server that it takes."""
-        server = self.servers[replica.key.server]
-        shares = [replica.reserved.get(name, 0) / size for name, size in server.budget.items()]
-        if server.max_models:
-            shares.append(replica.slots / server.max_models)
-        return max(shares, default=1.0)
-
-    def reload_seconds(self, unit: Unit) -> float:
-        spec = self.specs.get(unit)
-        known = spec.load_seconds if spec is not None else None
-        return RELOAD_SECONDS if known is None else known
-
     def touch(self, key: ReplicaKey, used: float, requests: int) -> None:
-        """`requests` of a replica, the last at `used`. An ensemble's use is a use of its parts."""
+        """Count `requests` for a replica, the last of them at `used`. The use of an ensemble is a
+        use of its parts."""
         server, unit = key
         here = self.replicas[server]
-        if requests and self.limits.predict:
-            self._note_use(key, used)
-        self._touch(here.get(unit), used, requests)
-        spec = self.specs.get(unit)
+        if requests:
+            self.habits.used(key, used, self.use(key).last_used)
+        replica = here.get(unit)
+        if replica is not None:
+            self.uses.touch(replica, used, requests)
+        spec = self.known.specs.get(unit)
         if spec is not None and spec.requires:
-            for part in self.group(spec)[:-1]:
-                self._touch(here.get(part.unit), used, requests)
+            for part in self.known.group(spec)[:-1]:
+                beside = here.get(part.unit)
+                if beside is not None:
+                    self.uses.touch(beside, used, requests)
 
-    def _note_use(self, key: ReplicaKey, used: float) -> None:
-        if self.predicted.pop(key, None) is not None:
-            self.predictions_hit += 1
-        if self.wall and used - self.use(key).last_used > VISIT_SECONDS:
-            self.patterns.used(key.unit, self.wall + used)
+    def next_attempt(self) -> int:
+        self.attempt += 1
+        return self.attempt
 
-    def _touch(self, replica: Replica | None, used: float, requests: int) -> None:
-        if replica is None:
-            return
-        server, unit = replica.key
-        before = self.uses[server][unit]
-        last = max(used, before.last_used)
-        faded: float = before.uses * 0.5 ** (
-            (last - before.last_used) / self.limits.half_life_seconds
-        )
-        uses = faded + requests
-        rank = last if self.by_age else self.rank_of(replica, last, uses)
-        self.uses[server][unit] = before._replace(last_used=last, uses=uses, rank=rank)
-        if rank < before.rank and replica.state is State.READY:
-            self.orders[server].push(rank, unit)
+    def note_stranger(self, key: ReplicaKey) -> None:
+        self.strangers.add(key)
 
-    def start_use(self, replica: Replica, now: float) -> None:
-        """A load counts as a use."""
-        server, unit = replica.key
-        before = self.uses[server].get(unit, UNUSED)
-        rank = self.rank_of(replica, now, 1.0)
-        self.uses[server][unit] = before._replace(last_used=now, uses=1.0, rank=rank)
+    def forget_stranger(self, key: ReplicaKey) -> None:
+        self.strangers.discard(key)
 
-    def rank_of(self, replica: Replica, last_used: float, uses: float) -> float:
-        server, unit = replica.key
-        reload = self.reload_seconds(unit)
-        return self.rank(last_used, uses, reload, self.share(replica), self.clocks[server])
-
-    # --- the catalogue ----------------------------------------------------------------------------
-
-    def group(self, spec: UnitSpec) -> tuple[UnitSpec, ...]:
-        """The unit and all that it requires, parts first, each once. Unknown parts are left out."""
-        if not spec.requires:
-            return (spec,)
-        found: dict[Unit, UnitSpec] = {}
-        seen: set[Unit] = set()
-
-        def visit(member: UnitSpec) -> None:
-            seen.add(member.unit)
-            for part in member.requires:
-                if part not in seen and part in self.specs:
-                    visit(self.specs[part])
-            found[member.unit] = member
-
-        visit(spec)
-        return tuple(found.values())
-
-    def holders(self, unit: Unit, server: str) -> set[Unit]:
-        """What is on the server and needs `unit` there, directly or through others."""
-        if unit not in self.users:
-            return set()
-        here = self.replicas[server]
-        found: set[Unit] = set()
-        open_ = [unit]
-        while open_:
-            for user in self.users.get(open_.pop(), ()):
-                if user in here and user not in found:
-                    found.add(user)
-                    open_.append(user)
-        return found
-
-    def family(self, unit: Unit, server: str) -> set[Unit]:
-        """What has to leave the server when `unit` does: itself and all that need it there."""
-        return {unit, *self.holders(unit, server)}
-
-    def protection(self, replica: Replica) -> str | None:
-        """Why a replica may not be evicted for another, or None where it may."""
-        key = replica.key
-        unit = key.unit
-        if unit in self.pinned:
-            return "pinned"
-        if unit in self.kept and len(self.ready(unit)) <= self.specs[unit].min_copies:
-            return "its minimum of copies"
-        if key in self.use_leases:
-            return "about to be used"
-        if self.uses[key.server][unit].sequences:
-            return "in use by a sequence"
-        return None
-
-    def status(self, unit: Unit) -> str:
-        """Why `unit` is not READY anywhere, for people; empty when it is."""
-        if self.ready(unit):
-            return ""
-        if unit in self.wants:
-            return self.wants[unit].status
-        if unit in self.failures:
-            return f"load failed: {self.failures[unit].cause}"
-        for replica in self.everywhere(unit):
-            return replica.state.value
-        return "not resident; loaded when it is asked for"
-
-    def learn(self, replica: Replica) -> None:
-        spec = self.specs.get(replica.unit)
-        if spec is None or spec.ensemble:
-            return
-        learned = memory.highest(spec.learned, replica.measured)
-        if learned != spec.learned:
-            self._learned(replace(spec, learned=learned))
-
-    def learn_load(self, unit: Unit, seconds: float) -> None:
-        """A quicker load counts at once; a slower one, which may have had to share the machine,
-        moves what is expected by a third."""
-        spec = self.specs.get(unit)
-        if spec is None or spec.ensemble:
-            return
-        known = spec.load_seconds
-        if known is not None and seconds > known:
-            seconds = known + (seconds - known) / 3
-        if seconds != known:
-            self._learned(replace(spec, load_seconds=seconds))
-
-    def _learned(self, spec: UnitSpec) -> None:
-        self.specs[spec.unit] = spec
-        self.out.append(ev.Learned(spec.unit, spec.config_digest, spec.learned, spec.load_seconds))
+    def forget_departed(self, now: float, after_seconds: float) -> None:
+        for key, when in list(self.departed.items()):
+            if now - when > after_seconds:
+                del self.departed[key]
 
     # --- what is told -----------------------------------------------------------------------------
+
+    def learn(self, replica: Replica) -> None:
+        """Remember how large the replica was seen to be."""
+        self._tell_learned(self.known.learn_memory(replica.unit, replica.measured))
+
+    def learn_load(self, unit: Unit, seconds: float) -> None:
+        """Remember how long a load took."""
+        self._tell_learned(self.known.learn_load(unit, seconds))
+
+    def _tell_learned(self, spec: UnitSpec | None) -> None:
+        if spec is not None:
+            digest, learned, seconds = spec.config_digest, spec.learned, spec.load_seconds
+            self.out.append(ev.Learned(spec.unit, digest, learned, seconds))
 
     def publish(self, models: Iterable[str], servers: Iterable[str] = ()) -> None:
         self.revision += 1
@@ -387,6 +316,13 @@ class Fleet:
 
     def record(self, kind: ev.Kind, reason: str, **about: Any) -> None:
         self.out.append(ev.Record(kind, reason, **about))
+
+    def tell(self, instruction: ev.Instruction) -> None:
+        self.out.append(instruction)
+
+    def take_instructions(self) -> list[ev.Instruction]:
+        taken, self.out = self.out, []
+        return taken
 
 
 def _discard(index: dict[Any, set[Any]], key: object, value: object) -> None:

@@ -1,4 +1,4 @@
-"""The numbers that decide."""
+"""The limits: the numbers that decide."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from services.controller.core.entities import UnitSpec
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """With their units, so that tests can choose them.
+    """The numbers that decide, with their units.
 
     Memory:
     unknown_share      share of a budget reserved for a unit of unknown size
@@ -19,13 +19,13 @@ class Limits:
     Eviction:
     policy             "lru" or "gdsf" (`ranking`)
     half_life_seconds  after which a use counts half
-    idle_ttl_seconds   a replica that was not used for so long is evicted; 0: never for that reason
+    idle_ttl_seconds   a replica that was not used for so long is evicted; 0 for never
     headroom_idle_seconds  what was used within them is not evicted for the soft limit
 
     Loads:
     loads_per_server, loads_per_host  at the same time
-    aging_seconds      one step of priority counts like waiting so much longer
-    claim_seconds      a want that waited so long for room has a server kept for it alone
+    aging_seconds      a step of priority counts like having waited so much longer
+    claim_seconds      a want that has waited so long for room has a server kept for it
     backoff_seconds    until a failed load is tried again; doubles with each failure
     max_backoff_seconds
     server_patience_seconds  how long requests wait for a server when none is healthy
@@ -33,18 +33,18 @@ class Limits:
 
     Routers:
     use_lease_seconds  how long a replica waits for the request it was made resident for
-    router_seconds     a Router that was not heard from for so long is dropped
+    router_seconds     a Router that has not been heard from for so long is dropped
 
     Copies:
     max_copies         replicas of one unit at most
     copy_in_flight     requests in flight per replica, on average, that call for another copy
-    copy_queue_seconds mean time in the server's queue that does
-    copy_up_seconds    for so long
-    copy_down_seconds  a copy leaves when the others would have half of that for so long
+    copy_queue_seconds mean time in the server's queue that calls for one
+    copy_up_seconds    how long either has to last
+    copy_down_seconds  a copy leaves when, for so long, the others would have had half of that
 
     Crashes:
-    suspect_seconds    two crashes within them count against a unit in flight at both
-    set_aside_seconds  how long it is not tried again; doubles like a back-off
+    suspect_seconds    crashes within them count together against a unit
+    set_aside_seconds  how long a unit is then not tried; doubles like a back-off
 
     Prediction:
     predict            whether models are loaded ahead of when they are expected
@@ -87,9 +87,9 @@ class Limits:
     predict_seconds: float = 120.0
 
     def most_copies(self, spec: UnitSpec) -> int:
-        """Replicas that `spec` may have at most."""
+        """The number of replicas that `spec` may have."""
         return self.max_copies if spec.max_copies is None else spec.max_copies
 
     def idle_ttl(self, spec: UnitSpec) -> float:
-        """Seconds without use after which `spec` leaves; 0: never for that reason."""
+        """Seconds without use after which `spec` leaves; 0 for never."""
         return self.idle_ttl_seconds if spec.idle_ttl is None else spec.idle_ttl

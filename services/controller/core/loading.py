@@ -1,4 +1,4 @@
-"""From QUEUED to READY, in turn, and what comes of a load or an unload."""
+"""Reactions to loads and unloads, and the start of loads in their turn."""
 
 from typing import Final
 
@@ -24,41 +24,39 @@ def loaded(fleet: Fleet, event: ev.Loaded, now: float) -> None:
         return
     unit = replica.unit
     if not replica.broken:
-        fleet.failures.pop(unit, None)
+        fleet.failures.clear(unit)
     fleet.learn_load(unit, event.seconds)
-    want = fleet.wants.get(unit)
+    want = fleet.wants.by_unit.get(unit)
     if want is not None and want.purpose is Purpose.PREDICTED:
-        fleet.predictions += 1
-        fleet.predicted[replica.key] = now + 2 * fleet.limits.predict_seconds
+        fleet.habits.loaded_ahead(replica.key, now)
     reason = f"loaded in {event.seconds:.2f} s"
-    fleet.start_use(replica, now)
+    fleet.uses.start(replica, now)
     ready = fleet.move(replica, Cause.LOADED, reason, now, load_seconds=event.seconds)
     fleet.record(
         ev.Kind.READY,
         reason,
         server=replica.key.server,
         unit=unit,
-        trace_id=demand.trace_of(fleet, unit),
+        trace_id=fleet.wants.trace_of(unit),
     )
     fleet.publish((unit.model,))
     fleet.look_at_host(replica.key.server)
-    if unit in fleet.specs:
-        ready = reconcile.resized(fleet, ready)
-        fleet.put(ready)
+    if unit in fleet.known.specs:
+        ready = fleet.amend(ready, reserved=reconcile.reserved_now(fleet, ready))
         if ready.broken or parts_gone(fleet, ready):
             outdated = "it is outdated, or a part of it is gone"
-            draining.withdraw_family(fleet, ready, ev.Why.CATALOG, outdated, now)
+            draining.withdraw_family(fleet, ready, ev.Why.CATALOGUE, outdated, now)
     else:
         left = "it left the catalogue while loading"
-        draining.withdraw_all(fleet, unit, ev.Why.CATALOG, left, now)
+        draining.withdraw_all(fleet, unit, ev.Why.CATALOGUE, left, now)
 
 
 def parts_gone(fleet: Fleet, replica: Replica) -> bool:
-    """Whether something that it requires has left its server, or is about to."""
+    """Return whether something that it requires has left its server, or is about to."""
     here = fleet.replicas[replica.key.server]
     return any(
         part not in here or here[part].state not in COMING
-        for part in fleet.specs[replica.unit].requires
+        for part in fleet.known.specs[replica.unit].requires
     )
 
 
@@ -69,14 +67,15 @@ def load_failed(fleet: Fleet, event: ev.LoadFailedOnServer, now: float) -> None:
     fleet.remove(replica, Cause.LOAD_FAILED, now)
     if event.undone:  # whoever waits for it still wants it
         server, unit = event.key
-        undone = "unloaded unasked while it was loaded"
+        undone = "unloaded by somebody else while it was being loaded"
         fleet.record(ev.Kind.UNEXPECTED, undone, server=server, unit=unit)
-    elif not replica.broken:  # else it was of files that have changed since
+    elif not replica.broken:  # else its files have changed since
         failed(fleet, replica, event.cause, now)
 
 
 def load_hung(fleet: Fleet, event: ev.LoadHung, now: float) -> None:
-    """It may come to an end yet, so it keeps what is reserved for it until it is unloaded."""
+    """Unload what is not loaded in time. The load may still come to an end, so the replica keeps
+    what is reserved for it until it is unloaded."""
     replica = fleet.at(event.key, event.attempt, State.LOADING)
     if replica is not None:
         failed(fleet, replica, event.cause, now)
@@ -85,26 +84,26 @@ def load_hung(fleet: Fleet, event: ev.LoadHung, now: float) -> None:
 
 
 def failed(fleet: Fleet, replica: Replica, cause: str, now: float) -> None:
-    """Not tried again for a while; what waits for it is told why."""
+    """Keep the unit from being tried for a while, and tell those that wait for it why."""
     unit, server = replica.unit, replica.key.server
     backoff = (fleet.limits.backoff_seconds, fleet.limits.max_backoff_seconds)
-    failure = demand.fail(fleet, unit, server, cause, backoff, now)
+    failure = fleet.failures.add(unit, server, cause, backoff, now)
     fleet.record(
         ev.Kind.LOAD_FAILED,
         cause,
         server=server,
         unit=unit,
-        trace_id=demand.trace_of(fleet, unit),
+        trace_id=fleet.wants.trace_of(unit),
     )
     fleet.publish((unit.model,))
-    for user in demand.with_users(fleet, unit):
-        if user in fleet.wants and fleet.wants[user].server not in (None, server):
+    for user in fleet.known.with_users(unit):
+        want = fleet.wants.by_unit.get(user)
+        if want is None or want.server not in (None, server):
             continue
-        if user in fleet.wants and not (fleet.ready(user)):
+        if not fleet.ready(user):
             demand.refuse_all(fleet, user, demand.why_failed(unit, failure, now), now)
-        elif user in fleet.wants:  # another copy: not worth another try
-            want = fleet.wants[user]
-            demand.drop(fleet, user)
+        else:  # another copy: not worth another try
+            fleet.wants.drop(user)
             demand.forsake(fleet, want, now)
 
 
@@ -122,10 +121,10 @@ def unloaded(fleet: Fleet, event: ev.Unloaded, now: float) -> None:
 
 
 def unload_hung(fleet: Fleet, event: ev.UnloadHung, now: float) -> None:
-    """Its memory stays reserved: only a restart of the server gives it back."""
+    """Have the server restarted: nothing else gives the memory back, which stays reserved."""
     replica = fleet.at(event.key, event.attempt, State.UNLOADING)
     if replica is not None:
-        fleet.put(replica._replace(reason=event.cause, broken=True))
+        fleet.amend(replica, reason=event.cause, broken=True)
         reason = f"{replica.unit} does not unload: {event.cause}"
         reconcile.drain_server(fleet, replica.key.server, reason, restart=True, now=now)
 
@@ -140,28 +139,27 @@ def start_loads(fleet: Fleet, server: Server, now: float) -> None:
         if reason is None:
             start(fleet, replica, now)
         elif reason != replica.reason:
-            fleet.put(replica._replace(reason=reason))
+            fleet.amend(replica, reason=reason)
 
 
 def turn(fleet: Fleet, replica: Replica) -> tuple[float, Unit]:
-    """That of the most urgent want that needs it."""
-    wants = demand.wants_there(fleet, replica.key)
-    turns = [demand.order(fleet, want) for want in wants]
+    """The turn of the most urgent want that needs the replica."""
+    turns = map(fleet.wants.order, fleet.wants.placed_at(replica.key))
     return min(turns, default=(replica.since, replica.unit))
 
 
 def obstacle(fleet: Fleet, replica: Replica, server: Server) -> str | None:
-    """What the load waits for, or None when it may start."""
+    """Return what the load waits for, or None when it may start."""
     here, account = fleet.replicas[server.id], fleet.accounts[server.id]
-    spec = fleet.specs[replica.unit]
+    spec = fleet.known.specs[replica.unit]
     for part in spec.requires:
         if part not in here or here[part].state is not State.READY:
             return f"waits for its part {part}"
     if fleet.changing(replica.key):
-        return "waits for another change of the same model"
+        return "waits for another change to the same model"
     other = victims.clashing_with(fleet, server.id, spec)
     if other is not None:
-        return f"waits until {other}, whose config differs, is gone"
+        return f"waits until {other}, which has a different config, is gone"
     if account.loads >= fleet.limits.loads_per_server:
         return ITS_TURN
     host = sum(fleet.accounts[neighbour].loads for neighbour in fleet.neighbours(server.id))
@@ -178,23 +176,22 @@ def obstacle(fleet: Fleet, replica: Replica, server: Server) -> str | None:
 
 
 def size_known(fleet: Fleet, unit: Unit) -> bool:
-    return unit not in fleet.specs or fleet.specs[unit].size_known
+    return unit not in fleet.known.specs or fleet.known.specs[unit].size_known
 
 
 def start(fleet: Fleet, replica: Replica, now: float) -> None:
-    fleet.attempt += 1
+    attempt = fleet.next_attempt()
     server, unit = replica.key
-    fleet.move(replica, Cause.STARTED, "loading", now, attempt=fleet.attempt)
+    fleet.move(replica, Cause.STARTED, "loading", now, attempt=attempt)
     versions = tuple(sorted({*fleet.applied(replica.key), unit.version}))
-    fleet.out.append(ev.Load(replica.key, fleet.attempt, versions))
+    fleet.tell(ev.Load(replica.key, attempt, versions))
     fleet.record(
         ev.Kind.LOADING,
         f"reserved {memory.text(replica.reserved)}",
         server=server,
         unit=unit,
-        trace_id=demand.trace_of(fleet, unit),
+        trace_id=fleet.wants.trace_of(unit),
     )
-    for want in demand.wants_there(fleet, replica.key):
+    for want in fleet.wants.placed_at(replica.key):
         if want.load_began is None:
-            started = want._replace(load_began=now, status=f"loading on {server}")
-            fleet.wants[want.unit] = started
+            fleet.wants.put(want._replace(load_began=now, status=f"loading on {server}"))

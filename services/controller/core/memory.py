@@ -1,4 +1,4 @@
-"""Memory as a vector: resource ("ram", "gpu:0") to bytes. What is not named is zero."""
+"""Memory as a vector: bytes by resource ("ram", "gpu:0"). What is not named is zero."""
 
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -25,7 +25,7 @@ def total(vectors: Iterable[Memory]) -> Memory:
 
 
 def highest(a: Memory, b: Memory) -> Memory:
-    """The larger of both, resource by resource."""
+    """The larger amount of each resource."""
     return {resource: max(a.get(resource, 0), b.get(resource, 0)) for resource in {*a, *b}}
 
 
@@ -34,7 +34,7 @@ def scaled(vector: Memory, factor: float) -> Memory:
 
 
 def excess(used: Memory, budget: Memory) -> Memory:
-    """What `used` takes beyond `budget`; a resource that the budget does not name is unlimited."""
+    """How far `used` exceeds `budget`; a resource that the budget does not name is unlimited."""
     over = {name: used.get(name, 0) - limit for name, limit in budget.items()}
     return {name: amount for name, amount in over.items() if amount > 0}
 
@@ -47,7 +47,7 @@ def fits(used: Memory, budget: Memory) -> bool:
 
 
 def text(vector: Memory) -> str:
-    """For people: `ram 1.50 GiB, gpu:0 300 MiB`."""
+    """A vector in words: `gpu:0 300 MiB, ram 1.50 GiB`."""
     return ", ".join(f"{name} {_size(vector[name])}" for name in sorted(vector)) or "nothing"
 
 

@@ -1,4 +1,4 @@
-"""Where a unit goes: filter, then score in [0, 1], then pick.
+"""The choice of a server for a unit: filter, then score in [0, 1], then pick.
 
 Servers with room come before servers where something would have to leave.
 """
@@ -18,7 +18,8 @@ from services.controller.core.victims import Blocked, Terms, Wait
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Put `units` (parts first) on `server`, after `victims` (ensembles first) are gone."""
+    """The answer to put `units` (parts first) on `server`, after `victims` (ensembles first) are
+    gone. `score` is in [0, 1]."""
 
     server: str
     units: tuple[UnitSpec, ...]
@@ -28,19 +29,19 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Never:
-    """No server could hold it even if it were empty."""
+    """The answer that no server could hold it, even an empty one."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class NoServer:
-    """No server that takes anything."""
+class Closed:
+    """The answer that no server that could hold it takes anything."""
 
     reason: str
 
 
-Decision = Place | Wait | Blocked | Never | NoServer
+Decision = Place | Wait | Blocked | Never | Closed
 
 
 def place(
@@ -52,10 +53,10 @@ def place(
     *,
     thorough: bool = False,
 ) -> Decision:
-    """Decide for one unit over all servers; or over `only` some, when it is known that nothing
-    changed for it on the others. Where there are many, all of them are looked at only to be
-    `thorough`, or when it looks as if none could ever hold it."""
-    members = fleet.group(spec)
+    """Decide for one unit over all servers, or over `only` some when it is known that nothing has
+    changed for it on the others. Where there are many servers, all of them are looked at only if
+    `thorough`, or if it looks as though none could ever hold the unit."""
+    members = fleet.known.group(spec)
     if only is None and len(fleet.servers) > LOOK_AT_ALL:
         best = _among_few(fleet, members, terms, now)
         if best is not None:
@@ -72,7 +73,7 @@ def place(
 def _among_few(
     fleet: Fleet, members: tuple[UnitSpec, ...], terms: Terms, now: float
 ) -> Place | None:
-    """The best of a few servers that are worth a look, more of them as long as none will do."""
+    """The best of a few servers that are worth a look. More are looked at while none will do."""
     for count in STEPS:
         best, _ = _best(fleet, members, fleet.roster.roomy(count), terms, now)
         if best is not None and not best.victims:
@@ -104,12 +105,12 @@ def _best(
 def on_server(
     fleet: Fleet, members: tuple[UnitSpec, ...], server: str, terms: Terms, now: float
 ) -> Place | Wait | Blocked | None:
-    """What `server` could do for `members`; None where it can't come into question."""
+    """Return what `server` could do for `members`; None where it is out of the question."""
     known = fleet.servers[server]
     if not known.accepting or shortage(fleet, members, known) is not None:
         return None
     unit = members[-1].unit
-    claimed_by = fleet.claims.get(server)
+    claimed_by = fleet.wants.claims.get(server)
     if claimed_by is not None and claimed_by != unit:
         return Wait(f"{server} is kept for {claimed_by}, which has waited longer")
     here = fleet.replicas[server]
@@ -129,30 +130,35 @@ def on_server(
 
 
 def reason(choice: Place, need: memory.Memory) -> str:
-    """For people: what it takes, and at whose cost."""
+    """Return what a choice takes and at whose cost, for people: `ram 60 MiB on t0, after evicting
+    b:1`."""
     after = (
-        f", after {', '.join(map(str, choice.victims))}" if choice.victims else ", which has room"
+        f", after evicting {', '.join(map(str, choice.victims))}"
+        if choice.victims
+        else ", which has room"
     )
     return f"{memory.text(need)} on {choice.server}{after}"
 
 
 def shortage(fleet: Fleet, members: tuple[UnitSpec, ...], server: Server) -> str | None:
-    """Why `members` can never be on `server` together, or None where they can."""
+    """Return why `members` can never be on `server` together, or None where they can."""
     for member in members:
         for label, value in member.required_labels.items() if member.required_labels else ():
             if server.labels.get(label) != value:
                 has = server.labels.get(label)
-                return f"{server.id} has {label}={has or 'nothing'}, it requires {label}={value}"
+                return f"{server.id} has {label}={has or 'nothing'} but it requires {label}={value}"
     if server.budget:
         sure = memory.total([certain(member, server.budget, fleet.limits) for member in members])
         if not memory.fits(sure, server.budget):
             over = memory.excess(sure, server.budget)
             limit = memory.text({r: server.budget[r] for r in over})
-            return f"{server.id} has {limit}, it needs {memory.text({r: sure[r] for r in over})}"
+            return f"{server.id} has {limit} but it needs {memory.text({r: sure[r] for r in over})}"
     if server.max_models:
         wanted = sum(member.slots for member in members)
         if wanted > server.max_models:
-            return f"{server.id} holds {server.max_models} models at a time, it is made of {wanted}"
+            return (
+                f"{server.id} holds {server.max_models} models at a time but it is made of {wanted}"
+            )
     return None
 
 
@@ -179,7 +185,7 @@ def _why_not(
     ]
     if any(server.accepting for server in fleet.servers.values() if server.id not in shortages):
         return Wait(f"every server that could hold {holding} holds it already")
-    return NoServer(", ".join(closed[:5]) or "no server is configured")
+    return Closed(", ".join(closed[:5]) or "no server is configured")
 
 
 # --- scores: each in [0, 1], 1 is best ------------------------------------------------------------
@@ -188,37 +194,37 @@ def _why_not(
 def _undisturbed(
     fleet: Fleet, server: str, members: tuple[UnitSpec, ...], leaving: tuple[Unit, ...], now: float
 ) -> float:
-    """1 when nothing has to leave, else 1 / (1 + victims)."""
+    """Score 1 when nothing has to leave, else 1 / (1 + victims)."""
     return 1 / (1 + len(leaving))
 
 
 def _little_lost(
     fleet: Fleet, server: str, members: tuple[UnitSpec, ...], leaving: tuple[Unit, ...], now: float
 ) -> float:
-    """How little the victims will be missed. By the policy "lru": how long the most recently used
-    has been idle, 1/2 at a minute. By "gdsf": the seconds of loading that their recent uses would
-    have cost, 1/2 at ten."""
+    """Score how little the victims will be missed. With the policy "lru": how long the most
+    recently used has been idle, 1/2 at a minute. With "gdsf": the seconds of loading that their
+    recent uses would have cost, 1/2 at ten."""
     if not leaving:
         return 1.0
-    uses = fleet.uses[server]
-    if fleet.by_age:
+    uses = fleet.uses.on[server]
+    if fleet.uses.by_age:
         idle = min(max(0.0, now - uses[unit].last_used) for unit in leaving)
         return idle / (idle + 60)
-    lost = sum(uses[unit].uses * fleet.reload_seconds(unit) for unit in leaving)
+    lost = sum(uses[unit].uses * fleet.known.reload_seconds(unit) for unit in leaving)
     return 10 / (10 + lost)
 
 
 def _free(
     fleet: Fleet, server: str, members: tuple[UnitSpec, ...], leaving: tuple[Unit, ...], now: float
 ) -> float:
-    """The least free share of anything budgeted."""
+    """Score the smallest free share of anything budgeted."""
     return fleet.accounts[server].free_share(fleet.servers[server])
 
 
 def _quiet(
     fleet: Fleet, server: str, members: tuple[UnitSpec, ...], leaving: tuple[Unit, ...], now: float
 ) -> float:
-    """1 / (1 + loads under way or queued on its host)."""
+    """Score 1 / (1 + loads under way or queued on the host)."""
     busy = sum(fleet.accounts[neighbour].busy for neighbour in fleet.neighbours(server))
     return 1 / (1 + busy)
 
@@ -226,7 +232,7 @@ def _quiet(
 def _apart(
     fleet: Fleet, server: str, members: tuple[UnitSpec, ...], leaving: tuple[Unit, ...], now: float
 ) -> float:
-    """1 when no other copy is in the same zone, 1/2 when one is, 0 when one is on the same host."""
+    """Score 1 when no other copy is in the zone, 1/2 when one is, 0 when one is on the host."""
     others = fleet.where.get(members[-1].unit)
     if not others:
         return 1.0
@@ -258,7 +264,7 @@ def score(
 
 
 def room_score(fleet: Fleet, server: str) -> float:
-    """How well any newcomer does on a server where nothing has to leave; 0 where none may come."""
+    """How well a newcomer does on a server where nothing has to leave; 0.0 where none may come."""
     if not fleet.servers[server].accepting:
         return 0.0
     account = fleet.accounts[server]
@@ -266,8 +272,8 @@ def room_score(fleet: Fleet, server: str) -> float:
 
 
 def victim_score(fleet: Fleet, server: str) -> float:
-    """How much the next victim there matters, the less the better; infinity where nothing may
-    leave, and while its queue of loads is long: the age of a victim is no reason to wait."""
+    """How much the next victim on a server matters; the lower, the better. Infinity where nothing
+    may leave, and while the queue of loads is long: an old victim is not worth a long wait."""
     account = fleet.accounts[server]
     if not fleet.servers[server].accepting or account.busy >= 2 * fleet.limits.loads_per_server:
         return float("inf")

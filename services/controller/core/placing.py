@@ -1,4 +1,4 @@
-"""Giving the wants their places: the new ones at once, the others when something has changed."""
+"""The placing of wants: the new ones at once, the others when something has changed."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -15,82 +15,77 @@ from services.controller.core.states import COMING, Cause, State, after
 from services.controller.core.victims import Blocked, Terms, Wait
 from services.controller.core.waiting import Purpose, Want
 
-TRIES: Final = 16  # of the wants that found no place, at each event
-COPY_VICTIM_SECONDS: Final = 60.0  # another copy evicts only what was idle for so long
+TRIES: Final = 16  # wants in the queue that are tried again at each event
+COPY_VICTIM_SECONDS: Final = 60.0  # another copy evicts only what has been idle for so long
 
 
 def place(fleet: Fleet, now: float) -> None:
     """Give every new want the best place, and try those that found none again on what changed."""
-    lost, fleet.displaced = list(fleet.displaced), {}
-    for key in lost:
-        for unit in demand.with_users(fleet, key.unit):
-            if unit in fleet.wants and fleet.wants[unit].server == key.server:
-                fleet.fresh[unit] = None
-    fresh, fleet.fresh = list(fleet.fresh), {}
-    wants = [fleet.wants[unit] for unit in fresh if unit in fleet.wants]
-    for want in sorted(wants, key=lambda want: demand.order(fleet, want)):
+    agenda, wants = fleet.agenda, fleet.wants
+    for key in agenda.take_displaced():
+        for displaced in wants.placed_at(key):
+            agenda.look_at_want(displaced.unit)
+    by_unit = wants.by_unit
+    fresh = [by_unit[unit] for unit in agenda.take_fresh() if unit in by_unit]
+    for want in sorted(fresh, key=wants.order):
         if not has_place(fleet, want):
-            demand.leave_queue(fleet, want.unit)
+            wants.leave_queue(want.unit)
             if want.server is not None:  # something that it needs there is gone
-                fleet.wants[want.unit] = want.unplaced(f"lost its place on {want.server}")
+                wants.put(want.unplaced(f"lost its place on {want.server}"))
                 demand.forsake(fleet, want, now)
-            try_to_place(fleet, fleet.wants[want.unit], None, now)
-    if fleet.unplaced and fleet.changed:
-        changed = [server for server in fleet.changed if fleet.servers[server].accepting]
-        for _, unit in fleet.unplaced[:TRIES] if changed else ():
+            try_to_place(fleet, by_unit[want.unit], None, now)
+    if wants.unplaced and agenda.changed:
+        changed = [server for server in agenda.changed if fleet.servers[server].accepting]
+        for _, unit in wants.unplaced[:TRIES] if changed else ():
             try_again(fleet, unit, changed, now)
 
 
 def retry(fleet: Fleet, now: float) -> None:
-    """Try those that wait for a place on every server: time alone may have made room."""
+    """Try some of the wants in the queue on every server: time alone may have made room."""
     most = TRIES * 4 if len(fleet.servers) <= LOOK_AT_ALL else 2
-    queue = [unit for _, unit in fleet.unplaced]
-    start = fleet.retried % len(queue) if queue else 0  # in turn: the first may wait for long
-    fleet.retried = start + most
-    for unit in (queue + queue)[start : start + min(most, len(queue))]:
+    for unit in fleet.wants.some_unplaced(most):
         try_again(fleet, unit, None, now, thorough=True)
 
 
 def try_again(
     fleet: Fleet, unit: Unit, only: Iterable[str] | None, now: float, *, thorough: bool = False
 ) -> None:
-    want = fleet.wants.get(unit)
+    want = fleet.wants.by_unit.get(unit)
     if want is not None and not has_place(fleet, want):
-        demand.leave_queue(fleet, want.unit)
+        fleet.wants.leave_queue(want.unit)
         try_to_place(fleet, want, only, now, thorough=thorough)
 
 
 def has_place(fleet: Fleet, want: Want) -> bool:
-    """Whether all that `want` needs is on its server or on its way there."""
+    """Return whether all that `want` needs is on its server or on its way there."""
     if want.server is None:
         return False
     here = fleet.replicas[want.server]
     return all(
         (replica := here.get(member.unit)) is not None and replica.state in COMING
-        for member in fleet.group(fleet.specs[want.unit])
+        for member in fleet.known.group(fleet.known.specs[want.unit])
     )
 
 
 def displace_last(fleet: Fleet, server: str, reason: str, now: float) -> bool:
-    """Take its place on `server` from the last in turn of the wants that wait there for a load, so
-    that it looks for another; False: none does."""
+    """Make a want that waits on `server` for a load look for another place: the last in turn.
+    Returns False where none waits."""
     wants = {
         want
         for replica in fleet.replicas[server].values()
         if replica.state is State.QUEUED
-        for want in demand.wants_there(fleet, replica.key)
+        for want in fleet.wants.placed_at(replica.key)
     }
     if not wants:
         return False
-    last = max(wants, key=lambda want: demand.order(fleet, want))
-    fleet.wants[last.unit] = last.unplaced(reason)
-    fleet.fresh[last.unit] = None
+    last = max(wants, key=fleet.wants.order)
+    fleet.wants.unplace(last, reason)
     demand.forsake(fleet, last, now)
     return True
 
 
 def terms(want: Want, now: float) -> Terms:
-    """What may be evicted for a want, by its purpose."""
+    """The limits of what may be evicted for a want, by its purpose."""
     if want.purpose >= Purpose.KEPT:
         return Terms()
     if want.purpose is Purpose.COPY:
@@ -101,46 +96,46 @@ def terms(want: Want, now: float) -> Terms:
 def try_to_place(
     fleet: Fleet, want: Want, only: Iterable[str] | None, now: float, *, thorough: bool = False
 ) -> None:
-    spec = fleet.specs[want.unit]
+    spec = fleet.known.specs[want.unit]
     decision = placement.place(fleet, spec, terms(want, now), now, only, thorough=thorough)
     if isinstance(decision, placement.Place):
         take_place(fleet, want, decision, now)
     elif only is not None:
-        demand.enqueue(fleet, want)
-    elif want.purpose < Purpose.KEPT and want.unit not in fleet.waiting:
-        demand.drop(fleet, want.unit)
+        fleet.wants.enqueue(want)
+    elif want.purpose < Purpose.KEPT and want.unit not in fleet.wants.waiting:
+        fleet.wants.drop(want.unit)
     elif not give_up(fleet, want, decision, now):
-        want = fleet.wants[want.unit]._replace(status=decision.reason)
-        if not isinstance(decision, placement.NoServer):
+        want = fleet.wants.by_unit[want.unit]._replace(status=decision.reason)
+        if not isinstance(decision, placement.Closed):
             want = want._replace(no_server_since=None)
-        fleet.wants[want.unit] = want
-        demand.enqueue(fleet, want)
+        fleet.wants.put(want)
+        fleet.wants.enqueue(want)
         if now - want.since > fleet.limits.claim_seconds and isinstance(decision, Wait):
             claim(fleet, want)
 
 
 def claim(fleet: Fleet, want: Want) -> None:
-    """Keep a server for what has waited long: else smaller newcomers would take each bit of room
-    as it comes."""
-    if want.unit in fleet.claims.values():
+    """Keep a server for a want that has waited for long: otherwise smaller newcomers would take
+    each bit of room as it comes."""
+    if want.unit in fleet.wants.claims.values():
         return
-    members = fleet.group(fleet.specs[want.unit])
+    members = fleet.known.group(fleet.known.specs[want.unit])
     possible = [
         server.id
         for server in fleet.servers.values()
         if server.accepting
-        and server.id not in fleet.claims
+        and server.id not in fleet.wants.claims
         and want.unit not in fleet.replicas[server.id]
         and placement.shortage(fleet, members, server) is None
         and victims.clears(fleet, server.id, members)
     ]
     if possible:
         best = max(possible, key=lambda server: (placement.room_score(fleet, server), server))
-        fleet.claims[best] = want.unit
+        fleet.wants.claim(best, want.unit)
 
 
 def give_up(fleet: Fleet, want: Want, decision: placement.Decision, now: float) -> bool:
-    """Refuse what waiting can't help. Says whether the want is no more."""
+    """Refuse a want that waiting cannot help. Returns whether it was refused."""
     unit = want.unit
     if isinstance(decision, placement.Never):
         error: ShoalError = NeverFits(
@@ -150,7 +145,7 @@ def give_up(fleet: Fleet, want: Want, decision: placement.Decision, now: float) 
         error = NoRoom(
             model=unit.model, version=unit.version, shortage=decision.reason, retry_after=5.0
         )
-    elif isinstance(decision, placement.NoServer) and out_of_patience(fleet, want, now):
+    elif isinstance(decision, placement.Closed) and out_of_patience(fleet, want, now):
         error = NoServer(
             model=unit.model, version=unit.version, servers=decision.reason, retry_after=5.0
         )
@@ -161,22 +156,22 @@ def give_up(fleet: Fleet, want: Want, decision: placement.Decision, now: float) 
 
 
 def out_of_patience(fleet: Fleet, want: Want, now: float) -> bool:
-    """Whether no server that could hold it has taken anything for too long."""
+    """Return whether no server that could hold it has taken anything for too long."""
     if want.no_server_since is None:
-        fleet.wants[want.unit] = want._replace(no_server_since=now)
+        fleet.wants.put(want._replace(no_server_since=now))
         return False
     return now - want.no_server_since > fleet.limits.server_patience_seconds
 
 
 def take_place(fleet: Fleet, want: Want, choice: placement.Place, now: float) -> None:
     server = fleet.servers[choice.server]
-    trace_id = demand.trace_of(fleet, want.unit)
+    trace_id = fleet.wants.trace_of(want.unit)
     if choice.victims:
         weighed = victims.weighed(fleet, server.id, choice.victims, now)
-        fleet.clocks[server.id] = victims.clock_after(fleet, server.id, weighed)
+        fleet.uses.advance_clock(server.id, victims.clock_after(fleet, server.id, weighed))
         for unit in choice.victims:
             evict_for(fleet, server.id, unit, want, trace_id, weighed, now)
-    demand.give_claims_back(fleet, want.unit)
+    fleet.wants.give_claims_back(want.unit)
     needs = [reservation(spec, server.budget, fleet.limits) for spec in choice.units]
     need = memory.total(needs)
     reason = placement.reason(choice, need)
@@ -186,10 +181,10 @@ def take_place(fleet: Fleet, want: Want, choice: placement.Place, now: float) ->
         replica = Replica(
             key, state, reserved, now, reason, placed, slots=spec.slots, digest=spec.config_digest
         )
-        fleet.start_use(replica, now)
+        fleet.uses.start(replica, now)
         fleet.put(replica)
         fleet.record(ev.Kind.QUEUED, reason, server=server.id, unit=spec.unit, trace_id=trace_id)
-    fleet.wants[want.unit] = want._replace(
+    placed_want = want._replace(
         server=server.id,
         reason=reason,
         status=f"has a place on {server.id}",
@@ -197,6 +192,7 @@ def take_place(fleet: Fleet, want: Want, choice: placement.Place, now: float) ->
         victims=choice.victims,
         reserved_bytes=sum(need.values()),
     )
+    fleet.wants.put(placed_want)
 
 
 def evict_for(
@@ -208,14 +204,15 @@ def evict_for(
     weighed: tuple[ev.Weighed, ...],
     now: float,
 ) -> None:
-    use = fleet.uses[server][unit]
+    use = fleet.uses.on[server][unit]
     idle = now - use.last_used
-    if fleet.by_age:
-        reason = f"least recently used, idle {idle:.1f} s; room for {want.unit}"
+    if fleet.uses.by_age:
+        reason = f"least recently used, idle for {idle:.1f} s; makes room for {want.unit}"
     else:
         reason = (
-            f"least worth keeping ({use.uses:.2g} recent uses, back in "
-            f"{fleet.reload_seconds(unit):.2g} s, idle {idle:.1f} s); room for {want.unit}"
+            f"least worth keeping ({use.uses:.2g} recent uses, reloads in "
+            f"{fleet.known.reload_seconds(unit):.2g} s, idle for {idle:.1f} s); "
+            f"makes room for {want.unit}"
         )
     draining.withdraw(
         fleet,

@@ -1,17 +1,17 @@
-"""When a model will probably be used next, learned from when it was used.
+"""Forecasts of when a model will be used next, learned from when it was used.
 
 Two habits are looked for. *Daily*: on enough of the last days (or weekdays, or Mondays) the model
 was used in this quarter of an hour. *Periodic*: the gaps between its visits are nearly the same.
 Both are rows of trials, the newest first, each a hit or a miss (a day with a use or without, a gap
-of the period's length or another), and a habit is one that
+of the period's length or another). A row is a habit if it
 
-- use at random would hardly make. By Chernoff's bound, k hits of n, where each comes by chance with
-  probability q, have a probability of at most exp(-n · KL(k/n, q)), KL being the relative entropy
-  of two Bernoulli distributions (Hoeffding 1963, "Probability inequalities for sums of bounded
-  random variables", theorem 1). So a model that is used all the time has no habit;
+- would hardly come about by use at random. By Chernoff's bound, k hits of n, where each comes by
+  chance with probability q, have a probability of at most exp(-n · KL(k/n, q)), KL being the
+  relative entropy of two Bernoulli distributions (Hoeffding 1963, "Probability inequalities for
+  sums of bounded random variables", theorem 1). So a model that is used all the time has no habit;
 - is likely to go on. The probability is the m-estimate of the hits, drawn to q (Cestnik 1990,
-  "Estimating probabilities: a crucial task in machine learning"), where each trial counts less
-  than the one after it. So old habits fade.
+  "Estimating probabilities: a crucial task in machine learning"), where each trial counts less than
+  the one after it. So old habits fade.
 
 Time is wall-clock seconds since the epoch; days, weekdays and times of day are those of UTC.
 """
@@ -25,19 +25,19 @@ from typing import NamedTuple
 from services.controller.core.entities import Unit
 
 THRESHOLD = 0.5
-PROVEN = math.log(1000)  # a habit may come by chance once in 1000 at most
+PROVEN = math.log(1000)  # a habit may come about by chance once in 1000 at most
 UNLIKE = math.log(20)  # the same of a difference between kinds of days
 DECAY = 0.5 ** (1 / 3)  # of a trial, with each that follows: three misses end the best of habits
 PRIOR = 1.0  # trials: what q weighs in the m-estimate
-MISSES = 4  # daily forecasts that came to nothing: then there are none until the next use
+MISSES = 4  # daily forecasts that come to nothing before there are none until the next use
 
 VISIT_GAP = 60.0  # seconds: uses closer than this are one visit
 SLOT = 900.0  # seconds
 SLOTS = 96  # a day
 DAYS = 30  # remembered; 30 bits are one digit of a Python integer
-IDLE = 2 * SLOT  # seconds: what was used since is resident without a daily habit
+IDLE = 2 * SLOT  # seconds: a unit used within them needs no daily forecast
 HORIZON = 3600.0  # seconds: no forecast looks further ahead
-LOOKS = 2000  # at units a call, for either habit; one every 15 s looks at 100,000 in a slot
+LOOKS = 2000  # units a call, for either habit; a call every 15 s is enough for 100,000 a slot
 GAPS = 7  # from visit to visit, remembered
 MIN_GAPS = 4  # fewer prove no period
 MIN_PERIOD = 300.0  # seconds: what is used more often is resident anyway
@@ -49,7 +49,8 @@ _WEEK = ("Mondays", "Tuesdays", "Wednesdays", "Thursdays", "Fridays", "Saturdays
 
 
 def _kinds(today: int) -> list[tuple[str, list[int]]]:
-    """What a day of the week (Monday is 0) is one of, and how many days ago the others were."""
+    """The kinds of days that a day of the week (Monday is 0) belongs to, each with how many days
+    ago the others of its kind were."""
     ago = range(1, DAYS)
     half = [days for days in ago if ((today - days) % 7 < 5) == (today < 5)]
     name = "weekdays" if today < 5 else "weekend days"
@@ -63,7 +64,8 @@ Row = tuple[str, int, int, int, int, float, float, list[float]]
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """`probability`: of a use while the time that `reason` names lasts."""
+    """A use that is expected. `probability` is that of a use within the time that `reason`
+    names."""
 
     unit: Unit
     probability: float
@@ -78,24 +80,32 @@ class _Expected(NamedTuple):
 
 @dataclass(slots=True)
 class _Habit:
-    """`first`: day of the first use. `slot`: of the last use, counted from the epoch. `history`:
-    DAYS bits for each slot of the day, the lowest for the day of `slot`, the next for the day
-    before. `start`, `last`: of the last visit. `gaps`: seconds from visit to visit, the newest
-    first. `queued`: when its period is looked at. `missed`: daily forecasts since the last use."""
+    """The uses of a unit."""
 
+    #: The day of the first use, counted from the epoch.
     first: int
+    #: The slot of the last use, counted from the epoch.
     slot: int
+    #: DAYS bits for each slot of the day, the lowest for the day of `slot`, the next for the day
+    #: before.
     history: int
+    #: When the last visit began.
     start: float
+    #: When the last use was.
     last: float
+    #: Seconds from visit to visit, the newest first.
     gaps: tuple[float, ...] = ()
+    #: When its period is to be looked at.
     queued: float = math.inf
+    #: Daily forecasts since the last use.
     missed: int = 0
 
 
 class Patterns:
-    """The habits of all units that were used in the last DAYS days. Every unit is looked at once a
-    slot for its daily habits, and when its period lets expect a use; LOOKS a call, of either."""
+    """The habits of all units that were used in the last DAYS days.
+
+    Each unit is looked at once a slot for its daily habits, and whenever its period suggests a use;
+    at most LOOKS units a call for either habit."""
 
     def __init__(self) -> None:
         self._habits: dict[Unit, _Habit] = {}
@@ -104,7 +114,7 @@ class Patterns:
         self._due: dict[Unit, _Expected] = {}
 
     def used(self, unit: Unit, wall: float) -> None:
-        """A use began. For a unit in steady use a few calls a minute are enough."""
+        """Learn that a use began. For a unit in steady use a few calls a minute are enough."""
         slot = int(wall // SLOT)
         habit = self._habits.get(unit)
         if habit is None or slot < habit.slot - SLOTS:  # the clock was set back: learn anew
@@ -127,13 +137,14 @@ class Patterns:
         habit.missed = 0
 
     def forget(self, unit: Unit) -> None:
-        """The unit is no more, or is to be learned anew."""
+        """Forget a unit that is gone, or is to be learned anew."""
         self._habits.pop(unit, None)
         self._due.pop(unit, None)
 
     def forecast(self, wall: float, within: float) -> list[Forecast]:
-        """What will probably be used in a time that begins in so many seconds (HORIZON at most), is
-        not over and did not see its use yet: the likeliest first, none below THRESHOLD."""
+        """The uses that are expected at a time that begins `within` so many seconds (HORIZON at
+        most), is not over, and has not seen a use yet. The likeliest comes first, and none is below
+        THRESHOLD."""
         horizon = wall + min(max(within, 0.0), HORIZON)
         found = self._daily(wall, horizon) + self._periodic(wall, horizon)
         best: dict[Unit, Forecast] = {}
@@ -142,14 +153,14 @@ class Patterns:
         return list(best.values())
 
     def dump(self) -> list[Row]:
-        """What was learned, as plain data. The third integer of a row has DAYS · SLOTS bits."""
+        """The habits as plain data. The third integer of a row has DAYS · SLOTS bits."""
         return [
             (*unit, habit.first, habit.slot, habit.history, habit.start, habit.last, [*habit.gaps])
             for unit, habit in self._habits.items()
         ]
 
     def load(self, rows: Iterable[Row]) -> None:
-        """Take over what `dump` gave, also after its way through JSON."""
+        """Take over what `dump` returned, even after its way through JSON."""
         for model, version, first, slot, history, start, last, gaps in rows:
             unit = Unit(model, version)
             self._habits[unit] = _Habit(first, slot, history, start, last, tuple(gaps))
@@ -175,7 +186,8 @@ class Patterns:
         ]
 
     def _sweep(self, slot: int, most: int) -> int:
-        """Look at no more than so many of the units that are yet to be looked at for the slot."""
+        """Look at `most` of the units that are still to be looked at for the slot. Returns how
+        many."""
         if slot not in self._sweeps:
             self._sweeps[slot] = list(self._habits), {}
         todo, found = self._sweeps[slot]
@@ -215,14 +227,16 @@ class Patterns:
 
 
 def _evidence(trials: Sequence[int], chance: float) -> float:
-    """Against hits of this probability: minus the logarithm of Chernoff's bound."""
+    """The evidence against hits of probability `chance`: minus the logarithm of Chernoff's
+    bound."""
     number, hits = len(trials), sum(trials)
     rows = (hits, number * chance), (number - hits, number * (1 - chance))
     return sum(seen * math.log(seen / mean) for seen, mean in rows if seen)
 
 
 def _probability(trials: Sequence[int], chance: float) -> float:
-    """Of one more hit after these trials, 0 where hits by `chance` explain them."""
+    """The probability of one more hit after these trials; 0.0 where hits by `chance` explain
+    them."""
     if sum(trials) <= len(trials) * chance or _evidence(trials, chance) < PROVEN:
         return 0.0
     weight, aged, total = 1.0, PRIOR * chance, PRIOR
@@ -234,8 +248,8 @@ def _probability(trials: Sequence[int], chance: float) -> float:
 
 
 def _of_slot(unit: Unit, habit: _Habit, slot: int) -> _Expected | None:
-    """The use that a daily habit lets expect in the slot; or in it and the next one, for a habit
-    that begins now in the one and now in the other."""
+    """The use that a daily habit suggests for the slot; or for it and the next one, where the habit
+    begins now in the one and now in the other."""
     day, column = divmod(slot, SLOTS)
     here = habit.history >> column * DAYS & _COLUMN
     after = habit.history >> (column + 1) * DAYS & _COLUMN
@@ -259,9 +273,11 @@ def _of_slot(unit: Unit, habit: _Habit, slot: int) -> _Expected | None:
 
 
 def _of_days(used: int, day: int, days: int, chance: float) -> tuple[float, str] | None:
-    """The probability of a use on `day`, and the hits in words; None below THRESHOLD. `used`: a bit
-    for each day, the lowest for `day`. `days`: for how many the unit is known. Of the kinds of days
-    that `day` is one of, the narrowest counts whose days are unlike those of the wider kinds."""
+    """The probability of a use on `day`, and the hits in words; None below THRESHOLD.
+
+    `used` has a bit for each day, the lowest for `day`; `days` is for how many the unit is known.
+    Of the kinds that `day` belongs to, the narrowest counts whose days are unlike those of the
+    wider ones."""
     kind, trials, usual = "", [0], chance
     for name, ago in _KINDS[(day + 3) % 7]:  # the epoch began on a Thursday
         some = [used >> days_ago & 1 for days_ago in ago if days_ago <= days]
@@ -274,9 +290,9 @@ def _of_days(used: int, day: int, days: int, chance: float) -> tuple[float, str]
 
 
 def _of_period(unit: Unit, habit: _Habit, wall: float) -> _Expected | None:
-    """The next use by the median gap, each one that stayed away being a miss. A hit is a gap within
-    a tenth of the median, a minute at least and a quarter of an hour at most: as a share of
-    sinh(ln 2 · tolerance / median) is of exponential gaps, those of use at random."""
+    """The next use by the median gap, where each use that stayed away is a miss. A hit is a gap
+    within a tenth of the median (a minute at least, a quarter of an hour at most). Of exponential
+    gaps, those of use at random, sinh(ln 2 · tolerance / median) are hits."""
     gaps = sorted(habit.gaps)
     period = gaps[len(gaps) // 2]
     if not MIN_PERIOD <= period <= MAX_PERIOD:

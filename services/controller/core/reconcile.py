@@ -1,4 +1,5 @@
-"""The picture kept true: the catalogue, the servers' indexes, and what was measured on them."""
+"""Reactions that keep the picture true: to the catalogue, to the servers' indexes, and to what is
+measured on the servers."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,20 +14,17 @@ from services.controller.core.sizing import reservation, reservation_of_resident
 from services.controller.core.states import APPLIED, OCCUPYING, Cause, State, after
 from services.controller.core.victims import Terms
 
-SETTLED_SECONDS: Final = 10.0  # a residence that lasted so long tells a size worth keeping
+SETTLED_SECONDS: Final = 10.0  # a replica that has been READY for so long has shown its size
 
 
 # --- the catalogue --------------------------------------------------------------------------------
 
 
-def catalog_changed(fleet: Fleet, event: ev.CatalogChanged, now: float) -> None:
+def catalogue_changed(fleet: Fleet, event: ev.CatalogueChanged, now: float) -> None:
     fresh = {spec.unit: spec for spec in event.specs}
-    for model in event.models:
-        for unit in fleet.versions.pop(model, ()):
-            if unit not in fresh:
-                forget_unit(fleet, unit, now)
-    for unit, spec in fresh.items():
-        fleet.versions[unit.model] = (*fleet.versions.get(unit.model, ()), unit)
+    for unit in fleet.known.replace_versions(event.models, fresh):
+        forget_unit(fleet, unit, now)
+    for spec in fresh.values():
         put_spec(fleet, spec, now)
     demand.want_kept(fleet, now)
     fleet.publish(event.models)
@@ -34,62 +32,47 @@ def catalog_changed(fleet: Fleet, event: ev.CatalogChanged, now: float) -> None:
 
 def forget_unit(fleet: Fleet, unit: Unit, now: float) -> None:
     gone = VersionNotFound(
-        model=unit.model, version=unit.version, versions="it was removed meanwhile"
+        model=unit.model,
+        version=unit.version,
+        versions="none (it was removed while this request waited)",
     )
-    for user in demand.with_users(fleet, unit):
+    for user in fleet.known.with_users(unit):
         demand.refuse_all(fleet, user, gone, now)
-    _unlink(fleet, fleet.specs.pop(unit))
-    for index in (fleet.pinned, fleet.kept, fleet.own_ttl, fleet.preload):
-        index.discard(unit)
-    fleet.failures.pop(unit, None)
-    fleet.patterns.forget(unit)
+    fleet.known.remove(unit)
+    fleet.failures.clear(unit)
+    fleet.habits.forget_unit(unit)
     for replica in list(fleet.everywhere(unit)):
         if replica.state is State.QUEUED:
             fleet.remove(replica, Cause.ABANDONED, now)
-    draining.withdraw_all(fleet, unit, ev.Why.CATALOG, "it is no longer in the catalogue", now)
+    draining.withdraw_all(fleet, unit, ev.Why.CATALOGUE, "it is no longer in the catalogue", now)
 
 
 def put_spec(fleet: Fleet, spec: UnitSpec, now: float) -> None:
+    """Take in what the Registry says of a unit, and what follows for its replicas."""
     unit = spec.unit
-    known = fleet.specs.get(unit)
-    before = fleet.group(known)[:-1] if known is not None else ()
-    if known is not None:
-        _unlink(fleet, known)
-    fleet.specs[unit] = spec
-    for part in spec.requires:
-        fleet.users.setdefault(part, set()).add(unit)
-    (fleet.pinned.add if spec.pinned else fleet.pinned.discard)(unit)
-    (fleet.kept.add if spec.kept else fleet.kept.discard)(unit)
-    (fleet.own_ttl.add if spec.idle_ttl else fleet.own_ttl.discard)(unit)
-    if spec.preload and not (known is not None and known.preload):
-        fleet.preload.add(unit)
-    if known is None or spec.requires != known.requires:  # all that is made of it needs other parts
-        for user in demand.with_users(fleet, unit):
-            if user in fleet.wants:
-                fleet.fresh[user] = None
+    known = fleet.known.specs.get(unit)
+    before = fleet.known.group(known)[:-1] if known is not None else ()
+    fleet.known.put(spec)
+    if known is None or spec.requires != known.requires:  # what is made of it needs other parts
+        for user in fleet.known.with_users(unit):
+            if user in fleet.wants.by_unit:
+                fleet.agenda.look_at_want(user)
         for member in before:
             demand.give_up_unneeded(fleet, fleet.everywhere(member.unit), now)
     if known is None:
         for stranger in list(fleet.everywhere(unit)):
             budget = fleet.servers[stranger.key.server].budget
             reserved = reservation(spec, budget, fleet.limits)
-            fleet.put(stranger._replace(reserved=reserved, slots=spec.slots))
+            fleet.amend(stranger, reserved=reserved, slots=spec.slots)
         return
     if (known.config_digest, known.fingerprint) != (spec.config_digest, spec.fingerprint):
-        fleet.failures.pop(unit, None)
-        draining.withdraw_all(fleet, unit, ev.Why.CATALOG, "its files or config have changed", now)
+        fleet.failures.clear(unit)
+        draining.withdraw_all(
+            fleet, unit, ev.Why.CATALOGUE, "its files or config have changed", now
+        )
     if known.pinned != spec.pinned:
         kind = ev.Kind.PINNED if spec.pinned else ev.Kind.UNPINNED
-        fleet.record(kind, "set in the registry", unit=unit)
-
-
-def _unlink(fleet: Fleet, spec: UnitSpec) -> None:
-    for part in spec.requires:
-        users = fleet.users.get(part)
-        if users is not None:
-            users.discard(spec.unit)
-            if not users:
-                del fleet.users[part]
+        fleet.record(kind, "set in the Registry", unit=unit)
 
 
 # --- servers --------------------------------------------------------------------------------------
@@ -98,7 +81,7 @@ def _unlink(fleet: Fleet, spec: UnitSpec) -> None:
 def server_found(fleet: Fleet, event: ev.ServerFound, now: float) -> None:
     server = event.server
     known = fleet.servers[server.id]
-    forget_replicas(fleet, server.id, "the server is inventoried anew", now)
+    forget_replicas(fleet, server.id, "the server is being inventoried again", now)
     kept_out = known.draining if not known.restart else ""  # a restart is over with the restart
     fleet.put_server(replace(server, health=Health.HEALTHY, reason="", draining=kept_out))
     fleet.record(ev.Kind.SERVER_HEALTHY, f"{len(event.resident)} models resident", server=server.id)
@@ -109,12 +92,12 @@ def server_found(fleet: Fleet, event: ev.ServerFound, now: float) -> None:
     for unit in sorted(event.outdated & event.resident):
         resident = fleet.replicas[server.id][unit]
         if resident.state is State.READY:
-            outdated = "it was loaded with another config than it has now"
-            draining.withdraw_family(fleet, resident, ev.Why.CATALOG, outdated, now)
+            outdated = "it was loaded with a config that has changed since"
+            draining.withdraw_family(fleet, resident, ev.Why.CATALOGUE, outdated, now)
     for unit in sorted(event.loading):
         adopt(fleet, ReplicaKey(server.id, unit), Cause.FOUND_LOADING, found, now)
         if unit in event.outdated:  # it leaves once it is loaded
-            fleet.put(fleet.replicas[server.id][unit]._replace(broken=True))
+            fleet.amend(fleet.replicas[server.id][unit], broken=True)
     for unit in sorted(event.unloading):
         adopt(fleet, ReplicaKey(server.id, unit), Cause.FOUND_UNLOADING, found, now)
     demand.want_kept(fleet, now)
@@ -124,26 +107,26 @@ def server_found(fleet: Fleet, event: ev.ServerFound, now: float) -> None:
 def adopt(
     fleet: Fleet, key: ReplicaKey, cause: Cause, reason: str, now: float, idle: float = 0.0
 ) -> None:
-    """Take a replica into the picture that the server has already. One that is not in the
-    catalogue takes room all the same; nobody is told of it, and it leaves (`upkeep`)."""
-    spec = fleet.specs.get(key.unit)
+    """Take in a replica that the server has already. One that is not in the catalogue takes room
+    all the same; nobody is told of it, and it leaves (`upkeep`)."""
+    spec = fleet.known.specs.get(key.unit)
     state = after(State.ABSENT, cause)
     budget = fleet.servers[key.server].budget
     reserved = reservation(spec, budget, fleet.limits) if spec is not None else {}
     slots = spec.slots if spec is not None else 1
     digest = spec.config_digest if spec is not None else ""
-    fleet.attempt += 1
+    attempt = fleet.next_attempt()
     replica = Replica(
-        key, state, reserved, now, reason, reason, fleet.attempt, slots=slots, digest=digest
+        key, state, reserved, now, reason, reason, attempt, slots=slots, digest=digest
     )
-    fleet.start_use(replica, now - idle)
+    fleet.uses.start(replica, now - idle)
     fleet.put(replica)
     if state is not State.READY:
-        fleet.out.append(ev.Settle(key, replica.attempt, loading=state is State.LOADING))
+        fleet.tell(ev.Settle(key, attempt, loading=state is State.LOADING))
         kind = ev.Kind.LOADING if state is State.LOADING else ev.Kind.UNLOADING
         fleet.record(kind, reason, server=key.server, unit=key.unit)
     elif spec is None:
-        fleet.strangers.add(key)
+        fleet.note_stranger(key)
         unknown = "resident but not in the catalogue"
         fleet.record(ev.Kind.UNEXPECTED, unknown, server=key.server, unit=key.unit)
     else:
@@ -160,18 +143,15 @@ def server_lost(fleet: Fleet, event: ev.ServerLost, now: float) -> None:
     kind = ev.Kind.SERVER_LOST if event.usable else ev.Kind.SERVER_UNUSABLE
     fleet.record(kind, event.reason, server=server.id)
     forget_replicas(fleet, server.id, event.reason, now)
-    if server.id in fleet.claims:
-        demand.unclaim(fleet, server.id)
+    fleet.wants.unclaim(server.id)
     fleet.publish((), {server.id})
 
 
 def forget_replicas(fleet: Fleet, server: str, reason: str, now: float) -> None:
     for replica in list(fleet.replicas[server].values()):
         fleet.remove(replica, Cause.LOST, now)
-    for unit, want in fleet.wants.items():
-        if want.server == server:
-            fleet.wants[unit] = want.unplaced(reason)
-            fleet.fresh[unit] = None
+    for want in fleet.wants.on_server(server):
+        fleet.wants.unplace(want, reason)
 
 
 def drain_wanted(fleet: Fleet, event: ev.DrainWanted, now: float) -> None:
@@ -182,26 +162,24 @@ def drain_wanted(fleet: Fleet, event: ev.DrainWanted, now: float) -> None:
         drain_server(fleet, server.id, event.reason, restart=event.restart, now=now)
     elif server.draining:
         fleet.put_server(replace(server, draining="", restart=False, restart_wanted=False))
-        fleet.record(ev.Kind.SERVER_HEALTHY, "it is drained no more", server=server.id)
+        fleet.record(ev.Kind.SERVER_HEALTHY, "no longer drained", server=server.id)
         fleet.publish((), {server.id})
 
 
 def drain_server(fleet: Fleet, server: str, reason: str, *, restart: bool, now: float) -> None:
-    """Nothing new is placed on it; `upkeep` has its replicas leave."""
+    """Place nothing new on a server; `upkeep` has its replicas leave."""
     known = fleet.servers[server]
     if known.draining and known.restart >= restart:
         return
     fleet.put_server(replace(known, draining=reason, restart=restart))
     fleet.record(ev.Kind.SERVER_DRAINING, reason, server=server)
-    if server in fleet.claims:
-        demand.unclaim(fleet, server)
+    fleet.wants.unclaim(server)
     for replica in list(fleet.replicas[server].values()):
         if replica.state is State.QUEUED:
             fleet.remove(replica, Cause.ABANDONED, now)
-    for unit, want in fleet.wants.items():
-        if want.server == server and want.load_began is None:
-            fleet.wants[unit] = want.unplaced(f"{server} is drained: {reason}")
-            fleet.fresh[unit] = None
+    for want in fleet.wants.on_server(server):
+        if want.load_began is None:
+            fleet.wants.unplace(want, f"{server} is drained: {reason}")
     fleet.publish((), {server})
 
 
@@ -214,25 +192,27 @@ def index_seen(fleet: Fleet, event: ev.IndexSeen, now: float) -> None:
     for unit, replica in list(here.items()):
         if replica.state in APPLIED and unit not in event.resident and replica.since < event.began:
             fleet.record(
-                ev.Kind.UNEXPECTED, "gone from the index unasked", server=server.id, unit=unit
+                ev.Kind.UNEXPECTED,
+                "gone from the server's index, and nobody asked for that",
+                server=server.id,
+                unit=unit,
             )
             fleet.remove(replica, Cause.VANISHED, now)
     for unit in sorted(event.resident - here.keys()):
         key = ReplicaKey(server.id, unit)
         if fleet.departed.get(key, event.began - 1) < event.began:
-            if unit in fleet.specs:
-                unasked = "in the index unasked"
+            if unit in fleet.known.specs:
+                unasked = "in the server's index, and nobody asked for it"
                 fleet.record(ev.Kind.UNEXPECTED, unasked, server=server.id, unit=unit)
             adopt(fleet, key, Cause.ADOPTED, "found in the server's index", now)
 
 
 def replica_broken(fleet: Fleet, event: ev.ReplicaBroken, now: float) -> None:
-    """READY by the index, and useless: it leaves, and may come back after that."""
+    """Withdraw a replica that is READY by the index, and useless. It may come back after that."""
     replica = fleet.replica(event.key)
     if replica is None or replica.broken or replica.state not in APPLIED:
         return
-    broken = replica._replace(broken=True)
-    fleet.put(broken)
+    broken = fleet.amend(replica, broken=True)
     fleet.record(ev.Kind.BROKEN, event.cause, server=event.key.server, unit=event.key.unit)
     if replica.state is State.READY:
         reason = f"broken: {event.cause}"
@@ -249,17 +229,17 @@ def measured(fleet: Fleet, event: ev.Measured, now: float) -> None:
     here = fleet.replicas[server.id]
     for unit, amount in event.units.items():
         replica = here.get(unit)
-        if replica is None or replica.state not in OCCUPYING or unit not in fleet.specs:
+        if replica is None or replica.state not in OCCUPYING or unit not in fleet.known.specs:
             continue
-        measured = replica._replace(measured=memory.highest(replica.measured, amount))
-        resized_ = resized(fleet, measured)
-        if resized_ != replica:
-            fleet.put(resized_)
+        highest = memory.highest(replica.measured, amount)
+        reserved = reserved_now(fleet, replica._replace(measured=highest))
+        if (highest, reserved) != (replica.measured, replica.reserved):
+            replica = fleet.amend(replica, measured=highest, reserved=reserved)
         settled = replica.state is State.READY and now - replica.since >= SETTLED_SECONDS
-        if settled or fleet.specs[unit].learned:
-            fleet.learn(measured)
+        if settled or fleet.known.specs[unit].learned:
+            fleet.learn(replica)
     leaked = leak(server, event, here.values())
-    server = fleet.servers[server.id] = replace(server, measured=event.total, leaked=leaked)
+    server = fleet.measure_server(server, event.total, leaked)
     account = fleet.accounts[server.id]
     if server.accepting and not account.loads and not account.leaving_slots:
         beyond = memory.text({n: size for n, size in leaked.items() if too_much(fleet, server, n)})
@@ -269,8 +249,8 @@ def measured(fleet: Fleet, event: ev.Measured, now: float) -> None:
 
 
 def leak(server: Server, event: ev.Measured, here: Iterable[Replica]) -> memory.Memory:
-    """What the server takes beyond its models: those that were measured apart, as they are, the
-    others as much as is reserved for them."""
+    """Bytes that the server takes beyond its models: those that were measured apart count as
+    measured, the others as reserved."""
     explained = memory.total(
         event.units.get(replica.unit, replica.reserved)
         for replica in here
@@ -290,17 +270,19 @@ def too_much(fleet: Fleet, server: Server, resource: str) -> bool:
     return server.leaked.get(resource, 0) > bound
 
 
-def resized(fleet: Fleet, replica: Replica) -> Replica:
-    spec = fleet.specs[replica.unit]
-    now_known = reservation_of_resident(replica, spec, fleet.limits)
-    if replica.state is not State.READY:  # it may still grow towards what was reserved
-        now_known = memory.highest(now_known, replica.reserved)
-    return replica._replace(reserved=now_known)
+def reserved_now(fleet: Fleet, replica: Replica) -> memory.Memory:
+    """Bytes that an occupying replica counts for, now that it has been measured or is READY."""
+    spec = fleet.known.specs[replica.unit]
+    known = reservation_of_resident(replica, spec, fleet.limits)
+    if replica.state is State.READY:
+        return known
+    return memory.highest(known, replica.reserved)  # it may still grow towards what was reserved
 
 
 def repay(fleet: Fleet, server: Server, now: float) -> None:
-    """Evict until what stays fits: it grew beyond what was reserved, or came unasked. Where nothing
-    may leave, what waits there to be loaded looks for another place, last in turn first."""
+    """Evict until what stays fits: something grew beyond what was reserved for it, or appeared on
+    the server. Where nothing may leave, what waits there to be loaded looks for another place, the
+    last in turn first."""
     account = fleet.accounts[server.id]
     while over := account.excess(server, server.budget, server.max_models):
         reason = f"{server.id} is over its limit by {accounts.excess_text(over)}"

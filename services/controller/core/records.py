@@ -1,4 +1,4 @@
-"""What the engine tells the journal."""
+"""Records: what the engine tells the journal."""
 
 import enum
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from services.controller.core.entities import Unit
 
 
 class Kind(enum.Enum):
-    """Kinds of journal entries; the names are those of shoal.controller.v1.EventKind."""
+    """The kinds of journal entries, named as in shoal.controller.v1.EventKind."""
 
     QUEUED = enum.auto()
     LOADING = enum.auto()
@@ -33,7 +33,7 @@ class Kind(enum.Enum):
 
 
 class Why(enum.Enum):
-    """What an eviction is for."""
+    """The purposes of evictions; their values are labels of `shoal_evictions`."""
 
     ROOM = "room"
     OVER_LIMIT = "over_limit"
@@ -43,13 +43,14 @@ class Why(enum.Enum):
     DRAIN = "drain"
     BROKEN = "broken"
     SET_ASIDE = "set_aside"
-    CATALOG = "catalog"
+    CATALOGUE = "catalog"
     PART = "part"
     COPIES = "copies"
 
 
 class Weighed(NamedTuple):
-    """What the eviction policy knew of a unit that could have left, and whether it had to."""
+    """The figures of a unit that could have left, as the policy weighed them, and whether it had
+    to."""
 
     unit: Unit
     evicted: bool
@@ -58,8 +59,8 @@ class Weighed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What, where, and why with its numbers. `weighed`: of an eviction, what could have left then,
-    the first to leave first; `why`: what it is for."""
+    """An entry in the journal. Of an eviction, `weighed` has what could have left, the first to
+    leave first, and `why` says what it is for."""
 
     kind: Kind
     reason: str

@@ -1,15 +1,15 @@
 """The residency engine: events in, instructions out.
 
 It decides what is loaded where, what has to leave for it, and when that may happen. It does
-nothing itself, reads no clock (`now` is an argument, seconds that only grow) and draws no random
+nothing itself, reads no clock (`now` is an argument: seconds that only grow) and draws no random
 numbers, so the service, the tests and a simulation run the same code. An event costs as much as
 what it changes, however many servers and models there are.
 
-Invariants, after every event:
+What holds after every event (`invariants` checks what the state alone can show):
 
 - What occupies a server (loading, ready, draining, unloading) was within its budget and its number
-  of models when the last load started; a resident that turned out larger is evicted for before
-  anything else is loaded.
+  of models when the last load started; where a resident turned out larger, something is evicted
+  before anything else is loaded.
 - A replica is told to unload only after every Router that could send to it has drained it, or has
   not been heard from for `router_seconds`.
 - A unit is loaded once for all that wait for it. Every waiter is answered once.
@@ -20,10 +20,19 @@ Invariants, after every event:
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from services.controller.core import demand, draining, loading, placing, reconcile, upkeep
+from services.controller.core import (
+    demand,
+    draining,
+    invariants,
+    loading,
+    placing,
+    reconcile,
+    upkeep,
+)
 from services.controller.core import events as ev
 from services.controller.core.entities import Server
 from services.controller.core.fleet import Fleet
+from services.controller.core.history import History
 from services.controller.core.limits import Limits
 from services.controller.core.placement import room_score
 from services.controller.core.roster import LOOK_AT_ALL
@@ -31,7 +40,7 @@ from services.controller.core.roster import LOOK_AT_ALL
 Reaction = Callable[[Fleet, Any, float], None]
 
 REACTIONS: Final[dict[type, Reaction]] = {
-    ev.CatalogChanged: reconcile.catalog_changed,
+    ev.CatalogueChanged: reconcile.catalogue_changed,
     ev.ServerFound: reconcile.server_found,
     ev.ServerLost: reconcile.server_lost,
     ev.DrainWanted: reconcile.drain_wanted,
@@ -61,44 +70,52 @@ REACTIONS: Final[dict[type, Reaction]] = {
 class Engine:
     """All state of residency, and the one way to change it: `handle`.
 
-    `now`: seconds of the clock that `handle` is told. `unload_from`: on the same clock, when the
-    Routers of an earlier Controller have come back or lost their leases: until then they may send
-    by its table."""
+    `now` is in seconds of the clock that `handle` is told. `unload_from` is the time, on the same
+    clock, by which the Routers of an earlier Controller have come back or lost their leases: until
+    then they may send by its table."""
 
     def __init__(
         self, limits: Limits, servers: Iterable[Server], now: float, unload_from: float
     ) -> None:
         self.fleet = Fleet(limits, now, unload_from)
+        self.history = History(now)
         for server in servers:
             self.fleet.add_server(server)
 
     def handle(self, event: ev.Event, now: float) -> list[ev.Instruction]:
-        """Take one event in; return what is to be done, in order."""
+        """Take in an event. Returns what is to be done, in order; the list is not to be changed."""
         REACTIONS[type(event)](self.fleet, event, now)
         _advance(self.fleet, now)
-        out, self.fleet.out = self.fleet.out, []
+        out = self.fleet.take_instructions()
+        self.history.note(now, event, out)
         return out
 
+    def check(self) -> list[str]:
+        """The invariants that are broken, a sentence each; empty where all hold."""
+        return invariants.check(self.fleet, self.history.now)
+
     def next_wake(self) -> float | None:
-        """When something becomes due though nothing happens: a `Due` is wanted then."""
-        return self.fleet.timers.next()
+        """The time at which something becomes due though nothing happens: the engine is to be told
+        `Due` then. None where there is none."""
+        return self.fleet.agenda.timers.next()
 
 
 def _advance(fleet: Fleet, now: float) -> None:
-    """What follows from what has changed, until nothing more does."""
-    if fleet.timers.due(now):
+    """Do all that follows from what has changed, until nothing more does."""
+    agenda = fleet.agenda
+    if agenda.timers.due(now):
         draining.expire(fleet, now)
         demand.expire(fleet, now)
     demand.finish_evictions(fleet, now)
     touched: dict[str, None] = {}
-    while fleet.changed or fleet.fresh or fleet.arrived or fleet.displaced:
+    while agenda.changed or agenda.fresh or agenda.arrived or agenda.displaced:
         demand.finish_evictions(fleet, now)  # before the same unit may be placed there again
         demand.settle(fleet, now)  # before anything is evicted: its lease protects what came
-        for server in list(fleet.changed):
+        for server in list(agenda.changed):
             reconcile.repay(fleet, fleet.servers[server], now)
         placing.place(fleet, now)
         draining.finish_drains(fleet, now)
-        changed, fleet.changed = fleet.changed, {}
+        changed = agenda.take_changed()
         touched |= changed
         for server in changed:
             loading.start_loads(fleet, fleet.servers[server], now)
@@ -110,5 +127,5 @@ def _enrol(fleet: Fleet, touched: Iterable[str]) -> None:
     """Tell the roster what became of the servers that were touched."""
     if len(fleet.servers) > LOOK_AT_ALL:
         for server in touched:
-            lowest = fleet.orders[server].lowest() - fleet.clocks[server]
+            lowest = fleet.uses.orders[server].lowest() - fleet.uses.clocks[server]
             fleet.roster.changed(server, room_score(fleet, server), lowest)

@@ -1,39 +1,49 @@
-"""Which servers are worth a look for a newcomer, when there are too many to look at them all.
+"""The servers that are worth a look for a newcomer, when there are too many to look at them all.
 
-Two heaps, of the servers with most room and of those whose next victim matters least. An entry is a
-bound, put right when its turn comes: a server that changed has a newer one, and use only ever makes
-a victim matter more.
+There are two heaps: the servers with most room, and those whose next victim matters least. An entry
+is a bound, put right when its turn comes: a server that has changed has a newer entry, and use only
+ever makes a victim matter more.
 """
 
 import heapq
 from collections.abc import Callable, Iterator
 from typing import Final
 
-LOOK_AT_ALL: Final = 32  # servers; up to so many a newcomer is compared on each
-STEPS: Final = (2, 8, 32)  # beyond that: so many, and when none of them will do, so many
+LOOK_AT_ALL: Final = 32  # servers; with no more than that, every one is looked at
+STEPS: Final = (2, 8, 32)  # servers; with more, so many are looked at until one will do
 
 
 class Roster:
+    """The servers by room, and by their next victim."""
+
     def __init__(self) -> None:
         self._versions: dict[str, int] = {}
         self._roomy: list[tuple[float, str, int]] = []
         self._fronts: list[tuple[float, str, int]] = []
 
     def changed(self, server: str, room: float, front: float) -> None:
-        """`room`: the higher, the better a newcomer does there without an eviction. `front`: no
-        victim there matters less."""
+        """Take in what has become of a server. The higher `room`, the better a newcomer does there
+        without an eviction; no victim there matters less than `front`."""
         version = self._versions[server] = self._versions.get(server, 0) + 1
         heapq.heappush(self._roomy, (-room, server, version))
         heapq.heappush(self._fronts, (front, server, version))
         if len(self._roomy) > 4 * len(self._versions) + 64:
             self._compact()
 
+    def rooms(self) -> dict[str, float]:
+        """The room of every server that was told of, as of the last time."""
+        return {
+            server: -room
+            for room, server, version in self._roomy
+            if version == self._versions[server]
+        }
+
     def roomy(self, count: int) -> list[str]:
-        """`count` servers with most room."""
+        """The `count` servers with most room."""
         return [server for _, server, _ in self._take(self._roomy, None, count)]
 
     def cheap(self, front: Callable[[str], float], count: int) -> list[str]:
-        """`count` servers where the next victim matters least. `front` tells how much it does
+        """The `count` servers whose next victim matters least. `front` gives how much it matters
         now."""
         return [server for _, server, _ in self._take(self._fronts, front, count)]
 

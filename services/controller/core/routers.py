@@ -1,4 +1,4 @@
-"""What the engine knows of the Router processes, and when a withdrawn replica is drained."""
+"""A Router as the engine knows it, and a drain that waits for Routers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,21 +10,26 @@ NOT_ACKED = -1
 
 @dataclass(frozen=True, slots=True)
 class RouterView:
-    """`acked`: the newest revision that it applied; `in_use`: requests and sequences in flight by
-    replica, as of its last heartbeat."""
+    """A Router process, as far as it is known."""
 
+    #: When it was last heard from, in seconds of the engine's clock.
     heard: float
+    #: The newest revision that it has applied.
     acked: int = NOT_ACKED
+    #: Requests and sequences that it has in flight, by replica, as of its last heartbeat.
     in_use: Mapping[ReplicaKey, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """A withdrawal at `revision` that waits for `routers`, and in any case until `not_before`:
-    after a start there may be Routers that have not come back yet and still use their table."""
+    """A withdrawal that waits until no Router can send to the replica."""
 
+    #: The revision that withdrew the replica.
     revision: int
+    #: The Routers that have not drained it yet.
     routers: frozenset[str]
+    #: It is not over before, in seconds of the engine's clock: after a start there may be Routers
+    #: that have not come back yet and still use an earlier table.
     not_before: float
 
     def over(self, now: float) -> bool:
@@ -32,9 +37,9 @@ class Drain:
 
 
 def has_drained(view: RouterView, key: ReplicaKey, revision: int) -> bool:
-    """Whether the Router applied the withdrawal and has nothing in flight on the replica.
+    """Return whether the Router applied the withdrawal and has nothing in flight on the replica.
 
-    Heartbeats and acks come in order on one stream, so the last heartbeat after the ack says it
-    even when the Router's own word of it was lost with a broken stream.
+    Heartbeats and acks come in order on one stream, so the first heartbeat after the ack says so
+    even if the Router's own message was lost with a broken stream.
     """
     return view.acked >= revision and key not in view.in_use

@@ -1,4 +1,4 @@
-"""How many bytes to set aside for a unit: declared, learned, or guessed."""
+"""The number of bytes to set aside for a unit: declared, learned, or guessed."""
 
 from typing import Final
 
@@ -7,7 +7,7 @@ from services.controller.core.entities import Replica, UnitSpec
 from services.controller.core.limits import Limits
 from services.controller.core.memory import NOTHING, Memory
 
-ARTIFACT_FACTOR: Final = 3  # a runtime holds the file, its parsed form and its work space
+ARTIFACT_FACTOR: Final = 3  # a runtime holds the file, its parsed form and its workspace
 
 
 def reservation(spec: UnitSpec, budget: Memory, limits: Limits) -> Memory:
@@ -29,15 +29,15 @@ def reservation(spec: UnitSpec, budget: Memory, limits: Limits) -> Memory:
 
 
 def certain(spec: UnitSpec, budget: Memory, limits: Limits) -> Memory:
-    """Bytes that it takes at least: a guess must not rule a unit out, only what was declared,
-    learned, or lies on disk does."""
+    """Bytes that the unit takes at least. A guess must not rule a unit out: only what was declared
+    or learned, or lies on disk, may."""
     if spec.size_known:
         return reservation(spec, budget, limits)
     return dict.fromkeys(budget, spec.artifact_bytes)
 
 
 def reservation_of_resident(replica: Replica, spec: UnitSpec, limits: Limits) -> Memory:
-    """Bytes that a READY replica counts for, now that some of it has been measured."""
+    """Bytes that a READY replica counts for once some of it has been measured."""
     if spec.ensemble or not replica.measured:
         return replica.reserved
     if spec.declared:

@@ -6,8 +6,8 @@ READY      answers requests; the only state that Routers are told of.
 DRAINING   withdrawn from the Routers; what is in flight finishes.
 UNLOADING  the server was told to unload it; its memory still counts.
 
-ABSENT is the state of whatever has no record. A load that fails leaves no replica but a failure,
-which keeps the unit from being tried again until its back-off has passed.
+ABSENT is the state of everything that has no record. A load that fails leaves no replica, only a
+failure, which keeps the unit from being tried again until its back-off has passed.
 """
 
 import enum
@@ -28,8 +28,8 @@ class Cause(enum.Enum):
     STARTED = "load started"
     LOADED = "load succeeded"
     LOAD_FAILED = "load failed"
-    LOAD_HUNG = "load not over in time"
-    ABANDONED = "nobody waits for it any more"
+    LOAD_HUNG = "load not finished in time"
+    ABANDONED = "no longer wanted"
     ADOPTED = "found on the server"
     FOUND_LOADING = "found loading on the server"
     FOUND_UNLOADING = "found unloading on the server"
@@ -62,20 +62,20 @@ TRANSITIONS: Final[dict[tuple[State, Cause], State]] = {
     (State.UNLOADING, Cause.LOST): State.ABSENT,
 }
 
-# In these the server holds memory for the replica, or may at any moment.
+# States in which the server holds memory for the replica, or may at any moment.
 OCCUPYING: Final = frozenset({State.LOADING, State.READY, State.DRAINING, State.UNLOADING})
-# In these the server has the version in its set of wanted versions.
+# States in which the version is in the server's set of wanted versions.
 APPLIED: Final = frozenset({State.READY, State.DRAINING})
-# In these its memory is about to come back.
+# States in which its memory is about to come back.
 LEAVING: Final = frozenset({State.DRAINING, State.UNLOADING})
-# In these it answers, or will.
+# States in which it answers, or will.
 COMING: Final = frozenset({State.QUEUED, State.LOADING, State.READY})
-# In these a call about the model is under way; a server takes one at a time.
+# States in which a call about the model is under way; a server takes one at a time.
 CHANGING: Final = frozenset({State.LOADING, State.UNLOADING})
 
 
 def after(state: State, cause: Cause) -> State:
-    """The state that follows. Raises ValueError for a move that the table does not have."""
+    """The state that follows `state`. Raises ValueError for a move that the table does not have."""
     try:
         return TRANSITIONS[state, cause]
     except KeyError:

@@ -1,15 +1,16 @@
-"""When something becomes due, whether or not anything happens."""
+"""Timers: when something becomes due, whether or not anything else happens."""
 
 import heapq
 import math
 from typing import Final
 
-STEP_SECONDS: Final = 0.005  # what is due at nearly the same time is due at once
+STEP_SECONDS: Final = 0.005  # the time between two timers, at least
 NEVER: Final = 1e12  # seconds
 
 
 class Timers:
-    """Times of the engine's clock, in seconds."""
+    """The times at which something becomes due, in seconds of the engine's clock. What is due at
+    nearly the same time shares a timer, which is never early."""
 
     def __init__(self) -> None:
         self._steps: list[int] = []
@@ -28,7 +29,7 @@ class Timers:
         return self._steps[0] * STEP_SECONDS if self._steps else None
 
     def due(self, now: float) -> bool:
-        """Whether anything has become due since this was asked last."""
+        """Return whether anything has become due since this was asked last."""
         found = False
         while self._steps and self._steps[0] * STEP_SECONDS <= now:
             self._known.discard(heapq.heappop(self._steps))

@@ -1,4 +1,4 @@
-"""What is done when nothing happens: at every tick."""
+"""Reactions to the passing of time: what is done at every tick, and what it feeds on."""
 
 from dataclasses import replace
 from typing import Final
@@ -13,22 +13,22 @@ from services.controller.core.states import COMING, State
 from services.controller.core.victims import Terms
 from services.controller.core.waiting import Purpose
 
-AT_A_TICK: Final = 64  # servers looked after
-STRANGER_SECONDS: Final = 30.0  # what is not in the catalogue may be about to be registered
-CALM_SECONDS: Final = 1.0
-BUSY_SECONDS: Final = 10.0  # what was used within them is brought elsewhere before it leaves
+AT_A_TICK: Final = 64  # servers that are looked after
+STRANGER_SECONDS: Final = 30.0  # a model that is not in the catalogue may be about to be
+CALM_SECONDS: Final = 1.0  # no headroom is made so soon after a load
+BUSY_SECONDS: Final = 10.0  # a replica used within them is moved before it leaves
 
 
 def tick(fleet: Fleet, event: ev.Tick, now: float) -> None:
     demand.want_kept(fleet, now)
     want_preloads(fleet, now)
-    review_wants(fleet)
+    fleet.wants.review()
     blame_lonely(fleet, now)
     forgive(fleet, now)
     follow_demand(fleet, now)
     send_strangers_away(fleet, now)
     let_parts_go(fleet, now)
-    for server in some_servers(fleet):
+    for server in fleet.some_servers(AT_A_TICK):
         clear_out(fleet, server, now)
         if server.health is not Health.HEALTHY:
             continue
@@ -36,51 +36,25 @@ def tick(fleet: Fleet, event: ev.Tick, now: float) -> None:
             empty(fleet, server, now)
         else:
             make_headroom(fleet, server, now)
-    if fleet.limits.predict and event.wall:
-        fleet.wall = event.wall - now
-        predict(fleet, event.wall, now)
+    predict(fleet, event.wall, now)
     placing.retry(fleet, now)
-    for key, when in list(fleet.departed.items()):
-        if now - when > fleet.limits.router_seconds:
-            del fleet.departed[key]
-
-
-def some_servers(fleet: Fleet) -> list[Server]:
-    """All servers in turn, a bounded number at each tick."""
-    names = list(fleet.servers)
-    start = fleet.looked_after % len(names) if names else 0
-    fleet.looked_after = start + AT_A_TICK
-    return [
-        fleet.servers[name] for name in (names + names)[start : start + min(len(names), AT_A_TICK)]
-    ]
+    fleet.forget_departed(now, fleet.limits.router_seconds)
 
 
 # --- what is wanted though nobody waits -----------------------------------------------------------
 
 
 def want_preloads(fleet: Fleet, now: float) -> None:
-    if fleet.preload and any(server.accepting for server in fleet.servers.values()):
-        for unit in sorted(fleet.preload):
+    if fleet.known.preload and any(server.accepting for server in fleet.servers.values()):
+        for unit in fleet.known.take_preload():
             if not fleet.ready(unit) and demand.hopeless(fleet, unit, now) is None:
-                demand.wanted(fleet, unit, Purpose.PRELOAD, now)
-        fleet.preload.clear()
-
-
-def review_wants(fleet: Fleet) -> None:
-    """Those that nobody waits for may be over."""
-    for unit in fleet.wants:
-        if unit not in fleet.waiting:
-            fleet.fresh[unit] = None
+                fleet.wants.want(unit, Purpose.PRELOAD, now)
 
 
 def forgive(fleet: Fleet, now: float) -> None:
-    """What failed to load may be tried again: it is servable once more."""
-    for unit, failure in list(fleet.failures.items()):
-        if fleet.ticked < failure.until <= now:
-            fleet.publish((unit.model,))
-        if now - failure.until > fleet.limits.max_backoff_seconds:
-            del fleet.failures[unit]
-    fleet.ticked = now
+    """Publish the units that failed to load and may be tried again: they can be served again."""
+    for unit in fleet.failures.forgive(now, fleet.limits.max_backoff_seconds):
+        fleet.publish((unit.model,))
 
 
 # --- crashes --------------------------------------------------------------------------------------
@@ -88,30 +62,28 @@ def forgive(fleet: Fleet, now: float) -> None:
 
 def router_broke(fleet: Fleet, event: ev.RouterBroke, now: float) -> None:
     newest = blame.Break(now, event.key, event.earlier, event.repeated)
-    fleet.breaks.append(newest)
+    fleet.failures.broke(newest)
     why = blame.culprit(newest)
     if why is not None:
         set_aside(fleet, event.key.unit, event.key.server, why, now)
 
 
 def blame_lonely(fleet: Fleet, now: float) -> None:
-    recent = [b for b in fleet.breaks if now - b.when <= fleet.limits.suspect_seconds]
-    fleet.breaks = recent
-    for unit, why in blame.lonely(recent).items() if recent else ():
-        fleet.breaks = [b for b in fleet.breaks if b.key.unit != unit]
+    for unit, why in fleet.failures.lonely(now, fleet.limits.suspect_seconds).items():
         set_aside(fleet, unit, "", why, now)
 
 
 def set_aside(fleet: Fleet, unit: Unit, server: str, why: str, now: float) -> None:
-    """One poisonous request must not walk through the fleet: its unit is not loaded for a while."""
-    if unit not in fleet.specs:
+    """Keep a unit from being loaded for a while: one poisonous request must not walk through the
+    fleet."""
+    if unit not in fleet.known.specs:
         return
     seconds = fleet.limits.set_aside_seconds
     for_long = (seconds, 10 * seconds)
-    failure = demand.fail(fleet, unit, server, why, for_long, now, set_aside=True)
+    failure = fleet.failures.add(unit, server, why, for_long, now, set_aside=True)
     fleet.record(ev.Kind.SET_ASIDE, why, server=server, unit=unit)
     draining.withdraw_all(fleet, unit, ev.Why.SET_ASIDE, f"set aside: {why}", now)
-    for user in demand.with_users(fleet, unit):
+    for user in fleet.known.with_users(unit):
         demand.refuse_all(fleet, user, demand.why_failed(unit, failure, now), now)
     fleet.publish((unit.model,))
 
@@ -121,41 +93,42 @@ def set_aside(fleet: Fleet, unit: Unit, server: str, why: str, now: float) -> No
 
 def queues_seen(fleet: Fleet, event: ev.QueuesSeen, now: float) -> None:
     for unit in fleet.replicas.get(event.server, ()):
-        fleet.queues[ReplicaKey(event.server, unit)] = event.seconds.get(unit, 0.0)
+        fleet.pressures.queue_seen(ReplicaKey(event.server, unit), event.seconds.get(unit, 0.0))
 
 
 def follow_demand(fleet: Fleet, now: float) -> None:
-    busy = {key.unit for view in fleet.routers.values() for key in view.in_use}
-    for unit in busy | fleet.pressures.keys():
+    pressures = fleet.pressures
+    busy = {key.unit for view in fleet.withdrawals.routers.values() for key in view.in_use}
+    for unit in busy | pressures.by_unit.keys():
         ready = fleet.ready(unit)
-        spec = fleet.specs.get(unit)
+        spec = fleet.known.specs.get(unit)
         if not ready or spec is None:
-            fleet.pressures.pop(unit, None)
+            pressures.forget_unit(unit)
             continue
         in_flight = sum(fleet.use(replica.key).in_flight for replica in ready)
-        queue = max(fleet.queues.get(replica.key, 0.0) for replica in ready)
-        before = fleet.pressures.get(unit) or Pressure(now)
+        queue = max(pressures.queues.get(replica.key, 0.0) for replica in ready)
+        before = pressures.by_unit.get(unit) or Pressure(now)
         pressure = copies.step(before, in_flight, queue, len(ready), fleet.limits, now)
         most = fleet.limits.most_copies(spec)
-        wanted = copies.change(pressure, len(ready), spec.kept, most, fleet.limits, now)
+        wanted = copies.adjustment(pressure, len(ready), spec.kept, most, fleet.limits, now)
         if wanted is not None:
             pressure = copies.again(pressure)
             if wanted.by < 0:
                 drop_copy(fleet, ready, wanted.reason, now)
             elif demand.hopeless(fleet, unit, now) is None:
                 target = len(ready) + 1
-                demand.wanted(fleet, unit, Purpose.COPY, now, target=target, why=wanted.reason)
+                fleet.wants.want(unit, Purpose.COPY, now, target=target, why=wanted.reason)
         if len(ready) > 1 or in_flight or pressure.in_flight > 0.01:
-            fleet.pressures[unit] = pressure
+            pressures.put(unit, pressure)
         else:
-            fleet.pressures.pop(unit, None)
+            pressures.forget_unit(unit)
 
 
 def drop_copy(fleet: Fleet, ready: list[Replica], reason: str, now: float) -> None:
-    """The least busy of several copies, where one may go."""
+    """Withdraw the least busy of several copies, if one may go."""
     for replica in sorted(ready, key=lambda r: (fleet.use(r.key).in_flight, fleet.use(r.key).rank)):
         key = replica.key
-        free = key not in fleet.use_leases and not fleet.use(key).sequences
+        free = key not in fleet.withdrawals.use_leases and not fleet.use(key).sequences
         if free and not fleet.holders(key.unit, key.server):
             draining.withdraw(fleet, replica, ev.Why.COPIES, reason, now)
             return
@@ -165,8 +138,8 @@ def drop_copy(fleet: Fleet, ready: list[Replica], reason: str, now: float) -> No
 
 
 def let_parts_go(fleet: Fleet, now: float) -> None:
-    """What came unasked, or into the catalogue, while a part of it was leaving goes with it."""
-    for part in list(fleet.drains):
+    """Withdraw what appeared on a server, or in the catalogue, while a part of it was leaving."""
+    for part in list(fleet.withdrawals.drains):
         for user in sorted(fleet.holders(part.unit, part.server)):
             replica = fleet.replicas[part.server][user]
             if replica.state is State.READY:
@@ -175,21 +148,21 @@ def let_parts_go(fleet: Fleet, now: float) -> None:
 
 
 def send_strangers_away(fleet: Fleet, now: float) -> None:
-    """What is resident and not in the catalogue takes room that is nobody's."""
+    """Withdraw what has been resident for a while and is not in the catalogue."""
     for key in list(fleet.strangers):
         replica = fleet.replica(key)
-        if replica is None or key.unit in fleet.specs:
-            fleet.strangers.discard(key)
+        if replica is None or key.unit in fleet.known.specs:
+            fleet.forget_stranger(key)
         elif replica.state is State.READY and now - replica.since > STRANGER_SECONDS:
             unknown = "it is not in the catalogue"
-            draining.withdraw(fleet, replica, ev.Why.CATALOG, unknown, now)
+            draining.withdraw(fleet, replica, ev.Why.CATALOGUE, unknown, now)
 
 
 def clear_out(fleet: Fleet, server: Server, now: float) -> None:
-    """What was not used for too long."""
+    """Withdraw what has not been used for longer than its idle TTL."""
     here = fleet.replicas[server.id]
-    for unit in list(here) if fleet.limits.idle_ttl_seconds else fleet.own_ttl & here.keys():
-        replica, spec = here[unit], fleet.specs.get(unit)
+    for unit in list(here) if fleet.limits.idle_ttl_seconds else fleet.known.own_ttl & here.keys():
+        replica, spec = here[unit], fleet.known.specs.get(unit)
         if replica.state is not State.READY or spec is None:
             continue
         ttl = fleet.limits.idle_ttl(spec)
@@ -215,7 +188,7 @@ def make_headroom(fleet: Fleet, server: Server, now: float) -> None:
         family = victims.first_to_free(fleet, server.id, over, terms)
         if family is None:
             return
-        reason = f"head-room: {server.id} is over its soft limit by {accounts.excess_text(over)}"
+        reason = f"headroom: {server.id} is over its soft limit by {accounts.excess_text(over)}"
         for unit in victims.ensembles_first(fleet, server.id, set(family)):
             replica = fleet.replicas[server.id][unit]
             draining.withdraw(fleet, replica, ev.Why.HEADROOM, reason, now)
@@ -231,29 +204,37 @@ def empty(fleet: Fleet, server: Server, now: float) -> None:
     stuck = all(r.state is State.UNLOADING and r.broken for r in here)
     if server.restart and not server.restart_wanted and stuck:
         fleet.put_server(replace(server, restart_wanted=True))
-        reason = f"it is empty and to be restarted: {server.draining}"
+        reason = f"empty, and to be restarted: {server.draining}"
         fleet.record(ev.Kind.SERVER_DRAINING, reason, server=server.id)
         fleet.publish((), {server.id})
 
 
 def moved_first(fleet: Fleet, replica: Replica, now: float) -> bool:
-    """Whether a replica has to wait until its unit is READY elsewhere; that is arranged for."""
+    """Return whether a replica has to stay until its unit is READY elsewhere, which is then
+    arranged."""
     unit = replica.unit
     use = fleet.use(replica.key)
     in_use = use.in_flight or use.sequences or now - use.last_used < BUSY_SECONDS
     elsewhere = [r for r in fleet.ready(unit) if fleet.servers[r.key.server].accepting]
-    if replica.broken or elsewhere or not (in_use or unit in fleet.kept):
+    if replica.broken or elsewhere or not (in_use or unit in fleet.known.kept):
         return False
     coming = [r for r in fleet.everywhere(unit) if r.state in COMING]
     if any(fleet.servers[r.key.server].accepting for r in coming):
         return True
-    spec = fleet.specs.get(unit)
+    spec = fleet.known.specs.get(unit)
     if spec is None or demand.hopeless(fleet, unit, now) is not None:
         return False
     if not isinstance(place(fleet, spec, Terms(), now), Place):
         return False
     target = len(fleet.ready(unit)) + 1
-    demand.wanted(fleet, unit, Purpose.KEPT, now, target=target, until=now + 60.0, why="moved")
+    fleet.wants.want(
+        unit,
+        Purpose.KEPT,
+        now,
+        target=target,
+        until=now + 60.0,
+        why="to be moved off a drained server",
+    )
     return True
 
 
@@ -262,12 +243,10 @@ def moved_first(fleet: Fleet, replica: Replica, now: float) -> bool:
 
 def predict(fleet: Fleet, wall: float, now: float) -> None:
     """Load what is expected to be used soon, where there is room to spare."""
-    for key, until in list(fleet.predicted.items()):
-        if now > until:
-            del fleet.predicted[key]
-    for forecast in fleet.patterns.forecast(wall, fleet.limits.predict_seconds):
+    for forecast in fleet.habits.forecast(wall, now):
         unit = forecast.unit
-        if unit in fleet.where or unit in fleet.wants or demand.hopeless(fleet, unit, now):
+        wanted = unit in fleet.where or unit in fleet.wants.by_unit
+        if wanted or demand.hopeless(fleet, unit, now):
             continue
         why = f"expected ({forecast.probability:.0%}): {forecast.reason}"
-        demand.wanted(fleet, unit, Purpose.PREDICTED, now, why=why, until=now + 30.0)
+        fleet.wants.want(unit, Purpose.PREDICTED, now, why=why, until=now + 30.0)

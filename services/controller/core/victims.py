@@ -1,7 +1,7 @@
-"""What has to leave a server for a newcomer.
+"""The choice of what has to leave a server for a newcomer.
 
-The victims are chosen before any of them is touched: those that the policy ranks lowest, as many as
-free enough and no more, and none at all when the newcomer would not fit even then.
+The victims are chosen before any of them is touched: those that the policy ranks lowest, no more
+than it takes, and none at all if the newcomer would not fit even then.
 """
 
 from collections.abc import Iterator
@@ -17,27 +17,27 @@ from services.controller.core.sizing import reservation
 from services.controller.core.states import LEAVING, OCCUPYING, State
 
 FIRM: Final = frozenset({"pinned", "its minimum of copies"})
-SHOWN: Final = 3  # of those that were spared, in an explanation
+SHOWN: Final = 3  # replicas that were spared, in an explanation
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Room will come by itself: something is on its way out, or its use lease will end."""
+    """The answer that room will come by itself: something is leaving, or a use lease will end."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """Only pinned or held replicas stand in the way: nothing will change by waiting."""
+    """The answer that only pinned or kept replicas stand in the way: waiting changes nothing."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a newcomer may do to others: nothing unless `evict`, and nothing to a replica that was
-    used after `idle_since` (seconds of the engine's clock)."""
+    """The limits of what may be evicted for a newcomer: nothing unless `evict`, and no replica that
+    was used after `idle_since` (seconds of the engine's clock)."""
 
     evict: bool = True
     idle_since: float = float("inf")
@@ -58,8 +58,8 @@ def choose(
     clashing = _clashing(fleet, server, wanted, missing)
     if not isinstance(clashing, set):
         return clashing
-    if any(fleet.uses[server][unit].last_used > terms.idle_since for unit in clashing):
-        return Wait(f"{server} holds another version of it, with another config, that is in use")
+    if any(fleet.uses.on[server][unit].last_used > terms.idle_since for unit in clashing):
+        return Wait(f"{server} holds another version with a different config, which is in use")
     room = _Room(fleet, server, wanted, missing)
     gone = set(clashing)
     for unit in gone:
@@ -69,7 +69,7 @@ def choose(
     if not room.enough():
         return room.refusal(wanted) if terms.evict else Wait(f"{server} has no spare room")
     if gone and not terms.evict:
-        return Wait(f"{server} holds another version of it with another config")
+        return Wait(f"{server} holds another version with a different config")
     return ensembles_first(fleet, server, gone)
 
 
@@ -91,7 +91,7 @@ def _evict_until_enough(
     else:
         return
     # The last one taken may be so large that some before it can stay: most valuable first.
-    uses = fleet.uses[server]
+    uses = fleet.uses.on[server]
     for unit in sorted(gone - clashing, key=lambda u: (uses[u].rank, u), reverse=True):
         if unit not in gone:
             continue
@@ -108,12 +108,12 @@ def _evict_until_enough(
 def families(
     fleet: Fleet, server: str, excluded: set[Unit], terms: Terms
 ) -> Iterator[frozenset[Unit]]:
-    """What can leave together, the lowest rank first: a unit and all that need it here."""
+    """The families that can leave, the lowest rank first: a unit and all that need it there."""
     here = fleet.replicas[server]
     for _, unit in in_order(fleet, server):
-        if unit in excluded or fleet.uses[server][unit].last_used > terms.idle_since:
+        if unit in excluded or fleet.uses.on[server][unit].last_used > terms.idle_since:
             continue
-        spec = fleet.specs.get(unit)
+        spec = fleet.known.specs.get(unit)
         if spec is not None and spec.ensemble:
             continue  # on its own it frees nothing
         family = fleet.family(unit, server)
@@ -122,8 +122,8 @@ def families(
 
 
 def first_to_free(fleet: Fleet, server: str, over: Memory, terms: Terms) -> frozenset[Unit] | None:
-    """Of what can leave, the first that takes some of what the server has too much of; "models"
-    stands for how many there are."""
+    """The first family that can leave and takes some of what the server has too much of. "models"
+    in `over` stands for the number of models."""
     here = fleet.replicas[server]
     for family in families(fleet, server, set(), terms):
         for unit in family:
@@ -134,15 +134,15 @@ def first_to_free(fleet: Fleet, server: str, over: Memory, terms: Terms) -> froz
 
 
 def in_order(fleet: Fleet, server: str) -> Iterator[tuple[float, Unit]]:
-    """The READY replicas of `server`, the lowest rank first, with their ranks."""
-    here, uses = fleet.replicas[server], fleet.uses[server]
+    """The READY replicas of `server` with their ranks, the lowest first."""
+    here, uses = fleet.replicas[server], fleet.uses.on[server]
 
     def rank(unit: Unit) -> float | None:
         replica = here.get(unit)
         ready = replica is not None and replica.state is State.READY
         return uses[unit].rank if ready else None
 
-    yield from fleet.orders[server].walk(rank)
+    yield from fleet.uses.orders[server].walk(rank)
 
 
 def may_leave(fleet: Fleet, replica: Replica) -> bool:
@@ -154,12 +154,12 @@ def front(fleet: Fleet, server: str) -> float:
     there may leave."""
     for rank, unit in in_order(fleet, server):
         if may_leave(fleet, fleet.replicas[server][unit]):
-            return rank - fleet.clocks[server]
+            return rank - fleet.uses.clocks[server]
     return float("inf")
 
 
 def weighed(fleet: Fleet, server: str, victims: Victims, now: float) -> tuple[Weighed, ...]:
-    """The numbers behind a choice: of the victims, and of those that would have been next."""
+    """The numbers behind a choice, for the victims and for those that would have been next."""
     found: list[Weighed] = []
     left, spared = len(victims), 0
     for _, unit in in_order(fleet, server):
@@ -174,11 +174,12 @@ def weighed(fleet: Fleet, server: str, victims: Victims, now: float) -> tuple[We
 
 
 def clock_after(fleet: Fleet, server: str, weighed: tuple[Weighed, ...]) -> float:
-    """The server's clock once the victims among `weighed` are evicted: the highest rank of them,
-    and never beyond what stays though it may leave, which would else seem to matter less than
-    nothing. By the policy "lru" a rank is a time, the same on all servers, and needs no clock."""
-    if fleet.by_age:
-        return fleet.clocks[server]
+    """The server's clock once the victims among `weighed` are evicted: their highest rank, but not
+    above the rank of anything that could have left and stays, which would otherwise seem to matter
+    less than nothing. With the policy "lru" a rank is a time, the same on all servers, and needs
+    no clock."""
+    if fleet.uses.by_age:
+        return fleet.uses.clocks[server]
     here = fleet.replicas[server]
     evicted = [row.numbers["rank"] for row in weighed if row.evicted]
     spared = [
@@ -186,26 +187,26 @@ def clock_after(fleet: Fleet, server: str, weighed: tuple[Weighed, ...]) -> floa
         for row in weighed
         if not row.evicted and may_leave(fleet, here[row.unit])
     ]
-    highest = max(evicted, default=fleet.clocks[server])
-    return max(fleet.clocks[server], min([highest, *spared]))
+    highest = max(evicted, default=fleet.uses.clocks[server])
+    return max(fleet.uses.clocks[server], min([highest, *spared]))
 
 
 def numbers(fleet: Fleet, replica: Replica, now: float) -> dict[str, float]:
-    """What the eviction policy knows of a replica."""
-    use = fleet.uses[replica.key.server][replica.unit]
+    """The figures that the eviction policy weighs: seconds, bytes and counts."""
+    use = fleet.uses.on[replica.key.server][replica.unit]
     return {
         "idle_seconds": max(0.0, now - use.last_used),
         "uses": use.uses,
         "bytes": float(sum(replica.reserved.values())),
-        "reload_seconds": fleet.reload_seconds(replica.unit),
+        "reload_seconds": fleet.known.reload_seconds(replica.unit),
         "in_flight": float(use.in_flight),
         "rank": use.rank,
     }
 
 
 def clashing_with(fleet: Fleet, server: str, spec: UnitSpec) -> Unit | None:
-    """A version of the same model that occupies the server with another config, if one does: they
-    can't be resident side by side, Triton would reload the one for the other."""
+    """A version of the same model that occupies the server with a different config, if there is
+    one. They cannot be resident side by side: Triton would reload one for the other."""
     for replica in fleet.of_model_on(spec.unit.model, server):
         other = replica.unit != spec.unit and replica.digest != spec.config_digest
         if other and replica.state in OCCUPYING:
@@ -216,7 +217,7 @@ def clashing_with(fleet: Fleet, server: str, spec: UnitSpec) -> Unit | None:
 def _clashing(
     fleet: Fleet, server: str, wanted: set[Unit], missing: tuple[UnitSpec, ...]
 ) -> set[Unit] | Wait | Blocked:
-    """What has to leave because of another config, whole families."""
+    """The families that have to leave because they have a different config."""
     gone: set[Unit] = set()
     here = fleet.replicas[server]
     for member in missing:
@@ -231,7 +232,7 @@ def _clashing(
                 if unit in wanted:
                     return Blocked(f"{unit} needs another version of the same model on {server}")
                 if why in FIRM:
-                    return Blocked(f"{unit} is kept on {server} ({why}) and has another config")
+                    return Blocked(f"{unit} is kept on {server} ({why}) and has a different config")
                 if busy is None and (why is not None or here[unit].state is not State.READY):
                     busy = Wait(f"{unit} is {why or 'changing'} on {server}")
             if busy is not None:
@@ -241,11 +242,11 @@ def _clashing(
 
 
 def _needs(fleet: Fleet, user: Unit, part: Unit) -> bool:
-    """Whether `part` has to stay where `user` stays."""
-    spec = fleet.specs.get(user)
+    """Return whether `part` has to stay where `user` stays."""
+    spec = fleet.known.specs.get(user)
     if spec is None or not spec.requires:
         return False
-    return any(member.unit == part for member in fleet.group(spec)[:-1])
+    return any(member.unit == part for member in fleet.known.group(spec)[:-1])
 
 
 def ensembles_first(fleet: Fleet, server: str, gone: set[Unit]) -> Victims:
@@ -255,7 +256,7 @@ def ensembles_first(fleet: Fleet, server: str, gone: set[Unit]) -> Victims:
 
 
 class _Room:
-    """Whether a server's budget and slots hold the newcomers, as replicas are counted out."""
+    """A count of whether a server has room for the newcomers, as replicas are counted out."""
 
     def __init__(
         self, fleet: Fleet, server: str, wanted: set[Unit], missing: tuple[UnitSpec, ...]
@@ -296,7 +297,7 @@ class _Room:
             self._slots_over += sign * replica.slots
 
     def refusal(self, wanted: set[Unit]) -> Wait | Blocked:
-        """Why not even all victims together are enough, and whether waiting can help."""
+        """The reason why all victims together are not enough, and whether waiting can help."""
         server = self._server
         firm = [
             replica
@@ -309,21 +310,26 @@ class _Room:
             server.max_models and slots > server.max_models
         ):
             names = ", ".join(sorted(str(r.unit) for r in firm if r.unit not in wanted))
-            taken = f"what is kept there: {names}" if names else "its own parts, too large together"
-            return Blocked(f"on {server.id} the room is taken by {taken}")
+            taken = (
+                f"what is kept there: {names}"
+                if names
+                else "its own parts, which are too large together"
+            )
+            return Blocked(f"the room on {server.id} is taken by {taken}")
         return Wait(f"everything on {server.id} is about to be used or about to leave")
 
 
 def _held(fleet: Fleet, replica: Replica, reasons: frozenset[str]) -> bool:
-    """Whether a replica, or something that needs it on its server, is protected so."""
+    """Return whether a replica, or something that needs it on its server, is protected for one of
+    `reasons`."""
     here = fleet.replicas[replica.key.server]
     family = fleet.family(replica.unit, replica.key.server)
     return any(fleet.protection(here[member]) in reasons for member in family)
 
 
 def clears(fleet: Fleet, server: str, members: tuple[UnitSpec, ...]) -> bool:
-    """Whether there will be room for `members` once what is under way is over; a sequence may
-    last for any time."""
+    """Return whether there will be room for `members` once what is under way is over. A sequence
+    counts as staying: it may last for any time."""
     known, here = fleet.servers[server], fleet.replicas[server]
     wanted = {member.unit for member in members}
     lasting = FIRM | {"in use by a sequence"}
@@ -335,8 +341,8 @@ def clears(fleet: Fleet, server: str, members: tuple[UnitSpec, ...]) -> bool:
 
 
 def _need(fleet: Fleet, server: str, wanted: set[Unit], missing: tuple[UnitSpec, ...]) -> Memory:
-    """What `missing` is to have room for. Guesses that add up to more than there is, beside those
-    of `wanted` that are there already, are cut: the parts load one by one, and are measured."""
+    """Bytes that `missing` needs together. Where guesses add up to more than there is beside what
+    `wanted` has there already, they are cut: the parts load one by one, and are measured."""
     budget, limits = fleet.servers[server].budget, fleet.limits
     if len(missing) == 1 and missing[0].size_known:
         return reservation(missing[0], budget, limits)

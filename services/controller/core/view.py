@@ -95,27 +95,27 @@ class FleetView:
 
     def is_loadable(self, unit: Unit) -> bool:
         """Return whether the unit is in the catalogue, neither rejected nor invalid."""
-        return unit in self._fleet.specs
+        return unit in self._fleet.known.specs
 
     def units_of(self, model: str) -> list[Unit]:
         """Return the model's units that may be loaded, the lowest version first."""
-        return sorted(self._fleet.versions.get(model, ()))
+        return sorted(self._fleet.known.versions.get(model, ()))
 
     def parts_of(self, unit: Unit) -> tuple[Unit, ...]:
         """Return the units that must be READY beside this one, which is made of them."""
-        spec = self._fleet.specs.get(unit)
+        spec = self._fleet.known.specs.get(unit)
         return spec.requires if spec is not None else ()
 
     def is_pinned(self, unit: Unit) -> bool:
-        return unit in self._fleet.pinned
+        return unit in self._fleet.known.pinned
 
     def is_wanted(self, unit: Unit) -> bool:
         """Return whether the unit is to be loaded, or is being loaded."""
-        return unit in self._fleet.wants
+        return unit in self._fleet.wants.by_unit
 
     def is_backed_off(self, unit: Unit, now: float) -> bool:
         """Return whether the unit failed to load and is not tried again yet."""
-        failure = self._fleet.failures.get(unit)
+        failure = self._fleet.failures.by_unit.get(unit)
         return failure is not None and failure.until > now
 
     def status(self, unit: Unit) -> str:
@@ -131,24 +131,24 @@ class FleetView:
 
     def follows(self, router: str) -> bool:
         """Return whether the Router has been heard from recently enough to count."""
-        return router in self._fleet.routers
+        return router in self._fleet.withdrawals.routers
 
     # --- counts, from any thread ------------------------------------------------------------------
 
     def waiters(self) -> int:
         """Return how many callers wait for a load."""
-        return sum(map(len, list(self._fleet.waiting.values())))
+        return sum(map(len, list(self._fleet.wants.waiting.values())))
 
     def wants(self) -> list[Want]:
         """Return what is to be loaded, or is being loaded."""
-        return list(self._fleet.wants.values())
+        return list(self._fleet.wants.by_unit.values())
 
     def failures(self) -> int:
         """Return how many units failed to load and are not tried again yet."""
-        return len(self._fleet.failures)
+        return len(self._fleet.failures.by_unit)
 
     def predictions(self) -> Predictions:
-        return Predictions(self._fleet.predictions, self._fleet.predictions_hit)
+        return Predictions(self._fleet.habits.predictions, self._fleet.habits.predictions_hit)
 
     # --- explanations -----------------------------------------------------------------------------
 

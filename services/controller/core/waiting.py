@@ -1,4 +1,4 @@
-"""Who waits for what, since when, and what became of it so far."""
+"""A want and its waiters: since when they wait, and what has become of it so far."""
 
 import enum
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from services.controller.core.limits import Limits
 
 
 class Purpose(enum.IntEnum):
-    """Why a unit is wanted, the more urgent the higher.
+    """The reason why a unit is wanted; the higher, the more urgent.
 
     PREDICTED and PRELOAD take spare room only; COPY evicts nothing but what is idle."""
 
@@ -36,53 +36,59 @@ _TEXTS = {
 
 @dataclass(frozen=True, slots=True)
 class Waiter:
-    """`deadline`, `since`: seconds of the engine's clock."""
+    """A caller that waits for a unit. Times are in seconds of the engine's clock."""
 
     id: int
+    #: When it has to be answered.
     deadline: float
     since: float
+    #: The Router that gets a use lease; None takes none.
     router: str | None
     trace_id: str
 
 
 class Want(NamedTuple):
-    """A unit that is to be READY on `target` servers: it is loaded once for all that wait.
-
-    `why`: for people, why it is wanted; `status`: what it is waiting for now. `server`: where it
-    has a place now. The times are those of its way so far; `no_server_since`: since when no
-    server that could hold it takes anything. `until`: wanted without a waiter until
-    then.
-    """
+    """A unit that is to be READY somewhere: it is loaded once for all that wait for it. Times are
+    in seconds of the engine's clock."""
 
     unit: Unit
     since: float
     purpose: Purpose = Purpose.REQUEST
+    #: How many servers it is to be READY on.
     target: int = 1
+    #: Why it is wanted, for people.
     why: str = ""
+    #: Until when it is wanted though nobody waits for it.
     until: float = 0.0
+    #: What it is waiting for, for people.
     status: str = "queued"
+    #: The server on which it has a place.
     server: str | None = None
+    #: Why it has its place there, for people.
     reason: str = ""
+    #: What it takes there, over all resources.
     reserved_bytes: int = 0
+    #: The units that have to leave for it.
     victims: tuple[Unit, ...] = ()
     placed_at: float | None = None
     load_began: float | None = None
+    #: Since when no server that could hold it takes anything.
     no_server_since: float | None = None
 
     def order(self, priority: int, limits: Limits) -> tuple[float, Unit]:
-        """Its turn. A step of urgency or priority counts like so many seconds of waiting, so what
-        is less urgent waits longer, and not for ever."""
+        """The turn of the want; the lowest comes first. A step of urgency or of priority counts
+        like `aging_seconds` of waiting, so what is less urgent waits longer, but not for ever."""
         return (self.since - limits.aging_seconds * (self.purpose + priority), self.unit)
 
     def unplaced(self, status: str) -> "Want":
-        """Back to the queue: its server is gone."""
+        """The same want without its place."""
         return self._replace(
             server=None, placed_at=None, load_began=None, victims=(), status=status
         )
 
 
 def phases(want: Want, waiter: Waiter, now: float) -> tuple[Phase, ...]:
-    """What this waiter waited for: queue, reserve, evict (if anything was evicted), load."""
+    """The phases of a waiter's wait: queue, reserve, evict (if anything was evicted), load."""
     attributes: dict[str, str | int | float] = {
         "shoal.model": want.unit.model,
         "shoal.version": want.unit.version,

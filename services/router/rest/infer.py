@@ -18,6 +18,7 @@ from services.router.rest.reply import (
     visible_headers,
 )
 from services.router.rest.service import Service
+from shoal.tensors import pack_elements
 
 SIZE_HEADER: Final = b"inference-header-content-length"
 _ACCEPTED: Final = (b"accept-encoding", b"gzip, deflate")
@@ -102,7 +103,7 @@ def _deduced(incoming: HttpRequest, declared: Any, max_batch: int) -> Input:
                 f"For BYTE datatype raw input '{declared.name}', the model must have input shape "
                 "[1]"
             )
-        incoming.body = tensors.encoded_bytes_elements([incoming.body])
+        incoming.body = pack_elements([incoming.body])
         size = len(incoming.body)
     elif -1 in shape:
         shape[shape.index(-1)] = size // (fixed * SIZES[datatype])

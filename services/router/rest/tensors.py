@@ -1,7 +1,7 @@
 """Tensors in JSON and in bytes, and the messages of Triton's protocol that carry them."""
 
-import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from math import prod
 from typing import Any, Final, NamedTuple
 
@@ -12,6 +12,7 @@ from services.router.core.rest.infer import SIZES, Infer, Input, Output, RegionP
 from services.router.core.rest.values import INTERNAL, INVALID, WrongRequest
 from services.router.core.wire import framing
 from services.router.rest.documents import NonFinite, is_finite
+from shoal.tensors import pack_elements, unpack_elements
 
 Array = np.ndarray[Any, Any]
 
@@ -36,7 +37,7 @@ def message(model: str, version: str, infer: Infer, binary: memoryview) -> bytes
     request = service_pb2.ModelInferRequest(model_name=model, model_version=version, id=infer.id)
     for name, value in infer.parameters.items():
         set_parameter(request.parameters[name], name, value)
-    contents: list[framing.Raw] = []
+    contents: list[bytes | memoryview] = []
     position = 0
     for one in infer.inputs:
         tensor = request.inputs.add(name=one.name, datatype=one.datatype, shape=one.shape)
@@ -84,7 +85,7 @@ def encoded_elements(one: Input) -> bytes:
     """Return the elements of an input that came as JSON, as they lie in memory."""
     flat = one.elements or []
     if one.datatype == "BYTES":
-        return encoded_bytes_elements(map(_bytes, flat))
+        return pack_elements(map(_bytes, flat))
     wide = {"U": np.uint64, "I": np.int64}.get(one.datatype[0])
     with np.errstate(over="ignore"):
         if one.datatype == "BF16":
@@ -100,14 +101,6 @@ def _bytes(text: str) -> bytes:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
         raise WrongRequest(INTERNAL, f"a string is no UTF-8: {error}") from error
-
-
-def encoded_bytes_elements(elements: Iterable[bytes]) -> bytes:
-    """Return BYTES elements, each behind its length."""
-    parts: list[bytes] = []
-    for element in elements:
-        parts += (struct.pack("<I", len(element)), element)
-    return b"".join(parts)
 
 
 def _set_region(tensor: Any, region: RegionPart) -> None:
@@ -246,16 +239,12 @@ def for_json(array: Array) -> Array | NonFinite:
 
 def decoded_bytes_elements(name: str, count: int, content: memoryview) -> list[bytes]:
     """Return the elements of a BYTES tensor. Raises WrongRequest."""
-    found: list[bytes] = []
-    position = 0
-    for _ in range(count):
-        if position + 4 > len(content):
-            raise _size_mismatch(name)
-        (size,) = struct.unpack_from("<I", content, position)
-        position += 4 + size
-        if position > len(content):
-            raise _size_mismatch(name)
-        found.append(bytes(content[position - size : position]))
+    try:
+        found = list(islice(unpack_elements(content), count))
+    except ValueError:
+        raise _size_mismatch(name) from None
+    if len(found) < count:
+        raise _size_mismatch(name)
     return found
 
 

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from shoal.controller.v1 import placement_pb2 as _placement_pb2
@@ -1152,3 +1153,140 @@ class UndrainServerResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UndrainServerResponse: _TypeAlias = UndrainServerResponse  # noqa: Y015
+
+@_typing.final
+class GetDiagnosticsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDiagnosticsRequest: _TypeAlias = GetDiagnosticsRequest  # noqa: Y015
+
+@_typing.final
+class GetDiagnosticsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIOLATIONS_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def violations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The invariants that do not hold, a sentence each. Empty unless there is a fault in the engine."""
+
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___EngineEvent]:
+        """The last events that the engine handled, the oldest first."""
+
+    @_builtins.property
+    def counts(self) -> Global___EngineCounts: ...
+    def __init__(
+        self,
+        *,
+        violations: _abc.Iterable[_builtins.str] | None = ...,
+        events: _abc.Iterable[Global___EngineEvent] | None = ...,
+        counts: Global___EngineCounts | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "events", b"events", "violations", b"violations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDiagnosticsResponse: _TypeAlias = GetDiagnosticsResponse  # noqa: Y015
+
+@_typing.final
+class EngineEvent(_message.Message):
+    """An event that the residency engine handled, and what it decided."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    INSTRUCTIONS_FIELD_NUMBER: _builtins.int
+    event: _builtins.str
+    """The event and its details, on one line, such as "Loaded(key=resnet:1 on t0, attempt=7)". The
+    wording may change from release to release.
+    """
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def instructions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the engine wanted done, in order, in the same form."""
+
+    def __init__(
+        self,
+        *,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        event: _builtins.str = ...,
+        instructions: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "instructions", b"instructions", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EngineEvent: _TypeAlias = EngineEvent  # noqa: Y015
+
+@_typing.final
+class EngineCounts(_message.Message):
+    """How much there is of everything that the engine keeps track of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    SERVERS_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    WANTS_FIELD_NUMBER: _builtins.int
+    WAITERS_FIELD_NUMBER: _builtins.int
+    ROUTERS_FIELD_NUMBER: _builtins.int
+    DRAINS_FIELD_NUMBER: _builtins.int
+    LEASED_REPLICAS_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    events: _builtins.int
+    """Events handled since this Controller began to act."""
+    servers: _builtins.int
+    versions: _builtins.int
+    """Versions in the catalogue that can be loaded."""
+    replicas: _builtins.int
+    """Replicas in any state."""
+    wants: _builtins.int
+    """Versions that are to become READY on some server, whether or not a caller waits."""
+    waiters: _builtins.int
+    """Callers that wait for a version."""
+    routers: _builtins.int
+    drains: _builtins.int
+    """Replicas that are withdrawn and wait for Routers to drain them."""
+    leased_replicas: _builtins.int
+    """Replicas that are not evicted because a request is on its way to them."""
+    failures: _builtins.int
+    """Versions whose last load failed, or that are set aside after crashes."""
+    def __init__(
+        self,
+        *,
+        events: _builtins.int = ...,
+        servers: _builtins.int = ...,
+        versions: _builtins.int = ...,
+        replicas: _builtins.int = ...,
+        wants: _builtins.int = ...,
+        waiters: _builtins.int = ...,
+        routers: _builtins.int = ...,
+        drains: _builtins.int = ...,
+        leased_replicas: _builtins.int = ...,
+        failures: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drains", b"drains", "events", b"events", "failures", b"failures", "leased_replicas", b"leased_replicas", "replicas", b"replicas", "routers", b"routers", "servers", b"servers", "versions", b"versions", "waiters", b"waiters", "wants", b"wants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EngineCounts: _TypeAlias = EngineCounts  # noqa: Y015

@@ -130,6 +130,11 @@ class ControllerServiceStub(object):
                 request_serializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.WatchEventsRequest.SerializeToString,
                 response_deserializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.WatchEventsResponse.FromString,
                 _registered_method=True)
+        self.GetDiagnostics = channel.unary_unary(
+                '/shoal.controller.v1.ControllerService/GetDiagnostics',
+                request_serializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.GetDiagnosticsRequest.SerializeToString,
+                response_deserializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.GetDiagnosticsResponse.FromString,
+                _registered_method=True)
 
 
 class ControllerServiceServicer(object):
@@ -271,6 +276,15 @@ class ControllerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetDiagnostics(self, request, context):
+        """The residency engine's check of itself, and the last things that happened to it. For
+        administrators who suspect a fault in the engine. The Controller does nothing else while it
+        checks, which takes time in proportion to the number of models and servers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControllerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -363,6 +377,11 @@ def add_ControllerServiceServicer_to_server(servicer, server):
                     servicer.WatchEvents,
                     request_deserializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.WatchEventsRequest.FromString,
                     response_serializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.WatchEventsResponse.SerializeToString,
+            ),
+            'GetDiagnostics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDiagnostics,
+                    request_deserializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.GetDiagnosticsRequest.FromString,
+                    response_serializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.GetDiagnosticsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -856,6 +875,33 @@ class ControllerService(object):
             '/shoal.controller.v1.ControllerService/WatchEvents',
             shoal_dot_controller_dot_v1_dot_controller__service__pb2.WatchEventsRequest.SerializeToString,
             shoal_dot_controller_dot_v1_dot_controller__service__pb2.WatchEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDiagnostics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.controller.v1.ControllerService/GetDiagnostics',
+            shoal_dot_controller_dot_v1_dot_controller__service__pb2.GetDiagnosticsRequest.SerializeToString,
+            shoal_dot_controller_dot_v1_dot_controller__service__pb2.GetDiagnosticsResponse.FromString,
             options,
             channel_credentials,
             insecure,

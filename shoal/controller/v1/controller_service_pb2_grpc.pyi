@@ -84,6 +84,11 @@ class ControllerServiceStub:
     """Returns the events that are kept, the newest first."""
     WatchEvents: _grpc.UnaryStreamMultiCallable[_controller_service_pb2.WatchEventsRequest, _controller_service_pb2.WatchEventsResponse]
     """Sends events as they happen, without end."""
+    GetDiagnostics: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.GetDiagnosticsRequest, _controller_service_pb2.GetDiagnosticsResponse]
+    """The residency engine's check of itself, and the last things that happened to it. For
+    administrators who suspect a fault in the engine. The Controller does nothing else while it
+    checks, which takes time in proportion to the number of models and servers.
+    """
 
 @_typing.type_check_only
 class ControllerServiceAsyncStub(ControllerServiceStub):
@@ -140,6 +145,11 @@ class ControllerServiceAsyncStub(ControllerServiceStub):
     """Returns the events that are kept, the newest first."""
     WatchEvents: _aio.UnaryStreamMultiCallable[_controller_service_pb2.WatchEventsRequest, _controller_service_pb2.WatchEventsResponse]  # type: ignore[assignment]
     """Sends events as they happen, without end."""
+    GetDiagnostics: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.GetDiagnosticsRequest, _controller_service_pb2.GetDiagnosticsResponse]  # type: ignore[assignment]
+    """The residency engine's check of itself, and the last things that happened to it. For
+    administrators who suspect a fault in the engine. The Controller does nothing else while it
+    checks, which takes time in proportion to the number of models and servers.
+    """
 
 class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Residency: which model version is on which server. Only this service changes it.
@@ -301,5 +311,16 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_controller_service_pb2.WatchEventsResponse], _abc.AsyncIterator[_controller_service_pb2.WatchEventsResponse]]:
         """Sends events as they happen, without end."""
+
+    @_abc_1.abstractmethod
+    def GetDiagnostics(
+        self,
+        request: _controller_service_pb2.GetDiagnosticsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_service_pb2.GetDiagnosticsResponse, _abc.Awaitable[_controller_service_pb2.GetDiagnosticsResponse]]:
+        """The residency engine's check of itself, and the last things that happened to it. For
+        administrators who suspect a fault in the engine. The Controller does nothing else while it
+        checks, which takes time in proportion to the number of models and servers.
+        """
 
 def add_ControllerServiceServicer_to_server(servicer: ControllerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

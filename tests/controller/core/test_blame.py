@@ -10,7 +10,7 @@ from tests.support.residency_world import key, unit
 
 def test_the_same_request_on_two_servers_is_to_blame() -> None:
     why = culprit(Break(1.0, key("a", "t1"), key("a", "t0")))
-    assert why == "a request of it was in flight when t0 crashed, and again when t1 did"
+    assert why == "one of its requests was in flight when t0 crashed, and again when t1 did"
 
 
 def test_one_crash_tells_nothing() -> None:

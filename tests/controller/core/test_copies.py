@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.controller.core.copies import Change, Pressure, again, change, step
+from services.controller.core.copies import Adjustment, Pressure, adjustment, again, step
 from services.controller.core.limits import Limits
 
 LIMITS = Limits(
@@ -27,7 +27,9 @@ class Copies:
         while self.now < until:
             self.now += TICK
             self.pressure = step(self.pressure, in_flight, queue, self.replicas, LIMITS, self.now)
-            found = change(self.pressure, self.replicas, self.least, self.most, LIMITS, self.now)
+            found = adjustment(
+                self.pressure, self.replicas, self.least, self.most, LIMITS, self.now
+            )
             if found is not None:
                 self.pressure = again(self.pressure)
                 self.replicas += found.by
@@ -98,18 +100,18 @@ def test_never_beyond_the_bounds(least: int, most: int, loads: list[tuple[int, i
 
 
 def test_more_than_are_allowed_leave_at_once() -> None:
-    found = change(Pressure(0.0, in_flight=100.0, busy_since=0.0), 3, 0, 2, LIMITS, 10.0)
-    assert found == Change(-1, "3 copies, 2 are allowed")
-    assert change(Pressure(0.0), 3, 3, 2, LIMITS, 0.0) is None, "the minimum counts for more"
+    found = adjustment(Pressure(0.0, in_flight=100.0, busy_since=0.0), 3, 0, 2, LIMITS, 10.0)
+    assert found == Adjustment(-1, "3 copies, but at most 2 are allowed")
+    assert adjustment(Pressure(0.0), 3, 3, 2, LIMITS, 0.0) is None, "the minimum counts for more"
 
 
 def test_none_are_allowed_and_one_stays_all_the_same() -> None:
-    assert change(Pressure(0.0), 1, 0, 0, LIMITS, 0.0) is None
+    assert adjustment(Pressure(0.0), 1, 0, 0, LIMITS, 0.0) is None
 
 
 def test_a_reason_has_its_numbers() -> None:
     busy = Pressure(0.0, in_flight=9.0, queue=0.02, busy_since=0.0)
-    found = change(busy, 2, 0, 4, LIMITS, 5.0)
+    found = adjustment(busy, 2, 0, 4, LIMITS, 5.0)
     assert found is not None
     assert found.reason == (
         "4.5 requests in flight on each of 2 (more than 4), 20 ms in its queue, for 5.0 s"

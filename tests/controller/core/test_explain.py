@@ -141,7 +141,7 @@ def test_the_victims_are_those_that_leave() -> None:
         world.resident(name)
     (verdict,) = absence(world, "d").verdicts
     assert verdict.victims == (unit("a"),)
-    assert verdict.reason == "ram 100 MiB on t0, after a:1"
+    assert verdict.reason == "ram 100 MiB on t0, after evicting a:1"
     world.resident("d")
     assert world.ready() == {"b", "c", "d"}
 
@@ -170,14 +170,14 @@ def test_the_verdicts_come_in_the_order_in_which_they_would_be_taken() -> None:
     assert found["full"].possible
     assert found["away"].reason == "connection refused"
     assert found["empty"].reason == "an operator wants it drained"
-    assert found["small"].reason == "small has ram 10 MiB, it needs ram 100 MiB"
+    assert found["small"].reason == "small has ram 10 MiB but it needs ram 100 MiB"
 
 
 def test_a_label_that_no_server_has() -> None:
     world = World([spec("a", required_labels={"gpu": "a100"})])
     found = absence(world, "a")
     assert found.reason == (
-        "nothing asks for a:1; no server can hold it: t0 has gpu=nothing, it requires gpu=a100"
+        "nothing asks for a:1; no server can hold it: t0 has gpu=nothing but it requires gpu=a100"
     )
 
 
@@ -185,7 +185,7 @@ def test_pins_in_the_way() -> None:
     world = World([spec("a", 300, pinned=True), spec("b")])
     world.work()
     assert absence(world, "b").reason == (
-        "nothing asks for b:1; a request would be refused: on t0 the room is taken by what is kept "
+        "nothing asks for b:1; a request would be refused: the room on t0 is taken by what is kept "
         "there: a:1"
     )
 
@@ -291,8 +291,8 @@ def test_what_is_ready_tells_what_another_copy_takes() -> None:
     world.resident("b")
     assert absence(world, "a").reason == "a:1 is READY on t1, as many as it may have (max_copies 1)"
     assert absence(world, "b").reason == (
-        "b:1 is READY on t0; another copy comes after 3 s with more than 4 requests in flight on "
-        "each (now 0.0) or 100 ms in its queue (now 0 ms)"
+        "b:1 is READY on t0; another copy is loaded after 3 s with more than 4 requests in flight "
+        "on each (0.0 now) or more than 100 ms in its queue (0 ms now)"
     )
 
 
@@ -363,4 +363,4 @@ def test_a_fleet_that_is_asked_does_what_it_would_have_done(
     assert asked.pending == left.pending
     assert asked.answers.keys() == left.answers.keys()
     assert asked.engine.fleet.replicas == left.engine.fleet.replicas
-    assert asked.engine.fleet.uses == left.engine.fleet.uses
+    assert asked.engine.fleet.uses.on == left.engine.fleet.uses.on

@@ -13,7 +13,7 @@ from services.controller.core.entities import (
 )
 from services.controller.core.fleet import Fleet
 from services.controller.core.limits import Limits
-from services.controller.core.placement import Never, NoServer, Place, place, reason, score
+from services.controller.core.placement import Closed, Never, Place, place, reason, score
 from services.controller.core.sizing import reservation
 from services.controller.core.states import State
 from services.controller.core.victims import Blocked, Terms, Wait
@@ -53,7 +53,7 @@ def test_an_empty_server_takes_it_as_it_is() -> None:
 
 def test_a_reason_names_what_leaves() -> None:
     chosen = placed(decide(C, view(server(20), There(A, 1), There(B, 2)), more=[A, B]))
-    assert reason(chosen, {"ram": 3 << 20}) == "ram 3 MiB on t0, after a:1"
+    assert reason(chosen, {"ram": 3 << 20}) == "ram 3 MiB on t0, after evicting a:1"
 
 
 def test_what_no_empty_server_could_hold_never_fits() -> None:
@@ -63,7 +63,8 @@ def test_what_no_empty_server_could_hold_never_fits() -> None:
     )
     assert isinstance(decision, Never)
     assert decision.reason == (
-        "t0 has ram 1.00 GiB, it needs ram 3.00 GiB; t1 has ram 2.00 GiB, it needs ram 3.00 GiB"
+        "t0 has ram 1.00 GiB but it needs ram 3.00 GiB; "
+        "t1 has ram 2.00 GiB but it needs ram 3.00 GiB"
     )
 
 
@@ -71,7 +72,7 @@ def test_more_parts_than_a_server_may_hold_never_fit() -> None:
     parts = [spec(name, 1) for name in "xyz"]
     decision = decide(spec("e", 0, "x", "y", "z"), view(server(models=2)), more=parts)
     assert isinstance(decision, Never)
-    assert decision.reason == "t0 holds 2 models at a time, it is made of 3"
+    assert decision.reason == "t0 holds 2 models at a time but it is made of 3"
 
 
 def test_an_ensemble_takes_no_place_itself() -> None:
@@ -101,7 +102,9 @@ def test_a_size_that_is_known_is_not_cut_with_the_guesses() -> None:
     here = view(server(100), There(replace(grown, declared={"ram": 80}), 1))
     decision = decide(spec("e", 0, "x", "y", "z"), here, more=[grown, declared, guessed])
     assert isinstance(decision, Blocked)
-    assert decision.reason == "on t0 the room is taken by its own parts, too large together"
+    assert (
+        decision.reason == "the room on t0 is taken by its own parts, which are too large together"
+    )
 
 
 def test_one_server_that_could_hold_it_is_enough() -> None:
@@ -112,7 +115,7 @@ def test_one_server_that_could_hold_it_is_enough() -> None:
 
 def test_without_a_server() -> None:
     decision = decide(A)
-    assert isinstance(decision, NoServer)
+    assert isinstance(decision, Closed)
     assert decision.reason == "no server is configured"
 
 
@@ -122,14 +125,14 @@ def test_without_a_healthy_server() -> None:
         view(server(100, health=Health.UNKNOWN)),
         view(server(100, id="t1", health=Health.UNREACHABLE, reason="it does not answer")),
     )
-    assert isinstance(decision, NoServer)
+    assert isinstance(decision, Closed)
     assert decision.reason == "t0: not inventoried yet, t1: it does not answer"
 
 
 def test_only_servers_that_could_hold_it_are_named() -> None:
     big = spec("big", 50)
     decision = decide(big, view(server(40)), view(server(60, id="t1", health=Health.UNREACHABLE)))
-    assert isinstance(decision, NoServer)
+    assert isinstance(decision, Closed)
     assert decision.reason == "t1: unreachable"
 
 
@@ -137,7 +140,7 @@ def test_a_drained_server_is_given_nothing() -> None:
     drained = view(server(100, id="t1", draining="maintenance"))
     assert placed(decide(A, view(server(100)), drained)).server == "t0"
     decision = decide(A, drained)
-    assert isinstance(decision, NoServer)
+    assert isinstance(decision, Closed)
     assert decision.reason == "t1: maintenance"
 
 
@@ -147,7 +150,7 @@ def test_a_drained_server_is_given_nothing() -> None:
 def test_only_pinned_replicas_in_the_way_block() -> None:
     decision = decide(C, view(server(15), There(A, 1), protected={"a": PINNED}), more=[A])
     assert isinstance(decision, Blocked)
-    assert decision.reason == "on t0 the room is taken by what is kept there: a:1"
+    assert decision.reason == "the room on t0 is taken by what is kept there: a:1"
 
 
 def test_the_minimum_of_copies_blocks_too() -> None:
@@ -256,7 +259,7 @@ def test_without_the_labels_it_never_fits() -> None:
     decision = decide(GPU, view(server(100)), view(server(100, id="t1", labels={"gpu": "t4"})))
     assert isinstance(decision, Never)
     assert decision.reason == (
-        "t0 has gpu=nothing, it requires gpu=h200; t1 has gpu=t4, it requires gpu=h200"
+        "t0 has gpu=nothing but it requires gpu=h200; t1 has gpu=t4 but it requires gpu=h200"
     )
 
 
@@ -293,7 +296,7 @@ def test_room_comes_before_any_score() -> None:
 
 def test_a_claimed_server_is_for_its_claimant_alone() -> None:
     fleet = fleet_of([view(server(100))], [A, B])
-    fleet.claims["t0"] = A.unit
+    fleet.wants.claims["t0"] = A.unit
     decision = place(fleet, B, Terms(), NOW)
     assert isinstance(decision, Wait)
     assert decision.reason == "t0 is kept for a:1, which has waited longer"
@@ -315,7 +318,7 @@ def catalogue(*specs: UnitSpec) -> Fleet:
 
 
 def names_of_group(fleet: Fleet, name: str) -> list[str]:
-    return [each.unit.model for each in fleet.group(fleet.specs[unit(name)])]
+    return [each.unit.model for each in fleet.known.group(fleet.known.specs[unit(name)])]
 
 
 def test_a_group_is_each_part_once_parts_first() -> None:

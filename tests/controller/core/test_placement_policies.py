@@ -45,7 +45,7 @@ def test_gdsf_takes_the_least_uses_times_seconds_by_size() -> None:
     fleet = fleet_of([here], listed, GDSF)
     used(fleet, "cheap", NOW, NOW)
     used(fleet, "rare", NOW - 1)
-    ranks = {each.model: fleet.uses["t0"][each].rank for each in fleet.replicas["t0"]}
+    ranks = {each.model: fleet.uses.on["t0"][each].rank for each in fleet.replicas["t0"]}
     assert ranks == pytest.approx({"cheap": 6.0, "dear": 50.0, "rare": 10.0})
     everything = ["cheap", "dear", "rare"]
     for size, gone in [(20, []), (30, ["cheap"]), (75, ["cheap", "rare"]), (100, everything)]:
@@ -107,7 +107,7 @@ def test_by_last_use_a_victim_is_as_old_on_one_server_as_on_another() -> None:
     for i in range(8):
         world.resident(f"m{i}")
         world.pass_time(1.0)
-    assert set(world.fleet.clocks.values()) == {0.0}
+    assert set(world.fleet.uses.clocks.values()) == {0.0}
     assert world.ready() == {"m6", "m7"}
     assert front(world.fleet, world.granted(7).key.server) < front(
         world.fleet, world.granted(8).key.server

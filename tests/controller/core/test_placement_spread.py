@@ -76,7 +76,7 @@ def crowds(draw: st.DrawFn) -> tuple[Fleet, list[UnitSpec]]:
                 there = There(each, NOW - random.randint(1, 500))
                 put(fleet, key, there, {})
     for name in fleet.servers:
-        lowest = fleet.orders[name].lowest()
+        lowest = fleet.uses.orders[name].lowest()
         fleet.roster.changed(name, placement.room_score(fleet, name), lowest)
     return fleet, listed
 

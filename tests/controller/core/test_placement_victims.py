@@ -60,7 +60,7 @@ def test_a_pinned_version_with_another_config_blocks() -> None:
     here = view(server(100), There(resident, 1), protected={"m": PINNED})
     decision = decide(OTHER, here, more=[resident])
     assert isinstance(decision, Blocked)
-    assert decision.reason == "m:1 is kept on t0 (pinned) and has another config"
+    assert decision.reason == "m:1 is kept on t0 (pinned) and has a different config"
 
 
 @pytest.mark.parametrize(

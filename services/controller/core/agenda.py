@@ -1,0 +1,57 @@
+"""What the engine has to look at again: before it is done with the present event, or at a time."""
+
+from services.controller.core.entities import ReplicaKey, Unit
+from services.controller.core.timers import Timers
+
+
+class Agenda:
+    """Marks that the owners of the state leave for `residency`, which works them off.
+
+    Each is a dictionary without values: what is marked twice is looked at once, in the order of
+    the first marks.
+    """
+
+    __slots__ = ("arrived", "changed", "displaced", "fresh", "timers")
+
+    def __init__(self) -> None:
+        #: Servers where a load may start, or a want find a place, that could not before.
+        self.changed: dict[str, None] = {}
+        #: Wants that are new, have lost their place, or may be over.
+        self.fresh: dict[Unit, None] = {}
+        #: Units that have become READY somewhere.
+        self.arrived: dict[Unit, None] = {}
+        #: Replicas that are gone, or are leaving.
+        self.displaced: dict[ReplicaKey, None] = {}
+        #: When something becomes due though nothing happens, on the engine's clock.
+        self.timers = Timers()
+
+    def look_at_server(self, server: str) -> None:
+        self.changed[server] = None
+
+    def look_at_want(self, unit: Unit) -> None:
+        self.fresh[unit] = None
+
+    def forget_want(self, unit: Unit) -> None:
+        self.fresh.pop(unit, None)
+
+    def has_arrived(self, unit: Unit) -> None:
+        self.arrived[unit] = None
+
+    def is_displaced(self, key: ReplicaKey) -> None:
+        self.displaced[key] = None
+
+    def take_changed(self) -> dict[str, None]:
+        taken, self.changed = self.changed, {}
+        return taken
+
+    def take_fresh(self) -> list[Unit]:
+        taken, self.fresh = self.fresh, {}
+        return list(taken)
+
+    def take_arrived(self) -> list[Unit]:
+        taken, self.arrived = self.arrived, {}
+        return list(taken)
+
+    def take_displaced(self) -> list[ReplicaKey]:
+        taken, self.displaced = self.displaced, {}
+        return list(taken)

@@ -1,0 +1,91 @@
+"""How each replica is used, and the rank that its server's eviction policy gives it for that."""
+
+from collections.abc import Mapping
+
+from services.controller.core.entities import Replica, ReplicaKey, Server, Unit, Use
+from services.controller.core.knowledge import Knowledge
+from services.controller.core.limits import Limits
+from services.controller.core.ranking import POLICIES, Order, Rank
+from services.controller.core.states import State
+
+UNUSED = Use(float("-inf"))
+
+
+class Uses:
+    """The use of every replica, and the order in which each server's would leave."""
+
+    __slots__ = ("_half_life", "_known", "_servers", "by_age", "clocks", "on", "orders", "rank")
+
+    def __init__(self, limits: Limits, known: Knowledge, servers: Mapping[str, Server]) -> None:
+        self._half_life = limits.half_life_seconds
+        self._known = known
+        self._servers = servers
+        #: The eviction policy.
+        self.rank: Rank = POLICIES[limits.policy]
+        #: Whether a rank is the time of the last use and nothing more.
+        self.by_age = limits.policy == "lru"
+        #: The use of each replica, by server and unit.
+        self.on: dict[str, dict[Unit, Use]] = {}
+        #: The READY replicas of each server, in the order in which they would leave.
+        self.orders: dict[str, Order] = {}
+        #: What the policy ages ranks with, by server: the highest rank evicted there, or so.
+        self.clocks: dict[str, float] = {}
+
+    def add_server(self, server: str) -> None:
+        self.on[server] = {}
+        self.orders[server] = Order()
+        self.clocks[server] = 0.0
+
+    def start(self, replica: Replica, now: float) -> None:
+        """Begin to count. A load counts as a use."""
+        server, unit = replica.key
+        before = self.on[server].get(unit, UNUSED)
+        rank = self._rank_of(replica, now, 1.0)
+        self.on[server][unit] = before._replace(last_used=now, uses=1.0, rank=rank)
+
+    def ready(self, replica: Replica) -> None:
+        """Take a replica that has become READY into its server's order."""
+        server, unit = replica.key
+        self.orders[server].push(self.on[server][unit].rank, unit)
+
+    def touch(self, replica: Replica, used: float, requests: int) -> None:
+        """Count `requests`, the last of them at `used`, in seconds of the engine's clock."""
+        server, unit = replica.key
+        here = self.on[server]
+        before = here[unit]
+        last = max(used, before.last_used)
+        faded: float = before.uses * 0.5 ** ((last - before.last_used) / self._half_life)
+        uses = faded + requests
+        rank = last if self.by_age else self._rank_of(replica, last, uses)
+        here[unit] = before._replace(last_used=last, uses=uses, rank=rank)
+        if rank < before.rank and replica.state is State.READY:
+            self.orders[server].push(rank, unit)
+
+    def count(self, key: ReplicaKey, in_flight: int, sequences: int) -> None:
+        """A Router has so many more requests and sequences in flight there (less: negative)."""
+        here = self.on[key.server]
+        use = here[key.unit]
+        here[key.unit] = use._replace(
+            in_flight=max(0, use.in_flight + in_flight),
+            sequences=max(0, use.sequences + sequences),
+        )
+
+    def forget(self, key: ReplicaKey) -> None:
+        self.on[key.server].pop(key.unit, None)
+
+    def advance_clock(self, server: str, clock: float) -> None:
+        self.clocks[server] = clock
+
+    def share(self, replica: Replica) -> float:
+        """The largest share of anything budgeted on its server that the replica takes, in [0, 1];
+        1.0 where nothing is budgeted."""
+        server = self._servers[replica.key.server]
+        shares = [replica.reserved.get(name, 0) / size for name, size in server.budget.items()]
+        if server.max_models:
+            shares.append(replica.slots / server.max_models)
+        return max(shares, default=1.0)
+
+    def _rank_of(self, replica: Replica, last_used: float, uses: float) -> float:
+        server, unit = replica.key
+        reload = self._known.reload_seconds(unit)
+        return self.rank(last_used, uses, reload, self.share(replica), self.clocks[server])

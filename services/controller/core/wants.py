@@ -1,0 +1,202 @@
+"""Everything that is wanted, who waits for it, and the queue of what has found no place."""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from heapq import heappop, heappush
+
+from services.controller.core.agenda import Agenda
+from services.controller.core.entities import ReplicaKey, Unit
+from services.controller.core.knowledge import Knowledge
+from services.controller.core.limits import Limits
+from services.controller.core.waiting import Purpose, Waiter, Want
+
+
+class Wants:
+    """One want for each unit that is to be READY somewhere, and one place for each waiter."""
+
+    __slots__ = (
+        "_agenda",
+        "_known",
+        "_limits",
+        "_retried",
+        "asked",
+        "by_unit",
+        "claims",
+        "deadlines",
+        "evictions",
+        "turns",
+        "unplaced",
+        "waiting",
+    )
+
+    def __init__(self, limits: Limits, known: Knowledge, agenda: Agenda) -> None:
+        self._limits = limits
+        self._known = known
+        self._agenda = agenda
+        #: What is wanted.
+        self.by_unit: dict[Unit, Want] = {}
+        #: Who waits for each unit, by number. Never empty for a unit.
+        self.waiting: dict[Unit, dict[int, Waiter]] = {}
+        #: The unit that each waiter waits for.
+        self.asked: dict[int, Unit] = {}
+        #: When each waiter has to be answered, in seconds of the engine's clock: a heap. It also
+        #: has waiters that have been answered.
+        self.deadlines: list[tuple[float, int]] = []
+        #: The wants that have found no place, each with its turn, sorted by it.
+        self.unplaced: list[tuple[float, Unit]] = []
+        #: The entry of each of these wants in `unplaced`.
+        self.turns: dict[Unit, tuple[float, Unit]] = {}
+        #: Servers that are kept for a want that has waited for long.
+        self.claims: dict[str, Unit] = {}
+        #: What has to be gone before the waiter for an eviction is answered.
+        self.evictions: dict[int, tuple[ReplicaKey, ...]] = {}
+        #: How many wants were given another try at ticks; says whose turn is next.
+        self._retried = 0
+
+    # --- what is wanted ---------------------------------------------------------------------------
+
+    def want(
+        self,
+        unit: Unit,
+        purpose: Purpose,
+        now: float,
+        *,
+        target: int = 1,
+        until: float = 0.0,
+        why: str = "",
+    ) -> None:
+        """Have `unit` READY on `target` servers; what is wanted already keeps its turn."""
+        known = self.by_unit.get(unit)
+        if known is None:
+            self.by_unit[unit] = Want(unit, now, purpose, target, why or purpose.text, until)
+            self._agenda.look_at_want(unit)
+            return
+        fresh = known._replace(target=max(known.target, target), until=max(known.until, until))
+        if purpose > known.purpose:
+            self.leave_queue(unit)
+            fresh = fresh._replace(purpose=purpose, why=why or purpose.text)
+            self._agenda.look_at_want(unit)
+        self.by_unit[unit] = fresh
+
+    def put(self, want: Want) -> None:
+        """Replace what is known of a want."""
+        self.by_unit[want.unit] = want
+
+    def unplace(self, want: Want, status: str) -> Want:
+        """Take its place from a want, which looks for another."""
+        fresh = self.by_unit[want.unit] = want.unplaced(status)
+        self._agenda.look_at_want(want.unit)
+        return fresh
+
+    def drop(self, unit: Unit) -> None:
+        """Forget a want: nobody has it any longer, or it is where it was wanted."""
+        want = self.by_unit.pop(unit, None)
+        self._agenda.forget_want(unit)
+        if want is not None:
+            self.leave_queue(unit)
+            self.give_claims_back(unit)
+
+    def review(self) -> None:
+        """Have the wants that nobody waits for looked at: they may be over."""
+        for unit in self.by_unit:
+            if unit not in self.waiting:
+                self._agenda.look_at_want(unit)
+
+    def on_server(self, server: str) -> list[Want]:
+        """The wants that have their place on the server."""
+        return [want for want in self.by_unit.values() if want.server == server]
+
+    def placed_at(self, key: ReplicaKey) -> list[Want]:
+        """The wants that have their place on the server and need the unit there."""
+        wants = map(self.by_unit.get, self._known.with_users(key.unit))
+        return [want for want in wants if want is not None and want.server == key.server]
+
+    # --- the queue --------------------------------------------------------------------------------
+
+    def order(self, want: Want) -> tuple[float, Unit]:
+        """The turn of a want; the lowest comes first."""
+        spec = self._known.specs.get(want.unit)
+        return want.order(spec.priority if spec is not None else 0, self._limits)
+
+    def enqueue(self, want: Want) -> None:
+        """Have a want that found no place tried again in its turn."""
+        turn = self.turns[want.unit] = self.order(want)
+        insort(self.unplaced, turn)
+
+    def leave_queue(self, unit: Unit) -> None:
+        turn = self.turns.pop(unit, None)
+        if turn is not None:
+            del self.unplaced[bisect_left(self.unplaced, turn)]
+
+    def some_unplaced(self, most: int) -> list[Unit]:
+        """The next `most` wants in the queue, in rotation: the first of it may wait for long."""
+        queue = [unit for _, unit in self.unplaced]
+        start = self._retried % len(queue) if queue else 0
+        self._retried = start + most
+        return (queue + queue)[start : start + min(most, len(queue))]
+
+    # --- claims -----------------------------------------------------------------------------------
+
+    def claim(self, server: str, unit: Unit) -> None:
+        """Keep a server for `unit`."""
+        self.claims[server] = unit
+
+    def unclaim(self, server: str) -> None:
+        """Open a server to all again, if it is kept for somebody."""
+        if self.claims.pop(server, None) is not None:
+            self._agenda.look_at_server(server)
+
+    def give_claims_back(self, unit: Unit) -> None:
+        for server in [server for server, other in self.claims.items() if other == unit]:
+            self.unclaim(server)
+
+    # --- waiters ----------------------------------------------------------------------------------
+
+    def wait(self, waiter: Waiter, unit: Unit) -> None:
+        """Have `waiter` wait for `unit`, which is wanted."""
+        self.waiting.setdefault(unit, {})[waiter.id] = waiter
+        self.asked[waiter.id] = unit
+        last = waiter.deadline - self._limits.answer_margin_seconds
+        heappush(self.deadlines, (last, waiter.id))
+        self._agenda.timers.at(last)
+
+    def take_waiters(self, unit: Unit) -> list[Waiter]:
+        """Everybody who waits for `unit`: they are to be answered at once."""
+        taken = list(self.waiting.pop(unit, {}).values())
+        for waiter in taken:
+            del self.asked[waiter.id]
+        return taken
+
+    def take_overdue(self, now: float) -> Iterator[tuple[Unit, Waiter]]:
+        """The waiters that have to be answered by now, each with the unit that it waits for. Each
+        is forgotten once it was answered."""
+        while self.deadlines and self.deadlines[0][0] <= now:
+            _, id_ = heappop(self.deadlines)
+            unit = self.asked.get(id_)
+            if unit is not None:
+                yield unit, self.waiting[unit][id_]
+                self.forget_waiter(id_)
+
+    def forget_waiter(self, id_: int) -> None:
+        self.evictions.pop(id_, None)
+        unit = self.asked.pop(id_, None)
+        if unit is None:
+            return
+        waiting = self.waiting[unit]
+        del waiting[id_]
+        if not waiting:
+            del self.waiting[unit]
+            self._agenda.look_at_want(unit)  # is it still wanted?
+
+    def wait_for_eviction(self, waiter: int, keys: tuple[ReplicaKey, ...]) -> None:
+        self.evictions[waiter] = keys
+
+    def end_eviction(self, waiter: int) -> None:
+        del self.evictions[waiter]
+
+    def trace_of(self, unit: Unit) -> str:
+        """The trace of a request that waits for `unit`, or for something that it is a part of."""
+        for user in self._known.with_users(unit):
+            for waiter in self.waiting.get(user, {}).values():
+                return waiter.trace_id
+        return ""

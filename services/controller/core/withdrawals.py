@@ -1,0 +1,158 @@
+"""The Routers, what they may still send to, and what is being withdrawn from them."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from heapq import heappop, heappush
+
+from services.controller.core.agenda import Agenda
+from services.controller.core.entities import ReplicaKey
+from services.controller.core.limits import Limits
+from services.controller.core.routers import Drain, RouterView, has_drained
+
+
+class Withdrawals:
+    """The Router processes, the drains that wait for them, and the use leases that they hold."""
+
+    __slots__ = (
+        "_agenda",
+        "_limits",
+        "drains",
+        "lease_ends",
+        "lease_keys",
+        "leases_lent",
+        "routers",
+        "silent_at",
+        "unload_from",
+        "use_leases",
+    )
+
+    def __init__(self, limits: Limits, agenda: Agenda, unload_from: float) -> None:
+        self._limits = limits
+        self._agenda = agenda
+        #: Nothing is unloaded before, in seconds of the engine's clock: until then, Routers of an
+        #: earlier Controller may send by its table.
+        self.unload_from = unload_from
+        #: The Routers that are alive, by the name of the process.
+        self.routers: dict[str, RouterView] = {}
+        #: When the next Router may have been silent for too long, in seconds of the engine's clock.
+        self.silent_at = float("-inf")
+        #: The DRAINING replicas, and what each of them waits for.
+        self.drains: dict[ReplicaKey, Drain] = {}
+        #: The use leases of each replica that neither started nor ran out. Never an empty set.
+        self.use_leases: dict[ReplicaKey, set[str]] = {}
+        #: When each use lease runs out, in seconds of the engine's clock: a heap. It also has
+        #: leases that ended before.
+        self.lease_ends: list[tuple[float, str]] = []
+        #: The replica of each use lease in `lease_ends` that has not ended.
+        self.lease_keys: dict[str, ReplicaKey] = {}
+        #: Use leases lent since the start; each one's number makes its name unique.
+        self.leases_lent = 0
+
+    # --- Routers ----------------------------------------------------------------------------------
+
+    def join(self, router: str, now: float) -> None:
+        """Take in a Router that has applied no table yet: every withdrawal waits for it."""
+        self.routers[router] = RouterView(now)
+        self._watch_routers(now)
+        for key, drain in self.drains.items():
+            self.drains[key] = replace(drain, routers=drain.routers | {router})
+
+    def leave(self, router: str) -> RouterView:
+        """Forget a Router: no withdrawal waits for it any longer. Returns what was known of it."""
+        for key, drain in self.drains.items():
+            self.drains[key] = replace(drain, routers=drain.routers - {router})
+        return self.routers.pop(router)
+
+    def heard(self, router: str, now: float) -> bool:
+        """Note that a Router is alive. False where it was dropped, and has to join again."""
+        view = self.routers.get(router)
+        if view is None:
+            return False
+        self.routers[router] = RouterView(now, view.acked, view.in_use)
+        return True
+
+    def acked(self, router: str, revision: int) -> None:
+        self.routers[router] = replace(self.routers[router], acked=revision)
+
+    def used(self, router: str, in_use: Mapping[ReplicaKey, tuple[int, int]]) -> None:
+        """Replace what a Router has in flight, by replica: requests and sequences."""
+        view = self.routers[router] = replace(self.routers[router], in_use=in_use)
+        for key, drain in list(self.drains.items()):
+            if router in drain.routers and has_drained(view, key, drain.revision):
+                self.drains[key] = replace(drain, routers=drain.routers - {router})
+
+    def silent(self, now: float) -> list[tuple[str, float]]:
+        """The Routers that have been silent for too long, and for how many seconds."""
+        limit = self._limits.router_seconds
+        return [
+            (router, now - view.heard)
+            for router, view in self.routers.items()
+            if now >= view.heard + limit
+        ]
+
+    def _watch_routers(self, now: float) -> None:
+        """Have the engine woken when the Router that was heard from least recently is lost."""
+        if self.routers and self.silent_at <= now:
+            heard = min(view.heard for view in self.routers.values())
+            self.silent_at = heard + self._limits.router_seconds
+            self._agenda.timers.at(self.silent_at)
+
+    # --- drains -----------------------------------------------------------------------------------
+
+    def begin(self, key: ReplicaKey, revision: int, now: float) -> None:
+        """Wait until every Router has drained a replica that is withdrawn at `revision`."""
+        self.end_use_leases(key)
+        self.drains[key] = Drain(revision, frozenset(self.routers), self.unload_from)
+        if self.unload_from > now:
+            self._agenda.timers.at(self.unload_from)
+
+    def drained(self, key: ReplicaKey, router: str, revision: int) -> None:
+        """A Router that has applied `revision` has nothing in flight on the replica."""
+        drain = self.drains.get(key)
+        if drain is not None and revision >= drain.revision:
+            self.drains[key] = replace(drain, routers=drain.routers - {router})
+
+    def end(self, key: ReplicaKey) -> None:
+        del self.drains[key]
+
+    def forget(self, key: ReplicaKey) -> None:
+        """The replica is gone, and all that Routers had to do with it."""
+        self.drains.pop(key, None)
+        self.end_use_leases(key)
+        for name, view in self.routers.items():
+            if key in view.in_use:
+                in_use = {other: counts for other, counts in view.in_use.items() if other != key}
+                self.routers[name] = replace(view, in_use=in_use)
+
+    # --- use leases -------------------------------------------------------------------------------
+
+    def lend(self, key: ReplicaKey, now: float) -> str:
+        """A new use lease: the replica is not evicted for another until it starts or runs out."""
+        self.leases_lent += 1
+        lease = f"{key.server}-{self.leases_lent}"
+        ends = now + self._limits.use_lease_seconds
+        self.use_leases.setdefault(key, set()).add(lease)
+        self.lease_keys[lease] = key
+        heappush(self.lease_ends, (ends, lease))
+        self._agenda.timers.at(ends)
+        return lease
+
+    def end_use_lease(self, lease: str) -> ReplicaKey | None:
+        """The replica that the lease was for, or None where it had ended before."""
+        key = self.lease_keys.pop(lease, None)
+        if key is None or lease not in self.use_leases.get(key, ()):
+            return None
+        self.use_leases[key].discard(lease)
+        if not self.use_leases[key]:  # the replica may be evicted again
+            del self.use_leases[key]
+            self._agenda.look_at_server(key.server)
+        return key
+
+    def end_use_leases(self, key: ReplicaKey) -> None:
+        self.use_leases.pop(key, None)
+
+    def expire(self, now: float) -> None:
+        """End the use leases that have run out, and watch the Routers that are left."""
+        self._watch_routers(now)
+        while self.lease_ends and self.lease_ends[0][0] <= now:
+            self.end_use_lease(heappop(self.lease_ends)[1])
