@@ -117,7 +117,7 @@ def below(path: Path, modules: Collection[str]) -> Iterator[str]:
             yield from (one if one in modules else node.module for one in inner)
 
 
-@pytest.mark.parametrize("top", ["services"])
+@pytest.mark.parametrize("top", ["services", "shoal"])
 def test_no_modules_import_each_other_in_a_circle(top: str) -> None:
     modules = {module_of(path): path for path in SOURCES if name(path).startswith(f"{top}/")}
     graph = {module: set(below(path, modules)) for module, path in modules.items()}
@@ -138,6 +138,24 @@ def test_names_that_say_nothing_are_not_used() -> None:
         assert not vague.search(path.stem), name(path)
         named = [node.name for node in nodes(path) if isinstance(node, ast.ClassDef)]
         assert not [n for n in named if vague.search(n)], name(path)
+
+
+@pytest.mark.parametrize("house", [*(f"services/{house}" for house in HOUSES), "shoal"])
+def test_no_two_classes_have_one_name(house: str) -> None:
+    places: dict[str, list[str]] = {}
+    for path in SOURCES:
+        if name(path).startswith(f"{house}/") and "/v1/" not in name(path):
+            for node in nodes(path):
+                if isinstance(node, ast.ClassDef):
+                    places.setdefault(node.name, []).append(name(path))
+    assert {word: where for word, where in places.items() if len(where) > 1} == {}
+
+
+def test_contributors_are_sent_to_files_that_are_there() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"`((?:services|shoal|tests|protos)/[\w./]+)`", page)
+    assert len(named) >= 10
+    assert [word for word in named if not (ROOT / word).exists()] == []
 
 
 def test_modules_stay_small() -> None:

@@ -54,7 +54,7 @@ class MetricsServer:
     """The server, in a thread of its own. `port` is the bound one, which matters for port 0."""
 
     def __init__(self, listener: socket) -> None:
-        self._server = _Server(listener)
+        self._server = _MetricsServer(listener)
         self.port: int = self._server.server_port
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(_LOOK_SECONDS,), name="metrics", daemon=True
@@ -80,7 +80,7 @@ class _Request(WSGIRequestHandler):
         """A line for every scrape would bury the rest."""
 
 
-class _Server(ThreadingMixIn, WSGIServer):
+class _MetricsServer(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
     def __init__(self, listener: socket) -> None:

@@ -45,7 +45,7 @@ async def serving(
     limits = limits or HttpLimits()
     # Otherwise any sender could cause a log line with each bad or surplus request.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-    server = _Server(
+    server = _IdleServer(
         uvicorn.Config(
             app,
             http=_bounded(limits),
@@ -68,7 +68,7 @@ async def serving(
             server.end.set()
 
 
-class _Server(uvicorn.Server):
+class _IdleServer(uvicorn.Server):
     """A server that sleeps until it is to end.
 
     uvicorn's own wakes ten times a second to check for its end and to format the `date` header. In

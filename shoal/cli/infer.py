@@ -13,7 +13,7 @@ from shoal.cli.output import Document, JsonFlag, print_json, printable
 from shoal.cli.references import Reference, ReferenceArgument, parse_reference
 
 if TYPE_CHECKING:
-    from shoal.cli.tensors import Tensor
+    from shoal.cli.tensors import InputSpec
     from shoal.client import Client, Result
 
 _METADATA_TIMEOUT: Final = 15.0  # seconds
@@ -80,15 +80,17 @@ def infer(
         answer.show()
 
 
-def _inputs_of(shoal: "Client", model: Reference) -> dict[str, "Tensor"]:
+def _inputs_of(shoal: "Client", model: Reference) -> dict[str, "InputSpec"]:
     """Return the model's inputs by name. Raises CallFailed."""
-    from shoal.cli.tensors import Tensor
+    from shoal.cli.tensors import InputSpec
 
     metadata = shoal.metadata(model.model, model.version, timeout=_METADATA_TIMEOUT)
-    return {one.name: Tensor(one.name, one.datatype, one.shape) for one in metadata.inputs}
+    return {one.name: InputSpec(one.name, one.datatype, one.shape) for one in metadata.inputs}
 
 
-def _arrays(model: Reference, inputs: list[str], tensors: Mapping[str, "Tensor"]) -> dict[str, Any]:
+def _arrays(
+    model: Reference, inputs: list[str], tensors: Mapping[str, "InputSpec"]
+) -> dict[str, Any]:
     """Return arrays from the --input options. Raises typer.BadParameter."""
     from shoal.cli.tensors import UnusableInput, parse_inputs
 

@@ -25,7 +25,7 @@ class UnusableInput(ValueError):
     """An `--input` that the model does not accept. The text says what it accepts."""
 
 
-class Tensor(NamedTuple):
+class InputSpec(NamedTuple):
     """An input, as the model's metadata describe it. A size of -1 in `shape` is any size."""
 
     name: str
@@ -36,7 +36,7 @@ class Tensor(NamedTuple):
         return f"{self.name} {self.datatype} {list(self.shape)}"
 
 
-def parse_inputs(texts: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[str, Array]:
+def parse_inputs(texts: Iterable[str], tensors: Mapping[str, InputSpec]) -> dict[str, Array]:
     """Return arrays from texts of the form NAME=VALUE.
 
     A NAME that is given again adds elements. Raises UnusableInput.
@@ -54,11 +54,11 @@ def parse_inputs(texts: Iterable[str], tensors: Mapping[str, Tensor]) -> dict[st
     return {name: _array(tensors[name], given) for name, given in values.items()}
 
 
-def _listed(tensors: Iterable[Tensor]) -> str:
+def _listed(tensors: Iterable[InputSpec]) -> str:
     return ", ".join(map(str, tensors))
 
 
-def _array(tensor: Tensor, values: list[str]) -> Array:
+def _array(tensor: InputSpec, values: list[str]) -> Array:
     if any(value.endswith(".npy") for value in values):
         if len(values) > 1:
             raise UnusableInput(f"{tensor.name}: a .npy file is the whole tensor, so give it alone")
@@ -74,7 +74,7 @@ def _array(tensor: Tensor, values: list[str]) -> Array:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def _loaded(tensor: Tensor, path: Path) -> Array:
+def _loaded(tensor: InputSpec, path: Path) -> Array:
     try:
         array: Array = np.load(path, allow_pickle=False)
     except OSError as error:
@@ -96,7 +96,7 @@ def _loaded(tensor: Tensor, path: Path) -> Array:
     return array.astype(dtype, copy=False)
 
 
-def _byte_strings(tensor: Tensor, path: Path, array: Array) -> Array:
+def _byte_strings(tensor: InputSpec, path: Path, array: Array) -> Array:
     if array.dtype.kind not in "SU":
         raise UnusableInput(
             f"{tensor.name}: {path} holds {array.dtype}, but the model takes BYTES: save an array "
@@ -107,7 +107,7 @@ def _byte_strings(tensor: Tensor, path: Path, array: Array) -> Array:
     return strings.reshape(array.shape)
 
 
-def _batched(tensor: Tensor, array: Array) -> Array:
+def _batched(tensor: InputSpec, array: Array) -> Array:
     """Add the batch dimension where the model has one and the array does not."""
     lacks_it = tensor.shape[:1] == (-1,) and array.ndim == len(tensor.shape) - 1
     return array[np.newaxis] if lacks_it else array
@@ -116,7 +116,7 @@ def _batched(tensor: Tensor, array: Array) -> Array:
 # --- values ---------------------------------------------------------------------------------------
 
 
-def _element(tensor: Tensor, value: str) -> bytes:
+def _element(tensor: InputSpec, value: str) -> bytes:
     """Return a text as it stands, or the content of the file for @FILE.
 
     A text that begins with @ is written with @@.
@@ -131,7 +131,7 @@ def _element(tensor: Tensor, value: str) -> bytes:
         ) from error
 
 
-def _numbers(tensor: Tensor, texts: list[str]) -> Array:
+def _numbers(tensor: InputSpec, texts: list[str]) -> Array:
     try:
         dtype = dtype_of(tensor.datatype)
     except TypeError as error:
@@ -148,7 +148,7 @@ def _numbers(tensor: Tensor, texts: list[str]) -> Array:
         ) from error
 
 
-def _fitted(tensor: Tensor, values: Array) -> Array:
+def _fitted(tensor: InputSpec, values: Array) -> Array:
     """Give a flat list the model's shape. A single number fills it. Raises UnusableInput."""
     known = int(np.prod([size for size in tensor.shape if size >= 0], dtype=np.int64))
     rest, over = divmod(values.size, known) if known else (0, 0)

@@ -22,7 +22,7 @@ from shoal.cli.references import (
 )
 from shoal.cli.register import parse_memory
 from shoal.cli.residency import parse_duration, parse_label
-from shoal.cli.tensors import Tensor, UnusableInput, lines, parse_inputs, values_json
+from shoal.cli.tensors import InputSpec, UnusableInput, lines, parse_inputs, values_json
 from shoal.client.tensors import encoded
 from shoal.controller.v1 import types_pb2 as controller
 from shoal.registry.v1 import types_pb2 as registry
@@ -196,18 +196,18 @@ def test_what_is_no_announcement(tmp_path: Path, content: str) -> None:
 
 # --- tensors in -----------------------------------------------------------------------------------
 
-IMAGE = Tensor("image", "FP32", (3, 2, 2))
-BATCHED = Tensor("image", "FP32", (-1, 3, 2))
-OPEN = Tensor("row", "INT64", (-1, -1))
-TEXT = Tensor("text", "BYTES", (-1,))
+IMAGE = InputSpec("image", "FP32", (3, 2, 2))
+BATCHED = InputSpec("image", "FP32", (-1, 3, 2))
+OPEN = InputSpec("row", "INT64", (-1, -1))
+TEXT = InputSpec("text", "BYTES", (-1,))
 
 
-def read(tensor: Tensor, *values: str) -> np.ndarray:
+def read(tensor: InputSpec, *values: str) -> np.ndarray:
     texts = [f"{tensor.name}={value}" for value in values]
     return parse_inputs(texts, {tensor.name: tensor})[tensor.name]
 
 
-def shape(tensor: Tensor, *values: str) -> tuple[int, ...]:
+def shape(tensor: InputSpec, *values: str) -> tuple[int, ...]:
     return read(tensor, *values).shape
 
 
@@ -216,7 +216,7 @@ def test_a_number_fills_the_tensor() -> None:
     assert (array.shape, array.dtype) == ((3, 2, 2), np.dtype(np.float32))
     assert (array == 0.5).all()
     assert shape(BATCHED, "1") == (1, 3, 2)
-    assert shape(Tensor("x", "FP32", ()), "1") == ()
+    assert shape(InputSpec("x", "FP32", ()), "1") == ()
 
 
 def test_a_list_takes_the_model_s_shape() -> None:
@@ -238,7 +238,7 @@ def test_a_list_takes_the_model_s_shape() -> None:
     ],
 )
 def test_each_datatype_has_its_numbers(datatype: str, text: str, value: object) -> None:
-    array = read(Tensor("x", datatype, (1,)), text)
+    array = read(InputSpec("x", datatype, (1,)), text)
     assert array.tolist() == [value]
     tensor = encoded("x", array)
     assert (tensor.datatype, len(bytes(tensor.data))) == (datatype, array.itemsize)
@@ -251,14 +251,14 @@ def test_each_datatype_has_its_numbers(datatype: str, text: str, value: object) 
         (BATCHED, ["1,2,3,4"]),
         (IMAGE, ["a"]),
         (OPEN, ["1.5"]),
-        (Tensor("x", "UINT8", (1,)), ["256"]),
-        (Tensor("x", "BOOL", (1,)), ["maybe"]),
-        (Tensor("x", "BYTES", (2,)), ["one"]),
-        (Tensor("x", "FP32", (0,)), ["1"]),
-        (Tensor("x", "UNHEARD_OF", (1,)), ["1"]),
+        (InputSpec("x", "UINT8", (1,)), ["256"]),
+        (InputSpec("x", "BOOL", (1,)), ["maybe"]),
+        (InputSpec("x", "BYTES", (2,)), ["one"]),
+        (InputSpec("x", "FP32", (0,)), ["1"]),
+        (InputSpec("x", "UNHEARD_OF", (1,)), ["1"]),
     ],
 )
-def test_values_that_do_not_fit(tensor: Tensor, values: list[str]) -> None:
+def test_values_that_do_not_fit(tensor: InputSpec, values: list[str]) -> None:
     with pytest.raises(UnusableInput, match=tensor.name):
         read(tensor, *values)
 
@@ -269,7 +269,7 @@ def test_text_and_files_are_elements_of_bytes(tmp_path: Path) -> None:
     array = read(TEXT, "a, b", "@@at", "=", f"@{path}", "")
     assert array.tolist() == [b"a, b", b"@at", b"=", b"\x00\xff", b""]
     assert encoded("text", array[:1]).data == b"\x04\x00\x00\x00a, b"
-    assert shape(Tensor("text", "BYTES", (-1, 1)), "a", "b") == (2, 1)
+    assert shape(InputSpec("text", "BYTES", (-1, 1)), "a", "b") == (2, 1)
     with pytest.raises(UnusableInput, match="cannot be read: No such file"):
         read(TEXT, "@/nowhere")
 
