@@ -60,11 +60,17 @@ class History:
         return self._ring[-1][0] if self._ring else self._start
 
     def note(self, now: float, event: ev.Event, out: Sequence[ev.Instruction]) -> None:
+        """Take in an event and its instructions, which are not changed any more."""
         self.events += 1
-        if not out and type(event) not in _PARTS:
-            self._ring.append((now, event, (), 0))
+        parts = _PARTS.get(type(event))
+        if len(out) > KEPT_INSTRUCTIONS or (parts is not None and parts(event) > LARGE):
+            some = tuple(map(text, out[:KEPT_INSTRUCTIONS]))
+            self._ring.append((now, text(event), some, len(out)))
+        elif out and ev.Refused in map(type, out):
+            light = [text(each) if type(each) is ev.Refused else each for each in out]
+            self._ring.append((now, event, light, len(out)))
         else:
-            self._ring.append((now, *_light(event, out), len(out)))
+            self._ring.append((now, event, out, len(out)))
 
     def lines(self) -> list[Line]:
         """The last events, the oldest first."""
@@ -72,16 +78,6 @@ class History:
             Line(now, text(event), (*map(text, out), *_more(count - len(out))))
             for now, event, out, count in self._ring
         ]
-
-
-def _light(
-    event: ev.Event, out: Sequence[ev.Instruction]
-) -> tuple[ev.Event | str, Sequence[ev.Instruction | str]]:
-    """An event and its instructions, without what should not be kept alive."""
-    parts = _PARTS.get(type(event))
-    if len(out) > KEPT_INSTRUCTIONS or (parts is not None and parts(event) > LARGE):
-        return text(event), tuple(map(text, out[:KEPT_INSTRUCTIONS]))
-    return event, [text(each) if type(each) is ev.Refused else each for each in out]
 
 
 def text(value: object) -> str:
