@@ -446,7 +446,7 @@ def torch_models(
 ) -> Callable[[str], str]:
     """Makes the models once; the result loads one and returns its full name."""
     if not has_torch:
-        pytest.skip("setup.sh --with-torch installs torch")
+        pytest.skip("`shoal setup-triton --with-torch` installs torch")
     script = tmp_path_factory.mktemp("torch") / "models.py"
     script.write_text(TORCH_MODELS)  # a file, for TorchScript reads its classes' source
     subprocess.run([triton_python(), script, made], check=True)
@@ -467,7 +467,7 @@ def test_without_torch_the_load_says_what_to_do(
         pytest.skip("torch is installed")
     (made / "torch_none" / "1").mkdir(parents=True)
     write_config(made / "torch_none", PLAIN, platform="pytorch_libtorch")
-    with pytest.raises(triton.InferenceServerException, match=r"setup\.sh --with-torch"):
+    with pytest.raises(triton.InferenceServerException, match="shoal setup-triton --with-torch"):
         server.load("torch_none")
 
 
@@ -588,7 +588,7 @@ def test_assembling_backends_again_changes_nothing(server: DirectTriton) -> None
 def test_a_spec_refuses_what_triton_would_misread(
     server: DirectTriton, field: str, value: Any
 ) -> None:
-    with pytest.raises(ValueError, match=r"Triton can't|not a plain word|admin secret"):
+    with pytest.raises(ValueError, match=r"Triton cannot|not a plain word|admin secret"):
         replace(server.spec, **{field: value})
 
 

@@ -221,7 +221,10 @@ def late_acts(pair: Pair, successor: str) -> int:
     load = service_pb2.RepositoryModelLoadRequest(model_name=STRANGER)
     act_late(pair, server, "RepositoryModelLoad", load)
     wait_until(
-        lambda: any(STRANGER in text and "unasked" in text for text in pair.unexpected(successor)),
+        lambda: any(
+            STRANGER in text and "nobody asked for it" in text
+            for text in pair.unexpected(successor)
+        ),
         10,
         "the late load is counted",
     )
