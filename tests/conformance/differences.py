@@ -136,7 +136,7 @@ def _not_loaded(method: str, triton: Outcome, shoal: Outcome) -> None:
 
 def _server(method: str, triton: Outcome, shoal: Outcome) -> None:
     (theirs,), (ours,) = triton.parsed(method), shoal.parsed(method)
-    assert ours.name == "shoal"
+    assert ours.name == theirs.name == "triton"
     assert [one for one in theirs.extensions if one in ours.extensions] == list(ours.extensions)
     assert {"classification", "sequence", "model_repository"} <= set(ours.extensions)
 
@@ -260,7 +260,7 @@ DIFFERENCES: Final[dict[str, Difference]] = {
         _config,
     ),
     "server": Difference(
-        "ServerMetadata: the name `shoal`, Shoal's version, and only the extensions that Shoal has",
+        "ServerMetadata: Shoal's version, and only the extensions that Shoal has",
         "To its clients it is one server",
         _server,
     ),

@@ -198,6 +198,7 @@ class Places(ControllerServiceServicer):
     never_retried: frozenset[str] = frozenset()
     broken: frozenset[str] = frozenset()
     decoupled: frozenset[str] = frozenset({MANY})
+    sequenced: frozenset[str] = frozenset({MANY, SUM})
     untold: bool = False
     number: int = 1
     loaded: asyncio.Event = field(default_factory=asyncio.Event)
@@ -255,6 +256,8 @@ class Places(ControllerServiceServicer):
     async def GetModelConfig(self, request: Any, context: Any) -> wire.GetModelConfigResponse:
         made = config(request.model)
         made.model_transaction_policy.decoupled = request.model in self.decoupled
+        if request.model in self.sequenced:
+            made.sequence_batching.SetInParent()
         return wire.GetModelConfigResponse(config=made.SerializeToString(), config_digest="d")
 
     async def _hear(self, messages: Any) -> None:

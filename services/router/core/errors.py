@@ -46,6 +46,15 @@ class NoClasses(ShoalError):
     template = "class result not available for output due to unsupported type '{datatype}'"
 
 
+class TextSequenceId(ShoalError):
+    code, reason = Code.INVALID_ARGUMENT, "TEXT_SEQUENCE_ID"
+    template = (
+        "the sequence_id of a request for model '{model}' is a text, and the model takes numbers: "
+        "send a whole number, or give its control CONTROL_SEQUENCE_CORRID the data_type "
+        "TYPE_STRING."
+    )
+
+
 # --- servers and the Controller -------------------------------------------------------------------
 
 
