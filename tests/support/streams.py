@@ -317,14 +317,18 @@ class Routed:
 
 
 @asynccontextmanager
-async def routed(places: Places) -> AsyncIterator[Routed]:
+async def routed(places: Places, **more: Any) -> AsyncIterator[Routed]:
+    """Yield a Router that follows `places`. `more` are settings of its own."""
     async with AsyncExitStack() as stack:
         server = grpc.aio.server()
         add_ControllerServiceServicer_to_server(places, server)
         controller = await stack.enter_async_context(listening(server))
         control = await stack.enter_async_context(grpc.aio.insecure_channel(controller))
         settings = Settings(
-            controller=controller, controller_patience=SECONDS, max_message_bytes=MAX_MESSAGE
+            controller=controller,
+            controller_patience=SECONDS,
+            max_message_bytes=MAX_MESSAGE,
+            **more,
         )
         stubs = {controller: ControllerServiceStub(control)}
         made = await stack.enter_async_context(assembled(settings, stubs, name="router-test"))
