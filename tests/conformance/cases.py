@@ -305,7 +305,7 @@ case(
     "a version that is no number",
     "echo",
     one(lambda m: echo(m, version="newest")),
-    differs="alias",
+    differs="unknown",
 )
 case("a version below 1", "echo", one(lambda m: echo(m, version="-1")), differs="versions")
 case("version 0", "echo", one(lambda m: echo(m, version="0")), differs="versions")
@@ -588,7 +588,7 @@ for method in ("ModelReady", "ModelMetadata", "ModelConfig"):
     about(method, "no such model", "", name="nobody", differs="" if ready else "unknown")
     about(method, "no name", "", name="", differs="" if ready else "names")
     about(method, "no such version", "echo", version="9", differs="" if ready else "unknown")
-    about(method, "a version that is no number", "echo", version="newest", differs="alias")
+    about(method, "a version that is no number", "echo", version="newest", differs="unknown")
     about(method, "a model that cannot be loaded", "", name="broken", differs="not loaded")
 
 case("always", "", lambda _: [message("ServerLive")], method="ServerLive")

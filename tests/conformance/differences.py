@@ -111,15 +111,6 @@ def _as_status(method: str, triton: Outcome, shoal: Outcome) -> None:
         assert replies == wanted[model][: len(replies)]
 
 
-def _alias(method: str, triton: Outcome, shoal: Outcome) -> None:
-    assert (triton.code, triton.messages) == ("INVALID_ARGUMENT", ())
-    if method == "ModelReady":
-        assert (shoal.code, [reply.ready for reply in shoal.parsed(method)]) == ("OK", [False])
-    else:
-        assert shoal.code == "NOT_FOUND"
-        assert "version newest is not found. Registered versions: 1." in shoal.text
-
-
 def _not_loaded(method: str, triton: Outcome, shoal: Outcome) -> None:
     if method == "ModelReady":
         assert not triton.parsed(method)[0].ready
@@ -207,14 +198,10 @@ DIFFERENCES: Final[dict[str, Difference]] = {
         _same_but_paths,
     ),
     "unknown": Difference(
-        "Unknown model or version: more text after Triton's own sentence",
+        "Unknown model or version, or a version that is no number: more text after Triton's own "
+        "sentence",
         "Clients match on the sentence; people need to know what to do",
         _says_more,
-    ),
-    "alias": Difference(
-        "A version that is not a number: NOT_FOUND instead of INVALID_ARGUMENT",
-        "It is the name of an alias",
-        _alias,
     ),
     "versions": Difference(
         "Versions 0, -1, 01, and those beyond 64 bits: INVALID_ARGUMENT, whatever Triton does "
@@ -229,7 +216,8 @@ DIFFERENCES: Final[dict[str, Difference]] = {
     ),
     "not loaded": Difference(
         "A model that cannot be loaded: FAILED_PRECONDITION with the error of the load. It has "
-        "metadata, a config and a row in the index, and is ready until a load has failed",
+        "metadata, a config and a row in the index, and is ready until a load has failed, and then "
+        "not before one succeeds or it is registered anew",
         "It exists, and is loaded when it is asked for",
         _not_loaded,
     ),

@@ -71,7 +71,7 @@ async def test_the_beginning_of_shoals_own_error_arrives(text: str) -> None:
         await abort(context, error)
 
     server = grpc.aio.server()
-    methods = {"Ask": grpc.unary_unary_rpc_method_handler(refuse)}
+    methods: Any = {"Ask": grpc.unary_unary_rpc_method_handler(refuse)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("s", methods),))
     async with listening(server) as address, grpc.aio.insecure_channel(address) as channel:
         ask_: Any = channel.unary_unary("/s/Ask")

@@ -11,6 +11,7 @@ from services.router.call import Answer, Call
 from services.router.control import model_info
 from services.router.control.model_info import ModelInfo
 from services.router.control.placement_watch import PlacementWatch
+from services.router.core.errors import VersionNotANumber
 from services.router.core.routing.routes import Target, VersionRoute, resolve
 
 # In Triton's names and order, each with the call that it depends on.
@@ -84,6 +85,8 @@ class Metadata:
     async def model_ready(self, request: Any, call: Call) -> Any:
         try:
             _, route = self._version_of(request.name, request.version)
+        except VersionNotANumber:
+            raise  # as Triton does
         except ShoalError:
             return service_pb2.ModelReadyResponse(ready=False)
         return service_pb2.ModelReadyResponse(ready=route.servable and not self._ends())
