@@ -241,6 +241,12 @@ DIFFERENCES: Final[dict[str, Difference]] = {
         "input ends a Python model's process",
         _refused("INVALID_ARGUMENT", "an input of more than"),
     ),
+    "sequence ids": Difference(
+        "A text as `sequence_id` for a model, or for a part of an ensemble, whose control "
+        "CONTROL_SEQUENCE_CORRID is a number: INVALID_ARGUMENT",
+        "Triton writes it beyond the end of the number, and ends sooner or later",
+        _refused("INVALID_ARGUMENT", "the model takes numbers"),
+    ),
     "config": Difference(
         "ModelConfig: without what Triton fills in by itself (version policy, optimization, "
         "names of instance groups, preferred batch sizes)",
