@@ -127,7 +127,7 @@ def _not_loaded(method: str, triton: Outcome, shoal: Outcome) -> None:
 
 def _server(method: str, triton: Outcome, shoal: Outcome) -> None:
     (theirs,), (ours,) = triton.parsed(method), shoal.parsed(method)
-    assert ours.name == theirs.name == "triton"
+    assert ours.name == "triton"
     assert [one for one in theirs.extensions if one in ours.extensions] == list(ours.extensions)
     assert {"classification", "sequence", "model_repository"} <= set(ours.extensions)
 
