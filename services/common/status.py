@@ -8,12 +8,14 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from services.common.errors import ShoalError
-from services.common.trailers import ROOM, cut, encoded_size
+from services.common.trailers import MOST_ENCODED, ROOM, cut, encoded_size
 
 DOMAIN: Final = "shoal"
 DETAILS_KEY: Final = "grpc-status-details-bin"
 
-_LONGEST: Final = 1800  # bytes of a text that comes thrice: twice in the details
+# Bytes. The same text may come thrice: once by itself, and twice in the details.
+_LONGEST: Final = 1800
+_SHORTEST: Final = 64
 _BASE64: Final = 4 / 3
 
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
@@ -49,11 +51,16 @@ async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: ShoalError
     """
     text, status = error.message, details(error)
     longest = _LONGEST
-    while encoded_size(text) + size_in_trailers(len(status)) > ROOM:
+    while longest >= _SHORTEST and not _fits(text, status):
         text, status = cut(error.message, longest), details(error, longest)
         longest //= 2
     await context.abort(grpc_code(error), text, trailing_metadata=((DETAILS_KEY, status),))
     raise AssertionError("abort returned")
+
+
+def _fits(text: str, status: bytes) -> bool:
+    room = ROOM - size_in_trailers(len(status))
+    return MOST_ENCODED * len(text) <= room or encoded_size(text) <= room
 
 
 def size_in_trailers(size: int) -> int:

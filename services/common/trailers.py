@@ -1,13 +1,17 @@
 """Cuts texts to what a gRPC client takes as the status of a call.
 
 A status comes in trailers, which are metadata. Beyond 8 KiB of metadata, a client with gRPC's
-defaults may see RESOURCE_EXHAUSTED in place of the status."""
+defaults may see RESOURCE_EXHAUSTED in place of the status.
+"""
 
 from typing import Final
 
 #: Bytes that a status may take, its text and its details together. The rest of the 8 KiB is for
 #: names of trailers, and for what a server adds.
 ROOM: Final = 7 * 1024
+
+#: Bytes that a character may take: four bytes of UTF-8, each in three.
+MOST_ENCODED: Final = 12
 
 _PLAIN: Final = frozenset(range(0x20, 0x7F)) - {ord("%")}
 
@@ -20,7 +24,7 @@ def encoded_size(text: str) -> int:
 def cut(text: str, room: int) -> str:
     """Return the text if it takes at most `room` bytes in a trailer, else its beginning, and that
     it was cut."""
-    if 3 * len(text.encode(errors="replace")) <= room or encoded_size(text) <= room:
+    if MOST_ENCODED * len(text) <= room or encoded_size(text) <= room:
         return text
     note = f" ... (cut here, of {len(text)} characters)"
     left = room - len(note)
