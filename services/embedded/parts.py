@@ -251,7 +251,7 @@ def _router(common: _Common, settings: StackSettings, endpoints: Endpoints) -> P
     words, variables = common.service(
         ROUTER,
         {
-            **_shared_memory(common.base, settings),
+            **shared_memory(common.base, settings),
             **common.traces.variables,
             "SHOAL_ROUTER_DRAIN": drain,
             "SHOAL_ROUTER_GRPC_PORT": _port(endpoints.router_grpc),
@@ -266,7 +266,7 @@ def _router(common: _Common, settings: StackSettings, endpoints: Endpoints) -> P
     return replace(part, stop_within=part.stop_within + _seconds(drain))
 
 
-def _shared_memory(base: Mapping[str, str], settings: StackSettings) -> dict[str, str]:
+def shared_memory(base: Mapping[str, str], settings: StackSettings) -> dict[str, str]:
     """Return the setting that turns shared memory on, unless another one decides otherwise."""
     others = (
         "SHOAL_ROUTER_SHARED_MEMORY",
