@@ -25,6 +25,9 @@ KEEPALIVE: Final = (
     ("grpc.keepalive_permit_without_calls", 1),
 )
 
+# The text of an error, such as a model's that fails to load, comes as metadata.
+METADATA_BYTES: Final = 16 * 1024 * 1024
+
 
 def control(address: str, options: Sequence[tuple[str, Any]] = ()) -> grpc.aio.Channel:
     """Open a channel to another service of the fleet, at host:port."""
@@ -32,6 +35,8 @@ def control(address: str, options: Sequence[tuple[str, Any]] = ()) -> grpc.aio.C
         address,
         options=(
             ("grpc.max_receive_message_length", MAX_CONTROL_MESSAGE),
+            ("grpc.max_metadata_size", METADATA_BYTES),
+            ("grpc.absolute_max_metadata_size", METADATA_BYTES),
             *DIRECT,
             *EAGER,
             *KEEPALIVE,

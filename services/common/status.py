@@ -8,9 +8,15 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 from services.common.errors import ShoalError
+from services.common.trailers import MOST_ENCODED, ROOM, cut, encoded_size
 
 DOMAIN: Final = "shoal"
 DETAILS_KEY: Final = "grpc-status-details-bin"
+
+# Bytes. The same text may come thrice: once by itself, and twice in the details.
+_LONGEST: Final = 1800
+_SHORTEST: Final = 64
+_BASE64: Final = 4 / 3
 
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -19,10 +25,18 @@ def grpc_code(error: ShoalError) -> grpc.StatusCode:
     return _CODES[error.code.value]
 
 
-def details(error: ShoalError) -> bytes:
-    """Return the serialized google.rpc.Status, with ErrorInfo, and RetryInfo if that may help."""
-    status = status_pb2.Status(code=error.code.value, message=error.message)
-    info = error_details_pb2.ErrorInfo(domain=DOMAIN, reason=error.reason, metadata=error.metadata)
+def details(error: ShoalError, longest: int | None = None) -> bytes:
+    """Return the serialized google.rpc.Status, with ErrorInfo, and RetryInfo if that may help.
+
+    Texts are cut to `longest` bytes.
+    """
+
+    def kept(text: str) -> str:
+        return text if longest is None else cut(text, longest)
+
+    status = status_pb2.Status(code=error.code.value, message=kept(error.message))
+    metadata = {key: kept(value) for key, value in error.metadata.items()}
+    info = error_details_pb2.ErrorInfo(domain=DOMAIN, reason=error.reason, metadata=metadata)
     _pack(status, info)
     if error.retry_after is not None:
         delay = duration_pb2.Duration()
@@ -32,11 +46,26 @@ def details(error: ShoalError) -> bytes:
 
 
 async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: ShoalError) -> NoReturn:
-    """End the call with the error's status. Always raises grpc's AbortError."""
-    await context.abort(
-        grpc_code(error), error.message, trailing_metadata=((DETAILS_KEY, details(error)),)
-    )
+    """End the call with the error's status, cut to what clients take. Always raises grpc's
+    AbortError.
+    """
+    text, status = error.message, details(error)
+    longest = _LONGEST
+    while longest >= _SHORTEST and not _fits(text, status):
+        text, status = cut(error.message, longest), details(error, longest)
+        longest //= 2
+    await context.abort(grpc_code(error), text, trailing_metadata=((DETAILS_KEY, status),))
     raise AssertionError("abort returned")
+
+
+def _fits(text: str, status: bytes) -> bool:
+    room = ROOM - size_in_trailers(len(status))
+    return MOST_ENCODED * len(text) <= room or encoded_size(text) <= room
+
+
+def size_in_trailers(size: int) -> int:
+    """Return the bytes that a binary trailer of `size` bytes takes."""
+    return round(_BASE64 * size)
 
 
 def error_info(

@@ -57,7 +57,7 @@ class BackOff:
 
     first: float = 0.25
     longest: float = 30.0
-    healthy_after: float = 10.0
+    healthy_after: float = 5.0
 
     def delay(self, deaths: int) -> float:
         """Return the delay after `deaths` in a row, from 1 up."""

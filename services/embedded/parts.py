@@ -4,7 +4,7 @@ import json
 import secrets
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -29,6 +29,8 @@ SELFCHECK_MODEL: Final = "shoal-selfcheck"
 
 # Seconds between SIGTERM and SIGKILL. The Router first answers what it has begun.
 _STOP_WITHIN: Final = {ROUTER: 10.0, CONTROLLER: 6.0, REGISTRY: 6.0, COLLECTOR: 4.0}
+# Seconds for which the Router is not ready before it refuses requests.
+_DRAIN: Final = 0.5
 _TRITON_EXIT: Final = 5  # seconds that Triton itself gives requests in flight
 _TRITON_STOP_WITHIN: Final = 12.0
 
@@ -245,10 +247,13 @@ def _controller(
 
 
 def _router(common: _Common, settings: StackSettings, endpoints: Endpoints) -> Part:
+    drain = common.base.get("SHOAL_ROUTER_DRAIN", str(_DRAIN))
     words, variables = common.service(
         ROUTER,
         {
+            **shared_memory(common.base, settings),
             **common.traces.variables,
+            "SHOAL_ROUTER_DRAIN": drain,
             "SHOAL_ROUTER_GRPC_PORT": _port(endpoints.router_grpc),
             "SHOAL_ROUTER_HTTP_PORT": _port(endpoints.router_http),
             "SHOAL_ROUTER_CONTROLLER": ",".join(endpoints.controllers.values()),
@@ -257,7 +262,28 @@ def _router(common: _Common, settings: StackSettings, endpoints: Endpoints) -> P
         },
     )
     ready = partial(readiness.grpc_serving, endpoints.router_grpc)
-    return _service_part(common, ROUTER, words, variables, ready)
+    part = _service_part(common, ROUTER, words, variables, ready)
+    return replace(part, stop_within=part.stop_within + _seconds(drain))
+
+
+def shared_memory(base: Mapping[str, str], settings: StackSettings) -> dict[str, str]:
+    """Return the setting that turns shared memory on, unless another one decides otherwise."""
+    others = (
+        "SHOAL_ROUTER_SHARED_MEMORY",
+        "SHOAL_ROUTER_HEDGE_AFTER",
+        "SHOAL_ROUTER_HOST",
+    )
+    if settings.router_workers > 1 or any(base.get(other) for other in others):
+        return {}
+    return {"SHOAL_ROUTER_SHARED_MEMORY": "true"}
+
+
+def _seconds(text: str) -> float:
+    """Return a number of seconds, 0 for what the Router will refuse."""
+    try:
+        return max(0.0, float(text))
+    except ValueError:
+        return 0.0
 
 
 def _service_part(

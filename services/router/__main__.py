@@ -61,7 +61,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         kept = _table_file(settings)
         name = f"router-{uuid.uuid4().hex[:12]}"
         router = await stack.enter_async_context(
-            assembled(settings, controllers, name=name, table_file=kept)
+            assembled(settings, controllers, name=name, table_file=kept, stop=stop)
         )
         watch, admission = router.watch, router.admission
         REGISTRY.register(router.statistics)
@@ -100,6 +100,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             running = [tasks.create_task(one) for one in work]
             tuning.freeze_heap()
             await stop.wait()
+            if watch.synchronized.is_set():
+                await rpc.set_ready(False)
+                await asyncio.sleep(settings.drain)
             await rpc.stop(settings.stop_grace)
             for task in running:
                 task.cancel()

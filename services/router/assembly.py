@@ -1,5 +1,6 @@
 """Builds the Router's object graph."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -20,9 +21,11 @@ from services.router.control.residents import ResidencyClient
 from services.router.control.servers import ServerCalls
 from services.router.control.table_file import TableFile
 from services.router.core.admission.memory import MemoryBudget
+from services.router.core.cancellation import Cancellation
 from services.router.core.routing.table import Table
 from services.router.memory.lent import RegionLender
 from services.router.memory.regions import SharedMemory
+from services.router.servers.cancellation import Cancellations
 from services.router.servers.channels import ServerChannels
 from services.router.settings import Settings, tenant_limits
 from services.router.streams.call import StreamCalls
@@ -61,19 +64,25 @@ async def assembled(
     *,
     name: str,
     table_file: TableFile | None = None,
+    stop: asyncio.Event | None = None,
 ) -> AsyncIterator[Router]:
     """Build a Router, and release what it holds on exit. It follows no Controller until its `watch`
     is run.
 
     `controllers` maps addresses to stubs of ControllerService. `name` identifies this process and
-    is new at every start. `table_file` is told of every change to the table."""
+    is new at every start. `table_file` is told of every change to the table. It is not ready any
+    more once `stop` is set."""
     async with AsyncExitStack() as stack:
         callers = CallerPolicy(settings.trusted_proxies)
         watch = PlacementWatch(controllers, name, Table(), table_file)
-        controller = ResidencyClient(watch, settings.patience)
+        controller = ResidencyClient(watch, settings.controller_patience)
         channels = ServerChannels()
         stack.push_async_callback(channels.close)
-        forwarder = Forwarder(watch, controller, channels, hedge_after=settings.hedge_after)
+        cancellations = Cancellations(channels, Cancellation(settings.cancellation))
+        stack.push_async_callback(cancellations.close)
+        forwarder = Forwarder(
+            watch, controller, channels, cancellations, hedge_after=settings.hedge_after
+        )
         stack.push_async_callback(forwarder.close)
         statistics = Statistics()
         info = ModelInfo(controller)
@@ -100,7 +109,15 @@ async def assembled(
             stack.push_async_callback(memory.close)
             answers |= memory.answers()
         shoal = version("shoal")
-        answers |= Metadata(watch, info, version=shoal, others=answers).answers()
+        stop = stop or asyncio.Event()
+        answers |= Metadata(
+            watch,
+            info,
+            name=settings.server_name,
+            version=shoal,
+            ends=stop.is_set,
+            others=answers,
+        ).answers()
         inference = UnaryInference(
             watch,
             forwarder,
@@ -112,7 +129,13 @@ async def assembled(
             lender=RegionLender(memory) if memory is not None else None,
         )
         stream_calls = StreamCalls(
-            watch, controller, channels, forwarder.pick, forwarder.repeats, forwarder.budget
+            watch,
+            controller,
+            channels,
+            cancellations,
+            forwarder.pick,
+            forwarder.repeats,
+            forwarder.budget,
         )
         stack.push_async_callback(stream_calls.close)
         streams = Streams(

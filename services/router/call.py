@@ -7,6 +7,7 @@ import grpc
 
 from services.common.caller import Caller, CallerPolicy
 from services.common.rpc import Context, deadline_of
+from services.common.trailers import ROOM, cut
 
 
 class RefusedByServers(Exception):
@@ -43,6 +44,6 @@ def over_grpc(answer: Answer, callers: CallerPolicy) -> GrpcMethod:
         try:
             return await answer(request, Call(callers.caller(peer, metadata), peer, deadline))
         except RefusedByServers as answered:
-            await context.abort(answered.code, answered.text)
+            await context.abort(answered.code, cut(answered.text, ROOM))
 
     return answered

@@ -20,11 +20,9 @@ MAX_MESSAGE = 2**31 - 1  # bytes; what tritonclient allows itself
 EXCESS = 64 * MIB
 MEMORY_PART = 8  # a request under way takes four times its bytes
 LARGEST_HELD = 4  # messages
-ALONE_PATIENCE = 5.0  # seconds
 OWN_FILES = 512  # descriptors that no client may take
 # Long enough to begin with the last of 20,000 calls at once, even on a busy machine.
 PENDING_SECONDS = 300.0
-TAKE_OVER_PATIENCE = 30.0  # seconds; a lease runs out first, in 10 s unless it is set otherwise
 
 _ADDRESS = r"[^,]+:\d+"
 
@@ -73,6 +71,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     """Address to listen on. Beyond loopback, administrative calls are accepted only from trusted
     proxies."""
+    server_name: str = "triton"
+    """The name in ServerMetadata. Clients made for Triton may look for Triton's."""
     grpc_port: int = 8001
     """Port of Triton's gRPC protocol and of Shoal's own API."""
     http_port: int = 8000
@@ -98,15 +98,21 @@ class Settings(BaseSettings):
     """Addresses or networks whose `x-shoal-subject`, `x-shoal-tenant` and `x-shoal-roles` headers
     are believed."""
     controller_patience: Seconds | None = Field(default=None, ge=0)
-    """How long a cold request waits while no Controller acts. By default 5 s with one Controller,
-    and 30 s with several, which is longer than a take-over."""
+    """How long a cold request waits while no Controller acts. By default until its deadline, or
+    30 s if it has none."""
     hedge_after: Seconds | None = Field(default=None, gt=0)
     """Time without an answer after which a second replica is asked as well. By default never."""
+    cancellation: Literal["auto", "always", "never"] = "auto"
+    """Whether a server is told when nobody waits for a request any more: `never`, `always`, or
+    `auto`, which means if its release is 25.06 or newer."""
     batch_scheduling: bool = False
     """Run under `SCHED_BATCH`: more requests a second, but later answers while models load on the
     same cores."""
     stop_grace: Seconds = Field(default=5.0, ge=0)
     """How long a stopping Router finishes the requests it has begun."""
+    drain: Seconds = Field(default=2.0, ge=0)
+    """Time for which a stopping Router says that it is not ready, and still answers, before it
+    refuses requests. Longer than the interval of a balancer's health checks."""
     # Of each process. A Triton takes no more header bytes either.
     max_header_bytes: Bytes = Field(default=8 * 1024, ge=1024, le=MAX_MESSAGE)
     """The most metadata or headers in one call."""
@@ -192,12 +198,6 @@ class Settings(BaseSettings):
     @property
     def bounds(self) -> Bounds:
         return Bounds(self.queue_requests, self.queue_bytes, self.queue_seconds)
-
-    @property
-    def patience(self) -> float:
-        if self.controller_patience is not None:
-            return self.controller_patience
-        return ALONE_PATIENCE if len(self.controllers) == 1 else TAKE_OVER_PATIENCE
 
 
 def tenant_limits(settings: Mapping[str, TenantSettings]) -> dict[str, TenantLimit]:

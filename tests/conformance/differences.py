@@ -111,15 +111,6 @@ def _as_status(method: str, triton: Outcome, shoal: Outcome) -> None:
         assert replies == wanted[model][: len(replies)]
 
 
-def _alias(method: str, triton: Outcome, shoal: Outcome) -> None:
-    assert (triton.code, triton.messages) == ("INVALID_ARGUMENT", ())
-    if method == "ModelReady":
-        assert (shoal.code, [reply.ready for reply in shoal.parsed(method)]) == ("OK", [False])
-    else:
-        assert shoal.code == "NOT_FOUND"
-        assert "version newest is not found. Registered versions: 1." in shoal.text
-
-
 def _not_loaded(method: str, triton: Outcome, shoal: Outcome) -> None:
     if method == "ModelReady":
         assert not triton.parsed(method)[0].ready
@@ -136,7 +127,7 @@ def _not_loaded(method: str, triton: Outcome, shoal: Outcome) -> None:
 
 def _server(method: str, triton: Outcome, shoal: Outcome) -> None:
     (theirs,), (ours,) = triton.parsed(method), shoal.parsed(method)
-    assert ours.name == "shoal"
+    assert ours.name == "triton"
     assert [one for one in theirs.extensions if one in ours.extensions] == list(ours.extensions)
     assert {"classification", "sequence", "model_repository"} <= set(ours.extensions)
 
@@ -207,14 +198,10 @@ DIFFERENCES: Final[dict[str, Difference]] = {
         _same_but_paths,
     ),
     "unknown": Difference(
-        "Unknown model or version: more text after Triton's own sentence",
+        "Unknown model or version, or a version that is no number: more text after Triton's own "
+        "sentence",
         "Clients match on the sentence; people need to know what to do",
         _says_more,
-    ),
-    "alias": Difference(
-        "A version that is not a number: NOT_FOUND instead of INVALID_ARGUMENT",
-        "It is the name of an alias",
-        _alias,
     ),
     "versions": Difference(
         "Versions 0, -1, 01, and those beyond 64 bits: INVALID_ARGUMENT, whatever Triton does "
@@ -229,7 +216,8 @@ DIFFERENCES: Final[dict[str, Difference]] = {
     ),
     "not loaded": Difference(
         "A model that cannot be loaded: FAILED_PRECONDITION with the error of the load. It has "
-        "metadata, a config and a row in the index, and is ready until a load has failed",
+        "metadata, a config and a row in the index, and is ready until a load has failed, and then "
+        "not before one succeeds or it is registered anew",
         "It exists, and is loaded when it is asked for",
         _not_loaded,
     ),
@@ -253,6 +241,12 @@ DIFFERENCES: Final[dict[str, Difference]] = {
         "input ends a Python model's process",
         _refused("INVALID_ARGUMENT", "an input of more than"),
     ),
+    "sequence ids": Difference(
+        "A text as `sequence_id` for a model, or for a part of an ensemble, whose control "
+        "CONTROL_SEQUENCE_CORRID is a number: INVALID_ARGUMENT",
+        "Triton writes it beyond the end of the number, and ends sooner or later",
+        _refused("INVALID_ARGUMENT", "the model takes numbers"),
+    ),
     "config": Difference(
         "ModelConfig: without what Triton fills in by itself (version policy, optimization, "
         "names of instance groups, preferred batch sizes)",
@@ -260,7 +254,7 @@ DIFFERENCES: Final[dict[str, Difference]] = {
         _config,
     ),
     "server": Difference(
-        "ServerMetadata: the name `shoal`, Shoal's version, and only the extensions that Shoal has",
+        "ServerMetadata: Shoal's version, and only the extensions that Shoal has",
         "To its clients it is one server",
         _server,
     ),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from services.embedded import tracing
+from services.embedded import parts, tracing
 from services.embedded.errors import BadSettings
 from services.embedded.settings import StackSettings, load
 from shoal.sizes import format_size, parse_size
@@ -137,3 +137,18 @@ def test_no_traces_at_all() -> None:
     assert not tracing.wants_collector(settings, {})
     planned = tracing.plan(settings, {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://mine:4318"}, None)
     assert planned == tracing.Tracing({"OTEL_SDK_DISABLED": "true"}, None)
+
+
+@pytest.mark.parametrize(
+    ("base", "workers", "on"),
+    [
+        ({}, 1, True),
+        ({}, 2, False),
+        ({"SHOAL_ROUTER_SHARED_MEMORY": "false"}, 1, False),
+        ({"SHOAL_ROUTER_HEDGE_AFTER": "0.1"}, 1, False),
+        ({"SHOAL_ROUTER_HOST": "0.0.0.0"}, 1, False),
+    ],
+)
+def test_shared_memory_is_on_where_it_can_be(base: dict[str, str], workers: int, on: bool) -> None:
+    given = parts.shared_memory(base, StackSettings(router_workers=workers))
+    assert given == ({"SHOAL_ROUTER_SHARED_MEMORY": "true"} if on else {})

@@ -78,6 +78,13 @@ def test_back_off_is_bounded_and_forgets_after_a_healthy_life() -> None:
     assert back_off.deaths(before=6, lived=60.0) == 1
 
 
+def test_a_part_that_is_killed_every_ten_seconds_starts_again_at_once() -> None:
+    back_off, deaths = BackOff(), 0
+    for _ in range(20):
+        deaths = back_off.deaths(deaths, lived=10.0 - back_off.delay(1))
+        assert back_off.delay(deaths) == back_off.first < 1.0
+
+
 async def test_waves_stop_one_after_the_other(tmp_path: Path) -> None:
     waves = [[part(tmp_path, "front")], [part(tmp_path, "a"), part(tmp_path, "b")]]
     async with supervised(*waves, [part(tmp_path, "last")]) as running:

@@ -74,8 +74,7 @@ class Load:
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Fleet]:
     with BackgroundStack(
-        *(f"--repository={EXAMPLES}", "--max-models=3", "--trace-ratio=0"),
-        environment={"SHOAL_ROUTER_CONTROLLER_PATIENCE": "30"},  # it may start on a busy machine
+        f"--repository={EXAMPLES}", "--max-models=3", "--trace-ratio=0"
     ) as running:
         yield Fleet(running)
 
@@ -102,6 +101,34 @@ def serving(stack: Fleet, load: Load) -> None:
         90,
         "every model answers",
     )
+
+
+def killed_again_and_again(stack: Fleet, kills: int, every: float) -> list[str]:
+    """Kill the Controller under load, with at least `every` seconds in between. Returns what the
+    stack said of each death."""
+    with Load(stack) as load:
+        serving(stack, load)
+        began = time.monotonic()
+        for _ in range(kills):
+            next_at = kill(stack, "controller")[0] + every
+            wait_until(lambda at=next_at: time.monotonic() >= at, every + 1, "its time")  # type: ignore[misc]
+        serving(stack, load)
+        assert load.errors(began, time.monotonic()) == []
+        assert len(load.between(began, time.monotonic())) > 20 * kills
+    events = stack.stack.announced().events
+    return [e["text"] for e in events if e["part"] == "controller" and "SIGKILL" in e["text"]]
+
+
+@pytest.mark.timeout(300)
+def test_no_request_fails_while_the_controller_is_killed_again_and_again(stack: Fleet) -> None:
+    killed_again_and_again(stack, kills=3, every=0.0)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_a_controller_that_is_killed_every_ten_seconds_is_soon_back(stack: Fleet) -> None:
+    said = killed_again_and_again(stack, kills=20, every=10.0)
+    assert all("starting it again in 0.25 s" in text for text in said[-19:])
 
 
 @pytest.mark.timeout(300)

@@ -138,7 +138,7 @@ def test_server_calls(stack: Fleet) -> None:
     assert stack.client.is_server_live()
     assert stack.client.is_server_ready()
     metadata = stack.client.get_server_metadata()
-    assert metadata.name == "shoal"
+    assert metadata.name == "triton"
     assert "model_repository" in metadata.extensions
 
 
@@ -282,14 +282,6 @@ def test_load_and_evict_by_hand(stack: Fleet) -> None:
     gone = stack.controller.EvictModel(controller.EvictModelRequest(name=name), timeout=30)
     assert list(gone.evicted) == ["servers/triton-0/replicas/multiplier:1"]
     assert servers_of(stack, "multiplier", "1") == []
-
-
-@pytest.mark.parametrize("method", ["SystemSharedMemoryStatus", "CudaSharedMemoryRegister"])
-def test_what_is_not_proxied_says_so(stack: Fleet, method: str) -> None:
-    request = getattr(service_pb2, f"{method}Request")()
-    code, info, text = refusal(lambda: getattr(stack.inference, method)(request, timeout=5))
-    assert (code, info.reason) == ("UNIMPLEMENTED", "NOT_PROXIED")
-    assert method in text
 
 
 def test_trailers_say_who_answered_to_those_who_ask(stack: Fleet) -> None:

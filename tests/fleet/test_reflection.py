@@ -113,7 +113,7 @@ def test_a_route_is_explained(stack: Fleet) -> None:
 
 def test_tritons_own_protocol_answers_too(stack: Fleet) -> None:
     found = call(stack, "router", f"{INFERENCE}/ServerMetadata")
-    assert found["name"] == "shoal"
+    assert found["name"] == "triton"
     assert found["version"]
     found = call(stack, "router", f"{INFERENCE}/ModelReady", name="multiplier")
     assert found == {"ready": True}

@@ -500,9 +500,9 @@ def test_health_has_a_body(shoal: Server, triton: Server) -> None:
         assert sent(shoal, case)[:2] == (200, {word: True}), "which KServe's client reads"
 
 
-def test_the_server_is_shoal(shoal: Server) -> None:
+def test_the_server_has_tritons_name(shoal: Server) -> None:
     found = sent(shoal, ("GET", "/v2", None))[1]
-    assert found["name"] == "shoal"
+    assert found["name"] == "triton"
     assert "classification" in found["extensions"]
 
 
@@ -663,7 +663,7 @@ def test_what_the_stock_client_asks_beside(stack: Fleet) -> None:
         assert asking.is_server_live()
         assert asking.is_server_ready()
         assert asking.is_model_ready("multiplier", "1")
-        assert asking.get_server_metadata()["name"] == "shoal"
+        assert asking.get_server_metadata()["name"] == "triton"
         assert asking.get_model_metadata("multiplier")["versions"] == ["1", "2"]
         assert asking.get_model_config("multiplier")["max_batch_size"] == 8
         assert {row["name"] for row in asking.get_model_repository_index()} >= {"multiplier"}

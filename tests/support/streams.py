@@ -198,6 +198,7 @@ class Places(ControllerServiceServicer):
     never_retried: frozenset[str] = frozenset()
     broken: frozenset[str] = frozenset()
     decoupled: frozenset[str] = frozenset({MANY})
+    sequenced: frozenset[str] = frozenset({MANY, SUM})
     untold: bool = False
     number: int = 1
     loaded: asyncio.Event = field(default_factory=asyncio.Event)
@@ -255,6 +256,8 @@ class Places(ControllerServiceServicer):
     async def GetModelConfig(self, request: Any, context: Any) -> wire.GetModelConfigResponse:
         made = config(request.model)
         made.model_transaction_policy.decoupled = request.model in self.decoupled
+        if request.model in self.sequenced:
+            made.sequence_batching.SetInParent()
         return wire.GetModelConfigResponse(config=made.SerializeToString(), config_digest="d")
 
     async def _hear(self, messages: Any) -> None:
@@ -314,14 +317,18 @@ class Routed:
 
 
 @asynccontextmanager
-async def routed(places: Places) -> AsyncIterator[Routed]:
+async def routed(places: Places, **more: Any) -> AsyncIterator[Routed]:
+    """Yield a Router that follows `places`. `more` are settings of its own."""
     async with AsyncExitStack() as stack:
         server = grpc.aio.server()
         add_ControllerServiceServicer_to_server(places, server)
         controller = await stack.enter_async_context(listening(server))
         control = await stack.enter_async_context(grpc.aio.insecure_channel(controller))
         settings = Settings(
-            controller=controller, controller_patience=SECONDS, max_message_bytes=MAX_MESSAGE
+            controller=controller,
+            controller_patience=SECONDS,
+            max_message_bytes=MAX_MESSAGE,
+            **more,
         )
         stubs = {controller: ControllerServiceStub(control)}
         made = await stack.enter_async_context(assembled(settings, stubs, name="router-test"))

@@ -1,6 +1,6 @@
 """Units that are not tried for a while: they failed to load, or their requests crash servers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.controller.core import blame
 from services.controller.core.blame import Break
@@ -50,19 +50,23 @@ class Failures:
         failure = self.by_unit[unit] = Failure(server, cause, until, count, set_aside)
         return failure
 
-    def clear(self, unit: Unit) -> None:
-        """Forget that `unit` failed: it has loaded, its files have changed, or it is gone."""
-        self.by_unit.pop(unit, None)
+    def clear(self, unit: Unit) -> bool:
+        """Forget that `unit` failed: it has loaded, its files have changed, or it is gone. Returns
+        whether it had."""
+        return self.by_unit.pop(unit, None) is not None
 
     def forgive(self, now: float, remember_seconds: float) -> list[Unit]:
-        """The units that may be tried again since the last call. What has been over for
-        `remember_seconds` is forgotten."""
+        """The units that may be tried again since the last call. After another `remember_seconds`
+        the next failure counts as the first, and a unit that was set aside is forgotten."""
         over: list[Unit] = []
         for unit, failure in list(self.by_unit.items()):
             if self.forgiven_at < failure.until <= now:
                 over.append(unit)
             if now - failure.until > remember_seconds:
-                del self.by_unit[unit]
+                if failure.set_aside:
+                    del self.by_unit[unit]
+                else:
+                    self.by_unit[unit] = replace(failure, count=0)
         self.forgiven_at = now
         return over
 

@@ -23,8 +23,8 @@ def loaded(fleet: Fleet, event: ev.Loaded, now: float) -> None:
     if replica is None:
         return
     unit = replica.unit
-    if not replica.broken:
-        fleet.failures.clear(unit)
+    if not replica.broken and fleet.failures.clear(unit):
+        fleet.publish(user.model for user in fleet.known.with_users(unit))
     fleet.learn_load(unit, event.seconds)
     want = fleet.wants.by_unit.get(unit)
     if want is not None and want.purpose is Purpose.PREDICTED:
@@ -95,7 +95,7 @@ def failed(fleet: Fleet, replica: Replica, cause: str, now: float) -> None:
         unit=unit,
         trace_id=fleet.wants.trace_of(unit),
     )
-    fleet.publish((unit.model,))
+    fleet.publish(user.model for user in fleet.known.with_users(unit))
     for user in fleet.known.with_users(unit):
         want = fleet.wants.by_unit.get(user)
         if want is None or want.server not in (None, server):

@@ -54,6 +54,8 @@ def want_preloads(fleet: Fleet, now: float) -> None:
 def forgive(fleet: Fleet, now: float) -> None:
     """Publish the units that failed to load and may be tried again: they can be served again."""
     for unit in fleet.failures.forgive(now, fleet.limits.max_backoff_seconds):
+        if fleet.ready(unit):  # another copy of it failed
+            fleet.failures.clear(unit)
         fleet.publish((unit.model,))
 
 

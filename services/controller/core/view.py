@@ -113,10 +113,16 @@ class FleetView:
         """Return whether the unit is to be loaded, or is being loaded."""
         return unit in self._fleet.wants.by_unit
 
-    def is_backed_off(self, unit: Unit, now: float) -> bool:
-        """Return whether the unit failed to load and is not tried again yet."""
-        failure = self._fleet.failures.by_unit.get(unit)
-        return failure is not None and failure.until > now
+    def failure(self, unit: Unit, now: float) -> str:
+        """Return why the unit cannot be counted on, in words: it, or what it requires, has failed
+        to load and has not loaded since, or is set aside. Empty if there is no such reason."""
+        spec = self._fleet.known.specs.get(unit)
+        members = [member.unit for member in self._fleet.known.group(spec)] if spec else [unit]
+        for member in members:
+            failure = self._fleet.failures.by_unit.get(member)
+            if failure is not None and (failure.until > now or not failure.set_aside):
+                return f"load failed: {'' if member == unit else f'{member}: '}{failure.cause}"
+        return ""
 
     def status(self, unit: Unit) -> str:
         """Return why the unit is not READY anywhere, in words; empty when it is."""

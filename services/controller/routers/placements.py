@@ -127,13 +127,14 @@ class Placements:
         unit = unit_of(version)
         answerable = version.state in ANSWERABLE
         ready = self._view.ready(unit) if answerable else []
-        loadable = answerable and not self._view.is_backed_off(unit, time.monotonic())
+        failure = self._view.failure(unit, time.monotonic()) if not ready else ""
+        status = failure or self._view.status(unit)
         return wire.VersionRoute(
             version=unit.version,
             config_digest=version.config_digest,
             servers=[replica.key.server for replica in ready],
-            reason=self._view.status(unit) if answerable else _refusal(version),
-            servable=bool(ready) or loadable,
+            reason=status if answerable else _refusal(version),
+            servable=answerable and not failure,
             decoupled=version.decoupled if version.HasField("decoupled") else None,
         )
 

@@ -51,7 +51,7 @@ class Administration:
     async def model_statistics(self, request: Any, call: Call) -> Any:
         """Return statistics of all servers, kept across reloads: see
         ControllerService/GetModelStatistics. Raises ModelNotAvailable, VersionNotAvailable,
-        InvalidVersion."""
+        InvalidVersion, VersionNotANumber."""
         number = self._version(request.name, request.version) if request.name else 0
         wanted = wire.GetModelStatisticsRequest(model=request.name, version=number)
         reply = await self._calls.ask("GetModelStatistics", wanted, call.deadline)

@@ -11,7 +11,8 @@ from services.common.caller import CallerPolicy
 from services.common.errors import ShoalError
 from services.common.packed import PACKED
 from services.common.rpc import Context, deadline_of, unpacking
-from services.common.status import DETAILS_KEY, abort
+from services.common.status import DETAILS_KEY, abort, size_in_trailers
+from services.common.trailers import ROOM, cut
 from services.router.call import Answer, GrpcMethod, over_grpc
 from services.router.control.answers import Rejected
 from services.router.core.errors import NotProxied
@@ -135,10 +136,12 @@ def _refusing_method(method: str, hint: str) -> GrpcMethod:
 
 
 async def _pass_on(context: Context, error: grpc.aio.AioRpcError) -> NoReturn:
-    """End the call with the status that another service gave, unchanged."""
+    """End the call with the status that another service gave. Its text is cut to what clients
+    take."""
     tracing.mark_failed(error.details() or error.code().name)
     trailing = error.trailing_metadata() or ()
     kept = forwarded(trailing)
     details = tuple([item for item in trailing if item[0] == DETAILS_KEY])
-    await context.abort(error.code(), error.details() or "", (*kept, *details))
+    room = ROOM - sum(size_in_trailers(len(value)) for _, value in details)
+    await context.abort(error.code(), cut(error.details() or "", room), (*kept, *details))
     raise AssertionError("abort returned")

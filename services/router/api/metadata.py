@@ -1,6 +1,6 @@
 """What one very large Triton would say about itself and its models, resident or not."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from tritonclient.grpc import service_pb2
@@ -11,9 +11,9 @@ from services.router.call import Answer, Call
 from services.router.control import model_info
 from services.router.control.model_info import ModelInfo
 from services.router.control.placement_watch import PlacementWatch
+from services.router.core.errors import VersionNotANumber
 from services.router.core.routing.routes import Target, VersionRoute, resolve
 
-SERVER_NAME: Final = "shoal"
 # In Triton's names and order, each with the call that it depends on.
 EXTENSIONS: Final = (
     ("classification", "ModelInfer"),
@@ -36,15 +36,25 @@ class Metadata:
     """Answers the calls that read metadata. The methods take and return messages of
     inference.GRPCInferenceService.
 
-    `version` is Shoal's. `others` names the methods answered elsewhere, which decide which of
-    Triton's extensions are announced."""
+    `name` is the server's and `version` is Shoal's. `ends` returns whether requests will soon be
+    refused. `others` names the methods answered elsewhere, which decide which of Triton's
+    extensions are announced."""
 
     def __init__(
-        self, watch: PlacementWatch, info: ModelInfo, *, version: str, others: Iterable[str]
+        self,
+        watch: PlacementWatch,
+        info: ModelInfo,
+        *,
+        name: str,
+        version: str,
+        ends: Callable[[], bool],
+        others: Iterable[str],
     ) -> None:
         self._watch = watch
         self._info = info
+        self._name = name
         self._version = version
+        self._ends = ends
         self._methods = {"ModelInfer", "ModelConfig", *others}
 
     def answers(self) -> Mapping[str, Answer]:
@@ -63,20 +73,23 @@ class Metadata:
         return service_pb2.ServerLiveResponse(live=True)
 
     async def server_ready(self, request: Any, call: Call) -> Any:
-        return service_pb2.ServerReadyResponse(ready=self._watch.synchronized.is_set())
+        ready = self._watch.synchronized.is_set() and not self._ends()
+        return service_pb2.ServerReadyResponse(ready=ready)
 
     async def server_metadata(self, request: Any, call: Call) -> Any:
         extensions = [name for name, method in EXTENSIONS if method in self._methods]
         return service_pb2.ServerMetadataResponse(
-            name=SERVER_NAME, version=self._version, extensions=extensions
+            name=self._name, version=self._version, extensions=extensions
         )
 
     async def model_ready(self, request: Any, call: Call) -> Any:
         try:
             _, route = self._version_of(request.name, request.version)
+        except VersionNotANumber:
+            raise  # as Triton does
         except ShoalError:
             return service_pb2.ModelReadyResponse(ready=False)
-        return service_pb2.ModelReadyResponse(ready=route.servable)
+        return service_pb2.ModelReadyResponse(ready=route.servable and not self._ends())
 
     async def model_metadata(self, request: Any, call: Call) -> Any:
         target, route = self._version_of(request.name, request.version)

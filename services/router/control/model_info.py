@@ -7,6 +7,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 
 from services.router.control.residents import ResidencyClient
 from services.router.core.routing.routes import Routes, Target
+from services.router.core.routing.sequences import SequenceIds, sequence_ids, shared_ids
 
 
 class ModelInfo:
@@ -26,6 +27,36 @@ class ModelInfo:
         config = model_config_pb2.ModelConfig.FromString(reply.config)
         self._configs[target] = (reply.config_digest, config)
         return config
+
+    async def sequence_ids(self, target: Target, routes: Routes) -> SequenceIds:
+        """Return the ids of sequences that `target` takes, and all its parts if it is an ensemble.
+        Raises what `config` raises."""
+        found: list[SequenceIds] = []
+        seen = {target}
+        left = [target]
+        while left:
+            unit = left.pop()
+            route = routes.get(unit.model)
+            entry = route.versions.get(unit.version) if route is not None else None
+            config = await self.config(unit, entry.config_digest if entry is not None else "")
+            found.append(sequence_ids(config))
+            parts = _parts(config, routes) - seen
+            seen |= parts
+            left.extend(parts)
+        return shared_ids(found)
+
+
+def _parts(config: Any, routes: Routes) -> set[Target]:
+    """Return what an ensemble is made of, and nothing for other models. A part without a version
+    counts with each that may be asked for."""
+    found: set[Target] = set()
+    for step in config.ensemble_scheduling.step:
+        if step.model_version > 0:
+            found.add(Target(step.model_name, step.model_version))
+        elif (route := routes.get(step.model_name)) is not None:
+            versions = route.versions.items()
+            found |= {Target(step.model_name, number) for number, one in versions if one.servable}
+    return found
 
 
 def datatype(number: int) -> str:

@@ -24,6 +24,7 @@ from services.router.waiting import within
 from shoal.controller.v1 import controller_service_pb2 as wire
 
 ANSWER_MARGIN: Final = 0.02  # seconds in which to tell the caller why, before its deadline
+PATIENCE_SECONDS: Final = 30.0  # of requests without a deadline
 RETRY_SECONDS: Final = 0.1
 CONFIG_SECONDS: Final = 5.0
 
@@ -44,9 +45,10 @@ class Grant:
 class ResidencyClient:
     """Asks the Controller that `watch` follows, or the one that takes its place.
 
-    `patience` is how long a cold request waits while no Controller acts, in seconds."""
+    `patience` is how long a cold request waits while no Controller acts, in seconds. None means
+    until its deadline, or for `PATIENCE_SECONDS` without one."""
 
-    def __init__(self, watch: PlacementWatch, patience: float) -> None:
+    def __init__(self, watch: PlacementWatch, patience: float | None = None) -> None:
         self._watch = watch
         self._patience = patience
 
@@ -110,7 +112,10 @@ class ResidencyClient:
     ) -> wire.MakeResidentResponse:
         """Ask until a Controller answers, or patience or deadline run out."""
         began = time.monotonic()
-        away = Absence(self._patience)
+        patience = self._patience
+        if patience is None:
+            patience = PATIENCE_SECONDS if deadline is None else math.inf
+        away = Absence(patience)
         asked: ActingController | None = None
         while True:
             left = math.inf if deadline is None else deadline - time.monotonic()
@@ -126,7 +131,7 @@ class ResidencyClient:
                 await within(wait, self._watch.found.wait())
                 continue
             if acting is not asked:  # a Controller has been heard from since
-                away, asked = Absence(self._patience), acting
+                away, asked = Absence(patience), acting
             timeout = None if deadline is None else max(left - ANSWER_MARGIN, left / 2)
             call = acting.stub.MakeResident(request, timeout=timeout, metadata=metadata)
             try:

@@ -46,6 +46,25 @@ class NoClasses(ShoalError):
     template = "class result not available for output due to unsupported type '{datatype}'"
 
 
+class VersionNotANumber(ShoalError):
+    # The first sentence is Triton's own.
+    code, reason = Code.INVALID_ARGUMENT, "VERSION_NOT_A_NUMBER"
+    template = (
+        "failed to get model version from specified version string '{version}' (details: stol), "
+        "version should be an integral value > 0. It is no alias of model '{model}' either: give a "
+        "whole number from 1 up, an alias, or nothing for the default version."
+    )
+
+
+class TextSequenceId(ShoalError):
+    code, reason = Code.INVALID_ARGUMENT, "TEXT_SEQUENCE_ID"
+    template = (
+        "the sequence_id of a request for model '{model}' is a text, and the model takes numbers: "
+        "send a whole number, or give its control CONTROL_SEQUENCE_CORRID the data_type "
+        "TYPE_STRING."
+    )
+
+
 # --- servers and the Controller -------------------------------------------------------------------
 
 

@@ -55,7 +55,8 @@ SERVER_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     ("grpc.http2.max_frame_size", MIB),
 )
 
-# minimal_stack leaves out the message-size filter: the Router checks sizes itself.
+# minimal_stack leaves out the message-size filter: the Router checks sizes itself. The text of a
+# model's error comes as metadata.
 CHANNEL_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     *SERVER_OPTIONS,
     ("grpc.minimal_stack", 1),
@@ -64,4 +65,6 @@ CHANNEL_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 2_000),
     ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.max_metadata_size", 16 * MIB),
+    ("grpc.absolute_max_metadata_size", 16 * MIB),
 )

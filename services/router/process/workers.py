@@ -28,8 +28,8 @@ from services.router.waiting import within
 
 FIRST_DELAY: Final = 0.5  # seconds before a dead worker is restarted; doubles each time
 MAX_DELAY: Final = 30.0
-STEADY_SECONDS: Final = 60.0  # of life, after which a death counts as the first
-KILL_AFTER: Final = 3.0  # seconds after the workers' own grace
+STEADY_SECONDS: Final = 5.0  # of life, after which a death counts as the first
+KILL_AFTER: Final = 3.0  # seconds after the workers' own drain and grace
 
 # Exit statuses that a restarted worker would end with again.
 _FINAL: Final = frozenset({process.EXIT_PORT_TAKEN, process.EXIT_BAD_SETTINGS})
@@ -120,7 +120,8 @@ class Workers:
         for child in self._alive.values():
             child.send_signal(signal.SIGTERM)
         try:
-            async with asyncio.timeout(self._settings.stop_grace + KILL_AFTER):
+            settings = self._settings
+            async with asyncio.timeout(settings.drain + settings.stop_grace + KILL_AFTER):
                 for child in list(self._alive.values()):
                     await child.wait()
         except TimeoutError:

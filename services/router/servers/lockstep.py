@@ -36,13 +36,16 @@ _log = structlog.get_logger(__name__)
 
 class LockstepRequest:
     """A request under way. It has as much of the interface of a ModelInfer call as those need who
-    wait for one."""
+    wait for one.
 
-    __slots__ = ("_callbacks", "_code", "_loop", "_text", "_waiting", "message")
+    `cancel` cancels it at the server, with the call that carries it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    __slots__ = ("_callbacks", "_code", "_loop", "_text", "_waiting", "cancel", "message")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, cancel: Callable[[], object]) -> None:
         #: The answer, a serialized ModelStreamInferResponse.
         self.message = b""
+        self.cancel = cancel
         self._loop = loop
         self._code: grpc.StatusCode | None = None
         self._text = ""
@@ -113,7 +116,7 @@ class LockstepCall:
         """Send a request. The call must be `free`."""
         self._idle.touch()
         self._message = message
-        request = self._request = LockstepRequest(self._loop)
+        request = self._request = LockstepRequest(self._loop, self._cancel)
         self._work.wake()
         return request
 
@@ -123,6 +126,9 @@ class LockstepCall:
         model."""
         self.open = False
         self._work.wake()
+
+    def _cancel(self) -> None:
+        self._call.cancel()
 
     async def run(self) -> None:
         """Read the replies until the call has ended."""

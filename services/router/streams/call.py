@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any, Final, Protocol
 
 import grpc
@@ -19,6 +20,7 @@ from services.router.core.routing.metadata import Pairs
 from services.router.core.routing.routes import Replica, Target
 from services.router.core.wire.reply import PendingRequests, parse_reply
 from services.router.core.wire.request import Sequence, probe
+from services.router.servers.cancellation import Cancellations
 from services.router.servers.channels import ServerChannels
 from services.router.servers.lockstep import MODEL_STREAM_INFER, OPENING, LockstepCalls
 from services.router.servers.repeats import Repeats
@@ -60,7 +62,8 @@ class StreamCall:
     """A call to a replica. Each request under way on it holds the replica; the call itself does
     not.
 
-    `method` is a stub of ModelStreamInfer."""
+    `method` is a stub of ModelStreamInfer. `cancel` cancels a call to that server, if it bears
+    that."""
 
     def __init__(
         self,
@@ -69,8 +72,10 @@ class StreamCall:
         metadata: tuple[tuple[str, str | bytes], ...],
         in_use: InUse,
         listener: ReplyListener,
+        cancel: Callable[[Any], None],
     ) -> None:
         self.replica = replica
+        self._cancel = cancel
         self.pending: PendingRequests[Exchange] = PendingRequests()
         self._in_use = in_use
         self._listener: ReplyListener | None = listener
@@ -120,14 +125,16 @@ class StreamCall:
         self._work.wake()
 
     def abandon(self) -> None:
-        """Let the call finish within a bound, though nobody wants its replies any more: resetting
-        it in the middle of a reply can leave a Triton before release 25.06 unable to unload the
-        model."""
+        """End the call, as nobody wants its replies any more. If its server does not bear
+        cancellation, or writes to a caller's memory, requests under way finish within a bound."""
         self._listener = None
         self.close()
-        if not self._call.done():
-            loop = asyncio.get_running_loop()
-            self._parting = loop.call_later(PARTING_SECONDS, self._call.cancel)
+        if self._call.done():
+            return
+        loop = asyncio.get_running_loop()
+        self._parting = loop.call_later(PARTING_SECONDS, self._call.cancel)
+        if self.pending and all(exchange.memory is None for exchange in self.pending):
+            self._cancel(self._call)
 
     async def run(self) -> None:
         """Read the replies until the call has ended."""
@@ -211,6 +218,7 @@ class StreamCalls:
         watch: PlacementWatch,
         controller: ResidencyClient,
         channels: ServerChannels,
+        cancellations: Cancellations,
         pick: Pick,
         repeats: Repeats,
         budget: RetryBudget,
@@ -221,6 +229,7 @@ class StreamCalls:
         self.repeats = repeats
         self.budget = budget
         self._channels = channels
+        self._cancellations = cancellations
         self._methods: dict[str, Any] = {}
         self._running = TaskScope("calls of streams")
         #: Versions, with the digest of their config, that a Triton says are decoupled.
@@ -242,7 +251,8 @@ class StreamCalls:
     ) -> StreamCall:
         """Open a call to a replica, whose replies go to `listener`."""
         method = self._method_of(address)
-        call = StreamCall(replica, method, metadata, self.watch.in_use, listener)
+        cancel = partial(self._cancellations.cancel, address)
+        call = StreamCall(replica, method, metadata, self.watch.in_use, listener, cancel)
         self._running.start(call.run())
         self.lockstep.check()
         return call

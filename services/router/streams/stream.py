@@ -196,7 +196,7 @@ class Stream:
             target, _, retry, _ = table.resolve(
                 head.model, head.version, policy_draw(sequence, random.random())
             )
-            exchange.attempts = FIRST[retry and sequence is None]
+            exchange.attempts = FIRST[retry]
         except Malformed as error:
             self._refuse(exchange, malformed(error))
             return
@@ -271,7 +271,7 @@ class Stream:
 
     async def _answer_many(self, exchange: Exchange, target: Target, head: wire.Head) -> None:
         """Have a request answered with any number of replies, once its turn to be sent has come."""
-        streams, sequence, message = self._streams, head.sequence, exchange.message
+        streams, message = self._streams, exchange.message
         assert message is not None
         if exchange.order is not None:
             streams.calls.learn(target)
@@ -281,6 +281,11 @@ class Stream:
         try:
             if head.classes:
                 await streams.inference.check_classes(message, target)
+            sequence = head.sequence
+            if sequence is not None:
+                sequence = await streams.inference.checked_sequence(sequence, target)
+                exchange.attempts = FIRST[exchange.attempts.repeatable and sequence is None]
+            exchange.sequence = sequence
             exchange.wants_final = wire.asks_for_final_reply(message)
             exchange.memory = streams.inference.lend(message, self._caller)
             if exchange.memory is not None:

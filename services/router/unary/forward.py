@@ -20,6 +20,7 @@ from services.router.core.wire.request import Sequence
 from services.router.core.wire.verdict import verdict
 from services.router.servers.answers import InferReply, TritonError, server_lost
 from services.router.servers.call_metadata import shared_metadata
+from services.router.servers.cancellation import Cancellations
 from services.router.servers.channels import ServerChannels
 from services.router.servers.connection import Connections
 from services.router.servers.lockstep import LockstepRequest, LockstepStream
@@ -52,12 +53,14 @@ class Forwarder:
         watch: PlacementWatch,
         controller: ResidencyClient,
         channels: ServerChannels,
+        cancellations: Cancellations,
         *,
         hedge_after: float | None = None,
     ) -> None:
         self._watch = watch
         self._controller = controller
         self._channels = channels
+        self._cancellations = cancellations
         self._hedge_after = hedge_after
         self._tracing = telemetry.enabled()
         self._connections = Connections()
@@ -253,9 +256,8 @@ class Forwarder:
         return call, span
 
     def _detach(self, sent: SentRequest) -> None:
-        """Let a call finish on its own. It counts as in flight until Triton has ended it: a reset
-        in the middle of a response can leave a Triton before release 25.06 unable to unload the
-        model."""
+        """Leave a call for which nobody waits any more. If its server does not bear cancellation,
+        it runs to its end there, and counts as in flight until then."""
         # gRPC cancels a call that nobody refers to. The callback creates a reference cycle, which
         # keeps the messages until the garbage collector runs, so not every call gets one.
         self._detached.add(sent.call)
@@ -266,6 +268,7 @@ class Forwarder:
             sent.span.end()
 
         sent.call.add_done_callback(ended)
+        self._cancellations.cancel(sent.address, sent.call)
 
     def _open_method(self, address: str) -> Any:
         method = self._methods[address] = self._channels.to(address).unary_unary(MODEL_INFER)

@@ -19,10 +19,16 @@ from services.router.control.answers import Rejected
 from services.router.control.model_info import ModelInfo
 from services.router.control.placement_watch import PlacementWatch
 from services.router.core.admission.priority import HEADER
-from services.router.core.errors import MessageTooLarge, MetadataTooLarge, ServerLost
+from services.router.core.errors import (
+    ControllerUnavailable,
+    MessageTooLarge,
+    MetadataTooLarge,
+    ServerLost,
+    TextSequenceId,
+)
 from services.router.core.routing.metadata import EXPLAIN, CallerMetadata, Pairs, read_metadata
 from services.router.core.routing.routes import Target, why
-from services.router.core.routing.sequences import policy_draw
+from services.router.core.routing.sequences import SequenceIds, policy_draw
 from services.router.core.wire import request as wire
 from services.router.core.wire.reply import amended
 from services.router.servers.answers import InferReply, TritonError
@@ -167,6 +173,8 @@ class UnaryInference:
             )
             if asks_classes:
                 await self.check_classes(message, target)
+            if sequence is not None:
+                sequence = await self.checked_sequence(sequence, target)
             entered = admission.enter(
                 caller.tenant,
                 target,
@@ -234,6 +242,25 @@ class UnaryInference:
         ShoalError if the Controller does not give the config of `target`."""
         digest = self._watch.table.digest(target)
         classes.check(message, await self._info.config(target, digest))
+
+    async def checked_sequence(
+        self, sequence: wire.Sequence, target: Target
+    ) -> wire.Sequence | None:
+        """Return the sequence that a request belongs to, or None if the model has no sequences and
+        will ignore it.
+
+        Raises TextSequenceId, and for ids that are texts also what `check_classes` raises. A number
+        does no harm, so it need not wait for the Controller."""
+        text = isinstance(sequence.id, str)
+        try:
+            ids = await self._info.sequence_ids(target, self._watch.table.routes)
+        except (Rejected, ControllerUnavailable):
+            if text:
+                raise
+            return sequence
+        if text and ids is SequenceIds.NUMBERS:
+            raise TextSequenceId(model=target.model)
+        return None if ids is SequenceIds.IGNORED else sequence
 
 
 def _renamed(error: TritonError, memory: Lending) -> TritonError:

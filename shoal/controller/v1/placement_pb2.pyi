@@ -585,8 +585,8 @@ class VersionRoute(_message.Message):
     reason: _builtins.str
     """Why it is READY on no server, for people; empty if it is READY on one."""
     servable: _builtins.bool
-    """Whether it can be requested: it is READY, or can be made resident. False if it is rejected, if
-    it cannot be served, and for a while after a load has failed.
+    """Whether it can be counted on: it is READY, or can be made resident. False if it is rejected or
+    cannot be served, and after a load of it or of a part of it has failed, until one succeeds.
     """
     decoupled: _builtins.bool
     """Whether it is decoupled: it answers a request any number of times, so it can only be requested

@@ -121,6 +121,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INTERNAL: there is no shared memory of that key on this host."""
     ERROR_REASON_REGION_IN_USE: _ErrorReason.ValueType  # 65
     """UNAVAILABLE: a server still uses the shared memory for an earlier request."""
+    ERROR_REASON_VERSION_NOT_A_NUMBER: _ErrorReason.ValueType  # 67
+    """INVALID_ARGUMENT: a request names a version that is neither a number nor an alias of the model."""
+    ERROR_REASON_TEXT_SEQUENCE_ID: _ErrorReason.ValueType  # 66
+    """INVALID_ARGUMENT: the sequence_id is a text, and the model takes numbers."""
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 70
     """RESOURCE_EXHAUSTED: the version gets more requests than it can answer, and this one had to give
     way.
@@ -245,6 +249,10 @@ ERROR_REASON_REGION_UNOPENED: ErrorReason.ValueType  # 64
 """INTERNAL: there is no shared memory of that key on this host."""
 ERROR_REASON_REGION_IN_USE: ErrorReason.ValueType  # 65
 """UNAVAILABLE: a server still uses the shared memory for an earlier request."""
+ERROR_REASON_VERSION_NOT_A_NUMBER: ErrorReason.ValueType  # 67
+"""INVALID_ARGUMENT: a request names a version that is neither a number nor an alias of the model."""
+ERROR_REASON_TEXT_SEQUENCE_ID: ErrorReason.ValueType  # 66
+"""INVALID_ARGUMENT: the sequence_id is a text, and the model takes numbers."""
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 70
 """RESOURCE_EXHAUSTED: the version gets more requests than it can answer, and this one had to give
 way.

@@ -13,6 +13,7 @@ from services.controller.core.entities import Health, ReplicaKey, Server, UnitSp
 from services.controller.core.errors import Held, NeverFits, NoRoom, NoServer
 from services.controller.core.limits import Limits
 from services.controller.core.states import TRANSITIONS, Cause, State, after
+from services.controller.core.view import FleetView
 from tests.support.residency_world import ABCD, MIB, World, ensemble, servers, spec, unit
 
 ONE_AT_A_TIME = Limits(loads_per_server=1)
@@ -113,6 +114,48 @@ def test_a_failed_load_is_told_and_not_repeated_until_its_backoff() -> None:
     assert not world.pending
     world.pass_time(6.0)
     world.resident("a")
+
+
+def test_a_failed_load_counts_until_one_succeeds() -> None:
+    world = World(
+        [spec("a"), spec("b"), ensemble("ab", "a", "b")],
+        limits=Limits(backoff_seconds=5.0, max_backoff_seconds=20.0),
+    )
+    view = FleetView(world.fleet)
+
+    def failures() -> list[str]:
+        return [view.failure(unit(name), world.now) for name in ("a", "b", "ab")]
+
+    assert failures() == ["", "", ""]
+    world.ask("a")
+    world.work(fail=["a"])
+    failed = ["load failed: no weights", "", "load failed: a:1: no weights"]
+    assert failures() == failed
+    for _ in range(10):  # long after it may be tried again
+        world.pass_time(6.0)
+        assert failures() == failed
+    revision = view.revision
+    world.resident("a")
+    assert failures() == ["", "", ""]
+    assert view.revision > revision
+
+
+def test_a_failed_load_counts_until_the_version_is_registered_anew() -> None:
+    world = World([spec("a")])
+    view = FleetView(world.fleet)
+    world.ask("a")
+    world.work(fail=["a"])
+    world.register(spec("a", fingerprint="of other files"))
+    assert view.failure(unit("a"), world.now) == ""
+
+
+def test_a_failed_copy_says_nothing_once_its_backoff_is_over() -> None:
+    world = World([spec("a")], servers(2), limits=Limits(backoff_seconds=5.0))
+    view = FleetView(world.fleet)
+    world.resident("a")
+    world.fleet.failures.add(unit("a"), "t1", "no memory.", (5.0, 300.0), world.now)
+    world.pass_time(6.0)
+    assert view.failure(unit("a"), world.now) == ""
 
 
 def test_a_deadline_ends_the_wait_and_the_load_goes_on_for_others() -> None:

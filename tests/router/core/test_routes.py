@@ -16,6 +16,7 @@ from services.common.errors import (
     ShoalError,
     VersionNotFound,
 )
+from services.router.core.errors import VersionNotANumber
 from services.router.core.routing.routes import (
     Arm,
     Route,
@@ -68,7 +69,7 @@ def test_a_version_that_may_not_answer_is_still_the_one_that_was_named() -> None
     assert resolve(routes, "m", "3", 0.0) == Target("m", 3)
 
 
-@pytest.mark.parametrize("version", ["9", "canary", str(2**63 - 1)])
+@pytest.mark.parametrize("version", ["9", str(2**63 - 1)])
 def test_an_unknown_version_names_those_that_are_known(version: str) -> None:
     with pytest.raises(VersionNotFound) as caught:
         resolve(route(10, 2, 1), "m", version, 0.0)
@@ -85,15 +86,26 @@ def test_no_versions_are_called_none() -> None:
         resolve(route(), "m", "1", 0.0)
 
 
-@pytest.mark.parametrize("version", ["0", "-1", "01", "1.5", "../2", " 1", "²", str(2**63)])
-def test_what_is_neither_number_nor_alias_is_invalid(version: str) -> None:
+@pytest.mark.parametrize("version", ["canary", "v1", "../2", "²", "é", "-", "."])
+def test_what_is_no_number_for_triton_either_is_refused_in_its_words(version: str) -> None:
+    for asked in (resolve, lambda *args: shares(*args[:3])):
+        with pytest.raises(VersionNotANumber) as caught:
+            asked(route(1, stable=1), "m", version, 0.0)
+        assert caught.value.message.startswith(
+            f"failed to get model version from specified version string '{version}' "
+            "(details: stol), version should be an integral value > 0. "
+        )
+
+
+@pytest.mark.parametrize("version", ["0", "-1", "01", "1.5", " 1", str(2**63)])
+def test_what_is_neither_version_nor_alias_is_invalid(version: str) -> None:
     for asked in (resolve, lambda *args: shares(*args[:3])):
         with pytest.raises(InvalidVersion):
             asked(route(1), "m", version, 0.0)
 
 
 def test_a_long_version_is_not_repeated_in_full() -> None:
-    with pytest.raises(InvalidVersion) as caught:
+    with pytest.raises(VersionNotANumber) as caught:
         resolve(route(1), "m", "!" * 10_000, 0.0)
     assert caught.value.metadata["version"] == "!" * 64
 

@@ -2,9 +2,10 @@
 
 The rules are plain data (default, aliases, arms), so that they can be compiled to other tables."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from services.common.errors import (
     InvalidName,
@@ -13,7 +14,10 @@ from services.common.errors import (
     NoApprovedVersion,
     VersionNotFound,
 )
-from shoal.names import is_alias, is_model_name, parse_version
+from services.router.core.errors import VersionNotANumber
+from shoal.names import is_model_name, parse_version
+
+_NUMBER: Final = re.compile(r"\s*[+-]?[0-9]")  # how what Triton reads as a number begins
 
 
 class Target(NamedTuple):
@@ -78,8 +82,8 @@ def resolve(routes: Routes, model: str, version: str, draw: float) -> Target:
     """Return the version that a request means.
 
     `version` is a number, an alias, or "" for the choice of the traffic policy, which is made by
-    `draw`, uniform in [0, 1). Raises InvalidName, ModelNotFound, InvalidVersion, VersionNotFound,
-    NoApprovedVersion."""
+    `draw`, uniform in [0, 1). Raises InvalidName, ModelNotFound, InvalidVersion,
+    VersionNotANumber, VersionNotFound, NoApprovedVersion."""
     route = routes.get(model)
     if route is None:
         if not is_model_name(model):
@@ -112,12 +116,12 @@ def why(routes: Routes, model: str, version: str, target: Target) -> str:
 
 
 def _named(route: Route, model: str, version: str) -> Target:
-    number = parse_version(version)
+    number = parse_version(version) or route.aliases.get(version)
     if number is None:
-        if not is_alias(version):
+        if _NUMBER.match(version):
             raise InvalidVersion(model=model, version=version[:64])
-        number = route.aliases.get(version)
-    if number is None or number not in route.versions:
+        raise VersionNotANumber(model=model, version=version[:64])
+    if number not in route.versions:
         raise VersionNotFound(model=model, version=version, versions=_listed(route))
     return Target(model, number)
 

@@ -1,16 +1,52 @@
 """The replicas on which sequences of requests have begun, and must stay."""
 
+import enum
 import hashlib
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from services.router.core.routing.routes import Replica, Target
 from services.router.core.wire.request import Sequence
 
 IDLE_SECONDS: Final = 60.0  # without a request, until it is taken for abandoned
+
+_CORRID: Final = 3  # CONTROL_SEQUENCE_CORRID of inference.ModelSequenceBatching.Control
+_TYPE_STRING: Final = 13  # of inference.DataType
+
+
+class SequenceIds(enum.Enum):
+    """The ids of sequences that a model takes.
+
+    IGNORED  It has no sequences, so ids mean nothing to it.
+    NUMBERS  Numbers. Triton 24.10 writes a text beyond the end of the memory for a number, and its
+             process ends sooner or later.
+    ANY      Numbers and texts."""
+
+    IGNORED = enum.auto()
+    NUMBERS = enum.auto()
+    ANY = enum.auto()
+
+
+def sequence_ids(config: Any) -> SequenceIds:
+    """Return the ids that a model takes by its own inference.ModelConfig, whatever its parts are
+    if it is an ensemble."""
+    if not config.HasField("sequence_batching"):
+        return SequenceIds.IGNORED
+    controls = (one for tensor in config.sequence_batching.control_input for one in tensor.control)
+    types = [one.data_type for one in controls if one.kind == _CORRID]
+    return SequenceIds.ANY if all(one == _TYPE_STRING for one in types) else SequenceIds.NUMBERS
+
+
+def shared_ids(of_parts: Iterable[SequenceIds]) -> SequenceIds:
+    """Return the ids that an ensemble takes. Triton gives a request's id to each of its parts."""
+    found = set(of_parts)
+    for ids in (SequenceIds.NUMBERS, SequenceIds.ANY):
+        if ids in found:
+            return ids
+    return SequenceIds.IGNORED
 
 
 @dataclass
