@@ -97,3 +97,11 @@ def unloadable(found: Found) -> str:
 def is_unchanged(known: Version, found: Found) -> bool:
     """Return whether the files are those that were registered."""
     return isinstance(found.scan, Scan) and found.scan.fingerprint == known.fingerprint
+
+
+def still_answering(entry: Entry | None, found: Sequence[Found]) -> list[Found]:
+    """Return what was found of valid versions, if no version can be loaded as it is now."""
+    if entry is None or not all(map(unloadable, found)):
+        return []
+    known = entry.versions
+    return [one for one in found if one.number in known and not known[one.number].artifact_problem]

@@ -21,6 +21,7 @@ from services.registry.adoption import (
     message,
     parts_first,
     reason,
+    still_answering,
     unloadable,
     version_of,
 )
@@ -158,7 +159,8 @@ class Versions:
     async def refresh(self, model: str) -> Imported:
         """Read a model's folders again, and take over what has changed.
 
-        A model that is not registered is looked for in the repositories.
+        A model that is not registered is looked for in the repositories. As in Triton, one of which
+        no version can be loaded any more stays as it was, and the reason is a problem.
         """
         async with self._staging_lock:
             entries = await self._catalogue.store.entries({model})
@@ -174,7 +176,12 @@ class Versions:
                 list, rescan(entries.values(), self._kind, self._repositories.fence)
             )
             missing = [one for one in again if (one.source, one.number) not in there]
-            return await self._take_over(found, missing, problems)
+            kept = still_answering(entries.get(model), [*found, *missing])
+            return await self._take_over(
+                [one for one in found if one not in kept],
+                [one for one in missing if one not in kept],
+                [*problems, *(Problem(one.source, unloadable(one)) for one in kept)],
+            )
 
     def _scan_folder(self, repository: Path, folder: Path) -> tuple[list[Found], list[Problem]]:
         if problem := not_a_model(folder, self._repositories.fence_of_repository(repository)):
