@@ -14,7 +14,7 @@ from shoal.registry.v1 import types_pb2
 from shoal.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 
 WITHIN: Final = 5.0  # seconds
-_PAGE: Final = 1000
+_PAGE: Final = 200  # versions with their configs
 _SHOWN: Final = 3  # reasons
 
 

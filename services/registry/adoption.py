@@ -1,6 +1,6 @@
 """What the catalogue says of a version once it was found on disk."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,14 +73,20 @@ def is_changed(before: Version | None, after: Version) -> bool:
     )
 
 
-def message(problem: Problem) -> str:
-    """Return the text that a version gets as its reason when this is its problem."""
-    return InvalidArtifact(path=problem.path, problem=problem.reason).message
+def untold(
+    problems: Iterable[Problem], versions: Iterable[Version], missing: Iterable[Found]
+) -> list[Problem]:
+    """Return the problems that no version in the catalogue has as its reason.
 
-
-def reason(found: Found) -> str:
-    """Return why there is no scan, or ""."""
-    return found.scan.message if isinstance(found.scan, InvalidArtifact) else ""
+    `versions` are those that were found, and `missing` those that are registered all the same.
+    """
+    told = {version.artifact_problem for version in versions}
+    told.update(one.scan.message for one in missing if isinstance(one.scan, InvalidArtifact))
+    return [
+        problem
+        for problem in problems
+        if InvalidArtifact(path=problem.path, problem=problem.reason).message not in told
+    ]
 
 
 def unloadable(found: Found) -> str:

@@ -24,14 +24,16 @@ class Repositories:
         self._store = store
         self._named = frozenset(named)
         self._link_roots = tuple(link_roots)
-        self._problems: dict[Path, list[Problem]] = {path: [] for path in named}
+        self._problems: dict[Path, list[Problem]] = {path: [] for path in self._named}
+        self._stored: dict[Path, list[Problem]] = {}  # as the database has them
 
     async def load(self) -> None:
         """Read what earlier imports have left in the database, except for folders now gone."""
         for text, problems in (await self._store.repositories()).items():
             path = Path(text)
             if path in self._named or is_folder(path):
-                self._problems[path] = [Problem(*problem) for problem in problems]
+                self._stored[path] = [Problem(*problem) for problem in problems]
+        self._problems |= self._stored
 
     def __iter__(self) -> Iterator[Path]:
         return iter(sorted(self._problems))
@@ -88,17 +90,18 @@ class Repositories:
         """Note what could not be imported from a repository, in place of what was noted before."""
         kept = list(problems[:MAX_KEPT])
         self._problems[repository] = kept
+        if self._stored.get(repository) == kept:
+            return
         await self._store.put_repository(
             str(repository), [(problem.path, problem.reason) for problem in kept]
         )
+        self._stored[repository] = kept
 
     async def amend(self, repository: Path, folder: Path, problems: Sequence[Problem]) -> None:
         """Note what could not be imported from one folder of a repository."""
-        before = self.problems(repository)
-        inside = shown(folder)
-        others = [one for one in before if not f"{one.path}/".startswith(f"{inside}/")]
-        if before != [*others, *problems]:
-            await self.keep(repository, [*others, *problems])
+        inside = f"{shown(folder)}/"
+        others = [one for one in self.problems(repository) if not f"{one.path}/".startswith(inside)]
+        await self.keep(repository, [*others, *problems])
 
     def problems(self, repository: Path) -> list[Problem]:
         """Return what could not be imported from a repository in its last import."""

@@ -18,11 +18,10 @@ from services.registry.adoption import (
     adopt,
     is_changed,
     is_unchanged,
-    message,
     parts_first,
-    reason,
     still_answering,
     unloadable,
+    untold,
     version_of,
 )
 from services.registry.artifacts import tree
@@ -150,17 +149,15 @@ class Versions:
                 ),
             )
             imported = await self._take_over(found, missing, problems)
-            told = {version.artifact_problem for version in imported.versions}
-            told.update(reason(one) for one in missing)
-            unseen = [one for one in imported.problems if message(one) not in told]
+            unseen = untold(imported.problems, imported.versions, missing)
             await self._tasks.complete(self._repositories.keep(path, unseen))
         return imported
 
     async def refresh(self, model: str) -> Imported:
         """Read a model's folders again, and take over what has changed.
 
-        A model that is not registered is looked for in the repositories. As in Triton, one of which
-        no version can be loaded any more stays as it was, and the reason is a problem.
+        A model that is not registered is looked for in the repositories. If no version of a model
+        can be loaded any more, it stays as it was, as in Triton, and the reason is a problem.
         """
         async with self._staging_lock:
             entries = await self._catalogue.store.entries({model})
@@ -203,11 +200,12 @@ class Versions:
             return known, problem
         async with self._staging_lock:
             entry = await self._catalogue.store.entry(model)
-            await self._adopt_all(
-                [await asyncio.to_thread(self._look, entry, entry.version(number))]
-            )
+            found = await asyncio.to_thread(self._look, entry, entry.version(number))
+            problem = unloadable(found)
+            if not problem:
+                await self._adopt_all([found])
         version = (await self._catalogue.store.entry(model)).version(number)
-        return version, version.artifact_problem
+        return version, problem or version.artifact_problem
 
     def _look(self, entry: Entry, version: Version) -> Found:
         alone = replace(entry, versions={version.number: version})
