@@ -194,6 +194,8 @@ def _default(field: FieldInfo) -> str:
         return "empty"
     if isinstance(value, bool):
         return f"`{value}`".lower()
+    if isinstance(value, tuple):
+        return ", ".join(f"`{one}`" for one in value)
     match _unit(field):
         case "seconds":
             return f"{value:g} s"

@@ -31,10 +31,11 @@ from services.controller.measurement.queues import QueueTimes
 from services.controller.measurement.statistics_watch import StatisticsWatch
 from services.controller.registry.catalogue import Catalogue
 from services.controller.registry.lease import ACTING, EPOCH, Fence, Lease
+from services.controller.registry.sources import Sources
 from services.controller.registry.watch import RegistryWatch, report
 from services.controller.routers.placements import Placements
 from services.controller.routers.stream import RouterStreams
-from services.controller.servers.changes import Changes, Timeouts
+from services.controller.servers.changes import Changes, Timeouts, no_problem
 from services.controller.servers.watch import ServerWatch
 from services.controller.settings import Settings, defaults, limits, metrics_url, server
 from services.controller.telemetry.journal import Journal
@@ -93,6 +94,7 @@ async def _serve(
     """Stand by with the catalogue at hand, take the lease, then act until cancelled."""
     catalogue = Catalogue(defaults(settings))
     watch = RegistryWatch(registry, catalogue)
+    sources = Sources(registry, catalogue, watch)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(watch.run())
         epoch, fence = await lease.acquire()
@@ -117,6 +119,7 @@ async def _serve(
             gpus=Gpus.of_this_host(),
             remotes=remotes,
             registry=registry,
+            sources=sources,
         ) as controller:
             watch.listen(controller.loop.catalogue_changed)
             gc.collect()
@@ -158,6 +161,7 @@ async def acting(
     gpus: Gpus | None = None,
     remotes: Mapping[str, Remote] | None = None,
     registry: Any = None,
+    sources: Sources | None = None,
     measured: bool = True,
 ) -> AsyncIterator[Acting]:
     """Build what acts, and run it.
@@ -165,6 +169,7 @@ async def acting(
     The servers and their `bounds` are given apart from the other settings. `fence`: None for one
     that is always open. `gpus`: those of this host, None where it has none. `remotes`: the servers
     that are on other hosts. `registry`: the Registry's stub, None where there is no Registry.
+    `sources`: has files looked at before they are loaded, None where nobody looks.
     `measured`: whether memory and queues are measured.
 
     Leaving it stops what runs in the background, and waits for loads and unloads under way.
@@ -187,6 +192,7 @@ async def acting(
             Timeouts(settings.load_timeout, settings.unload_timeout, settings.probe_timeout),
             verify=lambda id_: watches[id_].verify(),
             fence=fence,
+            source_problem=sources.problem if sources is not None else no_problem,
             before_load=statistics.before_load,
             before_unload=statistics.before_unload,
             after_probe=statistics.after_probe,
@@ -235,6 +241,7 @@ async def acting(
             ask=loop.ask,
             feed=loop.feed,
             diagnose=partial(diagnostics.of, engine),
+            refresh=sources.refresh if sources is not None else None,
             max_wait=settings.max_wait,
         )
         loop.catalogue_changed(catalogue.entries)

@@ -9,6 +9,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from services.embedded.imported import Imported
 from services.embedded.part import Event, State
 from services.embedded.parts import Plan
 from services.embedded.runs import Swept
@@ -52,12 +53,12 @@ class Display:
         elif not self._up or event.state is not State.STARTING:
             self._plain(event)
 
-    def up(self, plan: Plan, seconds: float) -> None:
-        """Show the summary of a stack that took `seconds` to start."""
+    def up(self, plan: Plan, seconds: float, imported: Imported | None = None) -> None:
+        """Show the summary of a stack that took `seconds` to start, and what it has `imported`."""
         self.close()
         self._up = True
         self.line("")
-        for text in summary(plan, seconds):
+        for text in summary(plan, seconds, imported):
             self.line(text)
         self.line("")
 
@@ -93,7 +94,7 @@ _STYLES = {
 _NO_MODELS = "  There are no models yet: start with --repository DIR, or `shoal register DIR`."
 
 
-def summary(plan: Plan, seconds: float) -> list[str]:
+def summary(plan: Plan, seconds: float, imported: Imported | None = None) -> list[str]:
     """Return lines that say what is where, and how to call it."""
     at = plan.endpoints
     cap = plan.settings.max_models
@@ -111,9 +112,17 @@ def summary(plan: Plan, seconds: float) -> list[str]:
         *servers,
         *(collector if at.collector_http else []),
         f"  Logs        {plan.data / 'logs'}",
+        *_models(imported),
         "",
         *_how_to_call(plan),
     ]
+
+
+def _models(imported: Imported | None) -> list[str]:
+    if imported is None or not (imported.models or imported.refused):
+        return []
+    first, *others = imported.lines()
+    return [f"  Models      {first}", *(f"            {line}" for line in others)]
 
 
 def _how_to_call(plan: Plan) -> list[str]:

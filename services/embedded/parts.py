@@ -200,6 +200,7 @@ def _registry(common: _Common, settings: StackSettings, endpoints: Endpoints) ->
             "SHOAL_REGISTRY_DATA_DIR": str(common.data / "registry"),
             "SHOAL_REGISTRY_STAGING_DIR": str(common.data / "staging"),
             "SHOAL_REGISTRY_REPOSITORIES": [str(folder) for folder in settings.repository],
+            **({"SHOAL_REGISTRY_POLL_SECONDS": settings.poll} if settings.poll else {}),
         },
     )
     ready = partial(readiness.grpc_serving, endpoints.registry)

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from services.common.units import Unit
+from services.common.units import Seconds, Unit
 from services.embedded.errors import BadSettings
 from shoal.sizes import parse_size
 
@@ -42,7 +42,11 @@ class StackSettings(BaseModel):
 
     repository: tuple[Folder, ...] = ()
     """Triton model repositories to serve; they are only read. The flag can be repeated, the
-    variable separates paths by `:`. In a checkout the default is its `model_repository`."""
+    variable separates paths by `:`. In a checkout the default is its `model_repository`, unless
+    `data` is given."""
+    poll: Seconds = Field(default=0.0, ge=0)
+    """How often to look for changes in the repositories, as Triton's poll mode does. 0: only when
+    `shoal import` or a load call asks for it."""
     servers: int = Field(default=1, ge=1, le=64)
     """Triton servers to start."""
     controllers: int = Field(default=1, ge=1, le=8)

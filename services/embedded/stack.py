@@ -15,6 +15,7 @@ from services.embedded import fleet, leftovers, logfiles, runs
 from services.embedded.announcement import Announcement
 from services.embedded.display import Display, Terminal, swept
 from services.embedded.errors import CannotStart
+from services.embedded.imported import imported
 from services.embedded.part import Event
 from services.embedded.parts import Plan, plan
 from services.embedded.ports import Claims
@@ -99,7 +100,7 @@ async def _serve(planned: Plan, interrupts: Interrupts, console: Console) -> Non
 
     def when_up() -> None:
         announcement.state("ready")
-        display.up(planned, time.monotonic() - began)
+        beside.append(asyncio.create_task(_show(planned, display, time.monotonic() - began)))
 
     for part in planned.parts:
         logfiles.begin(part.log)
@@ -127,6 +128,11 @@ async def _serve(planned: Plan, interrupts: Interrupts, console: Console) -> Non
         await asyncio.gather(*beside, return_exceptions=True)
         display.close()
         announcement.state("stopped")
+
+
+async def _show(planned: Plan, display: Display, seconds: float) -> None:
+    """Show the summary of a stack that took `seconds` to start."""
+    display.up(planned, seconds, await imported(planned.endpoints.registry))
 
 
 async def _stop_listening(

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -11,14 +11,16 @@ import structlog
 
 from services.common import metrics
 from services.common.caller import CallerPolicy
-from services.common.errors import InvalidArtifact
+from services.common.errors import InvalidArtifact, NotReady
 from services.common.rpc import RpcServer
 from services.common.tasks import TaskScope
 from services.registry.api.servicer import NAME, OPEN_METHODS, RegistryServicer
+from services.registry.artifacts.repository import Problem
 from services.registry.artifacts.staging import Staging
 from services.registry.catalogue.store import Store
 from services.registry.catalogue.watch import CatalogueLog
 from services.registry.catalogue.writer import Catalogue
+from services.registry.repositories import Repositories
 from services.registry.settings import RegistrySettings
 from services.registry.versions import Versions
 from shoal.registry.v1 import registry_service_pb2_grpc as pb_grpc
@@ -51,9 +53,13 @@ async def running(settings: RegistrySettings) -> AsyncIterator[Running]:
         await asyncio.to_thread(staging.prepare)
         log = CatalogueLog(await store.revision())
         catalogue = Catalogue(store, staging, log, scope)
-        versions = Versions(catalogue, staging, settings.default_instance_kind, scope)
+        repositories = Repositories(store, settings.repositories, settings.link_roots)
+        await repositories.load()
+        versions = Versions(catalogue, staging, repositories, settings.default_instance_kind, scope)
         server = RpcServer(CallerPolicy(settings.trusted_proxies), open_methods=OPEN_METHODS)
-        servicer = RegistryServicer(catalogue, versions, scope, settings.watch_checkpoint_seconds)
+        servicer = RegistryServicer(
+            catalogue, versions, repositories, scope, settings.watch_checkpoint_seconds
+        )
         pb_grpc.add_RegistryServiceServicer_to_server(servicer, server.services)
         server.announce(NAME)
         metrics_port = None
@@ -66,27 +72,48 @@ async def running(settings: RegistrySettings) -> AsyncIterator[Running]:
         stack.callback(log.close)
         _log.info("listening", host=settings.host, port=port, metrics_port=metrics_port)
         async with asyncio.TaskGroup() as tasks:
-            preparing = tasks.create_task(_prepare(versions, settings.repositories, server))
+            preparing = tasks.create_task(_prepare(versions, repositories, settings, server))
             yield Running(port, metrics_port)
             preparing.cancel()
 
 
-async def _prepare(versions: Versions, repositories: Iterable[Path], server: RpcServer) -> None:
+async def _prepare(
+    versions: Versions, repositories: Repositories, settings: RegistrySettings, server: RpcServer
+) -> None:
+    """Import everything, report ready, and import again every `poll_seconds`."""
     await versions.restore()
-    for path in repositories:
-        await _import(versions, path)
+    for path in settings.repositories:
+        await _import(versions, repositories, path, known=frozenset())
     await versions.remove_unknown()
     await server.set_ready(True)
     _log.info("ready")
+    while settings.poll_seconds:
+        await asyncio.sleep(settings.poll_seconds)
+        for path in settings.repositories:
+            known = frozenset(repositories.problems(path))
+            try:
+                await _import(versions, repositories, path, known)
+            except NotReady as error:
+                _log.warning("repository not polled", path=str(path), problem=error.message)
 
 
-async def _import(versions: Versions, path: Path) -> None:
-    """Import one repository; one that cannot be read does not keep the others from being served."""
+async def _import(
+    versions: Versions, repositories: Repositories, path: Path, known: Collection[Problem]
+) -> None:
+    """Import one repository, and log what is not `known`.
+
+    A repository that cannot be read does not keep the others from being served.
+    """
     try:
-        imported, problems = await versions.import_repository(path)
+        imported = await versions.import_repository(path)
     except InvalidArtifact as error:
-        _log.error("repository not imported", path=str(path), problem=error.message)
+        problem = Problem(error.metadata["path"], error.metadata["problem"])
+        if problem not in known:
+            _log.error("repository not imported", path=problem.path, problem=problem.reason)
+        await repositories.keep(path, [problem])
         return
-    for problem in problems:
-        _log.warning("not imported", path=problem.path, problem=problem.reason)
-    _log.info("repository imported", path=str(path), versions=len(imported))
+    for problem in imported.problems:
+        if problem not in known:
+            _log.warning("not imported", path=problem.path, problem=problem.reason)
+    if imported.changed or not known:
+        _log.info("repository imported", path=str(path), versions=len(imported.versions))

@@ -59,6 +59,12 @@ class RegistrySettings(BaseSettings):
     `data_dir`."""
     repositories: Folders = ()
     """Model repositories to import at start: paths separated by `:`, or a JSON list."""
+    link_roots: Folders = (Path("/"),)
+    """Folders that links in `repositories` may lead into, besides their own repository: paths
+    separated by `:`, or a JSON list, such as `[]` for none. Links in what callers register or
+    import never lead out."""
+    poll_seconds: Seconds = Field(default=0.0, ge=0)
+    """How often `repositories` are imported again, to find what has changed in them. 0: never."""
     trusted_proxies: Networks = ()
     """Addresses or networks whose `x-shoal-subject`, `x-shoal-tenant` and `x-shoal-roles` headers
     are believed: separated by commas, or a JSON list."""

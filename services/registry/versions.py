@@ -6,15 +6,24 @@ leaves unknown folders behind, which the next start removes.
 """
 
 import asyncio
+import errno
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
-import structlog
-
 from services.common.errors import InvalidArtifact, ModelNotFound
 from services.common.tasks import TaskScope
+from services.registry.adoption import (
+    adopt,
+    is_changed,
+    is_unchanged,
+    parts_first,
+    still_answering,
+    unloadable,
+    untold,
+    version_of,
+)
 from services.registry.artifacts import tree
 from services.registry.artifacts.discovery import (
     Found,
@@ -23,19 +32,13 @@ from services.registry.artifacts.discovery import (
     rescan_missing,
     scan_models,
 )
-from services.registry.artifacts.scan import (
-    Problem,
-    Scan,
-    Source,
-    find_models,
-    open_registered,
-    scan_version,
-)
+from services.registry.artifacts.repository import Problem, find_models, not_a_model
+from services.registry.artifacts.scan import Scan, Source, open_registered, scan_version
 from services.registry.artifacts.staging import Staging
 from services.registry.catalogue.writer import Catalogue
 from services.registry.core import rules
 from services.registry.core.catalogue import Entry, Model, Version, VersionState
-from services.registry.core.resolution import parts_first
+from services.registry.repositories import Repositories
 from shoal import names
 
 # Models scanned, and versions written, in one batch. Other calls get their turn between batches,
@@ -45,17 +48,10 @@ WRITTEN_AT_ONCE: Final = 500
 
 T = TypeVar("T")
 
-# The errors that staging meets when a source has changed meanwhile or cannot be read. A full disk
-# is not the source's fault.
-_SOURCE_ERRORS: Final = (
-    FileExistsError,
-    FileNotFoundError,
-    IsADirectoryError,
-    NotADirectoryError,
-    PermissionError,
+# The errors of staging that are not the source's fault. All others are one version's problem.
+_OWN_ERRORS: Final = frozenset(
+    {errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EROFS}
 )
-
-_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +70,15 @@ class Registration:
     digest: str
 
 
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What an import has found: versions, problems, and the names of versions that it changed."""
+
+    versions: list[Version]
+    problems: list[Problem]
+    changed: list[str]
+
+
 class Versions:
     """Registers, imports and deletes versions, in the catalogue and in the staging tree.
 
@@ -82,10 +87,16 @@ class Versions:
     """
 
     def __init__(
-        self, catalogue: Catalogue, staging: Staging, instance_kind: str, tasks: TaskScope
+        self,
+        catalogue: Catalogue,
+        staging: Staging,
+        repositories: Repositories,
+        instance_kind: str,
+        tasks: TaskScope,
     ) -> None:
         self._catalogue = catalogue
         self._staging = staging
+        self._repositories = repositories
         self._kind = instance_kind
         self._tasks = tasks
         self._staging_lock = asyncio.Lock()  # one call at a time touches the staging tree
@@ -99,7 +110,11 @@ class Versions:
             if made:
                 return _made_earlier(known, wanted.model, made)
             source = await asyncio.to_thread(
-                open_registered, wanted.path, wanted.model, wanted.number
+                open_registered,
+                wanted.path,
+                wanted.model,
+                wanted.number,
+                self._repositories.fence,
             )
             number = wanted.number or max(source.numbers) or rules.next_number(known)
             _check_present(source, number)
@@ -107,7 +122,7 @@ class Versions:
             scan = await asyncio.to_thread(scan_version, source, number, self._kind)
             return await self._tasks.complete(self._register(wanted, known, number, scan))
 
-    async def import_repository(self, path: Path) -> tuple[list[Version], list[Problem]]:
+    async def import_repository(self, path: Path) -> Imported:
         """Register every version of every model in the folder; repeating it changes nothing.
 
         A version whose files or config were changed in place is taken over as it is now, with a
@@ -116,31 +131,118 @@ class Versions:
         when the folder itself cannot be read.
         """
         async with self._staging_lock:
-            models, problems = await asyncio.to_thread(find_models, path)
+            fence = self._repositories.fence_of_repository(path)
+            models, problems = await asyncio.to_thread(find_models, path, fence)
+            self._repositories.add(path)
             found: list[Found] = []
             for batch in _batches(models, SCANNED_AT_ONCE):
-                scanned, strays = await asyncio.to_thread(scan_models, batch, self._kind)
+                scanned, strays = await asyncio.to_thread(
+                    scan_models, batch, self._kind, self._repositories.fence
+                )
                 found += scanned
                 problems += strays
             everything = (await self._catalogue.store.snapshot()).entries
             missing = await asyncio.to_thread(
-                list, rescan_missing(everything.values(), path, found, self._kind)
+                list,
+                rescan_missing(
+                    everything.values(), path, found, self._kind, self._repositories.fence
+                ),
             )
-            problems += await self._adopt_all([*found, *missing])
-            entries = await self._catalogue.store.entries({one.model for one in found})
-        imported = [
-            entries[one.model].versions[one.number]
-            for one in sorted(found, key=lambda one: (one.model, one.number))
-            if one.model in entries and one.number in entries[one.model].versions
-        ]
-        return imported, problems
+            imported = await self._take_over(found, missing, problems)
+            unseen = untold(imported.problems, imported.versions, missing)
+            await self._tasks.complete(self._repositories.keep(path, unseen))
+        return imported
+
+    async def refresh(self, model: str) -> Imported:
+        """Read a model's folders again, and take over what has changed.
+
+        A model that is not registered is looked for in the repositories. If no version of a model
+        can be loaded any more, it stays as it was, as in Triton, and the reason is a problem.
+        """
+        async with self._staging_lock:
+            entries = await self._catalogue.store.entries({model})
+            found: list[Found] = []
+            problems: list[Problem] = []
+            for repository, folder in self._repositories.folders(model, entries.get(model)):
+                some, strange = await asyncio.to_thread(self._scan_folder, repository, folder)
+                await self._tasks.complete(self._repositories.amend(repository, folder, strange))
+                found += some
+                problems += strange
+            there = {(one.source, one.number) for one in found}
+            again = await asyncio.to_thread(
+                list, rescan(entries.values(), self._kind, self._repositories.fence)
+            )
+            missing = [one for one in again if (one.source, one.number) not in there]
+            kept = still_answering(entries.get(model), [*found, *missing])
+            return await self._take_over(
+                [one for one in found if one not in kept],
+                [one for one in missing if one not in kept],
+                [*problems, *(Problem(one.source, unloadable(one)) for one in kept)],
+            )
+
+    def _scan_folder(self, repository: Path, folder: Path) -> tuple[list[Found], list[Problem]]:
+        if problem := not_a_model(folder, self._repositories.fence_of_repository(repository)):
+            return [], [problem]
+        return scan_models([(folder.name, folder)], self._kind, self._repositories.fence)
+
+    async def check(self, model: str, number: int) -> tuple[Version, str]:
+        """Compare a version's files with what was registered, and take over a change.
+
+        Returns the version, and why its files cannot be loaded, or "". Files that are gone or can
+        no longer be served change nothing in the catalogue: where the version is in memory it still
+        answers. Raises ModelNotFound, VersionNotFound.
+        """
+        entry = await self._catalogue.store.entry(model)
+        known = entry.version(number)
+        found = await asyncio.to_thread(self._look, entry, known)
+        problem = unloadable(found)
+        if problem or is_unchanged(known, found):
+            return known, problem
+        async with self._staging_lock:
+            entry = await self._catalogue.store.entry(model)
+            found = await asyncio.to_thread(self._look, entry, entry.version(number))
+            problem = unloadable(found)
+            if not problem:
+                await self._adopt_all([found])
+        version = (await self._catalogue.store.entry(model)).version(number)
+        return version, problem or version.artifact_problem
+
+    def _look(self, entry: Entry, version: Version) -> Found:
+        alone = replace(entry, versions={version.number: version})
+        (found,) = rescan([alone], self._kind, self._repositories.fence)
+        return found
+
+    async def _take_over(
+        self, found: Sequence[Found], missing: Sequence[Found], problems: Sequence[Problem]
+    ) -> Imported:
+        """Register what was found, and note what is missing."""
+        names = {one.model for one in (*found, *missing)}
+        before = await self._catalogue.store.entries(names)
+        adopted = await self._adopt_all([*found, *missing])
+        after = await self._catalogue.store.entries(names)
+        return Imported(
+            [
+                after[one.model].versions[one.number]
+                for one in sorted(found, key=lambda one: (one.model, one.number))
+                if one.model in after and one.number in after[one.model].versions
+            ],
+            list(dict.fromkeys([*problems, *adopted])),
+            [
+                version.name
+                for name, entry in sorted(after.items())
+                for number, version in entry.versions.items()
+                if name not in before or is_changed(before[name].versions.get(number), version)
+            ],
+        )
 
     async def restore(self) -> None:
         """Scan everything that is registered again, and stage what is missing."""
         async with self._staging_lock:
             entries = list((await self._catalogue.store.snapshot()).entries.values())
             for batch in _batches(entries, SCANNED_AT_ONCE):
-                found = await asyncio.to_thread(list, rescan(batch, self._kind))
+                found = await asyncio.to_thread(
+                    list, rescan(batch, self._kind, self._repositories.fence)
+                )
                 await self._adopt_all(found)
 
     async def remove_unknown(self) -> None:
@@ -166,7 +268,7 @@ class Versions:
         async with self._catalogue.change() as change:
             entry = await change.find(wanted.model) or Entry(Model(name=wanted.model))
             version = replace(
-                _version(scan, number),
+                version_of(scan, number),
                 verdict=VersionState.PENDING if wanted.pending else VersionState.APPROVED,
                 declared_memory=wanted.declared_memory,
             )
@@ -177,7 +279,7 @@ class Versions:
     async def _adopt_all(self, found: Sequence[Found]) -> list[Problem]:
         """Stage and register what was found; return what could not be."""
         problems: list[Problem] = []
-        for batch in _batches(_parts_first(found), WRITTEN_AT_ONCE):
+        for batch in _batches(parts_first(found), WRITTEN_AT_ONCE):
             problems += await self._tasks.complete(self._adopt_batch(batch))
         return problems
 
@@ -188,7 +290,7 @@ class Versions:
             await change.load({one.model for one in staged})
             for one in staged:
                 entry = change.loaded(one.model) or Entry(Model(name=one.model))
-                change.put(_adopt(entry, one))
+                change.put(adopt(entry, one))
         return problems
 
     def _stage_all(
@@ -199,7 +301,7 @@ class Versions:
         for one in found:
             entry = entries.get(one.model)
             known = entry.versions.get(one.number) if entry else None
-            if problem := number_conflict(known, one):
+            if problem := self._conflict(entry, one):
                 problems.append(problem)
                 continue
             result = self._try_stage(entry, one)
@@ -209,6 +311,15 @@ class Versions:
             if known or not isinstance(result.scan, InvalidArtifact):
                 staged.append(result)
         return staged, problems
+
+    def _conflict(self, entry: Entry | None, found: Found) -> Problem | None:
+        """Return a problem if what is registered from elsewhere has the model or the number."""
+        known = entry.versions.get(found.number) if entry else None
+        if entry is None or (known and known.source == found.source):
+            return None
+        if reason := self._repositories.duplicate(entry.versions.values(), Path(found.source)):
+            return Problem(tree.shown(found.source), reason)
+        return number_conflict(known, found)
 
     def _try_stage(self, entry: Entry | None, found: Found) -> Found:
         if isinstance(found.scan, InvalidArtifact):
@@ -227,7 +338,9 @@ class Versions:
         others = {one.source for one in versions if one.number != number} - {scan.source}
         try:
             self._staging.stage(scan, number, others)
-        except _SOURCE_ERRORS as error:
+        except OSError as error:
+            if error.errno in _OWN_ERRORS:
+                raise
             raise tree.unreadable(Path(scan.source), error) from None
 
     def _remove_all_but(self, known: Mapping[str, Entry]) -> None:
@@ -275,51 +388,6 @@ def _made_earlier(entry: Entry | None, model: str, name: str) -> Version:
     version = names.parse_version_name(name)
     assert version is not None, name
     return entry.version(version.version)
-
-
-def _version(scan: Scan, number: int) -> Version:
-    return Version(
-        model=scan.model,
-        number=number,
-        verdict=VersionState.APPROVED,
-        source=scan.source,
-        config=scan.config,
-        probe=scan.probe,
-        config_digest=scan.config_digest,
-        auxiliary_digest=scan.auxiliary_digest,
-        artifact_bytes=scan.files.size,
-        fingerprint=scan.fingerprint,
-        ensemble=scan.ensemble,
-        parts=scan.parts,
-        artifact_problem=scan.problem,
-    )
-
-
-def _adopt(entry: Entry, found: Found) -> Entry:
-    """Return the entry with one version as it was found on disk."""
-    known = entry.versions.get(found.number)
-    if isinstance(found.scan, InvalidArtifact):
-        assert known is not None, found
-        version = replace(known, artifact_problem=found.scan.message, fingerprint="")
-    else:
-        version = rules.adopted(known, _version(found.scan, found.number))
-    if known and known.fingerprint and known.fingerprint != version.fingerprint:
-        _log.warning(
-            "a registered version was changed on disk",
-            version=version.name,
-            source=version.source,
-            problem=version.artifact_problem or None,
-        )
-    return entry.with_version(version)
-
-
-def _parts_first(found: Sequence[Found]) -> list[Found]:
-    parts: dict[str, set[str]] = {}
-    for one in found:
-        made_of = () if isinstance(one.scan, InvalidArtifact) else one.scan.parts
-        parts.setdefault(one.model, set()).update(part.model for part in made_of)
-    rank = {model: index for index, model in enumerate(parts_first(parts))}
-    return sorted(found, key=lambda one: (rank[one.model], one.number))
 
 
 def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -18,6 +18,7 @@ COMMANDS: Final = (
     "shoal.cli.replicas:replicas",
     "shoal.cli.infer:infer",
     "shoal.cli.register:register",
+    "shoal.cli.repository:import_",
     "shoal.cli.delete:delete",
     "shoal.cli.catalogue:approve",
     "shoal.cli.catalogue:reject",
@@ -91,9 +92,14 @@ def _run(arguments: Sequence[str] | None) -> int:
     )
     app.callback()(_command("shoal.cli.root:root"))
     for path in COMMANDS:
-        app.command()(_command(path))
+        # A function cannot have the name of a keyword, a command can.
+        app.command(_name(path))(_command(path))
     app(arguments, prog_name="shoal")
     raise AssertionError("typer returned")
+
+
+def _name(path: str) -> str:
+    return path.partition(":")[2].rstrip("_").replace("_", "-")
 
 
 def _command(path: str) -> Any:

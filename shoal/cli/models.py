@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from shoal.client import Client
 
 _HEADINGS: Final = ("model", "version", "state", "resident", "memory", "notes")
+_PROBLEMS: Final = ("not imported", "because")
 
 
 def models(context: typer.Context, json: JsonFlag = False) -> None:
     """List the registered models and versions, and the servers that hold them in memory.
 
     The version marked * is the default: it answers when none is requested. Memory is what was
-    learned while the version ran, else what was declared when it was registered.
+    learned while the version ran, else what was declared when it was registered. What could not be
+    imported from a repository at all comes last, with the reason.
     """
     from shoal.client import CallFailed
 
@@ -38,10 +40,11 @@ def models(context: typer.Context, json: JsonFlag = False) -> None:
 
 
 def read(shoal: "Client") -> Document:
-    """Return `{"models": […]}`, each model with its `versions`.
+    """Return `{"models": […], "problems": […]}`, each model with its `versions`.
 
     Each version has `memory`, `memory_source` (learned, declared or unknown), `has_probe` and
-    `replicas`, which are null until they are known. Raises CallFailed.
+    `replicas`, which are null until they are known. `problems` are paths that could not be
+    imported, each with its `reason`. Raises CallFailed.
     """
     from shoal.registry.v1 import registry_service_pb2 as registry
 
@@ -66,7 +69,12 @@ def read(shoal: "Client") -> Document:
     for model in found:
         prefix = f"{model['name']}/versions/"
         model["versions"] = [one for one in versions if one["name"].startswith(prefix)]
-    return {"models": found}
+    problems = [
+        message_json(one)
+        for page in shoal.pages(stub.ListImportProblems, registry.ListImportProblemsRequest())
+        for one in page.problems
+    ]
+    return {"models": found, "problems": problems}
 
 
 def _version(version: Document, learned: Mapping[tuple[str, str], dict[str, int]]) -> Document:
@@ -88,12 +96,17 @@ def _place(document: Document, replicas: Sequence[Document]) -> None:
 
 
 def model_table(document: Document) -> "RenderableType":
+    from rich.console import Group
+
     rows = [
         _row(model, version)
         for model in document["models"]
         for version in model["versions"] or [None]
     ]
-    return table(_HEADINGS, rows)
+    problems = [(one["path"], one["reason"]) for one in document["problems"]]
+    if not problems:
+        return table(_HEADINGS, rows)
+    return Group(table(_HEADINGS, rows), "", table(_PROBLEMS, problems))
 
 
 def _row(model: Document, version: Document | None) -> tuple[str, ...]:

@@ -19,7 +19,15 @@ def up(
         typer.Option(
             metavar="DIR",
             help="Triton model repository to serve. It is only read. Can be repeated. The default "
-            "in a checkout is its model_repository.",
+            "in a checkout is its model_repository, unless --data is given.",
+        ),
+    ] = None,
+    poll: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Look for changes in the repositories this often, as Triton's poll mode does. By "
+            "default, `shoal import` and load calls do.",
         ),
     ] = None,
     servers: Annotated[
@@ -157,6 +165,6 @@ def _serve(flags: dict[str, Any], config: Path | None) -> int:
     except BadSettings as error:
         print(f"shoal up: {error}", file=sys.stderr)
         return error.exit_status
-    if not settings.repository and (examples := example_models()):
+    if not (settings.repository or settings.data) and (examples := example_models()):
         settings = settings.model_copy(update={"repository": (examples,)})
     return stack.run(settings)

@@ -159,6 +159,7 @@ class AsyncClient:
 
     register = _method(catalogue.register)
     import_repository = _method(catalogue.import_repository)
+    import_problems = _method(catalogue.import_problems)
     models = _method(catalogue.models)
     model = _method(catalogue.model)
     versions = _method(catalogue.versions)

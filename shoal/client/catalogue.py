@@ -1,7 +1,7 @@
 """Operations on models, versions, aliases and traffic policies, at the Registry."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -72,7 +72,7 @@ def import_repository(
         timeout: Seconds for the call. None means the client's own.
 
     Returns:
-        The versions that were registered, and the folders that are not models.
+        The versions that were found, what could not be imported, and what has changed.
 
     Raises:
         CallFailed: The call was refused, or nobody answered.
@@ -81,8 +81,30 @@ def import_repository(
     reply = yield Call("registry", "ImportRepository", request, timeout)
     return resources.Imported(
         tuple(map(messages.version, reply.versions)),
-        {problem.path: problem.reason for problem in reply.problems},
+        _reasons(reply.problems),
+        tuple(filter(None, map(names.parse_version_name, reply.changed))),
     )
+
+
+def import_problems(*, timeout: float | None = None) -> Operation[dict[str, str]]:
+    """Return what could not be imported, as of the last import of each repository.
+
+    Args:
+        timeout: Seconds for each page of the list. None means the client's own.
+
+    Returns:
+        For each file or folder, the reason.
+
+    Raises:
+        CallFailed: The call was refused, or nobody answered.
+    """
+    request = registry.ListImportProblemsRequest()
+    found = yield from all_pages("registry", "ListImportProblems", request, timeout)
+    return _reasons(one for page in found for one in page.problems)
+
+
+def _reasons(problems: Iterable[registry.ImportProblem]) -> dict[str, str]:
+    return {problem.path: problem.reason for problem in problems}
 
 
 def models(*, timeout: float | None = None) -> Operation[list[resources.Model]]:

@@ -126,11 +126,13 @@ class Imported:
 
     Attributes:
         versions: The versions that were registered.
-        problems: For each folder that is not a model, the reason.
+        problems: For each file or folder that could not be imported, the reason.
+        changed: The versions that were registered or changed by this import.
     """
 
     versions: tuple[ModelVersion, ...]
     problems: dict[str, str]
+    changed: tuple[ModelVersionName, ...] = ()
 
 
 # --- the fleet ------------------------------------------------------------------------------------

@@ -196,6 +196,7 @@ class Client:
 
     register = _method(catalogue.register)
     import_repository = _method(catalogue.import_repository)
+    import_problems = _method(catalogue.import_problems)
     models = _method(catalogue.models)
     model = _method(catalogue.model)
     versions = _method(catalogue.versions)

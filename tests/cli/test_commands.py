@@ -59,6 +59,39 @@ async def test_models_are_listed_while_only_the_registry_is_there(run: Shell) ->
     ]
 
 
+async def test_a_repository_is_imported_and_imported_again(run: Shell, tmp_path: Path) -> None:
+    more = tmp_path / "more"
+    model = python_model(more, "a", (1, 2))
+    python_model(more, "b")
+    done = await run("import", more)
+    assert (done.status, done.out) == (0, "imported 3, unchanged 0\n")
+    assert "the Router does not follow it yet" in done.err
+
+    (model / "1" / "model.py").write_text("# changed\n")
+    (more / "b" / "1" / "model.py").unlink()
+    for number in range(6):
+        (more / f"empty{number}").mkdir()
+    done = await run("import", more)
+    first, second, *reasons, last = done.out.splitlines()
+    assert (done.status, first, second) == (1, "imported 1, unchanged 1", "refused 7:")
+    assert reasons[0] == "  b:1: its version folder has no model.py"
+    assert reasons[1].startswith(f"  {more / 'empty0'}: not a model: it has no config.pbtxt")
+    assert (len(reasons), last) == (5, "  and 2 more: see `shoal models`")
+
+    done = await run("import", more, "--json")
+    assert done.json.keys() == {"versions", "changed", "problems"}
+    assert (len(done.json["versions"]), done.json["changed"]) == (3, [])
+    listed = await run("models", "--json")
+    assert listed.json["problems"] == done.json["problems"]
+    table = (await run("models")).out.splitlines()
+    heading = next(number for number, line in enumerate(table) if line.startswith("not imported"))
+    assert table[heading + 1].startswith(f"{more / 'empty0'}")
+
+    nowhere = await run("import", tmp_path / "nix")
+    assert (nowhere.status, nowhere.out) == (1, "")
+    assert "No such file or directory" in nowhere.err
+
+
 async def test_a_version_is_registered(run: Shell, tmp_path: Path) -> None:
     source = python_model(tmp_path / "more", "n")
     done = await run(
@@ -197,7 +230,7 @@ async def test_a_version_and_a_model_are_deleted(run: Shell) -> None:
     assert (held.status, held.out) == (1, "")
     assert "alias 'live' names it" in held.err
     assert (await run("delete", "m", "-y", "--json")).json == {"deleted": "models/m"}
-    assert (await run("models", "--json")).json == {"models": []}
+    assert (await run("models", "--json")).json == {"models": [], "problems": []}
     assert "MODEL_NOT_FOUND" in (await run("delete", "m", "-y")).err
     assert "INVALID_VERSION" in (await run("delete", "m:0", "-y")).err
 
@@ -310,7 +343,7 @@ def test_no_collector(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("path", COMMANDS)
 def test_every_command_has_help_and_json(path: str) -> None:
-    command = path.rpartition(":")[2].replace("_", "-")
+    command = path.rpartition(":")[2].rstrip("_").replace("_", "-")
     done = shoal(command, "--help")
     assert done.status == 0
     assert ("--json" in done.out) == (command not in ("up", "setup-triton"))

@@ -185,6 +185,8 @@ async def test_a_version_that_cannot_be_served(address: str, tmp_path: Path, kin
         made = await ask("register", "empty", more / "empty")
         assert (made.state, made.invalid_reason != "") == ("INVALID", True)
         found = await ask("import_repository", more)
+        assert await ask("import_problems") == found.problems
+        assert not found.changed
     assert [(one.model, one.state) for one in found.versions] == [("empty", "INVALID")]
     assert found.problems.keys() == {str(more / "nothing")}
 

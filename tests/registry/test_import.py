@@ -160,9 +160,10 @@ async def test_a_repository_elsewhere_does_not_take_numbers_that_are_given(tmp_p
         response = await known.import_(tmp_path / "two")
         (problem,) = response.problems
         assert problem.path == str(tmp_path / "two" / "a")
-        assert problem.reason.startswith(f"{version_name('a:1')} is already registered from")
+        assert problem.reason.startswith("models/a is already registered from")
         assert (await known.version("a:1")).source == str(tmp_path / "one" / "a")
-        assert (await known.version("a:2")).source == str(tmp_path / "two" / "a")
+        assert (await refusal(known.version("a:2"))).reason == "VERSION_NOT_FOUND"
+        assert list(await known.problems()) == [problem]
         shutil.rmtree(tmp_path / "one" / "a")
         assert not (await known.import_(tmp_path / "two")).problems
         assert (await known.version("a:1")).source == str(tmp_path / "two" / "a")

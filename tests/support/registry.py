@@ -57,6 +57,19 @@ class Registry:
     async def import_(self, path: Path) -> pb.ImportRepositoryResponse:
         return await self.stub.ImportRepository(pb.ImportRepositoryRequest(path=str(path)))
 
+    async def problems(self) -> list[pb.ImportProblem]:
+        """Return what could not be imported, as of the last import of each repository."""
+        response = await self.stub.ListImportProblems(pb.ListImportProblemsRequest())
+        return list(response.problems)
+
+    async def refresh(self, model: str) -> pb.RefreshModelResponse:
+        return await self.stub.RefreshModel(pb.RefreshModelRequest(name=f"models/{model}"))
+
+    async def check(self, name: str) -> pb.CheckModelVersionResponse:
+        """Compare the files of the version that `name`, MODEL:NUMBER, stands for."""
+        request = pb.CheckModelVersionRequest(name=version_name(name))
+        return await self.stub.CheckModelVersion(request)
+
     async def revision(self) -> int:
         watch = self.stub.WatchCatalog(pb.WatchCatalogRequest())
         first = await watch.read()

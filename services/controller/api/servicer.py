@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from itertools import islice
 from typing import Any, Final
@@ -39,7 +39,7 @@ from services.controller.triton.client import Triton
 from shoal.controller.v1 import controller_service_pb2 as wire
 from shoal.controller.v1 import placement_pb2, types_pb2
 from shoal.controller.v1.controller_service_pb2_grpc import ControllerServiceServicer
-from shoal.names import parse_server_name, replica_name, version_name
+from shoal.names import parse_model_name, parse_server_name, replica_name, version_name
 from shoal.registry.v1 import registry_service_pb2
 
 SERVICE: Final = "shoal.controller.v1.ControllerService"
@@ -59,9 +59,9 @@ class ControllerServicer(ControllerServiceServicer):
     """The service of a Controller that acts.
 
     `registry`: the Registry's stub, for pins; None where there is no Registry. `epoch`: the
-    Controller's. `ask` and `feed` are the ways into the engine, and `diagnose` has it
-    checked. `max_wait`: seconds that callers
-    without a deadline wait at most.
+    Controller's. `ask` and `feed` are the ways into the engine, and `diagnose` has it checked.
+    `refresh`: has a model's folders read again; None where there is no Registry. `max_wait`:
+    seconds that callers without a deadline wait at most.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class ControllerServicer(ControllerServiceServicer):
         ask: Ask,
         feed: Callable[[ev.Event], None],
         diagnose: Callable[[], wire.GetDiagnosticsResponse],
+        refresh: Callable[[str], Awaitable[str]] | None,
         max_wait: float,
     ) -> None:
         self._view = view
@@ -93,6 +94,7 @@ class ControllerServicer(ControllerServiceServicer):
         self._ask = ask
         self._feed = feed
         self._diagnose = diagnose
+        self._refresh = refresh
         self._max_wait = max_wait
         self._names = Names(catalogue, view)
         self._explanations = Explanations(view, self._names, journal)
@@ -211,6 +213,18 @@ class ControllerServicer(ControllerServiceServicer):
     ) -> wire.LoadModelResponse:
         granted = await self._resident(self._names.one(request.name), context, None)
         return wire.LoadModelResponse(replica=self._replica_at(granted.key))
+
+    async def RefreshModel(
+        self, request: wire.RefreshModelRequest, context: Context
+    ) -> wire.RefreshModelResponse:
+        model = parse_model_name(request.name)
+        if model is None:
+            raise InvalidName("name", request.name)
+        problem = await self._refresh(model) if self._refresh is not None else ""
+        return wire.RefreshModelResponse(
+            revision=placement_pb2.Revision(epoch=self._epoch, number=self._view.revision),
+            problem=problem,
+        )
 
     async def EvictModel(
         self, request: wire.EvictModelRequest, context: Context

@@ -44,6 +44,11 @@ async def _nothing(key: ReplicaKey) -> None:
     """Do nothing."""
 
 
+async def no_problem(unit: Unit) -> str:
+    """Let every unit be loaded."""
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """The seconds that one load, unload or probe may take."""
@@ -58,9 +63,10 @@ class Changes:
     """The hands that load and unload.
 
     `verify`: looks at a server at once, and cancels what is under way there when it is lost.
-    `fence`: nothing is begun while it is closed. `before_load`, `before_unload`: called before a
-    unit is loaded or unloaded; `after_probe`: once it has answered its probe, before anybody else
-    asks it.
+    `fence`: nothing is begun while it is closed. `source_problem`: asked before each load, with the
+    reason why nothing must be loaded, or "". `before_load`, `before_unload`: called before a unit
+    is loaded or unloaded; `after_probe`: once it has answered its probe, before anybody else asks
+    it.
     """
 
     tritons: Mapping[str, Triton]
@@ -69,12 +75,15 @@ class Changes:
     timeouts: Timeouts
     verify: Callable[[str], Awaitable[None]]
     fence: Fence = field(default_factory=Fence)
+    source_problem: Callable[[Unit], Awaitable[str]] = no_problem
     before_load: Callable[[ReplicaKey], None] = lambda key: None
     before_unload: Callable[[ReplicaKey], Awaitable[None]] = _nothing
     after_probe: Callable[[ReplicaKey], Awaitable[None]] = _nothing
 
     async def load(self, order: ev.Load) -> Outcome:
         triton, unit = self.tritons[order.key.server], order.key.unit
+        if problem := await self.source_problem(unit):
+            return ev.LoadFailedOnServer(order.key, order.attempt, problem)
         self.before_load(order.key)
 
         async def apply() -> None:

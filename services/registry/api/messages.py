@@ -5,6 +5,7 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.common.errors import InvalidField
+from services.registry.artifacts.repository import Problem
 from services.registry.catalogue.store import Snapshot
 from services.registry.catalogue.watch import Delta
 from services.registry.core import validation
@@ -102,6 +103,10 @@ def delta(news: Delta) -> service.WatchCatalogResponse:
             removed_models=[names.model_name(name) for name, known in changed if not known],
         ),
     )
+
+
+def problem(known: Problem) -> service.ImportProblem:
+    return service.ImportProblem(path=known.path, reason=known.reason)
 
 
 def footprint(known: Footprint) -> types.Footprint:

@@ -20,6 +20,7 @@ from services.registry.catalogue.writer import Catalogue
 from services.registry.core import residency, rules, traffic, validation
 from services.registry.core.catalogue import Entry, Model, Move, TrafficPolicy
 from services.registry.core.errors import AlreadyExists
+from services.registry.repositories import Repositories
 from services.registry.versions import Registration, Versions
 from shoal import names
 from shoal.registry.v1 import registry_service_pb2 as pb
@@ -44,12 +45,18 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
     """The RegistryService. A watcher gets a checkpoint after `idle_seconds` without a change."""
 
     def __init__(
-        self, catalogue: Catalogue, versions: Versions, tasks: TaskScope, idle_seconds: float
+        self,
+        catalogue: Catalogue,
+        versions: Versions,
+        repositories: Repositories,
+        tasks: TaskScope,
+        idle_seconds: float,
     ) -> None:
         self.tasks = tasks
         self._catalogue = catalogue
         self._store = catalogue.store
         self._versions = versions
+        self._repositories = repositories
         self._idle_seconds = idle_seconds
 
     # --- models -------------------------------------------------------------------------------
@@ -256,11 +263,46 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         self, request: pb.ImportRepositoryRequest, context: Context
     ) -> pb.ImportRepositoryResponse:
         path = Path(validation.folder("path", request.path))
-        versions, problems = await self._versions.import_repository(path)
+        imported = await self._versions.import_repository(path)
         return pb.ImportRepositoryResponse(
-            versions=map(messages.version, versions),
-            problems=[pb.ImportProblem(path=one.path, reason=one.reason) for one in problems],
+            versions=map(messages.version, imported.versions),
+            problems=map(messages.problem, imported.problems),
+            changed=imported.changed,
         )
+
+    async def ListImportProblems(
+        self, request: pb.ListImportProblemsRequest, context: Context
+    ) -> pb.ListImportProblemsResponse:
+        page = paging.page("problems", request.page_size, request.page_token)
+        found = [
+            ((str(repository), index + 1), problem)
+            for repository, index, problem in self._repositories.everything()
+            if (str(repository), index + 1) > page.after
+        ]
+        shown, more = _split(found, page)
+        return pb.ListImportProblemsResponse(
+            problems=[messages.problem(problem) for _, problem in shown],
+            next_page_token=paging.token("problems", shown[-1][0]) if more else "",
+        )
+
+    async def RefreshModel(
+        self, request: pb.RefreshModelRequest, context: Context
+    ) -> pb.RefreshModelResponse:
+        model = validation.model_name("name", request.name)
+        imported = await self._versions.refresh(model)
+        found = await self._store.entries({model})
+        return pb.RefreshModelResponse(
+            entry=messages.entry(found[model]) if model in found else None,
+            problems=map(messages.problem, imported.problems),
+        )
+
+    async def CheckModelVersion(
+        self, request: pb.CheckModelVersionRequest, context: Context
+    ) -> pb.CheckModelVersionResponse:
+        version, problem = await self._versions.check(
+            *validation.version_name("name", request.name)
+        )
+        return pb.CheckModelVersionResponse(version=messages.version(version), problem=problem)
 
     async def WatchCatalog(
         self, request: pb.WatchCatalogRequest, context: Context

@@ -5,10 +5,15 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
+import structlog
+
 from services.common.errors import InvalidArtifact
-from services.registry.artifacts.scan import Problem, Scan, Source, open_source, scan_version
+from services.registry.artifacts.repository import Problem
+from services.registry.artifacts.scan import Fence, Scan, Source, open_source, scan_version
 from services.registry.artifacts.tree import shown
 from services.registry.core.catalogue import Entry, Version, VersionState
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +26,15 @@ class Found:
     scan: Scan | InvalidArtifact
 
 
-def scan_models(models: Iterable[tuple[str, Path]], kind: str) -> tuple[list[Found], list[Problem]]:
+def scan_models(
+    models: Iterable[tuple[str, Path]], kind: str, fence: Fence
+) -> tuple[list[Found], list[Problem]]:
     """Scan every version in these models' folders; `kind` is the default instance kind."""
     found: list[Found] = []
     problems: list[Problem] = []
     for model, path in models:
         try:
-            source = open_source(path, model)
+            source = _open(path, model, fence)
         except InvalidArtifact as error:
             problems.append(Problem(error.metadata["path"], error.metadata["problem"]))
             continue
@@ -43,16 +50,16 @@ def scan_models(models: Iterable[tuple[str, Path]], kind: str) -> tuple[list[Fou
     return found, problems
 
 
-def rescan(entries: Iterable[Entry], kind: str) -> Iterator[Found]:
+def rescan(entries: Iterable[Entry], kind: str, fence: Fence) -> Iterator[Found]:
     """Scan the registered versions of these entries, as their sources are now."""
     for entry in entries:
         by_source = sorted(entry.versions.values(), key=lambda version: version.source)
         for path, versions in groupby(by_source, key=lambda version: version.source):
-            yield from _at(path, entry.name, list(versions), kind)
+            yield from _at(path, entry.name, list(versions), kind, fence)
 
 
 def rescan_missing(
-    entries: Iterable[Entry], repository: Path, found: Iterable[Found], kind: str
+    entries: Iterable[Entry], repository: Path, found: Iterable[Found], kind: str, fence: Fence
 ) -> Iterator[Found]:
     """Scan the versions that came from the repository but were not found in it."""
     there = {(one.model, one.number) for one in found}
@@ -63,7 +70,7 @@ def rescan_missing(
             if repository in (Path(version.source), Path(version.source).parent)
             and (entry.name, number) not in there
         }
-        yield from rescan([replace(entry, versions=lost)], kind)
+        yield from rescan([replace(entry, versions=lost)], kind, fence)
 
 
 def number_conflict(known: Version | None, found: Found) -> Problem | None:
@@ -79,9 +86,9 @@ def number_conflict(known: Version | None, found: Found) -> Problem | None:
     )
 
 
-def _at(path: str, model: str, versions: list[Version], kind: str) -> Iterator[Found]:
+def _at(path: str, model: str, versions: list[Version], kind: str, fence: Fence) -> Iterator[Found]:
     try:
-        source = open_source(Path(path), model)
+        source = _open(Path(path), model, fence)
     except InvalidArtifact as error:
         yield from (Found(model, version.number, path, error) for version in versions)
         return
@@ -89,8 +96,27 @@ def _at(path: str, model: str, versions: list[Version], kind: str) -> Iterator[F
         yield Found(model, version.number, path, _scan(source, version.number, kind))
 
 
+def _open(path: Path, model: str, fence: Fence) -> Source:
+    """Raises InvalidArtifact, whatever is wrong: one model's files stop no other model."""
+    try:
+        return open_source(path, model, fence(path))
+    except InvalidArtifact:
+        raise
+    except Exception as error:
+        raise _unexpected(path, error) from error
+
+
 def _scan(source: Source, number: int, kind: str) -> Scan | InvalidArtifact:
     try:
         return scan_version(source, number, kind)
     except InvalidArtifact as error:
         return error
+    except Exception as error:
+        return _unexpected(source.folder(number), error)
+
+
+def _unexpected(path: Path, error: Exception) -> InvalidArtifact:
+    _log.exception("unexpected failure while a model was read", path=shown(path), exc_info=error)
+    return InvalidArtifact(
+        path=shown(path), problem=f"it cannot be read: {type(error).__name__}: {error}"
+    )

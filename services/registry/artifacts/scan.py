@@ -1,4 +1,4 @@
-"""Models on disk: a Triton model repository, one model's folder, or one version's content.
+"""Models on disk: one model's folder, or one version's content.
 
 A folder that contains a numbered folder is a model's. Any other is the bare content of a version,
 whose config.pbtxt, if it has one, lies among the files. Everything here only reads.
@@ -7,8 +7,8 @@ whose config.pbtxt, if it has one, lies among the files. Everything here only re
 import hashlib
 import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +17,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from services.common.errors import InvalidArtifact
 from services.registry.artifacts import probe, tree
 from services.registry.artifacts.probe import PROBE_FILE
-from services.registry.artifacts.tree import CACHE, Tree, shown
+from services.registry.artifacts.tree import Tree, shown
 from services.registry.core.catalogue import Part
 from services.registry.formats.config import (
     BACKENDS,
@@ -38,7 +38,7 @@ MAX_CONFIG: Final = 4 * 2**20  # bytes of a config.pbtxt
 
 # Triton takes any name that begins like a number for a version, and its loader hangs on a negative
 # one.
-_LIKE_A_VERSION = re.compile(r"\s*[+-]?[0-9]")
+LIKE_A_VERSION = re.compile(r"\s*[+-]?[0-9]")
 
 # Files beside a model that Triton runs instead of the backend that the config names.
 _CODE = re.compile(r"model\.py|libtriton_.*\.so|batchstrategy\.so|triton_python_backend_stub")
@@ -46,7 +46,11 @@ _CODE = re.compile(r"model\.py|libtriton_.*\.so|batchstrategy\.so|triton_python_
 # Files that say how a version is served, and are not served themselves.
 _OWN_FILES: Final = frozenset({CONFIG_FILE, PROBE_FILE})
 
-_MODEL_FILES: Final = frozenset(filename for _, _, filename in BACKENDS)
+MODEL_FILES: Final = frozenset(filename for _, _, filename in BACKENDS)
+
+
+# The folders that links below a source may lead into.
+Fence = Callable[[Path], tuple[Path, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +80,7 @@ class Source:
 
     `numbers` are its versions, and `strays` the folders that only look like versions. A `bare`
     source is the content of one version, whose number is 0 if the folder's name does not tell.
-    `auxiliary` are the files beside config.pbtxt.
+    `auxiliary` are the files beside config.pbtxt. Links may lead into the folders of `within`.
     """
 
     model: str
@@ -85,28 +89,25 @@ class Source:
     bare: bool
     config: ModelConfig | Unservable
     auxiliary: Tree
+    within: tuple[Path, ...]
     strays: tuple[str, ...] = ()
 
     def folder(self, number: int) -> Path:
         return self.path if self.bare else self.path / str(number)
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A path in a repository that could not be imported, and why."""
+def open_source(path: Path, model: str, within: tuple[Path, ...] = ()) -> Source:
+    """Look into a model's folder, or a version's content. Raises InvalidArtifact.
 
-    path: str
-    reason: str
-
-
-def open_source(path: Path, model: str) -> Source:
-    """Look into a model's folder, or a version's content. Raises InvalidArtifact."""
+    Links may lead into the folders of `within`; without any, they must stay in `path`.
+    """
+    within = within or (path,)
     try:
-        folders = {entry.name: entry.is_dir() for entry in os.scandir(path)}
-        config = _read_config(path) if CONFIG_FILE in folders else ModelConfig()
+        folders = {entry.name: tree.is_folder(entry) for entry in os.scandir(path)}
+        config = _read_config(path, within) if CONFIG_FILE in folders else ModelConfig()
     except OSError as error:
         raise tree.unreadable(path, error) from None
-    numeric = [name for name, folder in folders.items() if folder and _LIKE_A_VERSION.match(name)]
+    numeric = [name for name, folder in folders.items() if folder and LIKE_A_VERSION.match(name)]
     found = {name: names.parse_version(name) for name in numeric}
     numbers = tuple(sorted(number for number in found.values() if number))
     strays = tuple(sorted(name for name, number in found.items() if not number))
@@ -115,13 +116,14 @@ def open_source(path: Path, model: str) -> Source:
         # An ensemble's version folder is empty, and Git does not keep empty folders.
         numbers = (1,)
     if numbers:
-        auxiliary = tree.read(path, path, _is_auxiliary)
-        return Source(model, path, numbers, False, config, auxiliary, strays)
-    auxiliary = tree.read(path, path, lambda name: name in labels)
-    return Source(model, path, (names.parse_version(path.name) or 0,), True, config, auxiliary)
+        auxiliary = tree.read(path, within, _is_auxiliary)
+        return Source(model, path, numbers, False, config, auxiliary, within, strays)
+    auxiliary = tree.read(path, within, lambda name: name in labels)
+    number = names.parse_version(path.name) or 0
+    return Source(model, path, (number,), True, config, auxiliary, within)
 
 
-def open_registered(path: Path, model: str, number: int) -> Source:
+def open_registered(path: Path, model: str, number: int, fence: Fence) -> Source:
     """Look into what is to be registered as version `number` (0: any). Raises InvalidArtifact.
 
     A numbered folder inside a model's folder is that version of the model.
@@ -129,9 +131,9 @@ def open_registered(path: Path, model: str, number: int) -> Source:
     own = names.parse_version(path.name)
     inside = own is not None and number in (0, own) and (path.parent / CONFIG_FILE).is_file()
     if own is None or not inside or not path.is_dir():
-        return open_source(path, model)
-    source = open_source(path.parent, model)
-    return Source(model, path.parent, (own,), False, source.config, source.auxiliary)
+        return open_source(path, model, fence(path))
+    source = open_source(path.parent, model, fence(path.parent))
+    return replace(source, numbers=(own,), bare=False, strays=())
 
 
 def scan_version(source: Source, number: int, kind: str) -> Scan:
@@ -140,15 +142,17 @@ def scan_version(source: Source, number: int, kind: str) -> Scan:
     Raises InvalidArtifact if its files are not safe to serve or cannot be read.
     """
     folder = source.folder(number)
-    exists = folder.is_dir()
-    if not exists and not _is_ensemble(source.config):
-        raise InvalidArtifact(path=shown(folder), problem="its folder is gone")
     config, parts, asked, problem = b"", tuple[Part, ...](), b"", ""
     files, auxiliary = Tree(), source.auxiliary
     try:
+        exists = folder.is_dir()
+        if not exists and not _is_ensemble(source.config):
+            raise InvalidArtifact(path=shown(folder), problem="its folder is gone")
         if exists:
-            files = tree.read(folder, source.path, lambda name: not _is_own(source, name))
+            files = tree.read(folder, source.within, lambda name: not _is_own(source, name))
+        _check_links(source.config, files, auxiliary)
         complete = _completed(source, folder if exists else None, kind)
+        _check_links(complete, files, auxiliary)
         if not runs_own_code(complete):
             files, auxiliary = tree.without(files, _is_code), tree.without(auxiliary, _is_code)
         parts = parts_of(complete)
@@ -183,71 +187,6 @@ def _digest(auxiliary: Tree, path: Path) -> str:
         raise tree.unreadable(path, error) from None
 
 
-def find_models(repository: Path) -> tuple[list[tuple[str, Path]], list[Problem]]:
-    """Return the names and folders of the models in a repository, which may be one model's folder.
-
-    Raises InvalidArtifact if the folder itself cannot be read.
-    """
-    try:
-        if _is_model(repository):
-            return _named([repository], repository)
-        return _named(
-            (
-                repository / entry.name
-                for entry in sorted(os.scandir(repository), key=lambda entry: entry.name)
-                if entry.is_dir() and not entry.name.startswith(".") and entry.name != CACHE
-            ),
-            repository,
-        )
-    except OSError as error:
-        raise tree.unreadable(repository, error) from None
-
-
-def _named(
-    folders: Iterable[Path], repository: Path
-) -> tuple[list[tuple[str, Path]], list[Problem]]:
-    models: list[tuple[str, Path]] = []
-    problems: list[Problem] = []
-    for folder in folders:
-        if reason := _why_not(folder, repository):
-            problems.append(Problem(shown(folder), reason))
-        else:
-            models.append((folder.name, folder))
-    return models, problems
-
-
-def _why_not(folder: Path, repository: Path) -> str:
-    if not names.is_model_name(folder.name):
-        return "its name cannot be a model's: letters, digits, '_', '.' and '-' only"
-    if not folder.resolve().is_relative_to(repository.resolve()):
-        return f"it links to {shown(folder.resolve())}, outside of the repository"
-    content = _names(folder)
-    if not any(name in _MODEL_FILES or _LIKE_A_VERSION.match(name) for name in content) and (
-        CONFIG_FILE not in content
-    ):
-        return f"not a model: it has no {CONFIG_FILE}, no numbered folder and no model file"
-    return ""
-
-
-def _is_model(path: Path) -> bool:
-    """Return whether the folder is one model rather than a repository of models.
-
-    Models may be named like numbers, so numbered folders alone prove nothing.
-    """
-    entries = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
-    if any(entry.name == CONFIG_FILE or entry.name in _MODEL_FILES for entry in entries):
-        return True
-    folders = [entry for entry in entries if entry.is_dir()]
-    return bool(folders) and all(
-        names.parse_version(folder.name) and _MODEL_FILES & _names(Path(folder))
-        for folder in folders
-    )
-
-
-def _names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
-
-
 def _completed(source: Source, folder: Path | None, kind: str) -> ModelConfig:
     """Raises Unservable, OSError."""
     if isinstance(source.config, Unservable):
@@ -263,10 +202,28 @@ def _completed(source: Source, folder: Path | None, kind: str) -> ModelConfig:
     return complete_config(given, source.model, folder, beside, kind)
 
 
-def _read_config(path: Path) -> ModelConfig | Unservable:
-    """Read the config. Raises InvalidArtifact for a link out of the folder, OSError."""
+def _check_links(config: ModelConfig | Unservable, files: Tree, auxiliary: Tree) -> None:
+    """Raises Unservable if a file that the config names is a link to nothing."""
+    if isinstance(config, Unservable):
+        return
+    beside, inside = dict(auxiliary.dangling), dict(files.dangling)
+    for name in (config.default_model_filename, *config.cc_model_filenames.values()):
+        top = name.partition("/")[0]
+        if target := inside.get(name) or inside.get(top):
+            raise _link_to_nothing(name, target)
+    for name in label_files(config):
+        if target := beside.get(name):
+            raise _link_to_nothing(name, target)
+
+
+def _link_to_nothing(name: str, target: str) -> Unservable:
+    return Unservable(f"{name} is a link to {shown(target)}, which does not exist")
+
+
+def _read_config(path: Path, within: Iterable[Path]) -> ModelConfig | Unservable:
+    """Read the config. Raises InvalidArtifact for a link that leads out, OSError."""
     try:
-        content = _read_file(path, path, CONFIG_FILE, MAX_CONFIG)
+        content = _read_file(path, within, CONFIG_FILE, MAX_CONFIG)
         return parse_config(content.decode())
     except UnicodeDecodeError as error:
         return Unservable(f"{CONFIG_FILE} is not UTF-8 text: {error.reason} at byte {error.start}")
@@ -281,14 +238,16 @@ def _read_probe(source: Source, folder: Path, config: ModelConfig) -> bytes:
     """
     for place in dict.fromkeys((folder, source.path)):
         if os.path.lexists(place / PROBE_FILE):
-            content = _read_file(place, source.path, PROBE_FILE, probe.MAX_TEXT)
+            content = _read_file(place, source.within, PROBE_FILE, probe.MAX_TEXT)
             return probe.read(content, config)
     return b""
 
 
-def _read_file(folder: Path, boundary: Path, name: str, limit: int) -> bytes:
-    """Read a small file. Raises Unservable, InvalidArtifact (a link out of `boundary`), OSError."""
-    found = tree.read(folder, boundary, lambda other: other == name)
+def _read_file(folder: Path, within: Iterable[Path], name: str, limit: int) -> bytes:
+    """Read a small file. Raises Unservable, InvalidArtifact (a link that leads out), OSError."""
+    found = tree.read(folder, within, lambda other: other == name)
+    for link, target in found.dangling:
+        raise _link_to_nothing(link, target)
     if found.folders:
         raise Unservable(f"{name} is a folder")
     if not found.files:
@@ -316,4 +275,4 @@ def _is_code(relative: str) -> bool:
 
 
 def _is_auxiliary(name: str) -> bool:
-    return not (name in _OWN_FILES or name.startswith(".") or _LIKE_A_VERSION.match(name))
+    return not (name in _OWN_FILES or name.startswith(".") or LIKE_A_VERSION.match(name))

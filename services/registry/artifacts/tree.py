@@ -1,14 +1,15 @@
 """The files below a folder, with symbolic links followed as far as is safe.
 
 Loading a model runs its code. Whatever a model's folder links to is read with Triton's permissions
-and may be returned to clients. So a link is followed only if it stays inside the folder.
+and may be returned to clients. So a link is followed only if it leads into one of the folders that
+the caller names.
 """
 
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,7 @@ from services.common.errors import InvalidArtifact
 
 # Links to folders with more links to folders can make a few files look like millions.
 MAX_ENTRIES: Final = 100_000
+MAX_DEPTH: Final = 200
 CACHE: Final = "__pycache__"
 _HASHED_UP_TO: Final = 16 * 2**20  # bytes; size and time stand for the content of larger files
 
@@ -32,10 +34,15 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """The contents of a folder. `folders` are relative paths, parents first."""
+    """The contents of a folder.
+
+    `folders` are relative paths, parents first. `dangling` are links that lead to nothing: the
+    relative path, and where it leads.
+    """
 
     folders: tuple[str, ...] = ()
     files: tuple[File, ...] = ()
+    dangling: tuple[tuple[str, str], ...] = ()
 
     @property
     def size(self) -> int:
@@ -43,34 +50,55 @@ class Tree:
         return sum(file.size for file in self.files)
 
 
-def read(top: Path, boundary: Path, keep: Callable[[str], bool] = lambda name: True) -> Tree:
+def read(
+    top: Path, within: Iterable[Path], keep: Callable[[str], bool] = lambda name: True
+) -> Tree:
     """Read everything below `top` except Python's caches. `keep` filters the names in `top`.
 
-    Raises InvalidArtifact for anything that leads out of `boundary`, leads nowhere, is neither a
-    file nor a folder, or cannot be read.
+    Raises InvalidArtifact for anything that leads out of the folders in `within`, is neither a file
+    nor a folder, or cannot be read.
     """
     folders: list[str] = []
     files: list[File] = []
-    fence = os.path.realpath(boundary)
+    dangling: list[tuple[str, str]] = []
+    fence = tuple(os.path.realpath(folder) for folder in within)
     try:
         for relative, real, found in _walk(_inside(str(top), fence), "", fence, keep, ()):
-            if len(folders) + len(files) >= MAX_ENTRIES:
+            if len(folders) + len(files) + len(dangling) >= MAX_ENTRIES:
                 raise InvalidArtifact(
                     path=shown(top),
                     problem=f"it contains more than {MAX_ENTRIES} files and folders",
                 )
-            if stat.S_ISDIR(found.st_mode):
+            if found is None:
+                dangling.append((relative, real))
+            elif stat.S_ISDIR(found.st_mode):
                 folders.append(relative)
             else:
                 files.append(File(relative, real, found.st_size, found.st_mtime_ns))
     except OSError as error:
         raise unreadable(top, error) from None
-    return Tree(tuple(folders), tuple(files))
+    return Tree(tuple(folders), tuple(files), tuple(dangling))
+
+
+def is_folder(path: "Path | os.DirEntry[str]") -> bool:
+    """Return whether a path leads to a folder; False also where that cannot be told."""
+    try:
+        return path.is_dir()
+    except OSError:  # a link that leads back to itself, or through a folder that is closed
+        return False
+
+
+def exists(path: Path) -> bool:
+    """Return whether a path leads to anything; False also where that cannot be told."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def without(tree: Tree, dropped: Callable[[str], bool]) -> Tree:
     """Return the tree without the files whose relative paths `dropped` accepts."""
-    return Tree(tree.folders, tuple(file for file in tree.files if not dropped(file.relative)))
+    return replace(tree, files=tuple(file for file in tree.files if not dropped(file.relative)))
 
 
 def unreadable(path: Path, error: OSError) -> InvalidArtifact:
@@ -106,14 +134,25 @@ def stat_digest(tree: Tree) -> str:
 
 
 def _walk(
-    real: str, prefix: str, fence: str, keep: Callable[[str], bool], above: tuple[str, ...]
-) -> Iterator[tuple[str, str, os.stat_result]]:
-    """Yield (relative path, real path, status) in the order of names."""
+    real: str,
+    prefix: str,
+    fence: tuple[str, ...],
+    keep: Callable[[str], bool],
+    above: tuple[str, ...],
+) -> Iterator[tuple[str, str, os.stat_result | None]]:
+    """Yield (relative path, real path, status) in the order of names; no status is a dead link."""
+    if len(above) >= MAX_DEPTH:
+        raise InvalidArtifact(
+            path=shown(real), problem=f"it lies more than {MAX_DEPTH} folders below its model"
+        )
     for entry in sorted(os.scandir(real), key=lambda entry: entry.name):
         if entry.name == CACHE or not (prefix or keep(entry.name)):
             continue
         relative = f"{prefix}{entry.name}"
         target = _inside(entry.path, fence) if entry.is_symlink() else entry.path
+        if entry.is_symlink() and not exists(Path(target)):
+            yield relative, target, None
+            continue
         found = Path(target).stat()
         if stat.S_ISDIR(found.st_mode):
             if target in (real, *above):
@@ -130,14 +169,13 @@ def _walk(
             )
 
 
-def _inside(path: str, fence: str) -> str:
+def _inside(path: str, fence: tuple[str, ...]) -> str:
     """Return where the path leads. Raises InvalidArtifact."""
     target = os.path.realpath(path)
-    if os.path.commonpath((target, fence)) != fence:
+    if not any(os.path.commonpath((target, folder)) == folder for folder in fence):
         raise InvalidArtifact(
             path=shown(path),
-            problem=f"it links to {shown(target)}, outside {shown(fence)}: copy the file there",
+            problem=f"it links to {shown(target)}, outside {' and '.join(map(shown, fence))}: "
+            "copy the file there",
         )
-    if not Path(target).exists():
-        raise InvalidArtifact(path=shown(path), problem="it links to nothing")
     return target

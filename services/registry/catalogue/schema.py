@@ -103,6 +103,14 @@ footprints = Table(
     ),
 )
 
+# Model repositories that were imported.
+repositories = Table(
+    "repositories",
+    metadata,
+    Column("path", Text, primary_key=True),
+    Column("problems", JSON, nullable=False),  # [[path, reason]], of the last import
+)
+
 # One row.
 lease = Table(
     "lease",

@@ -1,12 +1,12 @@
 """The catalogue in a database: consistent reads, and changes made as a whole or not at all.
 
 There is one writer at a time. A change first locks the catalogue's only row, so other changes wait,
-in this process and in others. Footprints and the controller lease have tables of their own, which
-change without a new revision.
+in this process and in others. Footprints, repositories and the controller lease have tables of
+their own, which change without a new revision.
 """
 
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple, Self
 
@@ -20,7 +20,14 @@ from services.common.paging import Page
 from services.registry.catalogue import migrate, queries, rows
 from services.registry.catalogue.change import Change
 from services.registry.catalogue.database import open_engine
-from services.registry.catalogue.schema import catalogue, footprints, lease, models, versions
+from services.registry.catalogue.schema import (
+    catalogue,
+    footprints,
+    lease,
+    models,
+    repositories,
+    versions,
+)
 from services.registry.core.catalogue import Entry, Version
 from services.registry.core.footprint import Footprint, merged
 from services.registry.core.lease import Lease, held
@@ -146,6 +153,25 @@ class Store:
             )
             return [rows.footprint_of(row) for row in result.mappings()]
 
+    async def repositories(self) -> dict[str, list[tuple[str, str]]]:
+        """Return the repositories that were imported, each with its (path, reason) problems."""
+        async with _connected(self._reader) as connection:
+            result = await connection.execute(select(repositories))
+            return {
+                row["path"]: [(path, reason) for path, reason in row["problems"]]
+                for row in result.mappings()
+            }
+
+    async def put_repository(self, path: str, problems: Sequence[tuple[str, str]]) -> None:
+        """Note that a repository was imported, and its (path, reason) problems."""
+        async with _connected(self._engine) as connection:
+            await self._take_lease_row(connection)
+            await connection.execute(delete(repositories).where(repositories.c.path == path))
+            await connection.execute(
+                insert(repositories).values(path=path, problems=[list(one) for one in problems])
+            )
+            await connection.commit()
+
     async def hold_lease(self, holder: str, incarnation: str, ttl_us: int) -> int:
         """Take or extend the controller lease, and return its epoch. Raises LeaseHeld."""
         async with _connected(self._engine) as connection:
@@ -164,7 +190,7 @@ class Store:
             return now.epoch
 
     async def _take_lease_row(self, connection: AsyncConnection) -> Lease:
-        """Lock the lease and the footprints until the transaction ends; return the lease."""
+        """Lock all that lies beside the catalogue until the transaction ends; return the lease."""
         result = await connection.execute(
             update(lease)
             .values(epoch=lease.c.epoch)

@@ -1,5 +1,6 @@
 """Administrative calls of Triton's protocol, answered for a whole fleet."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -22,10 +23,13 @@ from services.router.core.errors import (
     VersionNotAvailable,
 )
 from services.router.core.routing.routes import Target, resolve, shares
+from services.router.core.routing.table import Revision
+from services.router.waiting import within
 from shoal.controller.v1 import controller_service_pb2 as wire
-from shoal.names import model_name, version_name
+from shoal.names import is_model_name, model_name, version_name
 
 UNLOAD_DEPENDENTS: Final = "unload_dependents"
+FOLLOW_SECONDS: Final = 5.0  # the table follows the Controller's answer within milliseconds
 
 
 class Administration:
@@ -35,6 +39,8 @@ class Administration:
 
     def __init__(self, watch: PlacementWatch, calls: ControllerCalls, servers: ServerCalls) -> None:
         self._watch = watch
+        self._table_changed = asyncio.Event()
+        watch.listen(self._table_changed.set)
         self._calls = calls
         self._servers = servers
 
@@ -74,8 +80,8 @@ class Administration:
     # --- RepositoryModelLoad, RepositoryModelUnload -----------------------------------------------
 
     async def load(self, request: Any, call: Call) -> Any:
-        """Load a model. Returns when all versions that answer its requests are READY: its default
-        version, or each arm of its traffic policy.
+        """Load a model as its folder is now. Returns when all versions that answer its requests are
+        READY: its default version, or each arm of its traffic policy.
 
         Raises AdminRequired, RepositoryNamed, LoadParameter, NotInRepository, LoadRefused,
         NoApprovedVersion."""
@@ -83,15 +89,35 @@ class Administration:
         refuse_named(request.repository_name)
         for parameter in request.parameters:
             raise LoadParameter(parameter=parameter[:64], model=request.model_name[:128])
+        problem = await self._refresh(request.model_name, call)
         routes = self._watch.table.routes
-        if request.model_name not in routes:
+        if problem or request.model_name not in routes:
             raise NotInRepository(
                 model=request.model_name[:128],
-                problem="no model of that name is registered, `shoal register` adds it.",
+                problem=problem
+                or "no model of that name is registered or in a repository that was imported: "
+                "`shoal register` or `shoal import` adds it.",
             )
         for target, _ in shares(routes, request.model_name, ""):
             await self._load(target, call)
         return service_pb2.RepositoryModelLoadResponse()
+
+    async def _refresh(self, model: str, call: Call) -> str:
+        """Have a model's folders read again, and wait until the table has what was found there.
+
+        Returns why the model cannot be loaded from there, or ""."""
+        if not is_model_name(model):
+            return ""
+        request = wire.RefreshModelRequest(name=model_name(model))
+        reply = await self._calls.ask("RefreshModel", request, call.deadline)
+        found = Revision(reply.revision.epoch, reply.revision.number)
+        await within(FOLLOW_SECONDS, self._reached(found))
+        return str(reply.problem)
+
+    async def _reached(self, revision: Revision) -> None:
+        while self._watch.table.revision < revision:
+            self._table_changed.clear()
+            await self._table_changed.wait()
 
     async def _load(self, target: Target, call: Call) -> str:
         """Load a version and return the server that has it."""

@@ -60,6 +60,11 @@ class ControllerServiceStub(object):
                 request_serializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.LoadModelRequest.SerializeToString,
                 response_deserializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.LoadModelResponse.FromString,
                 _registered_method=True)
+        self.RefreshModel = channel.unary_unary(
+                '/shoal.controller.v1.ControllerService/RefreshModel',
+                request_serializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.RefreshModelRequest.SerializeToString,
+                response_deserializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.RefreshModelResponse.FromString,
+                _registered_method=True)
         self.EvictModel = channel.unary_unary(
                 '/shoal.controller.v1.ControllerService/EvictModel',
                 request_serializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.EvictModelRequest.SerializeToString,
@@ -170,6 +175,13 @@ class ControllerServiceServicer(object):
 
     def LoadModel(self, request, context):
         """Does the same for people and scripts: it answers with the replica and grants no use lease.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RefreshModel(self, request, context):
+        """Has the Registry read a model's folders again, as RefreshModel of the Registry does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -307,6 +319,11 @@ def add_ControllerServiceServicer_to_server(servicer, server):
                     servicer.LoadModel,
                     request_deserializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.LoadModelRequest.FromString,
                     response_serializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.LoadModelResponse.SerializeToString,
+            ),
+            'RefreshModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.RefreshModel,
+                    request_deserializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.RefreshModelRequest.FromString,
+                    response_serializer=shoal_dot_controller_dot_v1_dot_controller__service__pb2.RefreshModelResponse.SerializeToString,
             ),
             'EvictModel': grpc.unary_unary_rpc_method_handler(
                     servicer.EvictModel,
@@ -497,6 +514,33 @@ class ControllerService(object):
             '/shoal.controller.v1.ControllerService/LoadModel',
             shoal_dot_controller_dot_v1_dot_controller__service__pb2.LoadModelRequest.SerializeToString,
             shoal_dot_controller_dot_v1_dot_controller__service__pb2.LoadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RefreshModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.controller.v1.ControllerService/RefreshModel',
+            shoal_dot_controller_dot_v1_dot_controller__service__pb2.RefreshModelRequest.SerializeToString,
+            shoal_dot_controller_dot_v1_dot_controller__service__pb2.RefreshModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,6 +50,8 @@ class ControllerServiceStub:
     """
     LoadModel: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.LoadModelRequest, _controller_service_pb2.LoadModelResponse]
     """Does the same for people and scripts: it answers with the replica and grants no use lease."""
+    RefreshModel: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.RefreshModelRequest, _controller_service_pb2.RefreshModelResponse]
+    """Has the Registry read a model's folders again, as RefreshModel of the Registry does."""
     EvictModel: _grpc.UnaryUnaryMultiCallable[_controller_service_pb2.EvictModelRequest, _controller_service_pb2.EvictModelResponse]
     """Drains and unloads every replica of a version, or of all versions of a model.
     FAILED_PRECONDITION if one is pinned, or if a resident ensemble needs it.
@@ -111,6 +113,8 @@ class ControllerServiceAsyncStub(ControllerServiceStub):
     """
     LoadModel: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.LoadModelRequest, _controller_service_pb2.LoadModelResponse]  # type: ignore[assignment]
     """Does the same for people and scripts: it answers with the replica and grants no use lease."""
+    RefreshModel: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.RefreshModelRequest, _controller_service_pb2.RefreshModelResponse]  # type: ignore[assignment]
+    """Has the Registry read a model's folders again, as RefreshModel of the Registry does."""
     EvictModel: _aio.UnaryUnaryMultiCallable[_controller_service_pb2.EvictModelRequest, _controller_service_pb2.EvictModelResponse]  # type: ignore[assignment]
     """Drains and unloads every replica of a version, or of all versions of a model.
     FAILED_PRECONDITION if one is pinned, or if a resident ensemble needs it.
@@ -193,6 +197,14 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_controller_service_pb2.LoadModelResponse, _abc.Awaitable[_controller_service_pb2.LoadModelResponse]]:
         """Does the same for people and scripts: it answers with the replica and grants no use lease."""
+
+    @_abc_1.abstractmethod
+    def RefreshModel(
+        self,
+        request: _controller_service_pb2.RefreshModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_service_pb2.RefreshModelResponse, _abc.Awaitable[_controller_service_pb2.RefreshModelResponse]]:
+        """Has the Registry read a model's folders again, as RefreshModel of the Registry does."""
 
     @_abc_1.abstractmethod
     def EvictModel(

@@ -124,6 +124,21 @@ class RegistryServiceStub(object):
                 request_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ImportRepositoryRequest.SerializeToString,
                 response_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ImportRepositoryResponse.FromString,
                 _registered_method=True)
+        self.ListImportProblems = channel.unary_unary(
+                '/shoal.registry.v1.RegistryService/ListImportProblems',
+                request_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ListImportProblemsRequest.SerializeToString,
+                response_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ListImportProblemsResponse.FromString,
+                _registered_method=True)
+        self.RefreshModel = channel.unary_unary(
+                '/shoal.registry.v1.RegistryService/RefreshModel',
+                request_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.RefreshModelRequest.SerializeToString,
+                response_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.RefreshModelResponse.FromString,
+                _registered_method=True)
+        self.CheckModelVersion = channel.unary_unary(
+                '/shoal.registry.v1.RegistryService/CheckModelVersion',
+                request_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.CheckModelVersionRequest.SerializeToString,
+                response_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.CheckModelVersionResponse.FromString,
+                _registered_method=True)
         self.WatchCatalog = channel.unary_stream(
                 '/shoal.registry.v1.RegistryService/WatchCatalog',
                 request_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.WatchCatalogRequest.SerializeToString,
@@ -276,6 +291,29 @@ class RegistryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListImportProblems(self, request, context):
+        """Returns what could not be imported, as of the last import of each repository.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RefreshModel(self, request, context):
+        """Reads the folders of one model again, and takes over what has changed. A model that is not
+        registered is looked for in the repositories that were imported.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckModelVersion(self, request, context):
+        """Compares a version's files with what was registered, before they are loaded. A change that can
+        be served is taken over.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchCatalog(self, request, context):
         """Sends the changes of the catalogue after `start_revision`, without end. A snapshot comes first
         if the revision is 0 or no longer remembered.
@@ -395,6 +433,21 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ImportRepository,
                     request_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ImportRepositoryRequest.FromString,
                     response_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ImportRepositoryResponse.SerializeToString,
+            ),
+            'ListImportProblems': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListImportProblems,
+                    request_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ListImportProblemsRequest.FromString,
+                    response_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ListImportProblemsResponse.SerializeToString,
+            ),
+            'RefreshModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.RefreshModel,
+                    request_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.RefreshModelRequest.FromString,
+                    response_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.RefreshModelResponse.SerializeToString,
+            ),
+            'CheckModelVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckModelVersion,
+                    request_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.CheckModelVersionRequest.FromString,
+                    response_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.CheckModelVersionResponse.SerializeToString,
             ),
             'WatchCatalog': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchCatalog,
@@ -881,6 +934,87 @@ class RegistryService(object):
             '/shoal.registry.v1.RegistryService/ImportRepository',
             shoal_dot_registry_dot_v1_dot_registry__service__pb2.ImportRepositoryRequest.SerializeToString,
             shoal_dot_registry_dot_v1_dot_registry__service__pb2.ImportRepositoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListImportProblems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.registry.v1.RegistryService/ListImportProblems',
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.ListImportProblemsRequest.SerializeToString,
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.ListImportProblemsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RefreshModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.registry.v1.RegistryService/RefreshModel',
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.RefreshModelRequest.SerializeToString,
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.RefreshModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckModelVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.registry.v1.RegistryService/CheckModelVersion',
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.CheckModelVersionRequest.SerializeToString,
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.CheckModelVersionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -78,6 +78,16 @@ class RegistryServiceStub:
     """Deletes a model's traffic policy, so that its default version answers."""
     ImportRepository: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ImportRepositoryRequest, _registry_service_pb2.ImportRepositoryResponse]
     """Registers every version folder of a Triton model repository. The folder is only read."""
+    ListImportProblems: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListImportProblemsRequest, _registry_service_pb2.ListImportProblemsResponse]
+    """Returns what could not be imported, as of the last import of each repository."""
+    RefreshModel: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.RefreshModelRequest, _registry_service_pb2.RefreshModelResponse]
+    """Reads the folders of one model again, and takes over what has changed. A model that is not
+    registered is looked for in the repositories that were imported.
+    """
+    CheckModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.CheckModelVersionRequest, _registry_service_pb2.CheckModelVersionResponse]
+    """Compares a version's files with what was registered, before they are loaded. A change that can
+    be served is taken over.
+    """
     WatchCatalog: _grpc.UnaryStreamMultiCallable[_registry_service_pb2.WatchCatalogRequest, _registry_service_pb2.WatchCatalogResponse]
     """Sends the changes of the catalogue after `start_revision`, without end. A snapshot comes first
     if the revision is 0 or no longer remembered.
@@ -143,6 +153,16 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """Deletes a model's traffic policy, so that its default version answers."""
     ImportRepository: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ImportRepositoryRequest, _registry_service_pb2.ImportRepositoryResponse]  # type: ignore[assignment]
     """Registers every version folder of a Triton model repository. The folder is only read."""
+    ListImportProblems: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListImportProblemsRequest, _registry_service_pb2.ListImportProblemsResponse]  # type: ignore[assignment]
+    """Returns what could not be imported, as of the last import of each repository."""
+    RefreshModel: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.RefreshModelRequest, _registry_service_pb2.RefreshModelResponse]  # type: ignore[assignment]
+    """Reads the folders of one model again, and takes over what has changed. A model that is not
+    registered is looked for in the repositories that were imported.
+    """
+    CheckModelVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.CheckModelVersionRequest, _registry_service_pb2.CheckModelVersionResponse]  # type: ignore[assignment]
+    """Compares a version's files with what was registered, before they are loaded. A change that can
+    be served is taken over.
+    """
     WatchCatalog: _aio.UnaryStreamMultiCallable[_registry_service_pb2.WatchCatalogRequest, _registry_service_pb2.WatchCatalogResponse]  # type: ignore[assignment]
     """Sends the changes of the catalogue after `start_revision`, without end. A snapshot comes first
     if the revision is 0 or no longer remembered.
@@ -307,6 +327,34 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.ImportRepositoryResponse, _abc.Awaitable[_registry_service_pb2.ImportRepositoryResponse]]:
         """Registers every version folder of a Triton model repository. The folder is only read."""
+
+    @_abc_1.abstractmethod
+    def ListImportProblems(
+        self,
+        request: _registry_service_pb2.ListImportProblemsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.ListImportProblemsResponse, _abc.Awaitable[_registry_service_pb2.ListImportProblemsResponse]]:
+        """Returns what could not be imported, as of the last import of each repository."""
+
+    @_abc_1.abstractmethod
+    def RefreshModel(
+        self,
+        request: _registry_service_pb2.RefreshModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.RefreshModelResponse, _abc.Awaitable[_registry_service_pb2.RefreshModelResponse]]:
+        """Reads the folders of one model again, and takes over what has changed. A model that is not
+        registered is looked for in the repositories that were imported.
+        """
+
+    @_abc_1.abstractmethod
+    def CheckModelVersion(
+        self,
+        request: _registry_service_pb2.CheckModelVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.CheckModelVersionResponse, _abc.Awaitable[_registry_service_pb2.CheckModelVersionResponse]]:
+        """Compares a version's files with what was registered, before they are loaded. A change that can
+        be served is taken over.
+        """
 
     @_abc_1.abstractmethod
     def WatchCatalog(
