@@ -133,7 +133,9 @@ class ControllerServicer(ControllerServiceServicer):
         if version is None or version.state not in ANSWERABLE:
             raise self._names.not_found(unit)
         return wire.GetModelConfigResponse(
-            config=version.config, config_digest=version.config_digest
+            config=version.config,
+            config_digest=version.config_digest,
+            fingerprint=version.fingerprint,
         )
 
     async def GetModelStatistics(

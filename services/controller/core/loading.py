@@ -25,7 +25,7 @@ def loaded(fleet: Fleet, event: ev.Loaded, now: float) -> None:
     unit = replica.unit
     if not replica.broken:
         fleet.failures.clear(unit)
-    fleet.learn_load(unit, event.seconds)
+    fleet.learn_load(replica, event.seconds)
     want = fleet.wants.by_unit.get(unit)
     if want is not None and want.purpose is Purpose.PREDICTED:
         fleet.habits.loaded_ahead(replica.key, now)

@@ -208,7 +208,7 @@ def clashing_with(fleet: Fleet, server: str, spec: UnitSpec) -> Unit | None:
     """A version of the same model that occupies the server with a different config, if there is
     one. They cannot be resident side by side: Triton would reload one for the other."""
     for replica in fleet.of_model_on(spec.unit.model, server):
-        other = replica.unit != spec.unit and replica.digest != spec.config_digest
+        other = replica.unit != spec.unit and replica.digest != spec.digest
         if other and replica.state in OCCUPYING:
             return replica.unit
     return None
@@ -222,7 +222,7 @@ def _clashing(
     here = fleet.replicas[server]
     for member in missing:
         for replica in fleet.of_model_on(member.unit.model, server):
-            same = replica.digest == member.config_digest or replica.unit in wanted
+            same = replica.digest == member.digest or replica.unit in wanted
             if same or replica.state in LEAVING:
                 continue
             family = fleet.family(replica.unit, server)

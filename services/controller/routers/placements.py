@@ -135,6 +135,7 @@ class Placements:
             reason=self._view.status(unit) if answerable else _refusal(version),
             servable=bool(ready) or loadable,
             decoupled=version.decoupled if version.HasField("decoupled") else None,
+            fingerprint=version.fingerprint,
         )
 
     def _arm(self, arm: registry.Arm) -> wire.ArmRoute:

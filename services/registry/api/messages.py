@@ -106,7 +106,10 @@ def delta(news: Delta) -> service.WatchCatalogResponse:
 
 def footprint(known: Footprint) -> types.Footprint:
     message = types.Footprint(
-        version=str(known.version), config_digest=known.config_digest, memory=known.memory
+        version=str(known.version),
+        config_digest=known.config_digest,
+        memory=known.memory,
+        fingerprint=known.fingerprint,
     )
     message.load_duration.FromMicroseconds(known.load_us)
     return message
@@ -123,6 +126,7 @@ def footprint_of(index: int, message: types.Footprint) -> Footprint:
         validation.token(f"{field}.config_digest", message.config_digest, required=True),
         validation.memory(f"{field}.memory", message.memory),
         load_us,
+        validation.token(f"{field}.fingerprint", message.fingerprint),
     )
 
 

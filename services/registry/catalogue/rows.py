@@ -122,7 +122,9 @@ def footprint_row(footprint: Footprint) -> dict[str, Any]:
 
 def footprint_of(row: Row) -> Footprint:
     version = ModelVersionName(row["model"], row["number"])
-    return Footprint(version, row["config_digest"], row["memory"], row["load_us"])
+    return Footprint(
+        version, row["config_digest"], row["memory"], row["load_us"], row["fingerprint"]
+    )
 
 
 def _set_fields(residency: Residency) -> dict[str, Any]:

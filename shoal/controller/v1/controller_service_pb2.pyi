@@ -443,19 +443,23 @@ class GetModelConfigResponse(_message.Message):
 
     CONFIG_FIELD_NUMBER: _builtins.int
     CONFIG_DIGEST_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
     config: _builtins.bytes
     """A serialized inference.ModelConfig, with the user's own version policy."""
     config_digest: _builtins.str
-    """Changes with the config."""
+    """A digest of the config without version_policy and instance_group."""
+    fingerprint: _builtins.str
+    """Changes when the version's files or its config are changed in place."""
     def __init__(
         self,
         *,
         config: _builtins.bytes = ...,
         config_digest: _builtins.str = ...,
+        fingerprint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "config_digest", b"config_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "config_digest", b"config_digest", "fingerprint", b"fingerprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

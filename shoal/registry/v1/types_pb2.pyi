@@ -488,10 +488,15 @@ class Footprint(_message.Message):
     CONFIG_DIGEST_FIELD_NUMBER: _builtins.int
     MEMORY_FIELD_NUMBER: _builtins.int
     LOAD_DURATION_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """"models/{model}/versions/{version}"."""
     config_digest: _builtins.str
     """The config that it was learned with. It counts only for that config."""
+    fingerprint: _builtins.str
+    """The version's fingerprint when it was learned. It counts only for that fingerprint. Empty: not
+    known.
+    """
     @_builtins.property
     def memory(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Resource to bytes: the highest measurement while the version was loading and resident."""
@@ -507,10 +512,11 @@ class Footprint(_message.Message):
         config_digest: _builtins.str = ...,
         memory: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         load_duration: _duration_pb2.Duration | None = ...,
+        fingerprint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load_duration", b"load_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_digest", b"config_digest", "load_duration", b"load_duration", "memory", b"memory", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_digest", b"config_digest", "fingerprint", b"fingerprint", "load_duration", b"load_duration", "memory", b"memory", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
