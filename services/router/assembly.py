@@ -71,6 +71,7 @@ async def assembled(
         callers = CallerPolicy(settings.trusted_proxies)
         watch = PlacementWatch(controllers, name, Table(), table_file)
         controller = ResidencyClient(watch, settings.patience)
+        stack.callback(controller.close)
         channels = ServerChannels()
         stack.push_async_callback(channels.close)
         forwarder = Forwarder(watch, controller, channels, hedge_after=settings.hedge_after)

@@ -64,6 +64,9 @@ class UnitSpec:
     load_seconds: float | None = None
     #: Units that must be READY beside it.
     requires: tuple[Unit, ...] = ()
+    #: Those of `requires` that it calls without a version. A server answers such a call with the
+    #: newest version that it holds, so no newer one may be beside it.
+    unversioned: frozenset[Unit] = frozenset()
     ensemble: bool = False
     #: Whether one replica is kept, and none is ever evicted for another unit.
     pinned: bool = False

@@ -178,6 +178,15 @@ class Fleet:
                     open_.append(user)
         return found
 
+    def callers(self, unit: Unit, server: str) -> list[Unit]:
+        """Return the units on the server, or on their way, that call `unit` without a version."""
+        here, specs = self.replicas[server], self.known.specs
+        return [
+            user
+            for user in self.known.users.get(unit, ())
+            if user in here and unit in specs[user].unversioned
+        ]
+
     def family(self, unit: Unit, server: str) -> set[Unit]:
         """Return what has to leave the server when `unit` does: itself and all that need it
         there."""

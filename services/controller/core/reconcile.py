@@ -68,6 +68,10 @@ def put_spec(fleet: Fleet, spec: UnitSpec, now: float) -> None:
             fleet.amend(stranger, reserved=reserved, slots=spec.slots)
         return
     reserve_again(fleet, spec)
+    if (known.requires, known.unversioned) != (spec.requires, spec.unversioned):
+        for replica in fleet.ready(unit):
+            if lack := lacking(fleet, replica):
+                draining.withdraw_family(fleet, replica, ev.Why.PART, lack, now)
     if (known.config_digest, known.fingerprint) != (spec.config_digest, spec.fingerprint):
         fleet.failures.clear(unit)
         draining.withdraw_all(
@@ -76,6 +80,20 @@ def put_spec(fleet: Fleet, spec: UnitSpec, now: float) -> None:
     if known.pinned != spec.pinned:
         kind = ev.Kind.PINNED if spec.pinned else ev.Kind.UNPINNED
         fleet.record(kind, "set in the Registry", unit=unit)
+
+
+def lacking(fleet: Fleet, replica: Replica) -> str:
+    """Return what a replica needs on its server that is not so, for people; empty if nothing."""
+    here = fleet.replicas[replica.key.server]
+    spec = fleet.known.specs[replica.unit]
+    for part in spec.requires:
+        if part not in here or here[part].state is not State.READY:
+            return f"it needs {part} beside it"
+    for part in spec.unversioned:
+        for other in fleet.of_model_on(part.model, replica.key.server):
+            if other.unit.version > part.version:
+                return f"it calls {part} without a version, and {other.unit} is beside it"
+    return ""
 
 
 def reserve_again(fleet: Fleet, spec: UnitSpec) -> None:

@@ -148,6 +148,15 @@ class Catalogue:
                 for name in map(parse_version_name, version.requires)
                 if name is not None
             ),
+            unversioned=frozenset(
+                Unit(*name)
+                for name in (
+                    parse_version_name(one.version)
+                    for one in version.requirements
+                    if one.unversioned
+                )
+                if name is not None
+            ),
             ensemble=version.ensemble,
             pinned=version.pinned or bool(names & self.defaults.pinned),
             min_copies=copies if default else 0,
