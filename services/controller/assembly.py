@@ -29,6 +29,7 @@ from services.controller.measurement.gpus import Gpus
 from services.controller.measurement.processes import Processes
 from services.controller.measurement.queues import QueueTimes
 from services.controller.measurement.statistics_watch import StatisticsWatch
+from services.controller.registry.called import CalledModels
 from services.controller.registry.catalogue import Catalogue
 from services.controller.registry.lease import ACTING, EPOCH, Fence, Lease
 from services.controller.registry.sources import Sources
@@ -122,6 +123,7 @@ async def _serve(
             sources=sources,
         ) as controller:
             watch.listen(controller.loop.catalogue_changed)
+            watch.listen(controller.called.catalogue_changed)
             gc.collect()
             gc.freeze()  # a large catalogue makes each full collection a pause of its own
             add_ControllerServiceServicer_to_server(
@@ -145,6 +147,7 @@ class Acting:
     catalogue: Catalogue
     journal: Journal
     loop: EngineLoop
+    called: CalledModels
     servicer: ControllerServicer
 
 
@@ -228,6 +231,7 @@ async def acting(
                 interval=settings.health_interval,
                 selfcheck=settings.selfcheck_model,
             )
+        called = CalledModels(registry, catalogue, view)
         servicer = ControllerServicer(
             view,
             catalogue,
@@ -237,6 +241,7 @@ async def acting(
             watches,
             tritons,
             registry,
+            called,
             epoch=epoch,
             ask=loop.ask,
             feed=loop.feed,
@@ -254,6 +259,6 @@ async def acting(
             url = str(settings.events_webhook.get_secret_value())
             work.append(Webhook(url, journal, f"/shoal/controllers/{settings.holder}").run())
         background = [tasks.create_task(one) for one in work]
-        yield Acting(engine, view, catalogue, journal, loop, servicer)
+        yield Acting(engine, view, catalogue, journal, loop, called, servicer)
         for task in background:
             task.cancel()

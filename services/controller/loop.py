@@ -123,7 +123,10 @@ class EngineLoop:
                 self.placements.mark(instruction.models, instruction.servers)
             case ev.Learned():
                 self.catalogue.learned[instruction.unit] = LearnedFootprint(
-                    instruction.config_digest, instruction.memory, instruction.load_seconds
+                    instruction.config_digest,
+                    instruction.memory,
+                    instruction.load_seconds,
+                    instruction.fingerprint,
                 )
                 self.learned.put_nowait(instruction)
             case ev.Record():

@@ -76,6 +76,7 @@ async def assembled(
         callers = CallerPolicy(settings.trusted_proxies)
         watch = PlacementWatch(controllers, name, Table(), table_file)
         controller = ResidencyClient(watch, settings.controller_patience)
+        stack.callback(controller.close)
         channels = ServerChannels()
         stack.push_async_callback(channels.close)
         cancellations = Cancellations(channels, Cancellation(settings.cancellation))

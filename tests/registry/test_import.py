@@ -140,6 +140,32 @@ async def test_files_changed_in_place_are_taken_over_with_a_warning(tmp_path: Pa
         assert not (await known.stub.ListFootprints(pb.ListFootprintsRequest())).footprints
 
 
+async def test_a_footprint_belongs_to_the_files_that_it_was_learned_with(tmp_path: Path) -> None:
+    model = python_model(tmp_path / "repo", "a")
+    async with registry(tmp_path / "data", repositories=(tmp_path / "repo",)) as known:
+
+        async def report(version: types.ModelVersion, ram: int) -> list[tuple[str, int]]:
+            footprint = types.Footprint(
+                version=version.name,
+                config_digest=version.config_digest,
+                fingerprint=version.fingerprint,
+                memory={"ram": ram},
+            )
+            await known.stub.ReportFootprints(pb.ReportFootprintsRequest(footprints=[footprint]))
+            listed = await known.stub.ListFootprints(pb.ListFootprintsRequest())
+            return [(one.fingerprint, one.memory["ram"]) for one in listed.footprints]
+
+        before = await known.version("a:1")
+        assert await report(before, 5) == [(before.fingerprint, 5)]
+        more = PYTHON_CONFIG + "instance_group [ { count: 8 } ]\n"
+        (model / "config.pbtxt").write_text(more)
+        await known.import_(tmp_path / "repo")
+        after = await known.version("a:1")
+        assert after.fingerprint != before.fingerprint
+        assert await report(before, 7) == [], "of the former content, which is gone"
+        assert await report(after, 3) == [(after.fingerprint, 3)]
+
+
 async def test_a_config_changed_in_place_has_another_digest(tmp_path: Path) -> None:
     model = python_model(tmp_path / "repo", "a")
     async with registry(tmp_path / "data", repositories=(tmp_path / "repo",)) as known:

@@ -108,7 +108,7 @@ def put(fleet: Fleet, key: ReplicaKey, there: There, protected: Mapping[str, str
         0.0,
         "",
         slots=there.spec.slots,
-        digest=there.spec.config_digest,
+        digest=there.spec.digest,
     )
     rank = fleet.uses.rank(
         there.used, 1.0, fleet.known.reload_seconds(key.unit), fleet.uses.share(replica), 0.0

@@ -29,6 +29,7 @@ from services.controller.core.errors import Held, RegistryUnavailable, ServerNot
 from services.controller.core.view import FleetView
 from services.controller.loop import Ask
 from services.controller.measurement.statistics_watch import StatisticsWatch
+from services.controller.registry.called import CalledModels
 from services.controller.registry.catalogue import ANSWERABLE, Catalogue
 from services.controller.routers.messages import replica_key
 from services.controller.routers.stream import RouterStreams
@@ -58,10 +59,10 @@ _tracer = trace.get_tracer("shoal.controller")
 class ControllerServicer(ControllerServiceServicer):
     """The service of a Controller that acts.
 
-    `registry`: the Registry's stub, for pins; None where there is no Registry. `epoch`: the
-    Controller's. `ask` and `feed` are the ways into the engine, and `diagnose` has it checked.
-    `refresh`: has a model's folders read again; None where there is no Registry. `max_wait`:
-    seconds that callers without a deadline wait at most.
+    `registry`: the Registry's stub, for pins; None where there is no Registry. `called`: learns
+    which models are called by others. `epoch`: the Controller's. `ask` and `feed` are the ways into
+    the engine, and `diagnose` has it checked. `refresh`: has a model's folders read again; None
+    where there is no Registry. `max_wait`: seconds that callers without a deadline wait at most.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class ControllerServicer(ControllerServiceServicer):
         watches: Mapping[str, ServerWatch],
         tritons: Mapping[str, Triton],
         registry: Any,
+        called: CalledModels,
         *,
         epoch: int,
         ask: Ask,
@@ -90,6 +92,7 @@ class ControllerServicer(ControllerServiceServicer):
         self._watches = watches
         self._tritons = tritons
         self._registry = registry
+        self._called = called
         self._epoch = epoch
         self._ask = ask
         self._feed = feed
@@ -135,7 +138,9 @@ class ControllerServicer(ControllerServiceServicer):
         if version is None or version.state not in ANSWERABLE:
             raise self._names.not_found(unit)
         return wire.GetModelConfigResponse(
-            config=version.config, config_digest=version.config_digest
+            config=version.config,
+            config_digest=version.config_digest,
+            fingerprint=version.fingerprint,
         )
 
     async def GetModelStatistics(
@@ -198,6 +203,8 @@ class ControllerServicer(ControllerServiceServicer):
                 self._feed(ev.ReplicaBroken(replica_key(request.missed), cause))
             else:
                 await self._watches[request.missed.server].verify()
+        if request.called:
+            await self._called.learn(unit, request.called)
         granted = await self._resident(unit, context, request.router or None)
         return wire.MakeResidentResponse(
             replica=placement_pb2.ReplicaRef(

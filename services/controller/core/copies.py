@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Final
 
-from services.controller.core.entities import ReplicaKey, Unit
+from services.controller.core.entities import Batching, ReplicaKey, Unit
 from services.controller.core.limits import Limits
 
 SMOOTH_SECONDS: Final = 3.0  # time constant of the moving average
@@ -17,8 +17,8 @@ SMOOTH_SECONDS: Final = 3.0  # time constant of the moving average
 @dataclass(frozen=True, slots=True)
 class Pressure:
     """How busy a unit is. `in_flight`: requests on all replicas, smoothed. `queue`: mean seconds in
-    the servers' own queues, smoothed. `busy_since`, `idle_since`: since when they have called for
-    another copy, or for one less, in seconds of the engine's clock."""
+    the servers' own queues beyond the wait for a batch, smoothed. `busy_since`, `idle_since`: since
+    when they have called for another copy, or for one less, in seconds of the engine's clock."""
 
     at: float
     in_flight: float = 0.0
@@ -60,17 +60,30 @@ class Pressures:
 
 
 def step(
-    pressure: Pressure, in_flight: int, queue: float, replicas: int, limits: Limits, now: float
+    pressure: Pressure,
+    in_flight: int,
+    queue: float,
+    replicas: int,
+    limits: Limits,
+    now: float,
+    batching: Batching | None = None,
 ) -> Pressure:
     """The pressure `now` that `in_flight` requests are on `replicas` replicas (at least 1), and
-    wait `queue` seconds there."""
+    wait `queue` seconds there.
+
+    The time that requests wait for others of their batch is no load, and their number says nothing
+    either: divided among more replicas, they would wait longer for a full batch. Only a wait beyond
+    that, for an instance that is busy with earlier batches, calls for another copy then.
+    """
     weight = 1 - math.exp(-max(0.0, now - pressure.at) / SMOOTH_SECONDS)
     flying = pressure.in_flight + weight * (in_flight - pressure.in_flight)
-    queued = pressure.queue + weight * (queue - pressure.queue)
-    busy = flying / replicas > limits.copy_in_flight or queued > limits.copy_queue_seconds
+    waited = max(0.0, queue - batching.delay) if batching is not None else queue
+    queued = pressure.queue + weight * (waited - pressure.queue)
+    crowded = batching is None and flying / replicas > limits.copy_in_flight
+    busy = crowded or queued > limits.copy_queue_seconds
     idle = (
         replicas > 1
-        and flying / (replicas - 1) < limits.copy_in_flight / 2
+        and flying / (replicas - 1) < _idle_below(limits, batching)
         and queued < limits.copy_queue_seconds / 2
     )
     return Pressure(
@@ -82,6 +95,13 @@ def step(
     )
 
 
+def _idle_below(limits: Limits, batching: Batching | None) -> float:
+    """The number of requests in flight on each replica below which one may leave: a full batch
+    keeps no second replica busy."""
+    half = limits.copy_in_flight / 2
+    return half if batching is None else max(half, batching.size + 0.5)
+
+
 def _since(before: float | None, holds: bool, now: float) -> float | None:
     if not holds:
         return None
@@ -89,7 +109,13 @@ def _since(before: float | None, holds: bool, now: float) -> float | None:
 
 
 def adjustment(
-    pressure: Pressure, replicas: int, least: int, most: int, limits: Limits, now: float
+    pressure: Pressure,
+    replicas: int,
+    least: int,
+    most: int,
+    limits: Limits,
+    now: float,
+    batching: Batching | None = None,
 ) -> Adjustment | None:
     """The change that is due to `replicas` copies, of which at `least` and at `most` so many are
     wanted; None where they are right."""
@@ -97,17 +123,19 @@ def adjustment(
         return Adjustment(-1, f"{replicas} copies, but at most {most} are allowed")
     busy, idle = pressure.busy_since, pressure.idle_since
     if busy is not None and now - busy >= limits.copy_up_seconds and replicas < most:
+        crowd = f" (more than {limits.copy_in_flight:g})" if batching is None else ""
+        beyond = "" if batching is None else " beyond the wait for a batch"
         return Adjustment(
             1,
-            f"{pressure.in_flight / replicas:.1f} requests in flight on each of {replicas} "
-            f"(more than {limits.copy_in_flight:g}), {pressure.queue * 1000:.0f} ms in its queue, "
-            f"for {now - busy:.1f} s",
+            f"{pressure.in_flight / replicas:.1f} requests in flight on each of {replicas}{crowd}, "
+            f"{pressure.queue * 1000:.0f} ms in its queue{beyond}, for {now - busy:.1f} s",
         )
     if idle is not None and now - idle >= limits.copy_down_seconds and replicas > max(least, 1):
         return Adjustment(
             -1,
             f"with one copy less, each would have had {pressure.in_flight / (replicas - 1):.1f} "
-            f"requests in flight (less than {limits.copy_in_flight / 2:g}) for {now - idle:.0f} s",
+            f"requests in flight (less than {_idle_below(limits, batching):g}) "
+            f"for {now - idle:.0f} s",
         )
     return None
 

@@ -29,25 +29,44 @@ class ReplicaKey(NamedTuple):
         return f"{self.unit} on {self.server}"
 
 
+class Batching(NamedTuple):
+    """How requests wait for others that go into the same batch."""
+
+    #: The largest batch that they wait for.
+    size: int
+    #: The seconds that they wait at most.
+    delay: float
+
+
 @dataclass(frozen=True, slots=True)
 class UnitSpec:
     """The Registry's word on a unit, as far as it matters for residency."""
 
     unit: Unit
-    #: Versions of a model with different digests cannot be resident side by side.
+    #: The digest of its config without the instances.
     config_digest: str = ""
     #: The fingerprint of its files and config; a new one means that what is resident is outdated.
     fingerprint: str = ""
     #: The size of its files.
     artifact_bytes: int = 0
+    #: How many instances run on each device, each of which may hold a copy of the weights.
+    instances: int = 1
+    #: How its requests wait for others of their batch; None if they wait for none.
+    batching: Batching | None = None
     #: Bytes by resource that its owner declared; empty when unknown.
     declared: Memory = field(default_factory=dict)
     #: Bytes by resource that it was seen to take; empty when unknown.
     learned: Memory = field(default_factory=dict)
+    #: Bytes by resource that it should take, judging by what it took with other files or another
+    #: config; empty when unknown.
+    expected: Memory = field(default_factory=dict)
     #: How long a load takes; None when it was never loaded.
     load_seconds: float | None = None
     #: Units that must be READY beside it.
     requires: tuple[Unit, ...] = ()
+    #: Those of `requires` that it calls without a version. A server answers such a call with the
+    #: newest version that it holds, so no newer one may be beside it.
+    unversioned: frozenset[Unit] = frozenset()
     ensemble: bool = False
     #: Whether one replica is kept, and none is ever evicted for another unit.
     pinned: bool = False
@@ -63,6 +82,12 @@ class UnitSpec:
     priority: int = 0
     #: Labels that a server must have to hold it.
     required_labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Return what versions of a model must share to be resident side by side. Triton keeps one
+        config for all of them, so a load with other instances would change those of the others."""
+        return f"{self.config_digest} x{self.instances}"
 
     @property
     def slots(self) -> int:
@@ -145,8 +170,10 @@ class Replica(NamedTuple):
     load_seconds: float | None = None
     #: What it takes of the server's `max_models`.
     slots: int = 1
-    #: The digest of the config that it is loaded with.
+    #: The digest that it is loaded with (`UnitSpec.digest`).
     digest: str = ""
+    #: The fingerprint of what it is loaded from. What is seen of it is learned for that alone.
+    fingerprint: str = ""
     #: Whether it does not answer though the index says READY, or leaves as soon as it is READY.
     broken: bool = False
 

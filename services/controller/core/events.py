@@ -354,10 +354,12 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """Have the Registry keep a unit's size (bytes by resource) and load time, now better known."""
+    """Have the Registry keep a unit's size (bytes by resource) and load time, now better known.
+    They belong to the config and the files of that digest and fingerprint."""
 
     unit: Unit
     config_digest: str
+    fingerprint: str
     memory: Memory
     load_seconds: float | None
 

@@ -178,6 +178,15 @@ class Fleet:
                     open_.append(user)
         return found
 
+    def callers(self, unit: Unit, server: str) -> list[Unit]:
+        """Return the units on the server, or on their way, that call `unit` without a version."""
+        here, specs = self.replicas[server], self.known.specs
+        return [
+            user
+            for user in self.known.users.get(unit, ())
+            if user in here and unit in specs[user].unversioned
+        ]
+
     def family(self, unit: Unit, server: str) -> set[Unit]:
         """Return what has to leave the server when `unit` does: itself and all that need it
         there."""
@@ -299,16 +308,27 @@ class Fleet:
 
     def learn(self, replica: Replica) -> None:
         """Remember how large the replica was seen to be."""
-        self._tell_learned(self.known.learn_memory(replica.unit, replica.measured))
+        if self._is_current(replica):
+            self._tell_learned(self.known.learn_memory(replica.unit, replica.measured))
 
-    def learn_load(self, unit: Unit, seconds: float) -> None:
-        """Remember how long a load took."""
-        self._tell_learned(self.known.learn_load(unit, seconds))
+    def learn_load(self, replica: Replica, seconds: float) -> None:
+        """Remember how long the replica's load took."""
+        if self._is_current(replica):
+            self._tell_learned(self.known.learn_load(replica.unit, seconds))
+
+    def _is_current(self, replica: Replica) -> bool:
+        """Return whether a replica was loaded from the files and the config that are known of its
+        unit. Another one says nothing about them."""
+        spec = self.known.specs.get(replica.unit)
+        loaded = (replica.digest, replica.fingerprint)
+        return spec is not None and loaded == (spec.digest, spec.fingerprint)
 
     def _tell_learned(self, spec: UnitSpec | None) -> None:
         if spec is not None:
-            digest, learned, seconds = spec.config_digest, spec.learned, spec.load_seconds
-            self.out.append(ev.Learned(spec.unit, digest, learned, seconds))
+            learned, seconds = spec.learned, spec.load_seconds
+            self.out.append(
+                ev.Learned(spec.unit, spec.config_digest, spec.fingerprint, learned, seconds)
+            )
 
     def publish(self, models: Iterable[str], servers: Iterable[str] = ()) -> None:
         self.revision += 1

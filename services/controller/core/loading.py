@@ -25,7 +25,7 @@ def loaded(fleet: Fleet, event: ev.Loaded, now: float) -> None:
     unit = replica.unit
     if not replica.broken and fleet.failures.clear(unit):
         fleet.publish(user.model for user in fleet.known.with_users(unit))
-    fleet.learn_load(unit, event.seconds)
+    fleet.learn_load(replica, event.seconds)
     want = fleet.wants.by_unit.get(unit)
     if want is not None and want.purpose is Purpose.PREDICTED:
         fleet.habits.loaded_ahead(replica.key, now)
@@ -159,7 +159,7 @@ def obstacle(fleet: Fleet, replica: Replica, server: Server) -> str | None:
         return "waits for another change to the same model"
     other = victims.clashing_with(fleet, server.id, spec)
     if other is not None:
-        return f"waits until {other}, which has a different config, is gone"
+        return f"waits until {other}, which cannot be beside it, is gone"
     if account.loads >= fleet.limits.loads_per_server:
         return ITS_TURN
     host = sum(fleet.accounts[neighbour].loads for neighbour in fleet.neighbours(server.id))

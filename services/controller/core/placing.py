@@ -179,7 +179,15 @@ def take_place(fleet: Fleet, want: Want, choice: placement.Place, now: float) ->
     for spec, reserved in zip(choice.units, needs, strict=True):
         key = ReplicaKey(server.id, spec.unit)
         replica = Replica(
-            key, state, reserved, now, reason, placed, slots=spec.slots, digest=spec.config_digest
+            key,
+            state,
+            reserved,
+            now,
+            reason,
+            placed,
+            slots=spec.slots,
+            digest=spec.digest,
+            fingerprint=spec.fingerprint,
         )
         fleet.uses.start(replica, now)
         fleet.put(replica)

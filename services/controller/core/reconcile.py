@@ -10,7 +10,7 @@ from services.controller.core import accounts, demand, draining, memory, placing
 from services.controller.core import events as ev
 from services.controller.core.entities import Health, Replica, ReplicaKey, Server, Unit, UnitSpec
 from services.controller.core.fleet import Fleet
-from services.controller.core.sizing import reservation, reservation_of_resident
+from services.controller.core.sizing import expected, reservation, reservation_of_resident
 from services.controller.core.states import APPLIED, OCCUPYING, Cause, State, after
 from services.controller.core.victims import Terms
 
@@ -51,6 +51,8 @@ def put_spec(fleet: Fleet, spec: UnitSpec, now: float) -> None:
     """Take in what the Registry says of a unit, and what follows for its replicas."""
     unit = spec.unit
     known = fleet.known.specs.get(unit)
+    if known is not None:
+        spec = replace(spec, expected=expected(known, spec))
     before = fleet.known.group(known)[:-1] if known is not None else ()
     fleet.known.put(spec)
     if known is None or spec.requires != known.requires:  # what is made of it needs other parts
@@ -65,6 +67,11 @@ def put_spec(fleet: Fleet, spec: UnitSpec, now: float) -> None:
             reserved = reservation(spec, budget, fleet.limits)
             fleet.amend(stranger, reserved=reserved, slots=spec.slots)
         return
+    reserve_again(fleet, spec)
+    if (known.requires, known.unversioned) != (spec.requires, spec.unversioned):
+        for replica in fleet.ready(unit):
+            if lack := lacking(fleet, replica):
+                draining.withdraw_family(fleet, replica, ev.Why.PART, lack, now)
     if (known.config_digest, known.fingerprint) != (spec.config_digest, spec.fingerprint):
         fleet.failures.clear(unit)
         draining.withdraw_all(
@@ -73,6 +80,30 @@ def put_spec(fleet: Fleet, spec: UnitSpec, now: float) -> None:
     if known.pinned != spec.pinned:
         kind = ev.Kind.PINNED if spec.pinned else ev.Kind.UNPINNED
         fleet.record(kind, "set in the Registry", unit=unit)
+
+
+def lacking(fleet: Fleet, replica: Replica) -> str:
+    """Return what a replica needs on its server that is not so, for people; empty if nothing."""
+    here = fleet.replicas[replica.key.server]
+    spec = fleet.known.specs[replica.unit]
+    for part in spec.requires:
+        if part not in here or here[part].state is not State.READY:
+            return f"it needs {part} beside it"
+    for part in spec.unversioned:
+        for other in fleet.of_model_on(part.model, replica.key.server):
+            if other.unit.version > part.version:
+                return f"it calls {part} without a version, and {other.unit} is beside it"
+    return ""
+
+
+def reserve_again(fleet: Fleet, spec: UnitSpec) -> None:
+    """Reserve what a unit takes by its new spec wherever its load has not begun."""
+    for replica in list(fleet.everywhere(spec.unit)):
+        if replica.state is State.QUEUED:
+            budget = fleet.servers[replica.key.server].budget
+            reserved = reservation(spec, budget, fleet.limits)
+            loaded = {"digest": spec.digest, "fingerprint": spec.fingerprint}
+            fleet.amend(replica, reserved=reserved, slots=spec.slots, **loaded)
 
 
 # --- servers --------------------------------------------------------------------------------------
@@ -114,10 +145,18 @@ def adopt(
     budget = fleet.servers[key.server].budget
     reserved = reservation(spec, budget, fleet.limits) if spec is not None else {}
     slots = spec.slots if spec is not None else 1
-    digest = spec.config_digest if spec is not None else ""
     attempt = fleet.next_attempt()
     replica = Replica(
-        key, state, reserved, now, reason, reason, attempt, slots=slots, digest=digest
+        key,
+        state,
+        reserved,
+        now,
+        reason,
+        reason,
+        attempt,
+        slots=slots,
+        digest=spec.digest if spec is not None else "",
+        fingerprint=spec.fingerprint if spec is not None else "",
     )
     fleet.uses.start(replica, now - idle)
     fleet.put(replica)

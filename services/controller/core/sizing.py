@@ -11,20 +11,35 @@ ARTIFACT_FACTOR: Final = 3  # a runtime holds the file, its parsed form and its 
 
 
 def reservation(spec: UnitSpec, budget: Memory, limits: Limits) -> Memory:
-    """Bytes to set aside before `spec` is loaded on a server with `budget`."""
+    """Bytes to set aside before `spec` is loaded on a server with `budget`. A guess covers the
+    files for each instance, and what the unit is expected to take."""
     if spec.ensemble:
         return NOTHING
     if spec.declared:
         return memory.highest(spec.declared, spec.learned) if spec.learned else spec.declared
     if spec.learned:
         return memory.scaled(spec.learned, limits.margin)
+    likely = memory.scaled(spec.expected, limits.margin)
+    files = ARTIFACT_FACTOR * spec.artifact_bytes * spec.instances
     return {
         resource: max(
-            min(ARTIFACT_FACTOR * spec.artifact_bytes, limit),
+            min(max(files, likely.get(resource, 0)), limit),
             round(limits.unknown_share * limit),
             spec.artifact_bytes,
         )
         for resource, limit in budget.items()
+    }
+
+
+def expected(known: UnitSpec, spec: UnitSpec) -> Memory:
+    """Bytes that a unit should take now that `spec` replaces `known`: what it took, scaled by its
+    instances, and more by what its files have grown. Empty while nothing is known of it."""
+    if (known.config_digest, known.fingerprint) == (spec.config_digest, spec.fingerprint):
+        return known.expected
+    growth = ARTIFACT_FACTOR * spec.instances * max(0, spec.artifact_bytes - known.artifact_bytes)
+    return {
+        resource: round(size * spec.instances / known.instances) + growth
+        for resource, size in (known.learned or known.expected).items()
     }
 
 

@@ -110,9 +110,13 @@ def follow_demand(fleet: Fleet, now: float) -> None:
         in_flight = sum(fleet.use(replica.key).in_flight for replica in ready)
         queue = max(pressures.queues.get(replica.key, 0.0) for replica in ready)
         before = pressures.by_unit.get(unit) or Pressure(now)
-        pressure = copies.step(before, in_flight, queue, len(ready), fleet.limits, now)
+        pressure = copies.step(
+            before, in_flight, queue, len(ready), fleet.limits, now, spec.batching
+        )
         most = fleet.limits.most_copies(spec)
-        wanted = copies.adjustment(pressure, len(ready), spec.kept, most, fleet.limits, now)
+        wanted = copies.adjustment(
+            pressure, len(ready), spec.kept, most, fleet.limits, now, spec.batching
+        )
         if wanted is not None:
             pressure = copies.again(pressure)
             if wanted.by < 0:

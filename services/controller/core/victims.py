@@ -59,7 +59,7 @@ def choose(
     if not isinstance(clashing, set):
         return clashing
     if any(fleet.uses.on[server][unit].last_used > terms.idle_since for unit in clashing):
-        return Wait(f"{server} holds another version with a different config, which is in use")
+        return Wait(f"{server} holds another version that cannot be beside it, which is in use")
     room = _Room(fleet, server, wanted, missing)
     gone = set(clashing)
     for unit in gone:
@@ -69,7 +69,7 @@ def choose(
     if not room.enough():
         return room.refusal(wanted) if terms.evict else Wait(f"{server} has no spare room")
     if gone and not terms.evict:
-        return Wait(f"{server} holds another version with a different config")
+        return Wait(f"{server} holds another version that cannot be beside it")
     return ensembles_first(fleet, server, gone)
 
 
@@ -205,25 +205,42 @@ def numbers(fleet: Fleet, replica: Replica, now: float) -> dict[str, float]:
 
 
 def clashing_with(fleet: Fleet, server: str, spec: UnitSpec) -> Unit | None:
-    """A version of the same model that occupies the server with a different config, if there is
-    one. They cannot be resident side by side: Triton would reload one for the other."""
-    for replica in fleet.of_model_on(spec.unit.model, server):
-        other = replica.unit != spec.unit and replica.digest != spec.config_digest
-        if other and replica.state in OCCUPYING:
+    """A version that occupies the server and cannot be resident beside `spec`, if there is one."""
+    for replica, _ in _conflicts(fleet, server, spec):
+        if replica.state in OCCUPYING:
             return replica.unit
     return None
+
+
+def _conflicts(fleet: Fleet, server: str, spec: UnitSpec) -> Iterator[tuple[Replica, str]]:
+    """The replicas on the server that cannot stay beside `spec`, and why.
+
+    Versions of a model with different configs exclude each other: Triton would reload one for the
+    other. So do a version that something there calls without naming it and a newer one, which would
+    answer in its place."""
+    unit = spec.unit
+    for replica in fleet.of_model_on(unit.model, server):
+        if replica.unit == unit:
+            continue
+        if replica.digest != spec.digest:
+            yield replica, "has a different config"
+        elif replica.unit.version < unit.version and fleet.callers(replica.unit, server):
+            yield replica, f"is called without a version, and {unit} is newer"
+    for part in spec.unversioned:
+        for replica in fleet.of_model_on(part.model, server):
+            if replica.unit.version > part.version:
+                yield replica, f"is newer than {part}, which {unit} calls without a version"
 
 
 def _clashing(
     fleet: Fleet, server: str, wanted: set[Unit], missing: tuple[UnitSpec, ...]
 ) -> set[Unit] | Wait | Blocked:
-    """The families that have to leave because they have a different config."""
+    """The families that have to leave because they cannot be beside the newcomers."""
     gone: set[Unit] = set()
     here = fleet.replicas[server]
     for member in missing:
-        for replica in fleet.of_model_on(member.unit.model, server):
-            same = replica.digest == member.config_digest or replica.unit in wanted
-            if same or replica.state in LEAVING:
+        for replica, conflict in _conflicts(fleet, server, member):
+            if replica.unit in wanted or replica.state in LEAVING:
                 continue
             family = fleet.family(replica.unit, server)
             busy: Wait | None = None
@@ -232,7 +249,7 @@ def _clashing(
                 if unit in wanted:
                     return Blocked(f"{unit} needs another version of the same model on {server}")
                 if why in FIRM:
-                    return Blocked(f"{unit} is kept on {server} ({why}) and has a different config")
+                    return Blocked(f"{unit} is kept on {server} ({why}) and {conflict}")
                 if busy is None and (why is not None or here[unit].state is not State.READY):
                     busy = Wait(f"{unit} is {why or 'changing'} on {server}")
             if busy is not None:

@@ -11,6 +11,7 @@ from services.controller.core import explain
 from services.controller.core.entities import Health, Replica, ReplicaKey, Server, Unit, Use
 from services.controller.core.fleet import Fleet
 from services.controller.core.memory import Memory
+from services.controller.core.placement import shortage
 from services.controller.core.waiting import Want
 
 
@@ -105,6 +106,18 @@ class FleetView:
         """Return the units that must be READY beside this one, which is made of them."""
         spec = self._fleet.known.specs.get(unit)
         return spec.requires if spec is not None else ()
+
+    def could_require(self, unit: Unit, part: Unit) -> bool:
+        """Return whether some server has room for `part` beside the unit and all that it needs."""
+        specs, known = self._fleet.known.specs, self._fleet.known
+        if unit not in specs or part not in specs:
+            return False
+        both = (*known.group(specs[part]), *known.group(specs[unit]))
+        members = tuple({member.unit: member for member in both}.values())
+        return any(
+            shortage(self._fleet, members, server) is None
+            for server in self._fleet.servers.values()
+        )
 
     def is_pinned(self, unit: Unit) -> bool:
         return unit in self._fleet.known.pinned

@@ -7,6 +7,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from services.controller.core.entities import Unit, UnitSpec
 from services.controller.core.memory import Memory
+from services.controller.triton.config import serving
 from shoal.names import parse_model_name, parse_version_name
 from shoal.registry.v1 import types_pb2 as registry
 
@@ -15,11 +16,22 @@ ANSWERABLE = frozenset({registry.VERSION_STATE_APPROVED, registry.VERSION_STATE_
 
 @dataclass
 class LearnedFootprint:
-    """A footprint that the Registry keeps. It counts only for the config it was learned with."""
+    """A footprint that the Registry keeps.
+
+    It counts only for the config and the fingerprint that it was learned with. An empty fingerprint
+    is not known, and any counts.
+    """
 
     config_digest: str
     memory: Memory
     load_seconds: float | None
+    fingerprint: str = ""
+
+    def is_of(self, version: registry.ModelVersion) -> bool:
+        return self.config_digest == version.config_digest and self.fingerprint in (
+            "",
+            version.fingerprint,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +73,10 @@ class Catalogue:
             self.entries.pop(model, None)
         self.entries.update(fresh)
         if before or self.gone:
-            self.gone = (self.gone | before) - self._units(changed)
+            registered = self._units(changed)
+            for unit in before - registered:
+                self.learned.pop(unit, None)
+            self.gone = (self.gone | before) - registered
         return frozenset(changed | gone)
 
     def has_leftovers(self, is_resident: Callable[[Unit], bool]) -> bool:
@@ -82,7 +97,10 @@ class Catalogue:
         if name is not None:
             seconds = footprint.load_duration.ToTimedelta().total_seconds()
             self.learned[Unit(*name)] = LearnedFootprint(
-                footprint.config_digest, dict(footprint.memory), seconds or None
+                footprint.config_digest,
+                dict(footprint.memory),
+                seconds or None,
+                footprint.fingerprint,
             )
 
     def version(self, unit: Unit) -> registry.ModelVersion | None:
@@ -112,19 +130,31 @@ class Catalogue:
             asked.preload if asked.HasField("preload") else bool(names & self.defaults.preload)
         )
         learned = self.learned.get(unit)
-        if learned is not None and learned.config_digest != version.config_digest:
+        if learned is not None and not learned.is_of(version):
             learned = None
+        runs = serving(version.config)
         return UnitSpec(
             unit=unit,
             config_digest=version.config_digest,
             fingerprint=version.fingerprint,
             artifact_bytes=version.artifact_bytes,
+            instances=runs.instances,
+            batching=runs.batching,
             declared=dict(version.declared_memory),
             learned=learned.memory if learned is not None else {},
             load_seconds=learned.load_seconds if learned is not None else None,
             requires=tuple(
                 Unit(*name)
                 for name in map(parse_version_name, version.requires)
+                if name is not None
+            ),
+            unversioned=frozenset(
+                Unit(*name)
+                for name in (
+                    parse_version_name(one.version)
+                    for one in version.requirements
+                    if one.unversioned
+                )
                 if name is not None
             ),
             ensemble=version.ensemble,

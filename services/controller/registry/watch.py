@@ -117,6 +117,7 @@ def _footprint(learned: Learned) -> types_pb2.Footprint:
         version=version_name(*learned.unit),
         config_digest=learned.config_digest,
         memory=learned.memory,
+        fingerprint=learned.fingerprint,
     )
     if learned.load_seconds is not None:
         footprint.load_duration.FromMilliseconds(round(learned.load_seconds * 1000))

@@ -136,6 +136,7 @@ class Placements:
             reason=status if answerable else _refusal(version),
             servable=answerable and not failure,
             decoupled=version.decoupled if version.HasField("decoupled") else None,
+            fingerprint=version.fingerprint,
         )
 
     def _arm(self, arm: registry.Arm) -> wire.ArmRoute:

@@ -21,6 +21,7 @@ from services.controller.triton.client import (
     Triton,
     TritonRefused,
 )
+from services.controller.triton.config import serving
 
 # Fields that differ between versions that share a server, and are changed in place.
 FREE: Final = ("version_policy", "instance_group")
@@ -69,7 +70,11 @@ async def _outdated(
         if version is None:
             continue
         try:
-            if not same(version.config, await triton.config(unit)):
+            loaded = await triton.config(unit)
+            # Instances are changed in place, but a replica with others takes another size.
+            if not same(version.config, loaded) or (
+                serving(version.config).instances != serving(loaded).instances
+            ):
                 found.add(unit)
         except TritonRefused:  # it is no longer there
             continue

@@ -4,9 +4,37 @@ A config is a serialized inference.ModelConfig.
 """
 
 import json
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 from google.protobuf.json_format import MessageToDict
 from tritonclient.grpc import model_config_pb2
+
+from services.controller.core.entities import Batching
+
+MICROSECONDS: Final = 1e-6
+
+
+class Serving(NamedTuple):
+    """The fields of a config that say how a server runs the model."""
+
+    #: Instances on each device, each of which may hold a copy of the weights.
+    instances: int
+    #: How requests wait for others of their batch; None if they wait for none.
+    batching: Batching | None
+
+
+@lru_cache(maxsize=4096)
+def serving(config: bytes) -> Serving:
+    """Return how a server runs the model of a config."""
+    message = model_config_pb2.ModelConfig.FromString(config)
+    dynamic = message.dynamic_batching
+    preferred, delay = dynamic.preferred_batch_size, dynamic.max_queue_delay_microseconds
+    size = max(preferred, default=message.max_batch_size)
+    return Serving(
+        instances=max(1, sum(group.count for group in message.instance_group)),
+        batching=Batching(size, delay * MICROSECONDS) if preferred or delay else None,
+    )
 
 
 def config_override(config: bytes, versions: tuple[int, ...]) -> str:

@@ -11,6 +11,7 @@ from services.registry.catalogue.watch import Delta
 from services.registry.core import validation
 from services.registry.core.catalogue import (
     Entry,
+    PartSource,
     RetryPolicy,
     TrafficPolicy,
     Version,
@@ -19,7 +20,7 @@ from services.registry.core.catalogue import (
 from services.registry.core.footprint import Footprint
 from services.registry.core.residency import Residency, checked, idle_ttl_us
 from services.registry.core.rules import etag
-from services.registry.formats.config import is_decoupled, is_stateful
+from services.registry.formats.config import is_decoupled, is_stateful, number_of_steps
 from shoal import names
 from shoal.registry.v1 import registry_service_pb2 as service
 from shoal.registry.v1 import types_pb2 as types
@@ -29,6 +30,11 @@ _STATES = {
     VersionState.APPROVED: types.VERSION_STATE_APPROVED,
     VersionState.REJECTED: types.VERSION_STATE_REJECTED,
     VersionState.INVALID: types.VERSION_STATE_INVALID,
+}
+_SOURCES = {
+    PartSource.CONFIG: types.REQUIREMENT_SOURCE_CONFIG,
+    PartSource.CODE: types.REQUIREMENT_SOURCE_CODE,
+    PartSource.CALL: types.REQUIREMENT_SOURCE_CALL,
 }
 _RETRY_POLICIES = {
     RetryPolicy.ONCE: types.RETRY_POLICY_ONCE,
@@ -68,6 +74,7 @@ def version(known: Version) -> types.ModelVersion:
         fingerprint=known.fingerprint,
         declared_memory=known.declared_memory,
         requires=map(str, known.requires),
+        requirements=_requirements(known),
         ensemble=known.ensemble,
         stateful=is_stateful(known.config),
         decoupled=is_decoupled(known.config),
@@ -76,6 +83,20 @@ def version(known: Version) -> types.ModelVersion:
         create_time=_timestamp(known.created_us),
         etag=etag(known.revision),
     )
+
+
+def _requirements(known: Version) -> list[types.Requirement]:
+    steps = number_of_steps(known.config) if known.ensemble else 0
+    found: dict[str, types.Requirement] = {}
+    for index, part in enumerate(known.parts):
+        if part.chosen:
+            name = names.version_name(part.model, part.chosen)
+            one = found.setdefault(
+                name, types.Requirement(version=name, source=_SOURCES[part.source])
+            )
+            # A step of an ensemble names the chosen version to its server.
+            one.unversioned |= not part.written and index >= steps
+    return list(found.values())
 
 
 def entry(known: Entry) -> types.CatalogEntry:
@@ -111,7 +132,10 @@ def problem(known: Problem) -> service.ImportProblem:
 
 def footprint(known: Footprint) -> types.Footprint:
     message = types.Footprint(
-        version=str(known.version), config_digest=known.config_digest, memory=known.memory
+        version=str(known.version),
+        config_digest=known.config_digest,
+        memory=known.memory,
+        fingerprint=known.fingerprint,
     )
     message.load_duration.FromMicroseconds(known.load_us)
     return message
@@ -128,6 +152,7 @@ def footprint_of(index: int, message: types.Footprint) -> Footprint:
         validation.token(f"{field}.config_digest", message.config_digest, required=True),
         validation.memory(f"{field}.memory", message.memory),
         load_us,
+        validation.token(f"{field}.fingerprint", message.fingerprint),
     )
 
 

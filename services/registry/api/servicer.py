@@ -328,6 +328,19 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         await self._store.report_footprints(reported)
         return pb.ReportFootprintsResponse()
 
+    async def ReportCalls(
+        self, request: pb.ReportCallsRequest, context: Context
+    ) -> pb.ReportCallsResponse:
+        model, number = validation.version_name("name", request.name)
+        called = [validation.model_name("models", name) for name in request.models]
+        async with self._catalogue.change() as change:
+            entry = await change.entry(model)
+            for name in called:
+                await change.entry(name)
+            change.put(entry.with_version(rules.with_calls(entry.version(number), called)))
+        after = (await change.entry(model)).version(number)
+        return pb.ReportCallsResponse(version=messages.version(after))
+
     async def ListFootprints(
         self, request: pb.ListFootprintsRequest, context: Context
     ) -> pb.ListFootprintsResponse:

@@ -18,10 +18,12 @@ from services.common.errors import InvalidArtifact
 from services.registry.artifacts import probe, tree
 from services.registry.artifacts.probe import PROBE_FILE
 from services.registry.artifacts.tree import Tree, shown
-from services.registry.core.catalogue import Part
+from services.registry.core.catalogue import Part, PartSource
+from services.registry.formats.calls import calls
 from services.registry.formats.config import (
     BACKENDS,
     CONFIG_FILE,
+    REQUIRES,
     Unservable,
     complete_config,
     config_digest,
@@ -35,6 +37,8 @@ from services.registry.formats.config import (
 from shoal import names
 
 MAX_CONFIG: Final = 4 * 2**20  # bytes of a config.pbtxt
+MAX_CODE: Final = 2**20  # bytes of a Python file that is read for what it calls
+MAX_NAMED: Final = 16  # models that a version's code names
 
 # Triton takes any name that begins like a number for a version, and its loader hangs on a negative
 # one.
@@ -155,7 +159,7 @@ def scan_version(source: Source, number: int, kind: str) -> Scan:
         _check_links(complete, files, auxiliary)
         if not runs_own_code(complete):
             files, auxiliary = tree.without(files, _is_code), tree.without(auxiliary, _is_code)
-        parts = parts_of(complete)
+        parts = (*parts_of(complete), *_called(complete, files))
         asked = _read_probe(source, folder, complete)
         config = serialize(complete)
     except Unservable as error:
@@ -178,6 +182,22 @@ def scan_version(source: Source, number: int, kind: str) -> Scan:
         probe=asked,
         problem=problem,
     )
+
+
+def _called(config: ModelConfig, files: Tree) -> tuple[Part, ...]:
+    """Return the models that a Python model's code names, unless its config says what it calls.
+
+    Raises OSError.
+    """
+    if config.backend != "python" or REQUIRES in config.parameters:
+        return ()
+    found: dict[Part, None] = {}
+    for file in files.files:
+        if file.relative.endswith(".py") and file.size <= MAX_CODE:
+            for model, version in calls(Path(file.real).read_text(errors="replace")):
+                if names.is_model_name(model) and model != config.name:
+                    found[Part(model, version, version, PartSource.CODE)] = None
+    return tuple(found)[:MAX_NAMED]
 
 
 def _digest(auxiliary: Tree, path: Path) -> str:

@@ -11,6 +11,7 @@ from services.registry.core.catalogue import (
     Entry,
     Model,
     Part,
+    PartSource,
     RetryPolicy,
     Target,
     TrafficPolicy,
@@ -71,7 +72,9 @@ def version_row(version: Version) -> dict[str, Any]:
         "artifact_bytes": version.artifact_bytes,
         "fingerprint": version.fingerprint,
         "ensemble": version.ensemble,
-        "parts": [[part.model, part.written, part.chosen] for part in version.parts],
+        "parts": [
+            [part.model, part.written, part.chosen, part.source.value] for part in version.parts
+        ],
         "declared_memory": dict(version.declared_memory),
         "pinned": version.pinned,
         "artifact_problem": version.artifact_problem,
@@ -85,7 +88,7 @@ def version_of(row: Row) -> Version:
     fields = dict(row)
     fields["verdict"] = VersionState(row["verdict"])
     fields["probe"] = row["probe"] or b""
-    fields["parts"] = tuple(Part(*part) for part in row["parts"])
+    fields["parts"] = tuple(_part(*part) for part in row["parts"])
     return Version(**fields)
 
 
@@ -122,7 +125,13 @@ def footprint_row(footprint: Footprint) -> dict[str, Any]:
 
 def footprint_of(row: Row) -> Footprint:
     version = ModelVersionName(row["model"], row["number"])
-    return Footprint(version, row["config_digest"], row["memory"], row["load_us"])
+    return Footprint(
+        version, row["config_digest"], row["memory"], row["load_us"], row["fingerprint"]
+    )
+
+
+def _part(model: str, written: int, chosen: int, source: str = PartSource.CONFIG.value) -> Part:
+    return Part(model, written, chosen, PartSource(source))
 
 
 def _set_fields(residency: Residency) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple, Self
 
 import structlog
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import ColumnElement, delete, func, insert, select, update
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -135,7 +135,10 @@ class Store:
             yield Change(connection, result.scalar_one(), self._now_us())
 
     async def report_footprints(self, reported: Iterable[Footprint]) -> None:
-        """Keep the peak of each footprint, and drop those of versions that are not registered."""
+        """Keep the peak of each footprint.
+
+        Those of versions that are not registered, or have changed since, are dropped.
+        """
         async with _connected(self._engine) as connection:
             await self._take_lease_row(connection)
             for footprint in reported:
@@ -146,7 +149,7 @@ class Store:
         """Return footprints by model and number, one more than the page holds if there are more."""
         async with _connected(self._reader) as connection:
             result = await connection.execute(
-                select(footprints)
+                select(footprints, _learned_with())
                 .where(queries.beyond(footprints.c.model, footprints.c.number, page.after))
                 .order_by(footprints.c.model, footprints.c.number)
                 .limit(page.size + 1)
@@ -224,15 +227,34 @@ def _not_ready(error: Exception) -> NotReady:
     return NotReady(service="the Registry", cause="its database does not answer", retry_after=1.0)
 
 
+def _learned_with() -> ColumnElement[str]:
+    """Return a column with the fingerprint that a footprint was learned with, or "".
+
+    A footprint is deleted when its version's fingerprint changes, so it is the version's.
+    """
+    learned_with = (
+        select(versions.c.fingerprint)
+        .where(
+            versions.c.model == footprints.c.model,
+            versions.c.number == footprints.c.number,
+            versions.c.config_digest == footprints.c.config_digest,
+        )
+        .scalar_subquery()
+    )
+    return func.coalesce(learned_with, "").label("fingerprint")
+
+
 async def _report(connection: AsyncConnection, reported: Footprint) -> None:
     model, number = reported.version
     here = (footprints.c.model == model) & (footprints.c.number == number)
-    registered = await connection.execute(
-        select(versions.c.number).where(versions.c.model == model, versions.c.number == number)
+    result = await connection.execute(
+        select(versions.c.fingerprint).where(versions.c.model == model, versions.c.number == number)
     )
-    if registered.first() is None:
+    registered = result.first()
+    if registered is None or reported.fingerprint not in ("", registered.fingerprint):
         return
-    row = (await connection.execute(select(footprints).where(here))).mappings().first()
+    query = select(footprints, _learned_with()).where(here)
+    row = (await connection.execute(query)).mappings().first()
     footprint = merged(rows.footprint_of(row) if row else None, reported)
     await connection.execute(delete(footprints).where(here))
     await connection.execute(insert(footprints).values(rows.footprint_row(footprint)))

@@ -52,17 +52,34 @@ MOVES: Final[Mapping[tuple[VersionState, Move], VersionState]] = {
 }
 
 
+class PartSource(enum.Enum):
+    """How it is known that a version needs another one.
+
+    The config says it, the model's code names it, or a call to it has failed.
+    """
+
+    CONFIG = "config"
+    CODE = "code"
+    CALL = "call"
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """A version that another version is made of.
 
-    `written` is what the config says: a number, or 0 for the default version. `chosen` is the
-    version that this stands for at present, or 0 while there is none.
+    `written` is what the config or the code says: a number, or 0 for the default version. `chosen`
+    is the version that this stands for at present, or 0 while there is none.
     """
 
     model: str
     written: int
     chosen: int
+    source: PartSource = PartSource.CONFIG
+
+    @property
+    def learned(self) -> bool:
+        """Return whether nobody declared it. It counts while it can be served, and no longer."""
+        return self.source is not PartSource.CONFIG
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,19 +1,23 @@
 """The memory that a version takes, as observed while it runs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shoal.names import ModelVersionName
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """A version's peak memory in bytes by resource, and the microseconds of its last load."""
+    """A version's peak memory in bytes by resource, and the microseconds of its last load.
+
+    `fingerprint` is the version's at that time, or empty if it is not known.
+    """
 
     version: ModelVersionName
     config_digest: str
     memory: Mapping[str, int] = field(default_factory=dict)
     load_us: int = 0
+    fingerprint: str = ""
 
 
 def merged(known: Footprint | None, reported: Footprint) -> Footprint:
@@ -28,6 +32,4 @@ def merged(known: Footprint | None, reported: Footprint) -> Footprint:
         resource: max(known.memory.get(resource, 0), reported.memory.get(resource, 0))
         for resource in sorted({*known.memory, *reported.memory})
     }
-    return Footprint(
-        reported.version, reported.config_digest, memory, reported.load_us or known.load_us
-    )
+    return replace(reported, memory=memory, load_us=reported.load_us or known.load_us)

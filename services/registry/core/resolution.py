@@ -6,6 +6,10 @@ does the step move to the default version of that time.
 
 Triton refuses an ensemble that leads back to its own *model*, whatever the versions, so that is
 refused here too.
+
+Parts that nobody declared, but that were learned from a model's code or from a call that failed,
+follow the same rule. They never make a version invalid: one that cannot be served, or that leads
+back, has no chosen version and does not count.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,8 +22,14 @@ Find = Callable[[str], Entry | None]
 
 def resolved(version: Version, find: Find) -> Version:
     """Return the version with its parts chosen; `parts_problem` says why one could not be."""
-    choices = [_choice(part, find(part.model)) for part in version.parts]
-    loop = _loop(version.model, version.parts, find, set())
+    declared = [part for part in version.parts if not part.learned]
+    choices = [
+        _learned_choice(version.model, part, find)
+        if part.learned
+        else _choice(part, find(part.model))
+        for part in version.parts
+    ]
+    loop = _loop(version.model, declared, find, set())
     problems = [problem for _, problem in choices if problem]
     if loop:
         problems = [f"its parts lead back to it: {' → '.join((version.model, *loop))}"]
@@ -49,6 +59,14 @@ def parts_first(parts_of: dict[str, set[str]]) -> list[str]:
     return list(ordered)
 
 
+def _learned_choice(model: str, part: Part, find: Find) -> tuple[Part, str]:
+    """Return the learned part of `model` with the version that it stands for, or with none."""
+    choice, problem = _choice(part, find(part.model))
+    if problem or _loop(model, (choice,), find, set()):
+        choice = replace(part, chosen=0)
+    return choice, ""
+
+
 def _choice(part: Part, entry: Entry | None) -> tuple[Part, str]:
     if entry is None:
         return part, f"its part {part.model!r} is not registered"
@@ -72,6 +90,8 @@ def _loop(
     """Return the models on a path from `parts` back to `model`, or None. `seen` are dead ends."""
     for part in parts:
         if part.model == model:
+            if part.learned and not part.chosen:
+                continue
             return (model,)
         if (part.model, part.chosen) in seen:
             continue
@@ -83,8 +103,9 @@ def _loop(
 
 
 def _candidates(part: Part, entry: Entry | None) -> Iterable[Version]:
-    """Return what the part may stand for: any version while none is chosen."""
-    if entry is None:
+    """Return what the part may stand for: any version while none is chosen, unless it was learned
+    and does not count then."""
+    if entry is None or (part.learned and not part.chosen):
         return ()
     chosen = entry.versions.get(part.chosen)
     return (chosen,) if chosen else entry.versions.values()

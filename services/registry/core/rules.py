@@ -2,17 +2,23 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import Final
 
+from services.common.errors import InvalidField
 from services.registry.core.catalogue import (
     MOVES,
     Entry,
     Move,
+    Part,
+    PartSource,
     Target,
     Version,
     VersionState,
 )
 from services.registry.core.errors import AlreadyExists, EtagMismatch, IllegalState
 from shoal import names
+
+MAX_CALLED: Final = 16  # models that one version is seen to call
 
 
 def etag(revision: int) -> str:
@@ -63,10 +69,14 @@ def check_registrable(entry: Entry | None, number: int) -> None:
 def adopted(known: Version | None, found: Version) -> Version:
     """Return the version as it was found on disk, with what people decided about it.
 
-    Parts that were chosen for it stay chosen.
+    Parts that were chosen for it stay chosen. Parts that were learned from calls are forgotten with
+    the files that made the calls.
     """
-    if known is None or known.fingerprint == found.fingerprint:
-        return found if known is None else replace(known, source=found.source)
+    if known is None:
+        return found
+    if known.fingerprint == found.fingerprint:
+        missing = [part for part in found.parts if part.learned and not _has(known, part.model)]
+        return replace(known, source=found.source, parts=(*known.parts, *missing))
     chosen = {part.model: part.chosen for part in known.parts if not part.written}
     parts = tuple(
         part if part.written else replace(part, chosen=chosen.get(part.model, 0))
@@ -81,6 +91,27 @@ def adopted(known: Version | None, found: Version) -> Version:
         created_us=known.created_us,
         revision=known.revision,
     )
+
+
+def with_calls(version: Version, models: Iterable[str]) -> Version:
+    """Return the version with the models that it was seen to call as parts.
+
+    Raises InvalidField if there are more than MAX_CALLED, because they all have to fit one server.
+    """
+    fresh = [model for model in models if model != version.model and not _has(version, model)]
+    called = tuple(Part(model, 0, 0, PartSource.CALL) for model in dict.fromkeys(fresh))
+    known = sum(part.source is PartSource.CALL for part in version.parts)
+    if called and known + len(called) > MAX_CALLED:
+        raise InvalidField(
+            field="models",
+            problem=f"{version.name} calls more than {MAX_CALLED} models that neither its code nor "
+            "its config names",
+        )
+    return replace(version, parts=(*version.parts, *called))
+
+
+def _has(version: Version, model: str) -> bool:
+    return any(part.model == model for part in version.parts)
 
 
 def set_alias(entry: Entry, alias: str, number: int) -> Entry:
@@ -149,7 +180,11 @@ def versions_requiring(model: str, number: int, users: Iterable[Entry]) -> Itera
     """Yield, in words, which versions are made of this one; 0 stands for any of the model's."""
     for user in users:
         for version in user.versions.values():
-            if any(one.model == model and number in (0, one.version) for one in version.requires):
+            if any(
+                part.model == model and part.chosen and number in (0, part.chosen)
+                for part in version.parts
+                if not part.learned
+            ):
                 yield f"{version.name} requires it"
 
 

@@ -119,6 +119,12 @@ def is_decoupled(config: bytes) -> bool:
     return bool(ModelConfig.FromString(config).model_transaction_policy.decoupled)
 
 
+@lru_cache(maxsize=4096)
+def number_of_steps(config: bytes) -> int:
+    """Return how many steps a serialized config has, if it is an ensemble's."""
+    return len(_steps(ModelConfig.FromString(config)))
+
+
 def parts_of(config: ModelConfig) -> tuple[Part, ...]:
     """Return a part for each step, then those that `shoal.requires` names. Raises Unservable."""
     steps = ((step.model_name, max(step.model_version, 0)) for step in _steps(config))

@@ -93,7 +93,7 @@ class Metadata:
 
     async def model_metadata(self, request: Any, call: Call) -> Any:
         target, route = self._version_of(request.name, request.version)
-        config = await self._info.config(target, route.config_digest)
+        config = await self._info.config(target, route.identity)
         versions = self._watch.table.routes[target.model].versions
         servable = sorted(number for number, entry in versions.items() if entry.servable)
         listed = [target.version] if request.version else servable
@@ -101,7 +101,7 @@ class Metadata:
 
     async def model_config(self, request: Any, call: Call) -> Any:
         target, route = self._version_of(request.name, request.version)
-        config = await self._info.config(target, route.config_digest)
+        config = await self._info.config(target, route.identity)
         return service_pb2.ModelConfigResponse(config=config)
 
     async def repository_index(self, request: Any, call: Call) -> Any:

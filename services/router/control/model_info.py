@@ -1,31 +1,37 @@
 """Metadata, config and index of models as Triton's clients see them, resident or not."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 from services.router.control.residents import ResidencyClient
-from services.router.core.routing.routes import Routes, Target
+from services.router.core.routing.routes import Routes, Target, VersionRoute
 from services.router.core.routing.sequences import SequenceIds, sequence_ids, shared_ids
+
+MOST_CONFIGS: Final = 4096
 
 
 class ModelInfo:
-    """Keeps the configs of versions for as long as their digest is the table's."""
+    """Keeps the configs of versions for as long as their identity is the table's."""
 
     def __init__(self, controller: ResidencyClient) -> None:
         self._controller = controller
         self._configs: dict[Target, tuple[str, Any]] = {}
 
-    async def config(self, target: Target, digest: str) -> Any:
+    async def config(self, target: Target, identity: str) -> Any:
         """Return an inference.ModelConfig. Raises what ResidencyClient.config raises, unless the
         config is known already."""
         known = self._configs.get(target)
-        if known is not None and known[0] == digest:
+        if known is not None and known[0] == identity:
             return known[1]
         reply = await self._controller.config(target)
         config = model_config_pb2.ModelConfig.FromString(reply.config)
-        self._configs[target] = (reply.config_digest, config)
+        self._configs.pop(target, None)
+        if len(self._configs) >= MOST_CONFIGS:
+            del self._configs[next(iter(self._configs))]
+        fetched = VersionRoute(config_digest=reply.config_digest, fingerprint=reply.fingerprint)
+        self._configs[target] = (fetched.identity, config)
         return config
 
     async def sequence_ids(self, target: Target, routes: Routes) -> SequenceIds:
@@ -38,7 +44,7 @@ class ModelInfo:
             unit = left.pop()
             route = routes.get(unit.model)
             entry = route.versions.get(unit.version) if route is not None else None
-            config = await self.config(unit, entry.config_digest if entry is not None else "")
+            config = await self.config(unit, entry.identity if entry is not None else "")
             found.append(sequence_ids(config))
             parts = _parts(config, routes) - seen
             seen |= parts

@@ -11,8 +11,9 @@ import grpc
 from opentelemetry import trace
 
 from services.common import telemetry
-from services.common.errors import DeadlineBeforeResident, NotReady, StandsBy
+from services.common.errors import DeadlineBeforeResident, NotReady, ShoalError, StandsBy
 from services.common.status import error_info
+from services.common.tasks import TaskScope
 from services.router.control.answers import NOBODY_ACTS, Rejected
 from services.router.control.leader import ActingController, ControllerLost
 from services.router.control.placement_watch import PlacementWatch, replica_of
@@ -27,6 +28,7 @@ ANSWER_MARGIN: Final = 0.02  # seconds in which to tell the caller why, before i
 PATIENCE_SECONDS: Final = 30.0  # of requests without a deadline
 RETRY_SECONDS: Final = 0.1
 CONFIG_SECONDS: Final = 5.0
+REPORT_SECONDS: Final = 60.0
 
 _tracer = trace.get_tracer("shoal.router")
 
@@ -51,6 +53,26 @@ class ResidencyClient:
     def __init__(self, watch: PlacementWatch, patience: float | None = None) -> None:
         self._watch = watch
         self._patience = patience
+        self._reports = TaskScope("the Router's reports")
+        #: The reports under way: who called what.
+        self._reported: set[tuple[Target, str]] = set()
+
+    def close(self) -> None:
+        self._reports.cancel()
+
+    def report_call(self, target: Target, missed: Miss) -> None:
+        """Tell the Controller what `target` called in vain, for the benefit of later requests."""
+        if (target, missed.called) not in self._reported:
+            self._reported.add((target, missed.called))
+            self._reports.start(self._report(target, missed))
+
+    async def _report(self, target: Target, missed: Miss) -> None:
+        try:
+            await self.make_resident(target, time.monotonic() + REPORT_SECONDS, missed)
+        except (Rejected, ShoalError):
+            pass  # a later request will find out
+        finally:
+            self._reported.discard((target, missed.called))
 
     async def make_resident(
         self, target: Target, deadline: float | None, missed: Miss | None
@@ -65,6 +87,7 @@ class ResidencyClient:
         if missed is not None:
             request.missed.server = missed.server
             request.missed.model, request.missed.version = target
+            request.called = missed.called
             if missed.unhealthy:
                 request.missed_cause = wire.MISS_CAUSE_UNHEALTHY
         span: trace.Span = trace.INVALID_SPAN

@@ -3,7 +3,8 @@
 An attempt ends with an answer, or with a `Verdict` on why there is none. Then the request goes back
 to its client, or is sent again: without limit while its client waits, if no server started on it;
 once and within a budget, if a server broke off with it, since the request may be what broke the
-server; never, once a part of its reply has reached the client."""
+server; never, once a part of its reply has reached the client. A request whose model called another
+one in vain is sent again once as well, beside that model, or else its answer stands."""
 
 import enum
 from typing import Final, NamedTuple
@@ -35,11 +36,13 @@ class Action(enum.Enum):
     ANSWER  Pass the server's own answer on.
     AGAIN   Ask the Controller for a replica and send the request there, after a pause.
     ONCE    Like AGAIN, but at most once, and within the budget for repeats.
+    BESIDE  Like ONCE, but the server's own answer is passed on if it is not sent again.
     LOSE    Refuse the request as lost together with its server."""
 
     ANSWER = enum.auto()
     AGAIN = enum.auto()
     ONCE = enum.auto()
+    BESIDE = enum.auto()
     LOSE = enum.auto()
 
 
@@ -59,15 +62,19 @@ ACTIONS: Final = {
     (Verdict.UNHEALTHY, Progress.NONE): Action.ONCE,
     (Verdict.UNHEALTHY, Progress.PARTLY): Action.LOSE,
     (Verdict.UNHEALTHY, Progress.UNCERTAIN): Action.LOSE,
+    (Verdict.NEEDS_PART, Progress.NONE): Action.BESIDE,
+    (Verdict.NEEDS_PART, Progress.PARTLY): Action.ANSWER,
+    (Verdict.NEEDS_PART, Progress.UNCERTAIN): Action.ANSWER,
 }
 
 
 class Miss(NamedTuple):
     """A server that did not have what it was asked for. `unhealthy` says that the model's process
-    there is dead."""
+    there is dead. `called` names what the model called that was not resident beside it."""
 
     server: str
     unhealthy: bool
+    called: str = ""
 
 
 class Loss(NamedTuple):
@@ -135,8 +142,10 @@ def next_step(
     now: float,
     chance: float,
     budget: RetryBudget,
+    called: str = "",
 ) -> Step:
-    """Return what to do with a request for which `replica` gave `verdict`.
+    """Return what to do with a request for which `replica` gave `verdict`; for NEEDS_PART, `called`
+    is the name of the part.
 
     Takes from `budget` only what the step spends. Pauses grow exponentially and are spread over
     their upper half by `chance`, in [0, 1), so that the requests hit by one crash do not all return
@@ -150,16 +159,16 @@ def next_step(
     pause = longest * (1.0 + chance) / 2
     in_time = now <= until if deadline is None else now + pause < deadline
     again = action is not Action.LOSE and in_time
-    if again and action is Action.ONCE:
+    if again and action in (Action.ONCE, Action.BESIDE):
         again = attempts.repeatable and budget.retry(now)
     broken = verdict is Verdict.BROKEN
     loss = Loss(replica, attempts.lost_on, again) if broken else None
     if not again:
-        return Step(Action.LOSE, loss)
+        return _ANSWER if action is Action.BESIDE else Step(Action.LOSE, loss)
     following = Attempts(
-        repeatable=attempts.repeatable and action is not Action.ONCE,
+        repeatable=attempts.repeatable and action is Action.AGAIN,
         misses=attempts.misses + 1,
-        missed=Miss(replica.server, verdict is Verdict.UNHEALTHY),
+        missed=Miss(replica.server, verdict is Verdict.UNHEALTHY, called),
         lost_on=replica if broken else attempts.lost_on,
         until=until,
     )

@@ -232,7 +232,7 @@ class StreamCalls:
         self._cancellations = cancellations
         self._methods: dict[str, Any] = {}
         self._running = TaskScope("calls of streams")
-        #: Versions, with the digest of their config, that a Triton says are decoupled.
+        #: Versions, with their identity, that a Triton says are decoupled.
         self._learned: set[tuple[Target, str]] = set()
         self.lockstep = LockstepCalls(self._none_decoupled)
         watch.listen(self.lockstep.check)
@@ -262,13 +262,13 @@ class StreamCalls:
         entry = self.watch.table.entry(target)
         if entry is None:
             return None
-        if self._learned and (target, entry.config_digest) in self._learned:
+        if self._learned and (target, entry.identity) in self._learned:
             return True
         return entry.decoupled
 
     def learn(self, target: Target) -> None:
         """Note that a Triton says that the model is decoupled."""
-        self._learned.add((target, self.watch.table.digest(target)))
+        self._learned.add((target, self.watch.table.identity(target)))
         self.lockstep.check()
 
     def _none_decoupled(self) -> bool:

@@ -12,7 +12,7 @@ from opentelemetry import trace
 from services.common.errors import ShoalError
 from services.router.control.answers import Rejected
 from services.router.control.residents import Grant
-from services.router.core.attempts import Progress, Step, next_step
+from services.router.core.attempts import Action, Miss, Progress, Step, next_step
 from services.router.core.routing.metadata import Pairs
 from services.router.core.routing.routes import Replica, Target
 from services.router.core.routing.sequences import ends_sequence
@@ -20,6 +20,7 @@ from services.router.core.wire.reply import amended, parse_reply
 from services.router.core.wire.request import overridden, overridden_in_stream
 from services.router.core.wire.verdict import (
     Verdict,
+    called_model,
     code_in_stream,
     verdict_in_stream,
     verdict_of_lost_stream,
@@ -246,12 +247,15 @@ class DecoupledRequests:
         meaning = verdict_in_stream(reply.error, begun=begun) if failed else Verdict.ANSWER
         if last and meaning is not Verdict.ANSWER:
             certain = call.pending.count(reply.id) == 1
-            self._end(call, exchange, failed=True)
-            call.close()
-            self._follow_step(
-                exchange, self._next_step(exchange, call, meaning, certain), call, reply.error
-            )
-            return None
+            called = called_model(reply.error) if meaning is Verdict.NEEDS_PART else ""
+            step = self._next_step(exchange, call, meaning, certain, called)
+            if step.action is not Action.ANSWER:
+                self._end(call, exchange, failed=True)
+                call.close()
+                self._follow_step(exchange, step, call, reply.error)
+                return None
+            missed = Miss(call.replica.server, False, called)
+            self._calls.controller.report_call(self._target, missed)
         if failed and begun and self._origin.strict:
             self._replies.fail(error_in_stream(reply.error, begun=True))
             return None
@@ -297,7 +301,12 @@ class DecoupledRequests:
             self._calls.watch.sequences.end(self._target, sequence.id)
 
     def _next_step(
-        self, exchange: Exchange, call: StreamCall, verdict: Verdict, certain: bool
+        self,
+        exchange: Exchange,
+        call: StreamCall,
+        verdict: Verdict,
+        certain: bool,
+        called: str = "",
     ) -> Step:
         """Decide what becomes of a request that came back from `call`. `certain` says that it is
         this request, and not another one with the same id."""
@@ -311,6 +320,7 @@ class DecoupledRequests:
             now=time.monotonic(),
             chance=random.random(),
             budget=self._calls.budget,
+            called=called,
         )
 
     def _follow_step(self, exchange: Exchange, step: Step, call: StreamCall, text: str) -> None:

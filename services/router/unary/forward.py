@@ -12,12 +12,12 @@ from services.common import telemetry
 from services.router.control.placement_watch import PlacementWatch
 from services.router.control.residents import ResidencyClient
 from services.router.core.admission.rate import RetryBudget
-from services.router.core.attempts import FIRST, Action, Attempts, Progress, next_step
+from services.router.core.attempts import FIRST, Action, Attempts, Miss, Progress, next_step
 from services.router.core.routing.metadata import Pairs
 from services.router.core.routing.routes import Replica, Target
 from services.router.core.routing.sequences import ends_sequence, home_server
 from services.router.core.wire.request import Sequence
-from services.router.core.wire.verdict import verdict
+from services.router.core.wire.verdict import Verdict, called_model, verdict
 from services.router.servers.answers import InferReply, TritonError, server_lost
 from services.router.servers.call_metadata import shared_metadata
 from services.router.servers.cancellation import Cancellations
@@ -135,8 +135,10 @@ class Forwarder:
                 return InferReply(await call, cold, replica.server)
             text = await call.details() or ""
             own = await self._connections.from_server(self._channels.to(address), code.name, text)
+            meaning = verdict(code.name, text, from_server=own)
+            called = called_model(text) if meaning is Verdict.NEEDS_PART else ""
             step = next_step(
-                verdict(code.name, text, from_server=own),
+                meaning,
                 Progress.NONE,
                 replica,
                 attempts,
@@ -144,10 +146,13 @@ class Forwarder:
                 now=time.monotonic(),
                 chance=random.random(),
                 budget=self.budget,
+                called=called,
             )
             if step.loss is not None:
                 self._watch.report_loss(step.loss)
             if step.action is Action.ANSWER:
+                if called:
+                    self._controller.report_call(target, Miss(replica.server, False, called))
                 raise TritonError(await _error_of(call), cold=cold)
             if step.attempts is None:
                 raise server_lost(replica, text)

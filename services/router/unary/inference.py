@@ -240,8 +240,8 @@ class UnaryInference:
     async def check_classes(self, message: bytes, target: Target) -> None:
         """Check a request that may ask for classes. Raises NoClasses, Malformed, and Rejected or
         ShoalError if the Controller does not give the config of `target`."""
-        digest = self._watch.table.digest(target)
-        classes.check(message, await self._info.config(target, digest))
+        identity = self._watch.table.identity(target)
+        classes.check(message, await self._info.config(target, identity))
 
     async def checked_sequence(
         self, sequence: wire.Sequence, target: Target

@@ -181,6 +181,7 @@ class MakeResidentRequest(_message.Message):
     ROUTER_FIELD_NUMBER: _builtins.int
     MISSED_FIELD_NUMBER: _builtins.int
     MISSED_CAUSE_FIELD_NUMBER: _builtins.int
+    CALLED_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name, without "models/"."""
     version: _builtins.int
@@ -188,6 +189,10 @@ class MakeResidentRequest(_message.Message):
     """ID of the Router process, as in Subscribe."""
     missed_cause: Global___MissCause.ValueType
     """What went wrong with the replica in `missed`."""
+    called: _builtins.str
+    """The name, without "models/", of a model that the version called on the server in `missed` and
+    that was not ready there. The Controller makes it a part of the version. Empty: there is none.
+    """
     @_builtins.property
     def missed(self) -> _placement_pb2.ReplicaRef:
         """A replica that turned out not to be resident, or whose server was lost. The Controller looks at
@@ -202,10 +207,11 @@ class MakeResidentRequest(_message.Message):
         router: _builtins.str = ...,
         missed: _placement_pb2.ReplicaRef | None = ...,
         missed_cause: Global___MissCause.ValueType = ...,
+        called: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["missed", b"missed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["missed", b"missed", "missed_cause", b"missed_cause", "model", b"model", "router", b"router", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["called", b"called", "missed", b"missed", "missed_cause", b"missed_cause", "model", b"model", "router", b"router", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -489,19 +495,23 @@ class GetModelConfigResponse(_message.Message):
 
     CONFIG_FIELD_NUMBER: _builtins.int
     CONFIG_DIGEST_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
     config: _builtins.bytes
     """A serialized inference.ModelConfig, with the user's own version policy."""
     config_digest: _builtins.str
-    """Changes with the config."""
+    """A digest of the config without version_policy and instance_group."""
+    fingerprint: _builtins.str
+    """Changes when the version's files or its config are changed in place."""
     def __init__(
         self,
         *,
         config: _builtins.bytes = ...,
         config_digest: _builtins.str = ...,
+        fingerprint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "config_digest", b"config_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "config_digest", b"config_digest", "fingerprint", b"fingerprint"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

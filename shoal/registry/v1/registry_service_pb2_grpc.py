@@ -149,6 +149,11 @@ class RegistryServiceStub(object):
                 request_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportFootprintsRequest.SerializeToString,
                 response_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportFootprintsResponse.FromString,
                 _registered_method=True)
+        self.ReportCalls = channel.unary_unary(
+                '/shoal.registry.v1.RegistryService/ReportCalls',
+                request_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportCallsRequest.SerializeToString,
+                response_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportCallsResponse.FromString,
+                _registered_method=True)
         self.ListFootprints = channel.unary_unary(
                 '/shoal.registry.v1.RegistryService/ListFootprints',
                 request_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ListFootprintsRequest.SerializeToString,
@@ -329,6 +334,14 @@ class RegistryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportCalls(self, request, context):
+        """Stores which models a version was seen to call. Those that can be served are among its
+        `requires` from then on, until its files or its config change.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListFootprints(self, request, context):
         """Returns the footprints of all versions.
         """
@@ -458,6 +471,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ReportFootprints,
                     request_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportFootprintsRequest.FromString,
                     response_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportFootprintsResponse.SerializeToString,
+            ),
+            'ReportCalls': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportCalls,
+                    request_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportCallsRequest.FromString,
+                    response_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportCallsResponse.SerializeToString,
             ),
             'ListFootprints': grpc.unary_unary_rpc_method_handler(
                     servicer.ListFootprints,
@@ -1069,6 +1087,33 @@ class RegistryService(object):
             '/shoal.registry.v1.RegistryService/ReportFootprints',
             shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportFootprintsRequest.SerializeToString,
             shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportFootprintsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportCalls(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.registry.v1.RegistryService/ReportCalls',
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportCallsRequest.SerializeToString,
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportCallsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -94,6 +94,10 @@ class RegistryServiceStub:
     """
     ReportFootprints: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ReportFootprintsRequest, _registry_service_pb2.ReportFootprintsResponse]
     """Stores learned footprints. They are not part of the catalogue's revision."""
+    ReportCalls: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ReportCallsRequest, _registry_service_pb2.ReportCallsResponse]
+    """Stores which models a version was seen to call. Those that can be served are among its
+    `requires` from then on, until its files or its config change.
+    """
     ListFootprints: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListFootprintsRequest, _registry_service_pb2.ListFootprintsResponse]
     """Returns the footprints of all versions."""
     HoldControllerLease: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.HoldControllerLeaseRequest, _registry_service_pb2.HoldControllerLeaseResponse]
@@ -169,6 +173,10 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """
     ReportFootprints: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ReportFootprintsRequest, _registry_service_pb2.ReportFootprintsResponse]  # type: ignore[assignment]
     """Stores learned footprints. They are not part of the catalogue's revision."""
+    ReportCalls: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ReportCallsRequest, _registry_service_pb2.ReportCallsResponse]  # type: ignore[assignment]
+    """Stores which models a version was seen to call. Those that can be served are among its
+    `requires` from then on, until its files or its config change.
+    """
     ListFootprints: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListFootprintsRequest, _registry_service_pb2.ListFootprintsResponse]  # type: ignore[assignment]
     """Returns the footprints of all versions."""
     HoldControllerLease: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.HoldControllerLeaseRequest, _registry_service_pb2.HoldControllerLeaseResponse]  # type: ignore[assignment]
@@ -373,6 +381,16 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.ReportFootprintsResponse, _abc.Awaitable[_registry_service_pb2.ReportFootprintsResponse]]:
         """Stores learned footprints. They are not part of the catalogue's revision."""
+
+    @_abc_1.abstractmethod
+    def ReportCalls(
+        self,
+        request: _registry_service_pb2.ReportCallsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.ReportCallsResponse, _abc.Awaitable[_registry_service_pb2.ReportCallsResponse]]:
+        """Stores which models a version was seen to call. Those that can be served are among its
+        `requires` from then on, until its files or its config change.
+        """
 
     @_abc_1.abstractmethod
     def ListFootprints(

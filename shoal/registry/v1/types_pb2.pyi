@@ -42,6 +42,31 @@ RETRY_POLICY_NEVER: RetryPolicy.ValueType  # 2
 """The Router sends a request only once; for models whose requests change something."""
 Global___RetryPolicy: _TypeAlias = RetryPolicy  # noqa: Y015
 
+class _RequirementSource:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RequirementSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RequirementSource.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REQUIREMENT_SOURCE_UNSPECIFIED: _RequirementSource.ValueType  # 0
+    REQUIREMENT_SOURCE_CONFIG: _RequirementSource.ValueType  # 1
+    """It is a step of an ensemble, or `shoal.requires` lists it."""
+    REQUIREMENT_SOURCE_CODE: _RequirementSource.ValueType  # 2
+    """The code of a Python model names it."""
+    REQUIREMENT_SOURCE_CALL: _RequirementSource.ValueType  # 3
+    """A call to it has failed because it was not resident."""
+
+class RequirementSource(_RequirementSource, metaclass=_RequirementSourceEnumTypeWrapper): ...
+
+REQUIREMENT_SOURCE_UNSPECIFIED: RequirementSource.ValueType  # 0
+REQUIREMENT_SOURCE_CONFIG: RequirementSource.ValueType  # 1
+"""It is a step of an ensemble, or `shoal.requires` lists it."""
+REQUIREMENT_SOURCE_CODE: RequirementSource.ValueType  # 2
+"""The code of a Python model names it."""
+REQUIREMENT_SOURCE_CALL: RequirementSource.ValueType  # 3
+"""A call to it has failed because it was not resident."""
+Global___RequirementSource: _TypeAlias = RequirementSource  # noqa: Y015
+
 class _VersionState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -313,6 +338,7 @@ class ModelVersion(_message.Message):
     PROBE_FIELD_NUMBER: _builtins.int
     STATEFUL_FIELD_NUMBER: _builtins.int
     DECOUPLED_FIELD_NUMBER: _builtins.int
+    REQUIREMENTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"models/{model}/versions/{version}", where {version} is a whole number from 1 up."""
     state: Global___VersionState.ValueType
@@ -360,12 +386,17 @@ class ModelVersion(_message.Message):
     @_builtins.property
     def requires(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Output only. Names of the versions that must be resident on the same server: the steps of an
-        ensemble, or those listed in `parameters { key: "shoal.requires" }`.
+        ensemble, those listed in `parameters { key: "shoal.requires" }`, and those that a Python model
+        is known to call.
         """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Output only."""
+
+    @_builtins.property
+    def requirements(self) -> _containers.RepeatedCompositeFieldContainer[Global___Requirement]:
+        """Output only. How each of `requires` is known, in the same order."""
 
     def __init__(
         self,
@@ -387,16 +418,48 @@ class ModelVersion(_message.Message):
         probe: _builtins.bytes = ...,
         stateful: _builtins.bool = ...,
         decoupled: _builtins.bool | None = ...,
+        requirements: _abc.Iterable[Global___Requirement] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_decoupled", b"_decoupled", "create_time", b"create_time", "decoupled", b"decoupled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decoupled", b"_decoupled", "artifact_bytes", b"artifact_bytes", "config", b"config", "config_digest", b"config_digest", "create_time", b"create_time", "declared_memory", b"declared_memory", "decoupled", b"decoupled", "ensemble", b"ensemble", "etag", b"etag", "fingerprint", b"fingerprint", "invalid_reason", b"invalid_reason", "name", b"name", "pinned", b"pinned", "probe", b"probe", "requires", b"requires", "source", b"source", "state", b"state", "stateful", b"stateful"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decoupled", b"_decoupled", "artifact_bytes", b"artifact_bytes", "config", b"config", "config_digest", b"config_digest", "create_time", b"create_time", "declared_memory", b"declared_memory", "decoupled", b"decoupled", "ensemble", b"ensemble", "etag", b"etag", "fingerprint", b"fingerprint", "invalid_reason", b"invalid_reason", "name", b"name", "pinned", b"pinned", "probe", b"probe", "requirements", b"requirements", "requires", b"requires", "source", b"source", "state", b"state", "stateful", b"stateful"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__decoupled: _TypeAlias = _typing.Literal["decoupled"]  # noqa: Y015
     _WhichOneofArgType__decoupled: _TypeAlias = _typing.Literal["_decoupled", b"_decoupled"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__decoupled) -> _WhichOneofReturnType__decoupled | None: ...
 
 Global___ModelVersion: _TypeAlias = ModelVersion  # noqa: Y015
+
+@_typing.final
+class Requirement(_message.Message):
+    """A version that another one requires."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    UNVERSIONED_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """"models/{model}/versions/{version}"."""
+    source: Global___RequirementSource.ValueType
+    unversioned: _builtins.bool
+    """Whether it is called without a version, so that its server answers with the newest version that
+    it holds. No newer one is resident beside it then.
+    """
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        source: Global___RequirementSource.ValueType = ...,
+        unversioned: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "unversioned", b"unversioned", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Requirement: _TypeAlias = Requirement  # noqa: Y015
 
 @_typing.final
 class TrafficPolicy(_message.Message):
@@ -488,10 +551,15 @@ class Footprint(_message.Message):
     CONFIG_DIGEST_FIELD_NUMBER: _builtins.int
     MEMORY_FIELD_NUMBER: _builtins.int
     LOAD_DURATION_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """"models/{model}/versions/{version}"."""
     config_digest: _builtins.str
     """The config that it was learned with. It counts only for that config."""
+    fingerprint: _builtins.str
+    """The version's fingerprint when it was learned. It counts only for that fingerprint. Empty: not
+    known.
+    """
     @_builtins.property
     def memory(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Resource to bytes: the highest measurement while the version was loading and resident."""
@@ -507,10 +575,11 @@ class Footprint(_message.Message):
         config_digest: _builtins.str = ...,
         memory: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         load_duration: _duration_pb2.Duration | None = ...,
+        fingerprint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load_duration", b"load_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_digest", b"config_digest", "load_duration", b"load_duration", "memory", b"memory", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_digest", b"config_digest", "fingerprint", b"fingerprint", "load_duration", b"load_duration", "memory", b"memory", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

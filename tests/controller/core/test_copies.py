@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.controller.core.copies import Adjustment, Pressure, adjustment, again, step
+from services.controller.core.entities import Batching
 from services.controller.core.limits import Limits
 
 LIMITS = Limits(
@@ -17,7 +18,8 @@ TICK = 0.5
 class Copies:
     """A unit whose copies come and go as they are called for."""
 
-    def __init__(self, least: int = 0, most: int = 4) -> None:
+    def __init__(self, least: int = 0, most: int = 4, batching: Batching | None = None) -> None:
+        self.batching = batching
         self.now, self.replicas, self.least, self.most = 0.0, max(1, least), least, most
         self.pressure = Pressure(0.0)
         self.changes: list[tuple[float, int]] = []
@@ -26,9 +28,17 @@ class Copies:
         until = self.now + seconds
         while self.now < until:
             self.now += TICK
-            self.pressure = step(self.pressure, in_flight, queue, self.replicas, LIMITS, self.now)
+            self.pressure = step(
+                self.pressure, in_flight, queue, self.replicas, LIMITS, self.now, self.batching
+            )
             found = adjustment(
-                self.pressure, self.replicas, self.least, self.most, LIMITS, self.now
+                self.pressure,
+                self.replicas,
+                self.least,
+                self.most,
+                LIMITS,
+                self.now,
+                self.batching,
             )
             if found is not None:
                 self.pressure = again(self.pressure)
@@ -49,6 +59,28 @@ def test_a_long_queue_calls_for_a_copy_though_few_are_in_flight() -> None:
     copies = Copies()
     copies.go_on(6, in_flight=1, queue=0.5)
     assert copies.replicas == 2
+
+
+def test_a_wait_for_a_batch_calls_for_no_copy() -> None:
+    for in_flight, queue in ((1, 5.0), (4, 2.0), (30, 4.9)):
+        copies = Copies(batching=Batching(size=4, delay=5.0))
+        copies.go_on(120, in_flight=in_flight, queue=queue)
+        assert copies.changes == []
+
+
+def test_a_wait_beyond_that_for_a_batch_calls_for_a_copy() -> None:
+    copies = Copies(batching=Batching(size=4, delay=0.2))
+    copies.go_on(6, in_flight=16, queue=0.5)
+    assert copies.replicas == 2
+
+
+def test_a_second_copy_leaves_when_one_batch_would_hold_all_requests() -> None:
+    copies = Copies(batching=Batching(size=4, delay=0.2))
+    copies.go_on(6, in_flight=16, queue=0.5)
+    copies.go_on(90, in_flight=5, queue=0.2)
+    assert copies.replicas == 2
+    copies.go_on(90, in_flight=4, queue=0.2)
+    assert copies.replicas == 1
 
 
 def test_a_short_burst_makes_no_copy() -> None:

@@ -61,7 +61,7 @@ FEW = [
     spec("f", 0, artifact_bytes=10 * MIB),
     spec("a:2", 70, load_seconds=1.0),
     spec("b:2", 70, config_digest="other"),
-    spec("bls", 20, requires=(unit("a"),)),
+    spec("bls", 20, requires=(unit("a"),), unversioned=frozenset({unit("a")})),
     ensemble("e", "a", "c"),
     ensemble("top", "e", "d"),
 ]
@@ -195,6 +195,10 @@ class Residency(RuleBasedStateMachine):
             self.fleet.known.specs[r.unit].config_digest for r in same if r.unit in self.specs
         }
         assert len(digests) == 1
+        for user in here:
+            for part in self.fleet.known.specs[user].unversioned if user in self.specs else ():
+                newer = [r.unit for r in occupied if r.unit.model == part.model]
+                assert order.key.unit == user or max(newer, default=part) <= part
         assert order.key.unit.version in order.versions
         assert self.about(order.key) == [order], "one change of a model at a time on a server"
         if not new.size_known:
@@ -318,7 +322,12 @@ class Residency(RuleBasedStateMachine):
         """Parts are named in the config, so it has another digest too."""
         chosen, requires = unit(user), tuple(map(unit, sorted(parts)))
         digest = " ".join(sorted(parts))
-        self.specs[chosen] = replace(self.SPECS[chosen], requires=requires, config_digest=digest)
+        self.specs[chosen] = replace(
+            self.SPECS[chosen],
+            requires=requires,
+            config_digest=digest,
+            unversioned=frozenset(requires) if user == "bls" else frozenset(),
+        )
         self.tell_of(chosen.model)
 
     @rule(data=st.data())

@@ -6,7 +6,14 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.registry.core.catalogue import Entry, Model, Part, Version, VersionState
+from services.registry.core.catalogue import (
+    Entry,
+    Model,
+    Part,
+    PartSource,
+    Version,
+    VersionState,
+)
 from services.registry.core.resolution import parts_first, resolved
 
 APPROVED, REJECTED = VersionState.APPROVED, VersionState.REJECTED
@@ -150,3 +157,29 @@ def test_parts_come_before_what_is_made_of_them(parts_of: dict[str, set[str]]) -
     place = {model: index for index, model in enumerate(parts_first(acyclic))}
     for model, made_of in acyclic.items():
         assert all(place[part] < place[model] for part in made_of if part in place)
+
+
+def learned(model: str, source: PartSource = PartSource.CODE) -> Part:
+    return Part(model, 0, 0, source)
+
+
+def test_a_learned_part_counts_only_while_it_can_be_served() -> None:
+    caller = version("c", 1, learned("a"), learned("nobody"))
+    found = catalogue(version("a", 1), version("a", 2), a=1)
+    first = resolved(caller, found.get)
+    assert (chosen(first), first.parts_problem, first.state) == ([1, 0], "", APPROVED)
+    assert [one.version for one in first.requires] == [1]
+    gone = resolved(first, catalogue(version("a", 1, verdict=REJECTED)).get)
+    assert (chosen(gone), gone.parts_problem, gone.state) == ([0, 0], "", APPROVED)
+
+
+def test_learned_parts_that_lead_back_do_not_count() -> None:
+    a, b = version("a", 1, learned("b")), version("b", 1, learned("a"))
+    first = resolved(a, catalogue(a, b).get)
+    assert chosen(first) == [1]
+    second = resolved(b, catalogue(first, b).get)
+    assert (chosen(second), second.state) == ([0], APPROVED)
+    assert resolved(first, catalogue(first, second).get) == first
+    declares = version("a", 1, Part("b", 0, 0))
+    kept = resolved(declares, catalogue(declares, second).get)
+    assert (chosen(kept), kept.parts_problem) == ([1], "")

@@ -38,6 +38,7 @@ def step(
     now: float = 100.0,
     chance: float = 0.5,
     budget: RetryBudget | None = None,
+    called: str = "",
 ) -> Step:
     return next_step(
         verdict,
@@ -48,6 +49,7 @@ def step(
         now=now,
         chance=chance,
         budget=budget or RetryBudget(),
+        called=called,
     )
 
 
@@ -123,8 +125,27 @@ def test_nothing_is_called_repeated_that_is_not() -> None:
 @pytest.mark.parametrize("verdict", [one for one in Verdict if one is not Verdict.ANSWER])
 def test_what_is_not_repeated_spends_no_budget(verdict: Verdict, progress: Progress) -> None:
     budget = RetryBudget()
-    assert step(verdict, progress=progress, budget=budget).action is Action.LOSE
+    answered = verdict is Verdict.NEEDS_PART
+    right = Action.ANSWER if answered else Action.LOSE
+    assert step(verdict, progress=progress, budget=budget).action is right
     assert (budget.retried, budget.refused) == (0, 0)
+
+
+def test_a_model_that_called_another_in_vain_is_asked_once_more_beside_it() -> None:
+    made = step(Verdict.NEEDS_PART, called="part")
+    assert (made.action, made.loss) == (Action.AGAIN, None)
+    assert made.attempts is not None
+    assert made.attempts.missed == Miss("a", unhealthy=False, called="part")
+    assert step(Verdict.NEEDS_PART, made.attempts, called="other") == Step(Action.ANSWER)
+
+
+def test_its_answer_stands_where_it_may_not_be_asked_again() -> None:
+    told = [
+        step(Verdict.NEEDS_PART, FIRST[False], called="part"),
+        step(Verdict.NEEDS_PART, called="part", budget=spent(100.0)),
+        step(Verdict.NEEDS_PART, called="part", deadline=100.0 + PAUSE_SECONDS / 4),
+    ]
+    assert told == [Step(Action.ANSWER)] * 3
 
 
 def test_without_a_deadline_misses_end_after_a_minute() -> None:
@@ -167,7 +188,7 @@ def test_no_history_repeats_what_broke_twice(
         made = step(verdict, attempts, progress=progress, deadline=None, budget=budget)
         if made.attempts is None:
             break
-        repeats += verdict in (Verdict.BROKEN, Verdict.UNHEALTHY)
+        repeats += verdict in (Verdict.BROKEN, Verdict.UNHEALTHY, Verdict.NEEDS_PART)
         attempts = made.attempts
     assert repeats <= repeatable
     assert budget.retried == repeats

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from services.router.core.wire.verdict import (
     Speaker,
     Verdict,
+    called_model,
     code_in_stream,
     is_decoupled,
     speaker,
@@ -308,3 +309,33 @@ def test_whether_a_model_is_decoupled(code: str, text: str, expected: bool) -> N
 )
 def test_the_code_of_what_came_without_one(text: str, had_begun: bool, code: str) -> None:
     assert code_in_stream(text, begun=had_begun) == code
+
+
+NOT_BESIDE = (
+    "Model callee - Error when running inference: Failed for execute the inference request. "
+    "Model 'callee' is not ready."
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        NOT_BESIDE,
+        "Failed to process the request(s) for model 'caller_0', message: TritonModelException: "
+        f"{NOT_BESIDE}\n\nAt:\n  /repo/caller/1/model.py(14): execute\n",
+    ],
+)
+def test_a_model_that_called_another_in_vain_is_told_apart(text: str) -> None:
+    assert called_model(text) == "callee"
+    assert verdict("INTERNAL", text, from_server=True) is Verdict.NEEDS_PART
+    assert verdict_in_stream(text, begun=True) is Verdict.NEEDS_PART
+    assert verdict_in_stream(text, begun=False) is Verdict.ANSWER
+    assert verdict("NOT_FOUND", text, from_server=True) is Verdict.ANSWER
+
+
+@pytest.mark.parametrize(
+    "text", ["Model 'callee' is not ready", NOT_BESIDE.replace("'callee'", "'other'"), ""]
+)
+def test_other_words_name_no_called_model(text: str) -> None:
+    assert called_model(text) == ""
+    assert verdict("INTERNAL", text, from_server=True) is Verdict.ANSWER

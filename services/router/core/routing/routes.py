@@ -50,6 +50,13 @@ class VersionRoute:
     reason: str = ""
     #: Whether it gives any number of replies to a request; None if that is not known.
     decoupled: bool | None = None
+    #: Changes with its files and its config.
+    fingerprint: str = ""
+
+    @property
+    def identity(self) -> str:
+        """What changes whenever its config or its files do, or those that it is made of."""
+        return f"{self.config_digest} {self.fingerprint}"
 
 
 @dataclass(frozen=True, slots=True)

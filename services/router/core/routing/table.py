@@ -150,10 +150,10 @@ class Table:
         entry = self.entry(target)
         return entry.servers if entry is not None else ()
 
-    def digest(self, target: Target) -> str:
-        """Return the digest of the version's config, or "" if it is not registered."""
+    def identity(self, target: Target) -> str:
+        """Return what changes with the version's config or files, or "" if it is not registered."""
         entry = self.entry(target)
-        return entry.config_digest if entry is not None else ""
+        return entry.identity if entry is not None else ""
 
     def holds(self, replica: Replica) -> bool:
         """Return whether the replica is READY."""

@@ -13,13 +13,16 @@ class Verdict(enum.Enum):
     UNREACHED   The server never got the request: treat it like a miss.
     BROKEN      The server broke off while it had the request: try once more at most.
     UNHEALTHY   The model's process there is dead, and was so when the server got the request or
-                died after that: treat it like BROKEN. That replica cannot answer any more."""
+                died after that: treat it like BROKEN. That replica cannot answer any more.
+    NEEDS_PART  The model called another one that is not resident there: have the Controller make it
+                so, then try once more at most. The answer stands if that is not allowed."""
 
     ANSWER = enum.auto()
     MISS = enum.auto()
     UNREACHED = enum.auto()
     BROKEN = enum.auto()
     UNHEALTHY = enum.auto()
+    NEEDS_PART = enum.auto()
 
 
 # Triton's own texts about its queues under code UNAVAILABLE (release 24.10).
@@ -46,6 +49,20 @@ _CUT_OFF: Final = re.compile(
 )
 # A Python model's process, alone or in ensembles. What a model raises comes after other words.
 _DEAD_PROCESS: Final = re.compile(r"(in ensemble '[^']*', )*stub process '[^']*' is not healthy")
+
+
+# Triton's words to a Python model whose request to another one failed (release 24.10).
+_NOT_BESIDE: Final = re.compile(
+    r"Model (\S+) - Error when running inference: Failed for execute the inference request\. "
+    r"Model '\1' is not ready"
+)
+
+
+def called_model(text: str) -> str:
+    """Return the name of the model that the answering one called and that was not resident beside
+    it, or ""."""
+    found = _NOT_BESIDE.search(text)
+    return found[1] if found is not None else ""
 
 
 class Speaker(enum.Enum):
@@ -85,6 +102,8 @@ def verdict(code: str, text: str, *, from_server: bool) -> Verdict:
         return Verdict.ANSWER if resident else Verdict.MISS
     if code == "INTERNAL" and _DEAD_PROCESS.match(low):
         return Verdict.UNHEALTHY
+    if code == "INTERNAL" and called_model(text):
+        return Verdict.NEEDS_PART
     if code != "UNAVAILABLE":
         return Verdict.ANSWER
     if _NOT_READY.match(low):
@@ -108,6 +127,8 @@ def verdict_in_stream(text: str, *, begun: bool) -> Verdict:
     did not refuse at once."""
     low = text.lower()
     if begun:
+        if called_model(text):
+            return Verdict.NEEDS_PART
         return Verdict.UNHEALTHY if _DEAD_PROCESS.match(low) else Verdict.ANSWER
     if _NOT_RESIDENT.match(low):
         return Verdict.MISS
