@@ -300,6 +300,7 @@ def _tritons(
                 admin_secret=secret,
                 exit_timeout_s=_TRITON_EXIT,
                 trace_url=common.traces.triton_url,
+                extra_args=settings.triton_option,
             )
             for server, address in endpoints.tritons.items()
         ]

@@ -21,6 +21,7 @@ from pydantic import (
 
 from services.common.units import Unit
 from services.embedded.errors import BadSettings
+from services.embedded.triton_options import TritonOptions, words
 from shoal.sizes import parse_size
 
 ENV_PREFIX: Final = "SHOAL_"
@@ -82,6 +83,9 @@ class StackSettings(BaseModel):
     """The embedded collector's port for OTLP over HTTP, and for reading traces."""
     triton_venv: Folder | None = None
     """Triton's environment, made by `shoal setup-triton`. By default where that puts it."""
+    triton_option: TritonOptions = ()
+    """An option of Triton's own for every server, such as `--grpc-header-forward-pattern=x-.*`.
+    The flag can be repeated; the variable takes several as a shell does, quoted if need be."""
     announce: Folder | None = None
     """A JSON file that is kept up to date with the stack's state, addresses and processes."""
 
@@ -130,6 +134,11 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Given]:
     }
     if folders := found.get("repository"):
         found["repository"] = folders._replace(value=folders.value.split(os.pathsep))
+    if options := found.get("triton_option"):
+        try:
+            found["triton_option"] = options._replace(value=words(options.value))
+        except ValueError as error:
+            raise BadSettings(f"{options.where}: {error}") from error
     return found
 
 
