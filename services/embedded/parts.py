@@ -98,7 +98,11 @@ def plan(
         (_registry(common, settings, endpoints), *tritons),  # by then nobody uses these any more
         (_collector(common, endpoints),) if endpoints.collector_http else (),
     )
-    notes = [*machine.notes(python), *tracing.notes(settings, base, traces)]
+    notes = [
+        *machine.notes(python),
+        *machine.budget_notes(budget, settings.servers),
+        *tracing.notes(settings, base, traces),
+    ]
     return Plan(settings, run, data, budget, endpoints, traces, waves, notes)
 
 

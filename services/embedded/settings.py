@@ -113,9 +113,27 @@ def load(
     except ValidationError as error:
         raise BadSettings("\n".join(_complaints(error, merged))) from error
     for folder in settings.repository:
-        if not folder.is_dir():
-            raise BadSettings(f"{merged['repository'].where}: {folder} is not a folder")
+        if reason := _no_repository(folder):
+            raise BadSettings(f"{merged['repository'].where}: {reason}")
     return settings
+
+
+def _no_repository(folder: Path) -> str:
+    """Return why a folder cannot be a model repository, or "" if it can."""
+    if not folder.exists():
+        return f"there is no {folder}"
+    if not folder.is_dir():
+        return f"{folder} is not a folder"
+    try:
+        inside = [path.name for path in folder.iterdir() if path.is_dir()]
+    except OSError as error:
+        return f"{folder} cannot be read: {error.strerror}"
+    if (folder / "config.pbtxt").is_file() and inside and all(map(str.isdecimal, inside)):
+        return (
+            f"{folder} is a model, and a repository is a folder with models in it: give "
+            f"{folder.parent}, or register the model with `shoal register` in a running stack"
+        )
+    return ""
 
 
 def flag(key: str) -> str:

@@ -87,6 +87,15 @@ def tritonserver_words() -> list[str]:
     return found
 
 
+def test_a_model_is_not_taken_for_a_repository(tmp_path: Path) -> None:
+    (tmp_path / "models" / "one" / "1").mkdir(parents=True)
+    (tmp_path / "models" / "one" / "config.pbtxt").touch()
+    (tmp_path / "models" / "config.pbtxt").touch()  # a stray file changes nothing
+    load({"repository": (tmp_path / "models",)}, {}, None)
+    with pytest.raises(BadSettings, match=f"one is a model, and .* give {tmp_path}/models, or"):
+        load({"repository": (tmp_path / "models" / "one",)}, {}, None)
+
+
 def test_an_unknown_key_names_the_nearest_one(tmp_path: Path) -> None:
     config = tmp_path / "shoal.toml"
     config.write_text('memory-buget = "1GiB"\n')
@@ -101,7 +110,8 @@ def test_an_unknown_key_names_the_nearest_one(tmp_path: Path) -> None:
         ({}, {"SHOAL_SERVERS": "0"}, "SHOAL_SERVERS: Input should be greater than or equal to 1"),
         ({"otlp": "localhost:4318"}, {}, "--otlp: "),
         ({"otlp": "http://a:4318", "no_otlp": True}, {}, "give one of them"),
-        ({"repository": ("/nowhere",)}, {}, "--repository: /nowhere is not a folder"),
+        ({"repository": ("/nowhere",)}, {}, "--repository: there is no /nowhere"),
+        ({"repository": (__file__,)}, {}, "test_settings.py is not a folder"),
         ({"router_grpc_port": 70000}, {}, "--router-grpc-port: "),
         (
             {"triton_option": ["--grpc-port=1"]},
