@@ -9,6 +9,7 @@ import grpc
 
 from services.common import channels
 from services.embedded import readiness
+from shoal import names
 from shoal.controller.v1 import controller_service_pb2 as pb
 from shoal.controller.v1 import types_pb2
 from shoal.controller.v1.controller_service_pb2_grpc import ControllerServiceStub
@@ -82,8 +83,14 @@ async def _tell(stub: "ControllerServiceAsyncStub", say: Callable[[str], None]) 
     async for response in events:
         event = response.event
         if event.kind in _TOLD:
-            about = event.version or event.server
-            say(f"{about.partition('/')[2]} {_TOLD[event.kind]}: {event.reason}")
+            say(f"{_about(event)} {_TOLD[event.kind]}: {event.reason}")
+
+
+def _about(event: types_pb2.Event) -> str:
+    """Return what an event is about, as commands name it."""
+    if version := names.parse_version_name(event.version):
+        return f"{version.model}:{version.version}"
+    return event.server.partition("/")[2]
 
 
 async def restarts(

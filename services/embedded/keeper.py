@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
-from services.embedded.logfiles import open_log, tail
+from services.embedded.logfiles import head, open_log, tail
 from services.embedded.part import BackOff, Event, Part, State
 
 _LAUNCHER: Final = str(Path(__file__).with_name("launcher.py"))
@@ -149,7 +149,7 @@ class Keeper:
 
     def _fail(self, how: str) -> None:
         end = tail(self.part.log)
-        advice = self.part.advice(end)
+        advice = self.part.advice(head(self.part.log) + end)
         self.failure = "\n".join(
             [f"{self.part.name} {how}. The end of {self.part.log}:", end, *filter(None, [advice])]
         )

@@ -42,6 +42,15 @@ def cut(path: Path, limit: int) -> None:
             os.truncate(path, 0)
 
 
+def head(path: Path) -> str:
+    """Return the first line of a log, or "" if there is none."""
+    try:
+        with path.open(errors="replace") as log:
+            return log.readline(_TAIL)
+    except OSError:
+        return ""
+
+
 def tail(path: Path, lines: int = 15) -> str:
     """Return the last `lines` of a log, indented."""
     try:

@@ -11,12 +11,14 @@ from typing import Final
 import psutil
 
 from services.embedded.errors import TritonUnavailable
+from shoal.sizes import format_size
 
 _HERE: Final = Path(__file__).resolve().parent
 _CHECKOUT: Final = _HERE.parents[1]
 _PACKED: Final = _HERE / "_triton"  # only in an installed wheel
 
 GLIBC: Final = (2, 35)  # the wheel is manylinux_2_35
+_SMALLEST_MODEL: Final = 32 << 20  # bytes; a Python model without packages but numpy
 _NO_LIMIT: Final = 1 << 60  # bytes; cgroup v1 writes "no limit" as a number near 2**63
 
 
@@ -100,7 +102,9 @@ def _libraries(python: Path) -> list[Path]:
 
 
 def advice(log: str) -> str:
-    """Return what to do about a Triton whose log ends like this, or "" if that is unknown."""
+    """Return what to do about a Triton by its log's first line and its end; "" if unknown."""
+    if option := re.search(r"unrecognized option '(--[^'=]+)", log):
+        return f"Triton has no option {option[1]}: look for it among those of --triton-option."
     if missing := re.search(r"error while loading shared libraries: ([^:\s]+)", log):
         return (
             f"Triton needs the system library {missing[1]}: install the package that holds it "
@@ -110,6 +114,21 @@ def advice(log: str) -> str:
     if old := re.search(r"version `((?:GLIBC|GLIBCXX|CXXABI)_[\d.]+)' not found", log):
         return f"Triton needs {old[1]}, which is newer than this system's: use a newer system."
     return ""
+
+
+def budget_notes(budget: int, servers: int) -> list[str]:
+    """Return what is odd about the bytes for models on each of `servers`, on this machine."""
+    if budget < _SMALLEST_MODEL:
+        return [
+            f"{format_size(budget)} for models on each server is less than a small model takes, "
+            f"about {format_size(_SMALLEST_MODEL)}: give more with --memory-budget."
+        ]
+    if budget * servers > (total := psutil.virtual_memory().total):
+        return [
+            f"The budgets add up to {format_size(budget * servers)}, and this machine has "
+            f"{format_size(total)} of memory: it may run out before Shoal evicts a model."
+        ]
+    return []
 
 
 def default_budget(servers: int) -> int:

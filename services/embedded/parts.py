@@ -100,7 +100,11 @@ def plan(
         (_registry(common, settings, endpoints), *tritons),  # by then nobody uses these any more
         (_collector(common, endpoints),) if endpoints.collector_http else (),
     )
-    notes = [*machine.notes(python), *tracing.notes(settings, base, traces)]
+    notes = [
+        *machine.notes(python),
+        *machine.budget_notes(budget, settings.servers),
+        *tracing.notes(settings, base, traces),
+    ]
     return Plan(settings, run, data, budget, endpoints, traces, waves, notes)
 
 
@@ -327,6 +331,7 @@ def _tritons(
                 admin_secret=secret,
                 exit_timeout_s=_TRITON_EXIT,
                 trace_url=common.traces.triton_url,
+                extra_args=settings.triton_option,
             )
             for server, address in endpoints.tritons.items()
         ]

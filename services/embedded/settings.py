@@ -21,6 +21,7 @@ from pydantic import (
 
 from services.common.units import Seconds, Unit
 from services.embedded.errors import BadSettings
+from services.embedded.triton_options import TritonOptions, words
 from shoal.sizes import parse_size
 
 ENV_PREFIX: Final = "SHOAL_"
@@ -86,6 +87,9 @@ class StackSettings(BaseModel):
     """The embedded collector's port for OTLP over HTTP, and for reading traces."""
     triton_venv: Folder | None = None
     """Triton's environment, made by `shoal setup-triton`. By default where that puts it."""
+    triton_option: TritonOptions = ()
+    """An option of Triton's own for every server, such as `--grpc-header-forward-pattern=x-.*`.
+    The flag can be repeated; the variable takes several as a shell does, quoted if need be."""
     announce: Folder | None = None
     """A JSON file that is kept up to date with the stack's state, addresses and processes."""
 
@@ -113,9 +117,27 @@ def load(
     except ValidationError as error:
         raise BadSettings("\n".join(_complaints(error, merged))) from error
     for folder in settings.repository:
-        if not folder.is_dir():
-            raise BadSettings(f"{merged['repository'].where}: {folder} is not a folder")
+        if reason := _no_repository(folder):
+            raise BadSettings(f"{merged['repository'].where}: {reason}")
     return settings
+
+
+def _no_repository(folder: Path) -> str:
+    """Return why a folder cannot be a model repository, or "" if it can."""
+    if not folder.exists():
+        return f"there is no {folder}"
+    if not folder.is_dir():
+        return f"{folder} is not a folder"
+    try:
+        inside = [path.name for path in folder.iterdir() if path.is_dir()]
+    except OSError as error:
+        return f"{folder} cannot be read: {error.strerror}"
+    if (folder / "config.pbtxt").is_file() and inside and all(map(str.isdecimal, inside)):
+        return (
+            f"{folder} is a model, and a repository is a folder with models in it: give "
+            f"{folder.parent}, or register the model with `shoal register` in a running stack"
+        )
+    return ""
 
 
 def flag(key: str) -> str:
@@ -134,6 +156,11 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Given]:
     }
     if folders := found.get("repository"):
         found["repository"] = folders._replace(value=folders.value.split(os.pathsep))
+    if options := found.get("triton_option"):
+        try:
+            found["triton_option"] = options._replace(value=words(options.value))
+        except ValueError as error:
+            raise BadSettings(f"{options.where}: {error}") from error
     return found
 
 

@@ -69,8 +69,8 @@ class RegistrySettings(BaseSettings):
     """Addresses or networks whose `x-shoal-subject`, `x-shoal-tenant` and `x-shoal-roles` headers
     are believed: separated by commas, or a JSON list."""
     default_instance_kind: Literal["KIND_AUTO", "KIND_CPU", "KIND_GPU", "KIND_MODEL"] = "KIND_AUTO"
-    """Where the instances of a model run whose config does not say it. With `KIND_AUTO`, Triton
-    uses a GPU if there is one."""
+    """Where the instances of a model run whose config does not say it, unless its backend may have
+    a preference (OpenVINO, custom ones). With `KIND_AUTO`, Triton uses a GPU if there is one."""
     watch_checkpoint_seconds: Seconds = Field(default=5.0, gt=0)
     """How often an idle watch tells its revision."""
     stop_grace_seconds: Seconds = Field(default=2.0, ge=0)

@@ -101,6 +101,14 @@ def up(
         Path | None,
         typer.Option(metavar="DIR", help="Environment with Triton, made by `shoal setup-triton`."),
     ] = None,
+    triton_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OPTION",
+            help="Option of Triton's own for every server, in one word, such as "
+            "'--grpc-header-forward-pattern=x-.*'. Can be repeated.",
+        ),
+    ] = None,
     announce: Annotated[
         Path | None,
         typer.Option(

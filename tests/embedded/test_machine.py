@@ -3,7 +3,9 @@
 import platform
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from services.embedded import machine
@@ -54,6 +56,10 @@ def test_an_older_c_library(
             "/lib/libstdc++.so.6: version `GLIBCXX_3.4.30' not found (required by tritonserver)",
             "Triton needs GLIBCXX_3.4.30, which is newer than this system's",
         ),
+        (
+            "/bin/tritonserver: unrecognized option '--no-such=1'\nUsage: tritonserver [options]",
+            "Triton has no option --no-such: look for it",
+        ),
         ("E1120 something else", ""),
     ],
 )
@@ -74,3 +80,10 @@ def test_memory_is_shared_out_evenly() -> None:
     available = machine.available_memory()
     assert available > 0
     assert machine.default_budget(4) == pytest.approx(available / 8, rel=0.2)
+
+
+def test_odd_budgets_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=8 << 30))
+    assert machine.budget_notes(4 << 30, 2) == []
+    assert "10 KiB for models on each server is less than" in machine.budget_notes(10 << 10, 1)[0]
+    assert "add up to 12 GiB, and this machine has 8 GiB" in machine.budget_notes(4 << 30, 3)[0]

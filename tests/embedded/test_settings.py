@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from services.embedded import parts, tracing
+from services.embedded import parts, tracing, triton_options
 from services.embedded.errors import BadSettings
 from services.embedded.settings import StackSettings, load
+from services.embedded.tritonserver import TritonSpec, command
 from shoal.sizes import format_size, parse_size
+from tests.support.triton_direct import triton_python
 
 
 @pytest.fixture
@@ -40,6 +42,60 @@ def test_repositories_in_the_environment_are_a_path_list(tmp_path: Path) -> None
     assert settings.repository == (tmp_path, Path("/"))
 
 
+FORWARD = "--grpc-header-forward-pattern=x-.*"
+
+
+def test_options_for_triton_are_a_list_or_a_shells_words(tmp_path: Path) -> None:
+    flags = load({"triton_option": [FORWARD, "--log-verbose=1"]}, {}, None)
+    assert flags.triton_option == (FORWARD, "--log-verbose=1")
+    environment = {"SHOAL_TRITON_OPTION": f"'{FORWARD}' --cache-config=local,size=1048576"}
+    assert load({}, environment, None).triton_option == (
+        FORWARD,
+        "--cache-config=local,size=1048576",
+    )
+    config = tmp_path / "shoal.toml"
+    for value in (f'"{FORWARD}"', f'["{FORWARD}"]'):
+        config.write_text(f"triton-option = {value}")
+        assert load({}, {}, config).triton_option == (FORWARD,)
+
+
+@pytest.mark.triton
+def test_options_that_shoal_itself_sets_are_refused_with_the_reason() -> None:
+    for word in tritonserver_words():
+        name = word.removeprefix("--").partition("=")[0]
+        several = name == "backend-config"  # of which one setting alone is refused
+        assert several or name in triton_options.DEFAULTS or triton_options.refusal(name), word
+
+
+def tritonserver_words() -> list[str]:
+    """Every option on the command line of a server."""
+    found = []
+    for http_port in (1, None):
+        spec = TritonSpec(
+            id="any",
+            grpc_port=1,
+            metrics_port=1,
+            repositories=(Path("/models"),),
+            backend_directory=Path("/backends"),
+            python=triton_python(),
+            shm_prefix="any",
+            admin_secret="x" * 16,
+            http_port=http_port,
+            trace_url="http://any",
+        )
+        found += command(spec)[1:]
+    return found
+
+
+def test_a_model_is_not_taken_for_a_repository(tmp_path: Path) -> None:
+    (tmp_path / "models" / "one" / "1").mkdir(parents=True)
+    (tmp_path / "models" / "one" / "config.pbtxt").touch()
+    (tmp_path / "models" / "config.pbtxt").touch()  # a stray file changes nothing
+    load({"repository": (tmp_path / "models",)}, {}, None)
+    with pytest.raises(BadSettings, match=f"one is a model, and .* give {tmp_path}/models, or"):
+        load({"repository": (tmp_path / "models" / "one",)}, {}, None)
+
+
 def test_an_unknown_key_names_the_nearest_one(tmp_path: Path) -> None:
     config = tmp_path / "shoal.toml"
     config.write_text('memory-buget = "1GiB"\n')
@@ -54,8 +110,27 @@ def test_an_unknown_key_names_the_nearest_one(tmp_path: Path) -> None:
         ({}, {"SHOAL_SERVERS": "0"}, "SHOAL_SERVERS: Input should be greater than or equal to 1"),
         ({"otlp": "localhost:4318"}, {}, "--otlp: "),
         ({"otlp": "http://a:4318", "no_otlp": True}, {}, "give one of them"),
-        ({"repository": ("/nowhere",)}, {}, "--repository: /nowhere is not a folder"),
+        ({"repository": ("/nowhere",)}, {}, "--repository: there is no /nowhere"),
+        ({"repository": (__file__,)}, {}, "test_settings.py is not a folder"),
         ({"router_grpc_port": 70000}, {}, "--router-grpc-port: "),
+        (
+            {"triton_option": ["--grpc-port=1"]},
+            {},
+            "--triton-option: --grpc-port cannot be given to the servers: Shoal picks the servers'",
+        ),
+        (
+            {"triton_option": ["--http-header-forward-pattern=.*"]},
+            {},
+            "get every request over gRPC",
+        ),
+        (
+            {"triton_option": ["--backend-config=python,shm-region-prefix-name=a"]},
+            {},
+            "--backend-config cannot be given to the servers: the prefix tells",
+        ),
+        ({"triton_option": ["log-verbose=1"]}, {}, "'log-verbose=1' is not an option of triton"),
+        ({}, {"SHOAL_TRITON_OPTION": "--log-verbose 1"}, "--log-verbose lacks its value: write"),
+        ({}, {"SHOAL_TRITON_OPTION": "'--log-verbose=1"}, "SHOAL_TRITON_OPTION: No closing quot"),
     ],
 )
 def test_what_cannot_be_used_is_named_by_its_place(

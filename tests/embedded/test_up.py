@@ -127,5 +127,7 @@ def test_logs_are_bounded_and_one_earlier_file_is_kept(tmp_path: Path) -> None:
 def test_the_end_of_a_log(tmp_path: Path) -> None:
     path = tmp_path / "part.log"
     path.write_text("".join(f"line {number}\n" for number in range(2000)))
+    assert logfiles.head(path) == "line 0\n"
+    assert logfiles.head(tmp_path / "absent") == ""
     assert logfiles.tail(path, lines=2) == "  line 1998\n  line 1999"
     assert "cannot be read" in logfiles.tail(tmp_path / "absent")

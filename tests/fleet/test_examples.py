@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -12,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import psutil
 import pytest
 import tritonclient.grpc as triton
 from google.protobuf import text_format
 from onnx import TensorProto, helper
 from tritonclient.grpc import model_config_pb2 as config_pb
-from tritonclient.utils import np_to_triton_dtype
 
 from model_repository.build import build
 from model_repository.examples import (
@@ -30,6 +27,8 @@ from model_repository.examples import (
     example,
 )
 from services.embedded.backends import assemble
+from tests.support.direct_calls import at_once, infer
+from tests.support.onnx_models import onnx_model, tensor_info, write_config
 from tests.support.triton_direct import BACKENDS, ROOT, DirectTriton, triton_direct, triton_python
 from tests.support.waiting import wait_until
 
@@ -37,9 +36,6 @@ pytestmark = pytest.mark.triton
 
 SOURCE = ROOT / "model_repository"
 SELFCHECK = ROOT / "deploy" / "triton" / "selfcheck"
-ANSWER_S = 30.0
-
-Arrays = dict[str, np.ndarray]
 
 
 @pytest.fixture(scope="module")
@@ -67,27 +63,6 @@ def server(
     shutil.copytree(SELFCHECK, selfcheck, dirs_exist_ok=True)
     with triton_direct(tmp_path_factory.mktemp("server"), repository, made, selfcheck) as running:
         yield running
-
-
-def infer(
-    server: DirectTriton,
-    model: str,
-    inputs: Arrays,
-    version: int | str = "",
-    outputs: list[triton.InferRequestedOutput] | None = None,
-) -> Arrays:
-    result = server.client.infer(
-        model, tensors(inputs), str(version), outputs=outputs, client_timeout=ANSWER_S
-    )
-    return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
-
-
-def tensors(arrays: Arrays) -> list[triton.InferInput]:
-    built = []
-    for name, array in arrays.items():
-        tensor = triton.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-        built.append(tensor.set_data_from_numpy(array))
-    return built
 
 
 def parsed(path: Path) -> config_pb.ModelConfig:
@@ -605,56 +580,3 @@ def test_a_killed_server_leaves_no_process_and_no_shared_memory(
         _, alive = psutil.wait_procs(stubs, timeout=5)
         assert alive == []
         wait_until(lambda: not list(Path("/dev/shm").glob(f"{prefix}*")), 5, "shared memory to go")
-
-
-# Making models
-
-
-def write_config(folder: Path, body: str, platform: str = "onnxruntime_onnx") -> None:
-    group = "instance_group [{ count: 1 kind: KIND_CPU }]"
-    (folder / "config.pbtxt").write_text(
-        f'name: "{folder.name}"\nplatform: "{platform}"\n{body}\n{group}\n'
-    )
-
-
-def tensor_info(name: str, kind: int, shape: list[int | str]) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, kind, shape)
-
-
-def onnx_model(
-    folder: Path,
-    *nodes: onnx.NodeProto,
-    inputs: list[onnx.ValueInfoProto],
-    outputs: list[onnx.ValueInfoProto],
-    initializers: Arrays | None = None,
-    file: str = "model.onnx",
-) -> None:
-    constants = [onnx.numpy_helper.from_array(a, name) for name, a in (initializers or {}).items()]
-    graph = helper.make_graph(list(nodes), folder.name, inputs, outputs, constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.checker.check_model(model)
-    (folder / "1").mkdir(parents=True)
-    onnx.save(model, folder / "1" / file)
-
-
-def at_once(
-    server: DirectTriton, model: str, requests: list[Arrays]
-) -> list[triton.InferResult | triton.InferenceServerException]:
-    """Sends all without waiting between; results or errors in the requests' order."""
-    slots: list[triton.InferResult | triton.InferenceServerException | None]
-    slots = [None] * len(requests)
-    answered = threading.Semaphore(0)
-
-    def done(
-        at: int,
-        result: triton.InferResult | None,
-        error: triton.InferenceServerException | None,
-    ) -> None:
-        slots[at] = error if error is not None else result
-        answered.release()
-
-    for at, arrays in enumerate(requests):
-        server.client.async_infer(model, tensors(arrays), partial(done, at))
-    for _ in requests:
-        assert answered.acquire(timeout=ANSWER_S)
-    return [slot for slot in slots if slot is not None]

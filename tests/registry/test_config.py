@@ -103,6 +103,12 @@ def test_instances_are_one_unless_said_otherwise(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("backend", ["openvino", "fil"])
+def test_a_backend_that_may_prefer_a_kind_is_not_overridden(tmp_path: Path, backend: str) -> None:
+    folder = write(tmp_path / "m", f"backend: '{backend}'" + TENSORS, model_xml="")
+    assert not completed(folder, "KIND_GPU").instance_group
+
+
 def test_the_users_version_policy_is_kept(tmp_path: Path) -> None:
     policy = "version_policy { specific { versions: [ 1, 3 ] } }"
     config = completed(write(tmp_path / "m", TENSORS + policy, model_py=""))

@@ -41,6 +41,8 @@ BACKENDS: Final = (
     ("python", "", "model.py"),
 )
 
+# OpenVINO prefers a CPU, and a custom backend may prefer anything.
+_WITHOUT_PREFERENCE: Final = {backend for backend, _, _ in BACKENDS} - {"openvino"}
 
 # Triton starts a Python model through `bash -c`, with these words unquoted.
 _WORD = re.compile(r"[A-Za-z0-9_.-]+")
@@ -270,8 +272,11 @@ def _no_backend(config: ModelConfig, content: Collection[str]) -> str:
 
 
 def _complete_instances(config: ModelConfig, kind: str) -> None:
-    """Set one instance; on a CPU, Triton would make two, each with a copy of the weights."""
-    if not config.instance_group:
+    """Set one instance; on a CPU, Triton would make two, each with a copy of the weights.
+
+    Backends that may prefer a kind get none: Triton asks them only if there is no group at all.
+    """
+    if not config.instance_group and config.backend in _WITHOUT_PREFERENCE:
         config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.Kind.Value(kind))
     for group in config.instance_group:
         group.count = group.count or 1

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
-from batching import Arrays, Failed, Refused, Signature, boolean, execute, parameters
+from batching import Batches, Failed, Refused
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+from signature import Arrays, Entries, Signature, boolean, model_shape, parameters
 
 # onnxruntime's name of an element type for each one of Triton's.
 ELEMENT_TYPES = {
@@ -45,6 +46,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
         self.signature = Signature.of(config)
+        self.batches = Batches(config, self.signature, self.run)
         path = Path(args["model_repository"], args["model_version"])
         path /= config.get("default_model_filename") or "model.onnx"
         try:
@@ -64,7 +66,7 @@ class TritonPythonModel:
             self.run_options.add_run_config_entry(SHRINK_ARENAS, devices)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return execute(requests, self.signature, self.run)
+        return self.batches.execute(requests)
 
     def run(self, arrays: Arrays, names: list[str]) -> Arrays:
         feeds = {
@@ -116,20 +118,29 @@ def execution_providers(args: dict[str, str]) -> list[Any]:
 
 
 def mismatch(signature: Signature, session: ort.InferenceSession) -> str | None:
-    """Where the config names, types or shapes a tensor unlike the model, if anywhere."""
+    """Say where the config names, types or shapes a tensor unlike the model, if anywhere."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
-    missing = {node.name for node in inputs} - signature.inputs.keys()
+    configured = signature.given.keys() | signature.made.keys()
+    missing = {node.name for node in inputs} - configured
     if missing:
         return f"the configuration lacks inputs of the model: {', '.join(sorted(missing))}"
     # An input with a default of its own may be configured, but needn't be.
     inputs = [*inputs, *session.get_overridable_initializers()]
-    return entry_mismatch("input", signature.inputs, inputs, signature.batched) or entry_mismatch(
-        "output", signature.outputs, outputs, signature.batched
-    )
+    for kind, entries, nodes in (
+        ("input", signature.inputs, inputs),
+        ("sequence control", signature.controls, inputs),
+        ("state input", signature.state_inputs, inputs),
+        ("batch input", signature.made, inputs),
+        ("output", signature.outputs, outputs),
+        ("state output", signature.state_outputs, outputs),
+    ):
+        if found := entry_mismatch(kind, entries, nodes, signature):
+            return found
+    return None
 
 
 def entry_mismatch(
-    kind: str, entries: dict[str, dict[str, Any]], nodes: Iterable[Any], batched: bool
+    kind: str, entries: Entries, nodes: Iterable[Any], signature: Signature
 ) -> str | None:
     known = {node.name: node for node in nodes}
     for name, entry in entries.items():
@@ -139,16 +150,21 @@ def entry_mismatch(
         expects = f"configuration expects {{}} for {kind} {name!r}, the model has {{}}"
         if node.type != f"tensor({ELEMENT_TYPES.get(entry['data_type'])})":
             return expects.format(entry["data_type"], node.type)
-        dims = entry["reshape"].get("shape", []) if "reshape" in entry else entry["dims"]
-        dims = [-1, *map(int, dims)] if batched else [int(dim) for dim in dims]
+        if "dims" not in entry or name in signature.scattered:
+            continue  # the config does not tell the shape that the model has
+        dims = model_shape(entry)
+        if entry.get("allow_ragged_batch"):
+            dims = [-1]
+        elif signature.batched:
+            dims = [-1, *dims]
         shape = [dim if isinstance(dim, int) else -1 for dim in node.shape]
-        if not fits(dims, shape, batched):
+        if not fits(dims, shape, signature.batched):
             return expects.format(f"shape {dims}", shape)
     return None
 
 
 def fits(dims: list[int], shape: list[int], batched: bool) -> bool:
-    """Whether a configured shape can be one of the model's; -1 is any size."""
+    """Return whether a configured shape can be one of the model's; -1 is any size."""
     if len(dims) != len(shape) or (batched and shape[0] != -1):
         return False
     return all(a == b or a == -1 or b == -1 for a, b in zip(dims, shape, strict=True))

@@ -7,12 +7,14 @@ installed. It needs torch in Triton's environment: `shoal setup-triton --with-to
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from batching import Arrays, Failed, Refused, Signature, boolean, execute, parameters
+from batching import Batches, Failed, Refused
+from signature import Arrays, Signature, boolean, parameters
 
 try:
     import torch
@@ -26,6 +28,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
         self.signature = Signature.of(config)
+        self.batches = Batches(config, self.signature, self.run)
         self.device = device(args)
         self.options = parameters(config)
         # One thread: each model instance is a process here, and a machine runs dozens.
@@ -40,15 +43,16 @@ class TritonPythonModel:
         except Exception as error:
             raise pb_utils.TritonModelException(f"torch: {error}") from None
         try:
-            self.order = argument_order(self.model, list(self.signature.inputs))
+            self.order = argument_order(self.model, self.signature)
             self.positions = numbered(list(self.signature.outputs))
+            self.positions |= indexed("state", self.signature.state_outputs)
         except ValueError as error:
             raise pb_utils.TritonModelException(
                 f"unable to load model {args['model_name']!r}: {error}"
             ) from None
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return execute(requests, self.signature, self.run)
+        return self.batches.execute(requests)
 
     def run(self, arrays: Arrays, names: list[str]) -> Arrays:
         values = {name: self.to_torch(name, array) for name, array in arrays.items()}
@@ -91,11 +95,11 @@ class TritonPythonModel:
         if not isinstance(value, torch.Tensor):
             raise Refused(f"output {name!r} is a {type(value).__name__}, not a tensor")
         array = value.detach().cpu().numpy()
-        expected = pb_utils.triton_string_to_numpy(self.signature.outputs[name]["data_type"])
-        if array.dtype != expected:
+        data_type = self.signature.produced[name]["data_type"]
+        if array.dtype != pb_utils.triton_string_to_numpy(data_type):
             raise Refused(
-                f"configuration expects {self.signature.outputs[name]['data_type']} "
-                f"for output {name!r}, the model has {value.dtype}"
+                f"configuration expects {data_type} for output {name!r}, "
+                f"the model has {value.dtype}"
             )
         return array
 
@@ -113,11 +117,22 @@ def device(args: dict[str, str]) -> Any:
     return torch.device("cuda", int(args["model_instance_device_id"]))
 
 
-def argument_order(model: Any, names: list[str]) -> list[str] | None:
-    """The inputs in the order of forward's arguments; None when it takes one dictionary.
+def argument_order(model: Any, signature: Signature) -> list[str] | None:
+    """Return the inputs in the order of forward's arguments, or None if it takes one dictionary.
 
-    Names are forward's own, else `<name>__<position>`, else they count as given in order.
+    Names are forward's own, else `<name>__<position>`, else they count as given in order. Names of
+    sequence controls always tell their positions, and with a state those of all tensors do. Raises
+    ValueError.
     """
+    named = [*signature.inputs, *signature.made]
+    fixed = {
+        **indexed("sequence control", signature.controls),
+        **indexed("state", signature.state_inputs),
+    }
+    if signature.states:
+        fixed |= indexed("input", named)
+        indexed("output", signature.outputs)
+    names = [*named, *(name for name in fixed if name not in named)]
     arguments = [a for a in model.forward.schema.arguments if a.type.kind() != "ClassType"]
     if len(arguments) == 1 and arguments[0].type.kind() == "DictType":
         return None
@@ -130,10 +145,11 @@ def argument_order(model: Any, names: list[str]) -> list[str] | None:
             f"configuration expects {len(names)} inputs, the model has {len(arguments)}"
         )
     forward = [argument.name for argument in arguments]
-    if set(names) <= set(forward):
-        positions = {name: forward.index(name) for name in names}
+    if set(named) <= set(forward):
+        positions = {name: forward.index(name) for name in named}
     else:
-        positions = numbered(names)
+        positions = numbered(named)
+    positions |= fixed
     ordered = sorted(names, key=positions.__getitem__)
     if [positions[name] for name in ordered] != list(range(len(names))):
         raise ValueError(f"inputs leave out an argument of forward: {', '.join(forward)}")
@@ -141,11 +157,22 @@ def argument_order(model: Any, names: list[str]) -> list[str] | None:
 
 
 def numbered(names: list[str]) -> dict[str, int]:
-    """Positions from names like `OUTPUT__0`, or in order when one isn't like that."""
-    matches = [re.fullmatch(r".*?__(\d+)", name) for name in names]
-    if all(matches):
-        return {name: int(match[1]) for name, match in zip(names, matches, strict=True) if match}
-    return {name: position for position, name in enumerate(names)}
+    """Return positions from names like `OUTPUT__0`, or in order if one isn't like that."""
+    try:
+        return indexed("tensor", names)
+    except ValueError:
+        return {name: position for position, name in enumerate(names)}
+
+
+def indexed(kind: str, names: Iterable[str]) -> dict[str, int]:
+    """Return positions from names like `START__1`. Raises ValueError if one isn't like that."""
+    positions = {}
+    for name in names:
+        match = re.fullmatch(r".*?__(\d+)", name)
+        if match is None:
+            raise ValueError(f"{kind} {name!r} does not follow <name>__<index> naming convention")
+        positions[name] = int(match[1])
+    return positions
 
 
 def is_strings(value: Any) -> bool:

@@ -1,0 +1,34 @@
+"""ONNX models that a test builds from nodes, with a config beside them."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper
+
+
+def write_config(folder: Path, body: str, platform: str = "onnxruntime_onnx") -> None:
+    group = "instance_group [{ count: 1 kind: KIND_CPU }]"
+    (folder / "config.pbtxt").write_text(
+        f'name: "{folder.name}"\nplatform: "{platform}"\n{body}\n{group}\n'
+    )
+
+
+def tensor_info(name: str, kind: int, shape: list[int | str]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def onnx_model(
+    folder: Path,
+    *nodes: onnx.NodeProto,
+    inputs: list[onnx.ValueInfoProto],
+    outputs: list[onnx.ValueInfoProto],
+    initializers: dict[str, np.ndarray] | None = None,
+    file: str = "model.onnx",
+) -> None:
+    constants = [onnx.numpy_helper.from_array(a, name) for name, a in (initializers or {}).items()]
+    graph = helper.make_graph(list(nodes), folder.name, inputs, outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    (folder / "1").mkdir(parents=True)
+    onnx.save(model, folder / "1" / file)
