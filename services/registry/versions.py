@@ -101,7 +101,7 @@ class Versions:
             source = await asyncio.to_thread(
                 open_registered, wanted.path, wanted.model, wanted.number
             )
-            number = wanted.number or max(source.numbers) or rules.next_number(known)
+            number = wanted.number or source.newest or rules.next_number(known)
             _check_present(source, number)
             rules.check_registrable(known, number)
             scan = await asyncio.to_thread(scan_version, source, number, self._kind)
