@@ -116,7 +116,7 @@ class Versions:
                 wanted.number,
                 self._repositories.fence,
             )
-            number = wanted.number or max(source.numbers) or rules.next_number(known)
+            number = wanted.number or source.newest or rules.next_number(known)
             _check_present(source, number)
             rules.check_registrable(known, number)
             scan = await asyncio.to_thread(scan_version, source, number, self._kind)

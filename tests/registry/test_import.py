@@ -478,3 +478,72 @@ async def test_a_model_may_be_registered_under_another_name(tmp_path: Path) -> N
         version = await running.register("other", folder)
         assert version.state == types.VERSION_STATE_APPROVED, version.invalid_reason
         assert ModelConfig.FromString(version.config).name == "other"
+
+
+# --- version_policy -------------------------------------------------------------------------------
+
+
+def policy(chosen: str) -> str:
+    return f"{PYTHON_CONFIG}\nversion_policy {{ {chosen} }}"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "offered"),
+    [
+        ("specific { versions: 1 }", [1]),
+        ("specific { versions: [ 1, 3 ] }", [1, 3]),
+        ("latest { num_versions: 2 }", [2, 3]),
+        ("latest { num_versions: 9 }", [1, 2, 3]),
+        ("all { }", [1, 2, 3]),
+        ("", [1, 2, 3]),
+    ],
+)
+async def test_the_version_policy_decides_what_is_offered(
+    tmp_path: Path, chosen: str, offered: list[int]
+) -> None:
+    python_model(tmp_path / "repo", "m", (1, 2, 3), policy(chosen))
+    async with registry(tmp_path / "data", repositories=(tmp_path / "repo",)) as known:
+        assert (await known.model("m")).default_version == offered[-1]
+        for number in (1, 2, 3):
+            version = await known.version(f"m:{number}")
+            assert version.state == (APPROVED if number in offered else IS_INVALID)
+            assert (known.staging / "m" / str(number)).exists() == (number in offered)
+            if number not in offered:
+                listed = ", ".join(map(str, offered))
+                assert version.invalid_reason.endswith(f"leaves it out and offers only {listed}")
+                alias = pb.SetAliasRequest(name="models/m/aliases/a", version=number)
+                assert (await refusal(known.stub.SetAlias(alias))).reason == "ILLEGAL_STATE"
+
+
+async def test_another_version_policy_counts_from_the_next_import(tmp_path: Path) -> None:
+    folder = python_model(tmp_path / "repo", "m", (1, 2, 3), policy("specific { versions: 1 }"))
+    async with registry(tmp_path / "data", repositories=(tmp_path / "repo",)) as known:
+        assert (await known.model("m")).default_version == 1
+        (folder / "config.pbtxt").write_text(policy("latest { num_versions: 1 }"))
+        await known.import_(tmp_path / "repo")
+        states = [(await known.version(f"m:{number}")).state for number in (1, 2, 3)]
+        assert states == [IS_INVALID, IS_INVALID, APPROVED]
+        assert (await known.model("m")).default_version == 3
+
+
+async def test_versions_that_a_policy_names_must_be_there(tmp_path: Path) -> None:
+    python_model(tmp_path / "repo", "some", (1,), policy("specific { versions: [ 1, 5 ] }"))
+    python_model(tmp_path / "repo", "none", (1,), policy("specific { versions: 5 }"))
+    async with registry(tmp_path / "data") as known:
+        imported = await known.import_(tmp_path / "repo")
+        reasons = {Path(one.path).parent.name: one.reason for one in imported.problems}
+        assert reasons["some"] == (
+            "version 5 is specified for model 'some', but the version directory is not present"
+        )
+        assert (await known.version("some:1")).state == APPROVED
+        none = await known.version("none:1")
+        assert none.state == IS_INVALID
+        assert none.invalid_reason.startswith("at least one version must be available")
+
+
+async def test_registering_takes_the_newest_version_that_is_offered(tmp_path: Path) -> None:
+    folder = python_model(tmp_path, "m", (1, 2), policy("specific { versions: 1 }"))
+    async with registry(tmp_path / "data") as known:
+        assert (await known.register("m", folder)).name == "models/m/versions/1"
+        left_out = await known.register("m", folder / "2")
+        assert (left_out.name, left_out.state) == ("models/m/versions/2", IS_INVALID)

@@ -18,7 +18,8 @@ from tritonclient.utils import deserialize_bytes_tensor
 from services.registry.artifacts import probe
 from services.registry.artifacts.probe import PROBE_FILE
 from services.registry.artifacts.scan import open_source, scan_version
-from services.registry.formats.config import Unservable, parse_config
+from services.registry.formats.config import parse_config
+from services.registry.formats.refusal import Unservable
 from shoal.registry.v1 import types_pb2 as types
 from tests.support.registry import (
     PYTHON_CODE,

@@ -159,8 +159,11 @@ def python_model(
 def ensemble(
     repository: Path, name: str, parts: Iterable[str], versions: Iterable[int] = (1,)
 ) -> Path:
-    """Make an ensemble of `parts`, each MODEL or MODEL:NUMBER."""
-    steps = "".join(_step(*part.partition(":")) for part in parts)
+    """Make an ensemble of `parts`, each MODEL or MODEL:NUMBER, one after the other."""
+    chain = list(parts)
+    between = [f"T{index}" for index in range(1, len(chain))]
+    tensors = zip(chain, ["IN", *between], [*between, "OUT"], strict=True)
+    steps = "".join(_step(*part.partition(":"), *ends) for part, *ends in tensors)
     config = f'platform: "ensemble"\n{TENSORS}\nensemble_scheduling {{ {steps} }}\n'
     folder = repository / name
     for number in versions:
@@ -169,10 +172,11 @@ def ensemble(
     return folder
 
 
-def _step(model: str, _: str, number: str) -> str:
+def _step(model: str, _: str, number: str, source: str, target: str) -> str:
     return (
         f'step {{ model_name: "{model}" model_version: {number or -1} '
-        'input_map { key: "IN" value: "IN" } output_map { key: "OUT" value: "OUT" } }\n'
+        f'input_map {{ key: "IN" value: "{source}" }} '
+        f'output_map {{ key: "OUT" value: "{target}" }} }}\n'
     )
 
 

@@ -42,6 +42,14 @@ def scan_models(
             Problem(shown(path / stray), "not a version: versions are whole numbers from 1 up")
             for stray in source.strays
         )
+        problems.extend(
+            Problem(
+                shown(path / str(number)),
+                f"version {number} is specified for model '{model}', but the version directory is "
+                "not present",
+            )
+            for number in source.absent
+        )
         # The bare content of a version stands for a model with one version.
         numbers = source.numbers if source.numbers != (0,) else (1,)
         found.extend(

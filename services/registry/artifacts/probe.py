@@ -14,7 +14,7 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInput
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 from tritonclient.utils import serialize_byte_tensor, triton_to_np_dtype
 
-from services.registry.formats.config import Unservable
+from services.registry.formats.refusal import Unservable
 
 PROBE_FILE: Final = "shoal_probe.json"
 MAX_TEXT: Final = 2**20  # bytes of the file

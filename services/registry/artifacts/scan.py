@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from tritonclient.grpc.model_config_pb2 import ModelConfig
+from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelVersionPolicy
 
 from services.common.errors import InvalidArtifact
 from services.registry.artifacts import probe, tree
@@ -24,16 +24,17 @@ from services.registry.formats.config import (
     BACKENDS,
     CONFIG_FILE,
     REQUIRES,
-    Unservable,
     complete_config,
     config_digest,
-    is_ensemble,
     label_files,
     parse_config,
     parts_of,
     runs_own_code,
     serialize,
 )
+from services.registry.formats.ensembles import is_ensemble
+from services.registry.formats.refusal import Unservable
+from services.registry.formats.version_policy import missing, why_left_out
 from shoal import names
 
 MAX_CONFIG: Final = 4 * 2**20  # bytes of a config.pbtxt
@@ -85,6 +86,7 @@ class Source:
     `numbers` are its versions, and `strays` the folders that only look like versions. A `bare`
     source is the content of one version, whose number is 0 if the folder's name does not tell.
     `auxiliary` are the files beside config.pbtxt. Links may lead into the folders of `within`.
+    `folders` are all versions in the model's folder, where only some are asked for.
     """
 
     model: str
@@ -95,6 +97,30 @@ class Source:
     auxiliary: Tree
     within: tuple[Path, ...]
     strays: tuple[str, ...] = ()
+    folders: tuple[int, ...] = ()
+
+    @property
+    def newest(self) -> int:
+        """Return the highest version that the config offers, or else the highest of all."""
+        return max(
+            (one for one in self.numbers if not self.left_out(one)), default=self.numbers[-1]
+        )
+
+    @property
+    def absent(self) -> list[int]:
+        """Return the versions that the config's version_policy names, but that have no folder."""
+        return missing(self._policy, self.folders or self.numbers)
+
+    def left_out(self, number: int) -> str:
+        """Return why the config's version_policy leaves a version out, or ""."""
+        return why_left_out(self._policy, number, self.folders or self.numbers)
+
+    @property
+    def _policy(self) -> ModelVersionPolicy:
+        """Return what chooses among the folders of one model. Bare content is no such folder."""
+        if self.bare or isinstance(self.config, Unservable):
+            return ModelVersionPolicy()
+        return self.config.version_policy
 
     def folder(self, number: int) -> Path:
         return self.path if self.bare else self.path / str(number)
@@ -137,7 +163,7 @@ def open_registered(path: Path, model: str, number: int, fence: Fence) -> Source
     if own is None or not inside or not path.is_dir():
         return open_source(path, model, fence(path))
     source = open_source(path.parent, model, fence(path.parent))
-    return replace(source, numbers=(own,), bare=False, strays=())
+    return replace(source, numbers=(own,), bare=False, strays=(), folders=source.numbers)
 
 
 def scan_version(source: Source, number: int, kind: str) -> Scan:
@@ -149,6 +175,8 @@ def scan_version(source: Source, number: int, kind: str) -> Scan:
     config, parts, asked, problem = b"", tuple[Part, ...](), b"", ""
     files, auxiliary = Tree(), source.auxiliary
     try:
+        if left_out := source.left_out(number):
+            raise Unservable(left_out)
         exists = folder.is_dir()
         if not exists and not _is_ensemble(source.config):
             raise InvalidArtifact(path=shown(folder), problem="its folder is gone")
@@ -219,7 +247,7 @@ def _completed(source: Source, folder: Path | None, kind: str) -> ModelConfig:
         given = ModelConfig()
         given.CopyFrom(source.config)
         given.name = source.model
-    return complete_config(given, source.model, folder, beside, kind)
+    return complete_config(given, source.model, folder, beside, kind, bare=source.bare)
 
 
 def _check_links(config: ModelConfig | Unservable, files: Tree, auxiliary: Tree) -> None:
@@ -244,9 +272,7 @@ def _read_config(path: Path, within: Iterable[Path]) -> ModelConfig | Unservable
     """Read the config. Raises InvalidArtifact for a link that leads out, OSError."""
     try:
         content = _read_file(path, within, CONFIG_FILE, MAX_CONFIG)
-        return parse_config(content.decode())
-    except UnicodeDecodeError as error:
-        return Unservable(f"{CONFIG_FILE} is not UTF-8 text: {error.reason} at byte {error.start}")
+        return parse_config(content)
     except Unservable as error:
         return error
 

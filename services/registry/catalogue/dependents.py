@@ -8,6 +8,8 @@ from services.registry.catalogue.change import Change
 from services.registry.core.catalogue import Entry, Version
 from services.registry.core.resolution import resolved
 from services.registry.formats.config import config_digest, with_parts
+from services.registry.formats.ensembles import fitted
+from services.registry.formats.refusal import Unservable
 
 _log = structlog.get_logger(__name__)
 
@@ -56,7 +58,7 @@ def _with_resolved_versions(change: Change, entry: Entry) -> Entry:
 
 
 def _resolve(change: Change, version: Version) -> Version:
-    after = resolved(version, change.loaded)
+    after = _fitted(resolved(version, change.loaded), change)
     if after == version:
         return version
     for old, new in zip(version.parts, after.parts, strict=True):
@@ -71,6 +73,21 @@ def _resolve(change: Change, version: Version) -> Version:
     if after.parts_problem and after.parts_problem != version.parts_problem:
         _log.warning("version cannot be served", version=version.name, why=after.parts_problem)
     return with_chosen_parts(after)
+
+
+def _fitted(version: Version, change: Change) -> Version:
+    """Return an ensemble that fits its parts, or says why it does not."""
+    if version.parts_problem or not (version.ensemble and version.config):
+        return version
+    parts = [
+        entry.versions[part.chosen].config
+        for part in version.parts
+        if (entry := change.loaded(part.model))
+    ]
+    try:
+        return replace(version, config=fitted(version.config, parts))
+    except Unservable as error:
+        return replace(version, parts_problem=str(error))
 
 
 def with_chosen_parts(version: Version) -> Version:

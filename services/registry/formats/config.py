@@ -19,11 +19,16 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from services.common.errors import InvalidField
 from services.registry.core import validation
 from services.registry.core.catalogue import Part
+from services.registry.formats.checks import check_config
+from services.registry.formats.ensembles import check_ensemble, is_ensemble
 from services.registry.formats.onnx import NotReadable, Tensor, read_graph
+from services.registry.formats.refusal import Unservable
+from services.registry.formats.sequences import check_sequences
+from services.registry.formats.warmup import check_warmup
 from shoal import names
 
-ENSEMBLE: Final = "ensemble"
 REQUIRES: Final = "shoal.requires"
+PYTHON_FILE: Final = "model.py"
 CONFIG_FILE: Final = "config.pbtxt"
 
 # Triton's own default for a model whose tensors all leave their first dimension open.
@@ -38,11 +43,13 @@ BACKENDS: Final = (
     ("onnxruntime", "onnxruntime_onnx", "model.onnx"),
     ("openvino", "", "model.xml"),
     ("pytorch", "pytorch_libtorch", "model.pt"),
-    ("python", "", "model.py"),
+    ("python", "", PYTHON_FILE),
 )
 
 # OpenVINO prefers a CPU, and a custom backend may prefer anything.
 _WITHOUT_PREFERENCE: Final = {backend for backend, _, _ in BACKENDS} - {"openvino"}
+# Backends beside which Triton accepts any platform.
+_WITHOUT_PLATFORMS: Final = frozenset({"python", "openvino"})
 
 # Triton starts a Python model through `bash -c`, with these words unquoted.
 _WORD = re.compile(r"[A-Za-z0-9_.-]+")
@@ -51,12 +58,14 @@ _ENVIRONMENT = re.compile(r"(\$\$TRITON_MODEL_DIRECTORY/)?[A-Za-z0-9_./-]+")
 ENVIRONMENT_PATH: Final = "EXECUTION_ENV_PATH"
 
 
-class Unservable(Exception):
-    """A version cannot be served; the text says why and becomes its invalid_reason."""
+def parse_config(text: str | bytes) -> ModelConfig:
+    """Parse the text of a config.pbtxt. Raises Unservable, with line and column.
 
-
-def parse_config(text: str) -> ModelConfig:
-    """Parse the text of a config.pbtxt. Raises Unservable, with line and column."""
+    As in Triton, comments may be in any encoding. Strings must be UTF-8, because clients that ask
+    for the config could not read it otherwise.
+    """
+    if isinstance(text, bytes):
+        text = text.decode(errors="surrogateescape")
     config = ModelConfig()
     try:
         text_format.Parse(text, config)
@@ -76,12 +85,19 @@ def serialize(config: ModelConfig) -> bytes:
 
 
 def complete_config(
-    given: ModelConfig, model: str, folder: Path | None, auxiliary: Collection[str], kind: str
+    given: ModelConfig,
+    model: str,
+    folder: Path | None,
+    auxiliary: Collection[str],
+    kind: str,
+    *,
+    bare: bool = False,
 ) -> ModelConfig:
     """Return the config that a server is given, with all that Triton would fill in or guess.
 
     `folder` is the version's, `auxiliary` are the files beside config.pbtxt, and `kind` is the
-    instance kind if the config gives none. Raises Unservable.
+    instance kind if the config gives none. A `bare` folder is not inside a model's folder. Raises
+    Unservable.
     """
     config = ModelConfig()
     config.CopyFrom(given)
@@ -94,19 +110,18 @@ def complete_config(
     _check_words(config)
     _check_paths(config, auxiliary)
     if is_ensemble(config):
-        _check_ensemble(config)
+        check_ensemble(config)
     else:
         content = sorted(path.name for path in folder.iterdir()) if folder else []
-        _complete_backend(config, content)
+        _complete_backend(config, content, bare=bare)
         _complete_instances(config, kind)
         if config.backend == "onnxruntime" and folder and not (config.input and config.output):
             _complete_tensors(config, folder / config.default_model_filename)
-    _check_tensors(config)
+    _check_outputs(config)
+    check_config(config)
+    check_sequences(config, auxiliary)
+    check_warmup(config, auxiliary)
     return config
-
-
-def is_ensemble(config: ModelConfig) -> bool:
-    return bool(config.platform == ENSEMBLE or config.HasField("ensemble_scheduling"))
 
 
 @lru_cache(maxsize=4096)
@@ -181,9 +196,10 @@ def _steps(config: ModelConfig) -> list[model_config_pb2.ModelEnsembling.Step]:
 
 def _located(error: text_format.ParseError) -> str:
     """Return the parser's message with its `line:column : text` spelled out."""
-    text = str(error)
+    text = str(error).encode(errors="surrogateescape").decode(errors="replace")
     if match := re.match(r"(\d+):(\d+) : (.*)", text, re.DOTALL):
-        return f"line {match[1]}, column {match[2]}: {match[3]}"
+        what = "a string is not UTF-8 text" if "surrogates not allowed" in text else match[3]
+        return f"line {match[1]}, column {match[2]}: {what}"
     return text
 
 
@@ -217,40 +233,40 @@ def _check_paths(config: ModelConfig, auxiliary: Collection[str]) -> None:
             raise Unservable(f"its label file {name!r} is not beside {CONFIG_FILE}")
 
 
-def _check_ensemble(config: ModelConfig) -> None:
-    if config.platform != ENSEMBLE:
-        raise Unservable(
-            f"ensemble scheduling is for platform {ENSEMBLE!r}, not {config.platform!r}"
-        )
-    if not config.ensemble_scheduling.step:
-        raise Unservable("an ensemble needs at least one step in ensemble_scheduling")
-    if config.instance_group:
-        raise Unservable("instance_group must not be given for an ensemble")
-    for index, step in enumerate(_steps(config)):
-        if not (step.model_name and step.input_map and step.output_map):
-            raise Unservable(
-                f"step {index} of the ensemble needs model_name, input_map and output_map"
-            )
-
-
-def _complete_backend(config: ModelConfig, content: Collection[str]) -> None:
+def _complete_backend(config: ModelConfig, content: Collection[str], *, bare: bool) -> None:
     row = next((row for row in BACKENDS if _matches(config, row, content)), None)
     if row is None:
-        if not config.backend:
-            raise Unservable(_no_backend(config, content))
-        return  # a custom backend, which knows its own files
+        _complete_custom_backend(config, content, bare=bare)
+        return
     backend, platform, filename = row
     config.backend = config.backend or backend
     config.platform = config.platform or platform
+    if config.backend == "pytorch" and config.runtime == PYTHON_FILE:
+        filename = ""  # its model.py is code for PyTorch's own runtime
     config.default_model_filename = config.default_model_filename or filename
-    wanted = config.default_model_filename
+    wanted = config.default_model_filename or config.runtime
     if not config.cc_model_filenames and PurePosixPath(wanted).parts[0] not in content:
-        raise Unservable(f"its version folder has no {wanted}")
+        raise Unservable(_no_file(wanted, bare=bare) + _instead(config, content))
+
+
+def _complete_custom_backend(config: ModelConfig, content: Collection[str], *, bare: bool) -> None:
+    """Complete the config of a backend that knows its own files.
+
+    As Triton has it, a model named `model.dali` whose config says nothing is for backend `dali`.
+    """
+    if config.backend:
+        return
+    _, dot, backend = config.name.partition(".")
+    if not dot or not backend or config.platform or config.default_model_filename:
+        raise Unservable(_no_backend(config, content, bare=bare))
+    config.backend = backend
+    config.default_model_filename = f"model.{backend}"
+    _check_words(config)
 
 
 def _matches(config: ModelConfig, row: tuple[str, str, str], content: Collection[str]) -> bool:
     backend, platform, filename = row
-    if config.platform:
+    if config.platform and config.backend not in _WITHOUT_PLATFORMS:
         return bool(config.platform == platform)
     if config.backend:
         # TensorFlow has two formats, which the file tells apart.
@@ -260,15 +276,31 @@ def _matches(config: ModelConfig, row: tuple[str, str, str], content: Collection
     return filename in content
 
 
-def _no_backend(config: ModelConfig, content: Collection[str]) -> str:
+def _no_backend(config: ModelConfig, content: Collection[str], *, bare: bool) -> str:
     if config.platform:
-        return f"unexpected platform type {config.platform!r}"
-    known = ", ".join(filename for _, _, filename in BACKENDS)
-    return (
-        f"its config names no backend, and its version folder has none of {known}"
-        if content
-        else "its version folder is empty or missing"
-    )
+        known = any(backend == config.platform for backend, _, _ in BACKENDS)
+        hint = f': write backend: "{config.platform}" instead' if known else ""
+        return f"unexpected platform type '{config.platform}'{hint}"
+    if not content:
+        return "its folder is empty" if bare else "its version folder is empty"
+    known_files = ", ".join(filename for _, _, filename in BACKENDS)
+    where = "its folder" if bare else "its version folder"
+    return f"its config names no backend, and {where} has none of {known_files}"
+
+
+def _no_file(wanted: str, *, bare: bool) -> str:
+    if bare:
+        return f"its folder has neither {wanted} nor a version folder such as 1"
+    return f"its version folder has no {wanted}"
+
+
+def _instead(config: ModelConfig, content: Collection[str]) -> str:
+    """Return what to write where the folder has another backend's file, or ""."""
+    for backend, platform, filename in BACKENDS:
+        if filename in content and backend != config.backend:
+            given = f'platform: "{platform}"' if platform else f'backend: "{backend}"'
+            return f". It has {filename}, for which the config must say {given}"
+    return ""
 
 
 def _complete_instances(config: ModelConfig, kind: str) -> None:
@@ -279,7 +311,7 @@ def _complete_instances(config: ModelConfig, kind: str) -> None:
     if not config.instance_group and config.backend in _WITHOUT_PREFERENCE:
         config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.Kind.Value(kind))
     for group in config.instance_group:
-        group.count = group.count or 1
+        group.count = max(group.count, 1)
 
 
 def _complete_tensors(config: ModelConfig, path: Path) -> None:
@@ -313,23 +345,9 @@ def _fill(entries: Any, tensors: Iterable[Tensor], *, batched: bool) -> None:
             entry.reshape.SetInParent()
 
 
-def _check_tensors(config: ModelConfig) -> None:
-    if config.max_batch_size < 0:
-        raise Unservable(f"max_batch_size {config.max_batch_size} is negative")
+def _check_outputs(config: ModelConfig) -> None:
     if not config.output:
         raise Unservable(
             f"{CONFIG_FILE} lists no output: name the model's inputs and outputs there, because "
             "servers do not ask the model for them"
         )
-    for kind, entries in (("input", config.input), ("output", config.output)):
-        for entry in entries:
-            if not entry.name:
-                raise Unservable(f"an {kind} has no name")
-            if entry.data_type == model_config_pb2.TYPE_INVALID:
-                raise Unservable(f"{kind} {entry.name!r} has no data_type")
-            if not entry.dims:
-                raise Unservable(f"{kind} {entry.name!r} has no dims")
-            if any(dim < 1 and dim != -1 for dim in entry.dims):
-                raise Unservable(
-                    f"{kind} {entry.name!r} has a dimension that is neither -1 nor positive"
-                )
