@@ -89,6 +89,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             responses=router.streams.responses,
             memory_budget=admission.memory_budget,
             converter=converter,
+            browsers=settings.browsers,
         )
         http = HttpLimits(settings.max_header_bytes, connections=settings.limits.connections)
         await stack.enter_async_context(web.serving(app(rest), listener, http))

@@ -8,6 +8,7 @@ import resource
 from typing import Any, Final
 
 MIB: Final = 1 << 20
+MOST_ERROR_BYTES: Final = 64 * MIB  # of the text of one error of a model, escaped
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 
@@ -55,9 +56,12 @@ SERVER_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     ("grpc.http2.max_frame_size", MIB),
 )
 
-# minimal_stack leaves out the message-size filter: the Router checks sizes itself.
+# minimal_stack leaves out the message-size filter: the Router checks sizes itself. The text of a
+# model's error comes as a header, of which gRPC takes no more than 8 KiB by default.
 CHANNEL_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     *SERVER_OPTIONS,
+    ("grpc.max_metadata_size", MOST_ERROR_BYTES),
+    ("grpc.absolute_max_metadata_size", MOST_ERROR_BYTES),
     ("grpc.minimal_stack", 1),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
