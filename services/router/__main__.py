@@ -15,6 +15,7 @@ from prometheus_client import REGISTRY
 
 from services.common import channels, process, web
 from services.common.caller import CallerPolicy
+from services.common.http1 import HttpLimits
 from services.common.ports import listen
 from services.common.rpc import RpcServer
 from services.router.api import inference, servicer
@@ -88,8 +89,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             responses=router.streams.responses,
             memory_budget=admission.memory_budget,
             converter=converter,
+            browsers=settings.browsers,
         )
-        http = web.HttpLimits(settings.max_header_bytes, connections=settings.limits.connections)
+        http = HttpLimits(settings.max_header_bytes, connections=settings.limits.connections)
         await stack.enter_async_context(web.serving(app(rest), listener, http))
         work = [watch.run(), _begin(settings, watch, rpc, kept)]
         if kept is not None:

@@ -77,8 +77,9 @@ async def assembled(
         watch = PlacementWatch(controllers, name, Table(), table_file)
         controller = ResidencyClient(watch, settings.controller_patience)
         stack.callback(controller.close)
-        channels = ServerChannels()
+        channels, stream_channels = ServerChannels(), ServerChannels()
         stack.push_async_callback(channels.close)
+        stack.push_async_callback(stream_channels.close)
         cancellations = Cancellations(channels, Cancellation(settings.cancellation))
         stack.push_async_callback(cancellations.close)
         forwarder = Forwarder(
@@ -132,7 +133,7 @@ async def assembled(
         stream_calls = StreamCalls(
             watch,
             controller,
-            channels,
+            stream_channels,
             cancellations,
             forwarder.pick,
             forwarder.repeats,

@@ -1,6 +1,7 @@
 """The Router's settings, from environment variables that begin with SHOAL_ROUTER_."""
 
 import resource
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -13,6 +14,7 @@ from services.common.units import Bytes, Seconds
 from services.router.core.admission.gate import QUEUE_BYTES, QUEUE_REQUESTS, QUEUE_SECONDS, Bounds
 from services.router.core.admission.priority import Priority
 from services.router.core.admission.tenants import ANYBODY, TenantLimit
+from services.router.core.rest.browsers import BrowserPolicy
 
 MIB = 1 << 20
 MAX_MESSAGE = 2**31 - 1  # bytes; what tritonclient allows itself
@@ -25,6 +27,7 @@ OWN_FILES = 512  # descriptors that no client may take
 PENDING_SECONDS = 300.0
 
 _ADDRESS = r"[^,]+:\d+"
+_ORIGIN = r"^(\*|null|[a-z][a-z0-9+.-]*://[^/\s]+)$"
 
 
 class TenantSettings(BaseModel):
@@ -94,6 +97,14 @@ class Settings(BaseSettings):
     """The most JSON in one HTTP request."""
     json_processes: int = Field(default=2, ge=1, le=64)
     """The most processes that convert large JSON, in each worker."""
+    cors_origins: list[Annotated[str, StringConstraints(pattern=_ORIGIN)]] = Field(
+        default_factory=list
+    )
+    """Origins whose web pages may call the HTTP port, as in `["https://app.example"]`; `*` stands
+    for every page. By default none."""
+    http_hosts: list[Annotated[str, StringConstraints(to_lower=True)]] = Field(default_factory=list)
+    """Further names under which callers on loopback reach the HTTP port. `localhost`, addresses,
+    this host's own name and names without a dot need not be listed."""
     trusted_proxies: list[str] = Field(default_factory=list)
     """Addresses or networks whose `x-shoal-subject`, `x-shoal-tenant` and `x-shoal-roles` headers
     are believed."""
@@ -189,6 +200,13 @@ class Settings(BaseSettings):
             age=self.connection_age,
             grace=self.connection_grace,
             idle=self.connection_idle,
+        )
+
+    @property
+    def browsers(self) -> BrowserPolicy:
+        names = (self.host, socket.gethostname())
+        return BrowserPolicy(
+            frozenset(self.cors_origins), frozenset({*self.http_hosts, *map(str.lower, names)})
         )
 
     @property

@@ -23,6 +23,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 from services.common import web
 from services.common.caller import CallerPolicy
 from services.common.errors import AdminRequired
+from services.common.http1 import HttpLimits
 from services.common.ports import listen
 from services.common.status import DETAILS_KEY, details
 from services.controller.core.errors import NeverFits, NoRoom
@@ -183,7 +184,7 @@ async def server() -> AsyncIterator[Running]:
         max_json=JSON_LIMIT,
         responses=backend.stream,
     )
-    limits = web.HttpLimits(head_bytes=4096, head_seconds=0.3, connections=20)
+    limits = HttpLimits(head_bytes=4096, head_seconds=0.3, connections=20)
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(listen("127.0.0.1", 0))
         stack.push_async_callback(service.converter.close)

@@ -8,6 +8,7 @@ import resource
 from typing import Any, Final
 
 MIB: Final = 1 << 20
+MOST_ERROR_BYTES: Final = 64 * MIB  # of the text of one error of a model, escaped
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 
@@ -59,12 +60,12 @@ SERVER_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
 # model's error comes as metadata.
 CHANNEL_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     *SERVER_OPTIONS,
+    ("grpc.max_metadata_size", MOST_ERROR_BYTES),
+    ("grpc.absolute_max_metadata_size", MOST_ERROR_BYTES),
     ("grpc.minimal_stack", 1),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 2_000),
     ("grpc.max_reconnect_backoff_ms", 500),
-    ("grpc.max_metadata_size", 16 * MIB),
-    ("grpc.absolute_max_metadata_size", 16 * MIB),
 )

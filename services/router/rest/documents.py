@@ -14,24 +14,72 @@ from services.router.core.rest.values import INTERNAL, WrongRequest
 _MOST_BRACKETS: Final = 1000
 _NUMBERS: Final = rapidjson.NM_NAN | rapidjson.NM_NATIVE
 _MOST_DIGITS: Final = 20  # of a 64-bit number, with its sign
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+_NOT_UTF8: Final = re.compile("[\udc80-\udcff]")
+_NAME: Final = re.compile(rb'"[ \t\r\n]*:')
 _WHERE: Final = re.compile(r"Parse error at offset (\d+): (.*)")
 
 
 def loads(body: bytes | memoryview) -> Any:
-    """Read JSON as Triton does, which accepts NaN and Infinity as numbers. Raises WrongRequest."""
+    """Read JSON as Triton does. NaN and Infinity are numbers, of several members of one name the
+    first counts, a byte order mark is skipped, and a NUL ends the text. Bytes in strings that are
+    not UTF-8 become surrogates, as with Python's `surrogateescape`. Raises WrongRequest."""
     try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        pass
-    text = bytes(body)
-    try:
-        if text.count(b"[") + text.count(b"{") <= _MOST_BRACKETS:
-            return rapidjson.loads(text, number_mode=_NUMBERS)
-        return _valid(json.loads(text, parse_int=_integer))
+        return _read(body)
     except (ValueError, RecursionError) as error:
         found = _WHERE.fullmatch(str(error))
         why = f"{found[2]} at {found[1]}" if found is not None else str(error)
         raise WrongRequest(INTERNAL, f"failed to parse the request JSON buffer: {why}") from error
+
+
+def _read(body: bytes | memoryview) -> Any:
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return _read_odd(bytes(body).removeprefix(_BYTE_ORDER_MARK).partition(b"\0")[0])
+    if _may_repeat_names(document, body):
+        return _python(bytes(body).decode())
+    return document
+
+
+def _read_odd(text: bytes) -> Any:
+    """Read JSON that orjson refuses."""
+    decoded = text.decode("utf-8", "surrogateescape")
+    plain = _NOT_UTF8.sub("?", decoded)  # what the strict parsers can read
+    if text.count(b"[") + text.count(b"{") <= _MOST_BRACKETS:
+        document = rapidjson.loads(plain, number_mode=_NUMBERS)
+    else:
+        document = _valid(_python(plain))
+    if plain != decoded or _may_repeat_names(document, text):
+        return _python(decoded)
+    return document
+
+
+def _python(text: str) -> Any:
+    """Read JSON with Python's own parser, which is slower and lets us choose among repeated
+    names."""
+    return json.loads(text, parse_int=_integer, object_pairs_hook=_first_of_each)
+
+
+def _first_of_each(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in members:
+        found.setdefault(name, value)
+    return found
+
+
+def _may_repeat_names(document: Any, text: bytes | memoryview) -> bool:
+    """Return whether the text seems to name more members than the document has. A quote within a
+    string that a colon follows looks like the end of a name."""
+    return len(_NAME.findall(text)) > _members(document)
+
+
+def _members(value: Any) -> int:
+    if isinstance(value, dict):
+        return len(value) + sum(map(_members, value.values()))
+    if isinstance(value, list) and value and isinstance(value[0], dict | list):
+        return sum(map(_members, value))
+    return 0
 
 
 def _integer(digits: str) -> int | float:

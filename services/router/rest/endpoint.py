@@ -8,6 +8,7 @@ from typing import Final, Protocol
 import structlog
 from starlette.types import Receive, Scope, Send
 
+from services.common.caller import LOCAL
 from services.common.errors import NotReady, ShoalError
 from services.router.admission.memory import Reservation
 from services.router.call import RefusedByServers
@@ -54,18 +55,23 @@ class Endpoint:
 
     def __init__(self, path: str, route: EndpointRoute, service: Service) -> None:
         self._path = path
-        self._methods = route.methods
+        head = ("HEAD",) * ("GET" in route.methods)
+        self._methods = (*route.methods, *head)
         self._action = route.action
         self._early = route.early
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] not in self._methods:
-            await error_reply(405, "Method Not Allowed").send(send)
+            reply = error_reply(405, "Method Not Allowed")
+            allow = (b"allow", ", ".join(self._methods).encode())
+            await reply._replace(headers=(*reply.headers, allow)).send(send)
             return
         reservation = Reservation(self._service.memory_budget)
         try:
             incoming = HttpRequest(scope, receive, self._service.callers, reservation)
+            if incoming.caller == LOCAL:
+                self._service.browsers.check(incoming.method, incoming.headers)
         except WrongRequest as refused:
             await refused_reply(refused).send(send)
             return

@@ -4,6 +4,7 @@ import time
 import zlib
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote
 
 from starlette.types import Receive, Scope
 
@@ -28,7 +29,9 @@ class HttpRequest:
     ) -> None:
         self.method: str = scope["method"]
         #: Parameters of the path.
-        self.path: Mapping[str, str] = scope["path_params"]
+        self.path: Mapping[str, str] = {
+            name: unquote(value) for name, value in scope["path_params"].items()
+        }
         self.headers: dict[bytes, bytes] = dict(
             reversed(scope["headers"])
         )  # the first of several counts

@@ -3,6 +3,7 @@
 Whatever goes in and out can be pickled, so that another process can do the work."""
 
 import base64
+import math
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Final, NamedTuple, cast
@@ -13,11 +14,12 @@ from services.router.control import model_info
 from services.router.core.rest.infer import Infer, Input, Scalar, flat_elements, scalar
 from services.router.core.rest.values import INVALID, WrongRequest
 from services.router.rest import tensors
-from services.router.rest.documents import dumps, loads
+from services.router.rest.documents import dumps, is_finite, loads
 
 Columns = dict[str, Any]
 
 _NONE: Final = memoryview(b"")
+_WORDS: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class Form(NamedTuple):
@@ -175,16 +177,27 @@ def _shape(name: str, value: object) -> tuple[int, ...]:
 
 
 def _input(name: str, datatype: str, shape: tuple[int, ...], data: list[Any]) -> Input:
-    """Return an input. What JSON cannot express is made from numbers (FP16, BF16) or from `{"b64":
-    text}` (bytes). Raises WrongRequest."""
+    """Return an input. What JSON cannot express is made from numbers (FP16, BF16), from the words
+    "NaN", "Infinity" and "-Infinity", or from `{"b64": text}` (bytes). Raises WrongRequest."""
     as_numbers = "FP32" if datatype in ("FP16", "BF16") else datatype
     if datatype == "BYTES":
         data = _decode_b64(data)
+    elif as_numbers in ("FP32", "FP64"):
+        data = _read_words(data)
     try:
         flat = flat_elements(name, as_numbers, shape, data)
     except WrongRequest as refused:
         raise _refused(f"input '{name}' cannot be read as {datatype}: {refused.text}") from refused
     return Input(name, datatype, shape, elements=flat)
+
+
+def _read_words(data: Any) -> Any:
+    """Return nested lists with the numbers that JSON has no digits for in place of their words."""
+    if isinstance(data, list):
+        if not {str, list}.isdisjoint(map(type, data)):
+            return [_read_words(one) for one in data]
+        return data
+    return _WORDS.get(data, data) if isinstance(data, str) else data
 
 
 def _decode_b64(data: Any) -> Any:
@@ -241,14 +254,23 @@ def _arrays(answer: tensors.Decoded) -> dict[str, tensors.Array]:
 
 
 def _nested(found: Any) -> Any:
-    """Return what `documents.dumps` writes, with bytes as text if they are text."""
+    """Return what `documents.dumps` writes, with bytes as text if they are text, and as words what
+    JSON has no digits for."""
     if isinstance(found, bytes):
         return _text(found)
     if not isinstance(found, np.ndarray):
-        return tensors.for_json(found)
+        return found if is_finite(found) else _write_words(found.tolist())
     if found.dtype == np.object_:
         return [_nested(one) for one in found]
-    return tensors.for_json(np.ascontiguousarray(found))
+    return np.ascontiguousarray(found) if is_finite(found) else _write_words(found.tolist())
+
+
+def _write_words(found: Any) -> Any:
+    if isinstance(found, list):
+        return list(map(_write_words, found))
+    if math.isfinite(found):
+        return found
+    return "NaN" if math.isnan(found) else "Infinity" if found > 0 else "-Infinity"
 
 
 def _text(value: bytes) -> Any:

@@ -11,6 +11,8 @@ from services.router.call import Answer, Call
 from services.router.control.placement_watch import PlacementWatch
 from services.router.core.admission.memory import MemoryBudget
 from services.router.core.errors import JsonTooLarge, NotProxied
+from services.router.core.rest.browsers import BrowserPolicy
+from services.router.core.rest.values import INVALID, WrongRequest
 from services.router.core.routing.routes import resolve
 from services.router.rest.converter import LARGE, Converter
 from services.router.rest.documents import loads
@@ -50,14 +52,18 @@ class Service:
     responses: ReplyStream
     memory_budget: MemoryBudget = field(default_factory=MemoryBudget)
     converter: Converter = field(default_factory=Converter)
+    browsers: BrowserPolicy = field(default_factory=BrowserPolicy)
 
     async def call(self, rpc: str, incoming: HttpRequest, /, **fields: Any) -> Any:
         """Make a call. Raises NotProxied if this Router does not have it, and what the call
-        raises."""
+        raises; WrongRequest for a value that no such call can carry."""
         answer = self.answers.get(rpc)
         if answer is None:
             raise NotProxied(method=rpc, hint="it is not there in this release.")
-        message = getattr(service_pb2, f"{rpc}Request")(**fields)
+        try:
+            message = getattr(service_pb2, f"{rpc}Request")(**fields)
+        except ValueError as error:
+            raise WrongRequest(INVALID, f"{rpc} does not take this: {error}") from error
         return await answer(message, Call(incoming.caller, incoming.peer, incoming.deadline))
 
     def json(self, body: bytes) -> Any:

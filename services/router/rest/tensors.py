@@ -34,6 +34,14 @@ _FINAL: Final = "triton_final_response"  # only replies on gRPC streams have it
 def message(model: str, version: str, infer: Infer, binary: memoryview) -> bytes:
     """Return a serialized ModelInferRequest. `binary` is the part of the body after the JSON.
     Raises WrongRequest."""
+    try:
+        return _message(model, version, infer, binary)
+    except UnicodeEncodeError as error:
+        text = "names, parameters and the id have to be UTF-8; only elements of BYTES may be other"
+        raise WrongRequest(INVALID, text) from error
+
+
+def _message(model: str, version: str, infer: Infer, binary: memoryview) -> bytes:
     request = service_pb2.ModelInferRequest(model_name=model, model_version=version, id=infer.id)
     for name, value in infer.parameters.items():
         set_parameter(request.parameters[name], name, value)

@@ -8,7 +8,8 @@ from services.router.process.tuning import CHANNEL_OPTIONS
 class ServerChannels:
     """One channel to each Triton, opened when it is first used and kept until the end.
 
-    Everything for a server uses its channel, so that it all shares one connection."""
+    Whatever is sent on one channel shares a connection: decoupled streams have channels of their
+    own, so that what they give back does not hold up requests alone."""
 
     def __init__(self) -> None:
         self._channels: dict[str, grpc.aio.Channel] = {}

@@ -1,10 +1,26 @@
 """Triton's generate extension: plain JSON keys that become inputs or parameters."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from services.router.core.rest.infer import Infer, Input, Scalar, flat_elements, request_id, scalar
-from services.router.core.rest.values import INVALID, MISSING, WrongRequest, members, obj
+from services.router.core.rest.infer import (
+    RESERVED,
+    Infer,
+    Input,
+    Scalar,
+    flat_elements,
+    request_id,
+    scalar,
+)
+from services.router.core.rest.values import INTERNAL, INVALID, MISSING, WrongRequest, members, obj
+
+# Parameters of these names are the scheduler's in Triton's gRPC protocol. Triton's own generate
+# gives them to the model, like all others.
+_FOR_SCHEDULER: Final = frozenset(
+    ("sequence_id", "sequence_start", "sequence_end", "priority", "timeout")
+)
+# Ends a name for the model, but not for the gRPC server that looks for those above.
+_END: Final = "\0"
 
 
 class Declared(NamedTuple):
@@ -16,7 +32,8 @@ class Declared(NamedTuple):
 
 def parse_generate(document: object, declared: Mapping[str, Declared]) -> Infer:
     """Return a request of Triton's generate extension. Each key, also under `parameters`, is an
-    input if the model has one of that name, else a parameter. Raises WrongRequest."""
+    input if the model has one of that name, else a parameter for the model. Raises
+    WrongRequest."""
     parameters: dict[str, Scalar] = {}
     inputs: list[Input] = []
     id_ = request_id(document)
@@ -26,7 +43,7 @@ def parse_generate(document: object, declared: Mapping[str, Declared]) -> Infer:
             if name in declared:
                 inputs.append(_generated_input(name, declared[name], value))
             else:
-                parameters[name] = scalar(name, value)
+                parameters[_for_model(name)] = scalar(name, value)
 
     outer = members(document)
     nested = outer.get("parameters", MISSING)
@@ -43,6 +60,16 @@ def parse_generate(document: object, declared: Mapping[str, Declared]) -> Infer:
             text = f"Converting keyword: 'parameters': {refused.text}"
             raise WrongRequest(refused.code, text) from refused
     return Infer(id_, parameters, tuple(inputs))
+
+
+def _for_model(name: str) -> str:
+    """Return a parameter's name in Triton's gRPC protocol."""
+    if _END in name:
+        key = name.partition(_END)[0]
+        raise WrongRequest(INTERNAL, f"parameter key '{key}' was not found in the JSON")
+    if name.startswith("triton_"):
+        raise WrongRequest(INVALID, RESERVED)
+    return name + _END if name in _FOR_SCHEDULER else name
 
 
 def _generated_input(name: str, declared: Declared, value: object) -> Input:

@@ -33,7 +33,7 @@ SIZES: Final[Mapping[str, int]] = {
 
 _MISMATCH: Final = "Unable to parse 'data': Shape does not match true shape of 'data' field"
 _BINARY_ONLY: Final = ("FP16", "BF16")
-_RESERVED: Final = (
+RESERVED: Final = (
     "parameter keys starting with 'triton_' are reserved for Triton usage and should not be "
     "specified."
 )
@@ -119,6 +119,8 @@ def scalar(name: str, value: object) -> Scalar:
 def flat_elements(name: str, datatype: str, shape: tuple[int, ...], data: object) -> list[Any]:
     """Return `data`, nested in any way, as a flat list of elements of `datatype`. Raises
     WrongRequest."""
+    if datatype not in SIZES and datatype != "BYTES":
+        raise WrongRequest(INVALID, f"invalid datatype for input {name}")
     expected = prod(shape) if shape else 0
     if not expected:
         return []  # Triton does not look at the data then
@@ -133,8 +135,6 @@ def flat_elements(name: str, datatype: str, shape: tuple[int, ...], data: object
             f"receiving {datatype} data via JSON is not supported. Please use the binary data "
             f"format for input {name}",
         )
-    if datatype not in SIZES:
-        raise WrongRequest(INVALID, f"invalid datatype for input {name}")
     _check(datatype, flat, kinds)
     if len(flat) != expected:
         raise WrongRequest(INTERNAL, _MISMATCH)
@@ -196,8 +196,11 @@ def _parameters(document: object) -> tuple[dict[str, Scalar], bool]:
             found[name] = unsigned(value, what)
         elif name == "binary_data_output":
             binary = boolean(value, what)
+        elif "\0" in name:
+            key = name.partition("\0")[0]
+            raise WrongRequest(INTERNAL, f"parameter key '{key}' was not found in the JSON")
         elif name.startswith("triton_"):
-            raise WrongRequest(INVALID, _RESERVED)
+            raise WrongRequest(INVALID, RESERVED)
         else:
             found[name] = scalar(name, value)
     return found, binary
