@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from shoal.client import Client
 
+_LEARNED: Final = {"CODE": " (named in its code)", "CALL": " (learned from a call)"}
 _HEADINGS: Final = ("model", "version", "state", "resident", "memory", "notes")
 _PROBLEMS: Final = ("not imported", "because")
 
@@ -134,6 +135,11 @@ def _resident(replicas: list[Document] | None) -> str:
     )
 
 
+def _needs(version: Document) -> list[str]:
+    learned = {one["version"]: _LEARNED.get(one["source"], "") for one in version["requirements"]}
+    return [short(name) + learned.get(name, "") for name in version["requires"]]
+
+
 def _notes(model: Document, version: Document, number: int) -> list[str]:
     found = [f"alias {alias}" for alias, target in model["aliases"].items() if target == number]
     if version is model["versions"][0]:
@@ -145,7 +151,7 @@ def _notes(model: Document, version: Document, number: int) -> list[str]:
     if version["memory_source"] == "declared":
         found.append("memory declared")
     if version["requires"]:
-        found.append(f"needs {', '.join(map(short, version['requires']))}")
+        found.append(f"needs {', '.join(_needs(version))}")
     if version["invalid_reason"]:
         found.append(version["invalid_reason"])
     return found

@@ -27,6 +27,7 @@ CONFIG = (
 )
 NAMED = CONFIG + 'input [{ name: "MODEL_NAME" data_type: TYPE_STRING dims: [ 1 ] }]\n'
 DECOUPLED = NAMED + "model_transaction_policy { decoupled: true }\n"
+PARTS = [f"part{index}" for index in range(8)]  # nobody else calls them
 TIMES = """
 import triton_python_backend_utils as pb
 class TritonPythonModel:
@@ -102,6 +103,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("repository")
     for name, factor in (("twice", "2"), ("thrice", "3"), ("four", "4")):
         write(folder / name, CONFIG, v1=TIMES.replace("FACTOR", factor))
+    for name in PARTS:
+        write(folder / name, CONFIG, v1=TIMES.replace("FACTOR", "5"))
     write(folder / "caller", CONFIG, v1=CALLS.replace("NAME", '"twice"'))
     write(folder / "dynamic", NAMED, v1=FROM_INPUT)
     write(folder / "once", NAMED, v1=FROM_INPUT)
@@ -177,7 +180,8 @@ def test_what_a_request_names_is_learned_from_the_failure(stack: Fleet) -> None:
     assert ask(stack, "dynamic", 1.0, "thrice") == 3.0
     assert requirements(stack, "dynamic") == [("thrice", registry.REQUIREMENT_SOURCE_CALL)]
     assert ask(stack, "dynamic", 1.0, "four") == 4.0
-    assert servers(stack, "dynamic") == servers(stack, "thrice") == servers(stack, "four")
+    for part in ("thrice", "four"):
+        assert set(servers(stack, "dynamic")) <= set(servers(stack, part))
     evict(stack, "dynamic", "thrice", "four")
     assert ask(stack, "dynamic", 1.0, "thrice") == 3.0
     code, _, text = refusal(lambda: ask(stack, "dynamic", 1.0, "nobody"))
@@ -190,16 +194,18 @@ def test_a_request_that_may_not_be_repeated_teaches_all_the_same(stack: Fleet) -
     request = catalogue.UpdateModelRequest(model=model)
     request.update_mask.paths.append("retry_policy")
     stack.registry.UpdateModel(request)
-    wait_until(lambda: ask_status(stack) == "INTERNAL", 30, "the policy to reach the Router")
-    wait_until(lambda: ask_status(stack) == "", 30, "the part to be learned")
+    refused = next(part for part in PARTS if not answers(stack, part))
+    wait_until(lambda: answers(stack, refused), 30, "the part to be learned")
 
 
-def ask_status(stack: Fleet) -> str:
+def answers(stack: Fleet, part: str) -> bool:
     try:
-        ask(stack, "once", 1.0, "four")
+        ask(stack, "once", 1.0, part)
     except triton.InferenceServerException as error:
-        return str(error.status()).rpartition(".")[2]
-    return ""
+        if "is not ready" not in error.message():
+            raise
+        return False
+    return True
 
 
 def test_a_decoupled_model_is_asked_again_beside_what_it_called(stack: Fleet) -> None:
@@ -279,7 +285,6 @@ def test_a_model_that_has_grown_is_loaded_within_what_is_reserved(
     wait_until(imported, 30, "the Router to answer with the new config")
     wait_until(lambda: not servers(stack, model), 30, "the old content to leave")
     infer()
-    wait_until(lambda: memory(stack, model)[1] > 0, 30, "it to be measured")
+    wait_until(lambda: memory(stack, model)[1] > 50 << 20, 30, "its new size to be measured")
     reserved, measured = memory(stack, model)
-    assert measured > (100 << 20)
     assert reserved >= measured

@@ -16,10 +16,17 @@ from services.controller.core.view import FleetView
 from services.controller.registry.catalogue import ANSWERABLE
 from services.controller.telemetry.journal import Entry, Journal
 from shoal.controller.v1 import controller_service_pb2 as wire
-from shoal.names import server_name, version_name
+from shoal.names import parse_version_name, server_name, version_name
 from shoal.registry.v1 import types_pb2 as registry
 
 CANDIDATES: Final = 20  # shown of an eviction
+
+_KNOWN_FROM: Final = {
+    registry.REQUIREMENT_SOURCE_UNSPECIFIED: "required",
+    registry.REQUIREMENT_SOURCE_CONFIG: "declared",
+    registry.REQUIREMENT_SOURCE_CODE: "named in its code",
+    registry.REQUIREMENT_SOURCE_CALL: "learned from a call",
+}
 
 
 class Explanations:
@@ -73,7 +80,7 @@ class Explanations:
         now = time.monotonic()
         absence = self._view.why_not_loaded(unit, now)
         response = wire.WhyNotLoadedResponse(
-            reason=absence.reason + self._last_eviction(absence),
+            reason=absence.reason + self._last_eviction(absence) + _needs(version),
             waiters=absence.waiters,
             turn=absence.turn,
             servers=[_verdict(verdict) for verdict in absence.verdicts],
@@ -106,6 +113,18 @@ class Explanations:
             candidates=stay.candidates,
             weighed=stay.numbers,
         )
+
+
+def _needs(version: registry.ModelVersion | None) -> str:
+    """Return what a model that calls others needs beside it, and how that is known."""
+    if version is None or version.ensemble or not version.requirements:
+        return ""
+    needed = (
+        f"{Unit(*name)} ({_KNOWN_FROM[one.source]})"
+        for one in version.requirements
+        if (name := parse_version_name(one.version)) is not None
+    )
+    return f"; it needs beside it: {', '.join(needed)}"
 
 
 def _closed(unit: Unit, version: registry.ModelVersion) -> str:

@@ -195,10 +195,11 @@ class Residency(RuleBasedStateMachine):
             self.fleet.known.specs[r.unit].config_digest for r in same if r.unit in self.specs
         }
         assert len(digests) == 1
-        for user in here:
-            for part in self.fleet.known.specs[user].unversioned if user in self.specs else ():
-                newer = [r.unit for r in occupied if r.unit.model == part.model]
-                assert order.key.unit == user or max(newer, default=part) <= part
+        held = {r.unit for r in occupied}
+        assert all(unit <= part for part in new.unversioned for unit in held if unit[0] == part[0])
+        for user in held & self.specs.keys():
+            parts = self.fleet.known.specs[user].unversioned
+            assert all(new.unit <= part for part in parts if new.unit.model == part.model)
         assert order.key.unit.version in order.versions
         assert self.about(order.key) == [order], "one change of a model at a time on a server"
         if not new.size_known:
