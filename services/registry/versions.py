@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 import structlog
 
-from services.common.errors import InvalidArtifact, ModelNotFound
+from services.common.errors import ModelNotFound
 from services.common.tasks import TaskScope
 from services.registry.artifacts import tree
 from services.registry.artifacts.discovery import (
@@ -35,6 +35,7 @@ from services.registry.artifacts.staging import Staging
 from services.registry.catalogue.writer import Catalogue
 from services.registry.core import rules
 from services.registry.core.catalogue import Entry, Model, Version, VersionState
+from services.registry.core.errors import InvalidArtifact
 from services.registry.core.resolution import parts_first
 from shoal import names
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Mapping
 
 from services.controller.core.view import FleetView
-from services.controller.registry.catalogue import ANSWERABLE, Catalogue, unit_of
+from services.controller.registry.catalogue import ANSWERABLE, INVALID, Catalogue, unit_of
 from services.controller.routers.messages import SERVER_STATES
 from shoal.controller.v1 import placement_pb2 as wire
 from shoal.names import parse_alias_name, parse_model_name, parse_version_name
@@ -135,6 +135,7 @@ class Placements:
             reason=self._view.status(unit) if answerable else _refusal(version),
             servable=bool(ready) or loadable,
             decoupled=version.decoupled if version.HasField("decoupled") else None,
+            problem=version.invalid_reason if version.state == INVALID else "",
         )
 
     def _arm(self, arm: registry.Arm) -> wire.ArmRoute:

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from services.common.errors import InvalidArtifact
 from services.registry.artifacts.scan import Problem, Scan, Source, open_source, scan_version
 from services.registry.artifacts.tree import shown
 from services.registry.core.catalogue import Entry, Version, VersionState
+from services.registry.core.errors import InvalidArtifact
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,11 @@ from typing import Final
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelVersionPolicy
 
-from services.common.errors import InvalidArtifact
 from services.registry.artifacts import probe, tree
 from services.registry.artifacts.probe import PROBE_FILE
 from services.registry.artifacts.tree import CACHE, Tree, shown
 from services.registry.core.catalogue import Part
+from services.registry.core.errors import InvalidArtifact
 from services.registry.formats.config import (
     BACKENDS,
     CONFIG_FILE,
@@ -246,7 +246,10 @@ def _named(
 
 def _why_not(folder: Path, repository: Path) -> str:
     if not names.is_model_name(folder.name):
-        return "its name cannot be a model's: letters, digits, '_', '.' and '-' only"
+        return (
+            "its name cannot be a model's: letters, digits, '_', '.', '+', '@' and '-' only, not "
+            "'.' or '-' first"
+        )
     if not folder.resolve().is_relative_to(repository.resolve()):
         return f"it links to {shown(folder.resolve())}, outside of the repository"
     content = _names(folder)

@@ -310,6 +310,7 @@ def _route(message: wire.ModelRoute) -> Route:
                 version.servable,
                 version.reason,
                 version.decoupled if version.HasField("decoupled") else None,
+                version.problem,
             )
             for version in message.versions
         },

@@ -11,6 +11,8 @@ from services.common.errors import (
     InvalidVersion,
     ModelNotFound,
     NoApprovedVersion,
+    NotServable,
+    ShoalError,
     VersionNotFound,
 )
 from shoal.names import is_alias, is_model_name, parse_version
@@ -46,6 +48,8 @@ class VersionRoute:
     reason: str = ""
     #: Whether it gives any number of replies to a request; None if that is not known.
     decoupled: bool | None = None
+    #: Why it cannot be served at all; "" if it can, or is rejected.
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,7 @@ def resolve(routes: Routes, model: str, version: str, draw: float) -> Target:
 
     `version` is a number, an alias, or "" for the choice of the traffic policy, which is made by
     `draw`, uniform in [0, 1). Raises InvalidName, ModelNotFound, InvalidVersion, VersionNotFound,
-    NoApprovedVersion."""
+    NoApprovedVersion, and NotServable for a model of which no version can be served."""
     route = routes.get(model)
     if route is None:
         if not is_model_name(model):
@@ -142,8 +146,16 @@ def _of_arm(routes: Routes, arm: Arm) -> Target:
 
 def _default(model: str, route: Route) -> Target:
     if not route.default_version:
-        raise NoApprovedVersion(model=model, versions=_listed(route))
+        raise _no_default(model, route)
     return Target(model, route.default_version)
+
+
+def _no_default(model: str, route: Route) -> ShoalError:
+    """Return the error that says what the model lacks: an approval, or a version to approve."""
+    broken = max((number for number, one in route.versions.items() if one.problem), default=0)
+    if broken and not any(one.servable for one in route.versions.values()):
+        return NotServable(model=model, version=broken, problem=route.versions[broken].problem)
+    return NoApprovedVersion(model=model, versions=_listed(route))
 
 
 def _listed(route: Route) -> str:
