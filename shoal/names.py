@@ -1,16 +1,17 @@
 """Resource names, and which model names, aliases and versions are valid.
 
-A model's name becomes the name of a folder in Triton's repository. Triton before release 26.03
-follows ``..`` in it, and a version folder such as ``-3`` hangs its loader. So both are checked
-wherever they enter the system.
+A model's name becomes the name of a folder in Triton's repository, a word in the shell command that
+starts a Python model, and a segment of resource names and URLs. A version folder such as ``-3``
+hangs Triton's loader. So both are checked wherever they enter the system.
 """
 
 import re
 from typing import NamedTuple
 
-MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+MODEL_NAME = re.compile(r"[A-Za-z0-9_+@][A-Za-z0-9_.+@-]*")
 ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
-MAX_NAME_LENGTH = 128  # characters; leaves room for Triton's suffixes in a file name of 255 bytes
+MAX_NAME_LENGTH = 255  # bytes of a file name
+MAX_ALIAS_LENGTH = 128
 MAX_VERSION = 2**63 - 1  # Triton's versions are int64
 
 
@@ -26,14 +27,12 @@ class ModelVersionName(NamedTuple):
 
 def is_model_name(text: str) -> bool:
     """Return whether `text` is a valid name of a model or a server."""
-    return (
-        MODEL_NAME.fullmatch(text) is not None and ".." not in text and len(text) <= MAX_NAME_LENGTH
-    )
+    return MODEL_NAME.fullmatch(text) is not None and len(text) <= MAX_NAME_LENGTH
 
 
 def is_alias(text: str) -> bool:
     """Return whether `text` is a valid alias. It begins with a letter, so it is never a version."""
-    return ALIAS.fullmatch(text) is not None and len(text) <= MAX_NAME_LENGTH
+    return ALIAS.fullmatch(text) is not None and len(text) <= MAX_ALIAS_LENGTH
 
 
 def parse_version(text: str) -> int | None:

@@ -43,8 +43,9 @@ class MalformedMessage(ShoalError):
 class InvalidName(ShoalError):
     code, reason = Code.INVALID_ARGUMENT, "INVALID_NAME"
     template = (
-        "{field} {value!r} is not allowed: names start with a letter or digit, contain only "
-        "letters, digits, '_', '.' and '-', have no '..', and are at most 128 characters long."
+        "{field} {value!r} is not allowed: names start with a letter or digit, '_', '+' or '@', "
+        "contain only letters, digits, '_', '.', '+', '@' and '-', and are at most 255 characters "
+        "long."
     )
 
     def __init__(self, field: str, value: str) -> None:
@@ -85,17 +86,24 @@ class VersionNotFound(ShoalError):
     )
 
 
+class NotServable(ShoalError):
+    # The first sentence is Triton's own, which clients match on.
+    code, reason = Code.NOT_FOUND, "NOT_SERVABLE"
+    template = (
+        "Request for unknown model: '{model}' version {version} is not found. It is registered, "
+        "but cannot be served: {problem}. Fix that, then register or import it again."
+    )
+
+    def __init__(self, *, model: str, version: object, problem: str) -> None:
+        super().__init__(model=model, version=version, problem=problem.removesuffix("."))
+
+
 class NoApprovedVersion(ShoalError):
     code, reason = Code.FAILED_PRECONDITION, "NO_APPROVED_VERSION"
     template = (
         "no version of model '{model}' is approved, so it has no default version: approve one, or "
         "name a version in the request. Registered versions: {versions}."
     )
-
-
-class InvalidArtifact(ShoalError):
-    code, reason = Code.INVALID_ARGUMENT, "INVALID_ARTIFACT"
-    template = "{path} cannot be served: {problem}"
 
 
 # --- residency ------------------------------------------------------------------------------------

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import structlog
 
-from services.common.errors import InvalidArtifact
 from services.registry.artifacts.discovery import Found
 from services.registry.artifacts.repository import Problem
 from services.registry.artifacts.scan import Scan
 from services.registry.artifacts.tree import exists
 from services.registry.core import resolution, rules
 from services.registry.core.catalogue import Entry, Version, VersionState
+from services.registry.core.errors import InvalidArtifact
 
 _log = structlog.get_logger(__name__)
 

@@ -11,7 +11,7 @@ import structlog
 
 from services.common import metrics
 from services.common.caller import CallerPolicy
-from services.common.errors import InvalidArtifact, NotReady
+from services.common.errors import NotReady
 from services.common.rpc import RpcServer
 from services.common.tasks import TaskScope
 from services.registry.api.servicer import NAME, OPEN_METHODS, RegistryServicer
@@ -20,6 +20,7 @@ from services.registry.artifacts.staging import Staging
 from services.registry.catalogue.store import Store
 from services.registry.catalogue.watch import CatalogueLog
 from services.registry.catalogue.writer import Catalogue
+from services.registry.core.errors import InvalidArtifact
 from services.registry.repositories import Repositories
 from services.registry.settings import RegistrySettings
 from services.registry.versions import Versions

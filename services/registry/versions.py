@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
-from services.common.errors import InvalidArtifact, ModelNotFound
+from services.common.errors import ModelNotFound
 from services.common.tasks import TaskScope
 from services.registry.adoption import (
     adopt,
@@ -38,6 +38,7 @@ from services.registry.artifacts.staging import Staging
 from services.registry.catalogue.writer import Catalogue
 from services.registry.core import rules
 from services.registry.core.catalogue import Entry, Model, Version, VersionState
+from services.registry.core.errors import InvalidArtifact
 from services.registry.repositories import Repositories
 from shoal import names
 

@@ -178,8 +178,9 @@ def test_a_failed_load_backs_off_and_shows_in_the_index(stack: Fleet) -> None:
 
 def test_a_config_that_cannot_be_read(stack: Fleet) -> None:
     code, reason, text = refused(stack, "bad_config", "1")
-    assert (code, reason) == ("INVALID_ARGUMENT", "INVALID_ARTIFACT")
+    assert (code, reason) == ("NOT_FOUND", "NOT_SERVABLE")
     assert "config.pbtxt" in text
+    assert refused(stack, "bad_config") == (code, reason, text)
 
 
 def test_what_can_never_fit(stack: Fleet) -> None:

@@ -12,8 +12,14 @@ from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2 as mc
 
 from services.registry.artifacts.scan import MAX_CONFIG, Scan, open_source, scan_version
-from services.registry.formats.config import config_digest, parse_config, serialize
+from services.registry.formats.config import (
+    complete_config,
+    config_digest,
+    parse_config,
+    serialize,
+)
 from services.registry.formats.onnx import NotReadable, read_graph
+from services.registry.formats.refusal import Unservable
 from tests.support.registry import PYTHON_CODE, TENSORS, onnx_model
 
 
@@ -173,6 +179,15 @@ INPUT = 'input { name: "I" data_type: TYPE_FP32 dims: 1 }\n'
             "EXECUTION_ENV_PATH '/e && id' is not allowed",
         ),
         ("\xff", "config.pbtxt: line 1, column 1:"),
+        (
+            "platform: 'python'" + TENSORS,
+            "unexpected platform type 'python': write backend: \"python\" instead",
+        ),
+        (
+            "platform: 'pytorch_libtorch'" + TENSORS,
+            "its version folder has no model.pt. It has model.py, for which the config must say "
+            'backend: "python"',
+        ),
     ],
 )
 def test_what_cannot_be_served_says_why(tmp_path: Path, config: str, said: str) -> None:
@@ -188,6 +203,31 @@ def test_configs_that_are_no_text_or_too_much_of_it(tmp_path: Path) -> None:
     (folder / "config.pbtxt").unlink()
     (folder / "config.pbtxt").mkdir()
     assert problem(folder) == "config.pbtxt is a folder"
+
+
+def test_the_name_tells_a_custom_backend(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    given = parse_config(TENSORS)
+    config = complete_config(given, "model.dali", tmp_path / "1", (), "KIND_CPU")
+    assert (config.backend, config.default_model_filename) == ("dali", "model.dali")
+    with pytest.raises(Unservable, match="its version folder is empty"):
+        complete_config(given, "model", tmp_path / "1", (), "KIND_CPU")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "gbk", "utf-8"])
+def test_comments_may_be_in_any_encoding(tmp_path: Path, encoding: str) -> None:
+    comment = "# caf\xe9\n" if encoding == "latin-1" else "# \u6a21\u578b\n"
+    folder = write(tmp_path / "m", "", model_py="")
+    (folder / "config.pbtxt").write_bytes((comment + TENSORS).encode(encoding))
+    assert completed(folder).output[0].name == "OUT"
+
+
+def test_without_a_version_folder_the_reason_names_none(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.pbtxt").write_text("backend: 'python'" + TENSORS)
+    assert (
+        problem(tmp_path / "m") == "its folder has neither model.py nor a version folder such as 1"
+    )
 
 
 def test_folders_without_a_model(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from services.common.errors import InvalidArtifact
 from services.registry.artifacts.discovery import scan_models
 from services.registry.artifacts.repository import find_models
 from services.registry.artifacts.tree import MAX_DEPTH
+from services.registry.core.errors import InvalidArtifact
 from shoal.registry.v1 import registry_service_pb2 as pb
 from shoal.registry.v1 import types_pb2 as types
 from tests.support.registry import (

@@ -344,6 +344,15 @@ async def test_migrations_make_the_tables_that_the_code_knows(store: Store, url:
     assert difference == []
 
 
+async def test_a_name_may_be_as_long_as_a_file_name(store: Store) -> None:
+    name = "x" * 255
+    async with store.change() as change:
+        await change.load((name,))
+        change.put(Entry(Model(name=name), {1: version(name, 1)}))
+        await change.commit()
+    assert await store.entry(name) is not None
+
+
 async def test_what_older_tables_held_is_kept(url: str) -> None:
     one = version("m", 1, pinned=True)
     model = rows.model_row(Model(name="m", description="ä"))

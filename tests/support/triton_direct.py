@@ -160,7 +160,9 @@ def is_live(client: triton.InferenceServerClient) -> bool:
 def exited(started: subprocess.Popen[bytes], log: Path) -> bool:
     """Raises, with the end of the log, when the server has ended by itself."""
     if started.poll() is not None:
-        raise RuntimeError(f"Triton ended with {started.returncode}:\n{log.read_text()[-4000:]}")
+        raise RuntimeError(
+            f"Triton ended with {started.returncode}:\n{log.read_text(errors='replace')[-4000:]}"
+        )
     return False
 
 

@@ -4,12 +4,13 @@ from services.common.errors import (
     InvalidName,
     ModelNotFound,
     NoApprovedVersion,
+    NotServable,
     ShoalError,
     VersionNotFound,
 )
 from services.controller.core.entities import Unit
 from services.controller.core.view import FleetView
-from services.controller.registry.catalogue import ANSWERABLE, Catalogue, unit_of
+from services.controller.registry.catalogue import ANSWERABLE, INVALID, Catalogue, unit_of
 from shoal.names import parse_model_name, parse_version_name
 from shoal.registry.v1 import types_pb2 as registry
 
@@ -38,7 +39,8 @@ class Names:
     def one(self, name: str) -> Unit:
         """Return the unit that a name means: of a model, its default version.
 
-        A version need not be registered. Raises InvalidName, ModelNotFound, NoApprovedVersion.
+        A version need not be registered. Raises InvalidName, ModelNotFound, NoApprovedVersion, and
+        NotServable for a model of which no version can be served.
         """
         model, version = parse_name(name)
         if version is not None:
@@ -47,6 +49,9 @@ class Names:
         if entry is None:
             raise ModelNotFound(model=model)
         if not entry.model.default_version:
+            broken = max(map(unit_of, filter(_is_invalid, entry.versions)), default=None)
+            if broken is not None and not self._has_answerable(model):
+                raise self.not_found(broken)
             raise NoApprovedVersion(model=model, versions=self._answerable(model))
         return Unit(model, entry.model.default_version)
 
@@ -80,9 +85,14 @@ class Names:
         raise VersionNotFound(model=unit.model, version=unit.version, versions=versions or "none")
 
     def not_found(self, unit: Unit) -> ShoalError:
-        """Return the error that says what does not exist: the model, or only this version."""
+        """Return the error that says what does not exist, or why it cannot be served."""
         if unit.model not in self._catalogue.entries:
             return ModelNotFound(model=unit.model)
+        version = self._catalogue.version(unit)
+        if version is not None and _is_invalid(version):
+            return NotServable(
+                model=unit.model, version=unit.version, problem=version.invalid_reason
+            )
         return VersionNotFound(
             model=unit.model, version=unit.version, versions=self._answerable(unit.model)
         )
@@ -91,3 +101,10 @@ class Names:
         entry = self._catalogue.entries[model]
         numbers = [unit_of(v).version for v in entry.versions if v.state in ANSWERABLE]
         return ", ".join(map(str, numbers)) or "none"
+
+    def _has_answerable(self, model: str) -> bool:
+        return any(v.state in ANSWERABLE for v in self._catalogue.entries[model].versions)
+
+
+def _is_invalid(version: registry.ModelVersion) -> bool:
+    return version.state == INVALID

@@ -12,7 +12,6 @@ from opentelemetry import trace
 
 from services.common import paging, telemetry
 from services.common.errors import (
-    InvalidArtifact,
     InvalidName,
     ModelNotFound,
     NotReady,
@@ -350,9 +349,6 @@ class ControllerServicer(ControllerServiceServicer):
         The engine knows only what can be loaded; the catalogue knows why the rest cannot.
         """
         if isinstance(error, ModelNotFound | VersionNotFound):
-            version = self._catalogue.version(unit)
-            if version is not None and version.invalid_reason:
-                return InvalidArtifact(path=version.source, problem=version.invalid_reason)
             return self._names.not_found(unit)
         return error
 

@@ -11,6 +11,7 @@ from services.controller.triton.config import serving
 from shoal.names import parse_model_name, parse_version_name
 from shoal.registry.v1 import types_pb2 as registry
 
+INVALID = registry.VERSION_STATE_INVALID
 ANSWERABLE = frozenset({registry.VERSION_STATE_APPROVED, registry.VERSION_STATE_PENDING})
 
 

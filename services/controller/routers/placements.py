@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Mapping
 
 from services.controller.core.view import FleetView
-from services.controller.registry.catalogue import ANSWERABLE, Catalogue, unit_of
+from services.controller.registry.catalogue import ANSWERABLE, INVALID, Catalogue, unit_of
 from services.controller.routers.messages import SERVER_STATES
 from shoal.controller.v1 import placement_pb2 as wire
 from shoal.names import parse_alias_name, parse_model_name, parse_version_name
@@ -137,6 +137,7 @@ class Placements:
             servable=answerable and not failure,
             decoupled=version.decoupled if version.HasField("decoupled") else None,
             fingerprint=version.fingerprint,
+            problem=version.invalid_reason if version.state == INVALID else "",
         )
 
     def _arm(self, arm: registry.Arm) -> wire.ArmRoute:

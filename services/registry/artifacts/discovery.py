@@ -7,11 +7,11 @@ from pathlib import Path
 
 import structlog
 
-from services.common.errors import InvalidArtifact
 from services.registry.artifacts.repository import Problem
 from services.registry.artifacts.scan import Fence, Scan, Source, open_source, scan_version
 from services.registry.artifacts.tree import shown
 from services.registry.core.catalogue import Entry, Version, VersionState
+from services.registry.core.errors import InvalidArtifact
 
 _log = structlog.get_logger(__name__)
 

@@ -14,11 +14,11 @@ from typing import Final
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelVersionPolicy
 
-from services.common.errors import InvalidArtifact
 from services.registry.artifacts import probe, tree
 from services.registry.artifacts.probe import PROBE_FILE
 from services.registry.artifacts.tree import Tree, shown
 from services.registry.core.catalogue import Part, PartSource
+from services.registry.core.errors import InvalidArtifact
 from services.registry.formats.calls import calls
 from services.registry.formats.config import (
     BACKENDS,

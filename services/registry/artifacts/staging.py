@@ -25,11 +25,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
-from services.common.errors import InvalidArtifact
 from services.registry.artifacts import bytecode
 from services.registry.artifacts.scan import Scan
 from services.registry.artifacts.tree import CACHE, File, Tree, shown
 from services.registry.core.catalogue import Entry
+from services.registry.core.errors import InvalidArtifact
 from services.registry.formats.config import CONFIG_FILE, config_text
 from shoal import names
 

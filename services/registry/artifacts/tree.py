@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from services.common.errors import InvalidArtifact
+from services.registry.core.errors import InvalidArtifact
 
 # Links to folders with more links to folders can make a few files look like millions.
 MAX_ENTRIES: Final = 100_000

@@ -21,6 +21,9 @@ from sqlalchemy import (
 
 metadata = MetaData()
 
+# A model's name. SQLite, which does not enforce lengths, keeps the one its tables were made with.
+_NAME = String(255).with_variant(String(128), "sqlite")
+
 # One row. Every writer changes it first, so that there is one at a time, and no gap in revisions.
 catalogue = Table(
     "catalogue",
@@ -32,7 +35,7 @@ catalogue = Table(
 models = Table(
     "models",
     metadata,
-    Column("name", String(128), primary_key=True),
+    Column("name", _NAME, primary_key=True),
     Column("description", Text, nullable=False),
     Column("labels", JSON, nullable=False),
     Column("retry_policy", String(16), nullable=False),
@@ -49,7 +52,7 @@ models = Table(
 versions = Table(
     "versions",
     metadata,
-    Column("model", String(128), ForeignKey("models.name"), primary_key=True),
+    Column("model", _NAME, ForeignKey("models.name"), primary_key=True),
     Column("number", BigInteger, primary_key=True, autoincrement=False),
     Column("verdict", String(16), nullable=False),
     Column("source", Text, nullable=False),
@@ -73,9 +76,9 @@ versions = Table(
 uses = Table(
     "uses",
     metadata,
-    Column("model", String(128), ForeignKey("models.name"), primary_key=True),
+    Column("model", _NAME, ForeignKey("models.name"), primary_key=True),
     Column("number", BigInteger, primary_key=True, autoincrement=False),
-    Column("used", String(128), primary_key=True),
+    Column("used", _NAME, primary_key=True),
     Index("uses_used", "used"),
 )
 
@@ -93,7 +96,7 @@ requests = Table(
 footprints = Table(
     "footprints",
     metadata,
-    Column("model", String(128), primary_key=True),
+    Column("model", _NAME, primary_key=True),
     Column("number", BigInteger, primary_key=True, autoincrement=False),
     Column("config_digest", String(64), nullable=False),
     Column("memory", JSON, nullable=False),

@@ -14,6 +14,11 @@ class IllegalState(ShoalError):
     template = "{name} is {state}, so it cannot be {move}: {hint}"
 
 
+class InvalidArtifact(ShoalError):
+    code, reason = Code.INVALID_ARGUMENT, "INVALID_ARTIFACT"
+    template = "{path} cannot be served: {problem}"
+
+
 class EtagMismatch(ShoalError):
     code, reason = Code.ABORTED, "ETAG_MISMATCH"
     template = (

@@ -91,7 +91,7 @@ def _reached(inputs: set[str], sources: Mapping[str, Sequence[str]]) -> set[str]
 
 def _unconnected(output: str, sources: Mapping[str, Sequence[str]], ready: set[str]) -> str:
     """Return in words the farthest tensor because of which an output is not written."""
-    last, seen = output, {output}
+    last, seen = output, set[str]()
     while missing := [one for one in sources.get(last, ()) if one not in ready and one not in seen]:
         last = missing[0]
         seen.add(last)

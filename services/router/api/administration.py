@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from tritonclient.grpc import service_pb2
 
-from services.common.errors import InvalidArtifact, InvalidField, LoadFailed, VersionNotFound
+from services.common.errors import InvalidField, LoadFailed, NotServable, VersionNotFound
 from services.common.status import error_info
 from services.router.api.common_settings import common_log, common_trace
 from services.router.call import Answer, Call
@@ -98,7 +98,11 @@ class Administration:
                 or "no model of that name is registered or in a repository that was imported: "
                 "`shoal register` or `shoal import` adds it.",
             )
-        for target, _ in shares(routes, request.model_name, ""):
+        try:
+            targets = shares(routes, request.model_name, "")
+        except NotServable as error:
+            raise _not_in_repository(error.metadata) from error
+        for target, _ in targets:
             await self._load(target, call)
         return service_pb2.RepositoryModelLoadResponse()
 
@@ -129,9 +133,8 @@ class Administration:
             details = dict(info.metadata) if info is not None else {}
             if info is not None and info.reason == LoadFailed.reason:
                 raise LoadRefused(cause=_in_tritons_words(target, details["cause"])) from rejected
-            if info is not None and info.reason == InvalidArtifact.reason:
-                problem = f"{details['path']} cannot be served: {details['problem']}"
-                raise NotInRepository(model=target.model, problem=problem) from rejected
+            if info is not None and info.reason == NotServable.reason:
+                raise _not_in_repository(details) from rejected
             raise
         return str(reply.replica.name.split("/")[1])  # "servers/{server}/replicas/…"
 
@@ -194,6 +197,13 @@ def refuse_named(repository: str) -> None:
     """Raises RepositoryNamed, as Triton does, if a repository is named."""
     if repository:
         raise RepositoryNamed(repository=repository[:128])
+
+
+def _not_in_repository(details: Mapping[str, str]) -> NotInRepository:
+    """Return Triton's error for the model that a NotServable has these details of."""
+    unit = f"{details['model']}:{details['version']}"
+    problem = f"{unit} cannot be served: {details['problem']}"
+    return NotInRepository(model=details["model"], problem=problem)
 
 
 def _in_tritons_words(target: Target, cause: str) -> str:

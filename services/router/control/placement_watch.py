@@ -311,6 +311,7 @@ def _route(message: wire.ModelRoute) -> Route:
                 version.reason,
                 version.decoupled if version.HasField("decoupled") else None,
                 version.fingerprint,
+                version.problem,
             )
             for version in message.versions
         },

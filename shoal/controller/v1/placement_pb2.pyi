@@ -581,6 +581,7 @@ class VersionRoute(_message.Message):
     SERVABLE_FIELD_NUMBER: _builtins.int
     DECOUPLED_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     config_digest: _builtins.str
     reason: _builtins.str
@@ -595,6 +596,8 @@ class VersionRoute(_message.Message):
     """
     fingerprint: _builtins.str
     """Changes when its files or its config are changed in place."""
+    problem: _builtins.str
+    """Why it cannot be served at all, for people; empty if it can, or is rejected."""
     @_builtins.property
     def servers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the servers on which it is READY."""
@@ -609,10 +612,11 @@ class VersionRoute(_message.Message):
         servable: _builtins.bool = ...,
         decoupled: _builtins.bool | None = ...,
         fingerprint: _builtins.str = ...,
+        problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_decoupled", b"_decoupled", "decoupled", b"decoupled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decoupled", b"_decoupled", "config_digest", b"config_digest", "decoupled", b"decoupled", "fingerprint", b"fingerprint", "reason", b"reason", "servable", b"servable", "servers", b"servers", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decoupled", b"_decoupled", "config_digest", b"config_digest", "decoupled", b"decoupled", "fingerprint", b"fingerprint", "problem", b"problem", "reason", b"reason", "servable", b"servable", "servers", b"servers", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__decoupled: _TypeAlias = _typing.Literal["decoupled"]  # noqa: Y015
     _WhichOneofArgType__decoupled: _TypeAlias = _typing.Literal["_decoupled", b"_decoupled"]  # noqa: Y015

@@ -36,8 +36,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_VERSION_NOT_FOUND: _ErrorReason.ValueType  # 2
     """NOT_FOUND: the model is registered, but that version or alias is not."""
     ERROR_REASON_INVALID_NAME: _ErrorReason.ValueType  # 3
-    """INVALID_ARGUMENT: a name does not match ^[A-Za-z0-9][A-Za-z0-9_.-]*$, contains "..", or has more
-    than 128 characters.
+    """INVALID_ARGUMENT: a name does not match ^[A-Za-z0-9_+@][A-Za-z0-9_.+@-]*$, or has more than 255
+    characters.
     """
     ERROR_REASON_INVALID_VERSION: _ErrorReason.ValueType  # 4
     """INVALID_ARGUMENT: a version is neither a whole number from 1 up nor an alias."""
@@ -57,6 +57,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: the files or the config of the version cannot be served."""
     ERROR_REASON_NO_APPROVED_VERSION: _ErrorReason.ValueType  # 12
     """FAILED_PRECONDITION: no version of the model is approved, so it has no default version."""
+    ERROR_REASON_NOT_SERVABLE: _ErrorReason.ValueType  # 13
+    """NOT_FOUND: the version that a request means is registered, but its files or its config cannot be
+    served, or its config's version_policy leaves it out.
+    """
     ERROR_REASON_LOAD_FAILED: _ErrorReason.ValueType  # 20
     """FAILED_PRECONDITION: a server tried to load the version and failed."""
     ERROR_REASON_NEVER_FITS: _ErrorReason.ValueType  # 21
@@ -164,8 +168,8 @@ ERROR_REASON_MODEL_NOT_FOUND: ErrorReason.ValueType  # 1
 ERROR_REASON_VERSION_NOT_FOUND: ErrorReason.ValueType  # 2
 """NOT_FOUND: the model is registered, but that version or alias is not."""
 ERROR_REASON_INVALID_NAME: ErrorReason.ValueType  # 3
-"""INVALID_ARGUMENT: a name does not match ^[A-Za-z0-9][A-Za-z0-9_.-]*$, contains "..", or has more
-than 128 characters.
+"""INVALID_ARGUMENT: a name does not match ^[A-Za-z0-9_+@][A-Za-z0-9_.+@-]*$, or has more than 255
+characters.
 """
 ERROR_REASON_INVALID_VERSION: ErrorReason.ValueType  # 4
 """INVALID_ARGUMENT: a version is neither a whole number from 1 up nor an alias."""
@@ -185,6 +189,10 @@ ERROR_REASON_INVALID_ARTIFACT: ErrorReason.ValueType  # 11
 """INVALID_ARGUMENT: the files or the config of the version cannot be served."""
 ERROR_REASON_NO_APPROVED_VERSION: ErrorReason.ValueType  # 12
 """FAILED_PRECONDITION: no version of the model is approved, so it has no default version."""
+ERROR_REASON_NOT_SERVABLE: ErrorReason.ValueType  # 13
+"""NOT_FOUND: the version that a request means is registered, but its files or its config cannot be
+served, or its config's version_policy leaves it out.
+"""
 ERROR_REASON_LOAD_FAILED: ErrorReason.ValueType  # 20
 """FAILED_PRECONDITION: a server tried to load the version and failed."""
 ERROR_REASON_NEVER_FITS: ErrorReason.ValueType  # 21

@@ -13,6 +13,7 @@ from services.common.errors import (
     InvalidVersion,
     ModelNotFound,
     NoApprovedVersion,
+    NotServable,
     ShoalError,
     VersionNotFound,
 )
@@ -124,6 +125,19 @@ def test_without_an_approved_version_there_is_no_default() -> None:
         resolve(route(1, 2), "m", "", 0.0)
 
 
+def test_a_model_that_cannot_be_served_says_why() -> None:
+    broken = VersionRoute(servable=False, reason="invalid: no model.py", problem="no model.py")
+    rejected = VersionRoute(servable=False, reason="rejected")
+    routes = {"m": Route(versions={1: broken, 2: broken, 3: rejected})}
+    with pytest.raises(NotServable) as caught:
+        resolve(routes, "m", "", 0.0)
+    assert caught.value.metadata == {"model": "m", "version": "2", "problem": "no model.py"}
+    assert str(caught.value).startswith("Request for unknown model: 'm' version 2 is not found.")
+    pending = {"m": Route(versions={1: broken, 2: VersionRoute()})}
+    with pytest.raises(NoApprovedVersion):
+        resolve(pending, "m", "", 0.0)
+
+
 @pytest.mark.parametrize("name", ["nope", "m2", "M"])
 def test_an_unknown_model(name: str) -> None:
     for version in ("", "1", "stable", "!"):
@@ -133,7 +147,7 @@ def test_an_unknown_model(name: str) -> None:
         shares(route(1, default=1), name, "")
 
 
-@pytest.mark.parametrize("name", ["", "../m", "a/b", ".m", "m m", "m\n", "x" * 129])
+@pytest.mark.parametrize("name", ["", "../m", "a/b", ".m", "m m", "m\n", "x" * 256])
 def test_a_name_that_no_model_can_have(name: str) -> None:
     with pytest.raises(InvalidName):
         resolve(route(1, default=1), name, "", 0.0)

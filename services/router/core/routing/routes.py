@@ -12,6 +12,8 @@ from services.common.errors import (
     InvalidVersion,
     ModelNotFound,
     NoApprovedVersion,
+    NotServable,
+    ShoalError,
     VersionNotFound,
 )
 from services.router.core.errors import VersionNotANumber
@@ -53,6 +55,9 @@ class VersionRoute:
     #: Changes with its files and its config.
     fingerprint: str = ""
 
+    #: Why it cannot be served at all; "" if it can, or is rejected.
+    problem: str = ""
+
     @property
     def identity(self) -> str:
         """What changes whenever its config or its files do, or those that it is made of."""
@@ -90,7 +95,8 @@ def resolve(routes: Routes, model: str, version: str, draw: float) -> Target:
 
     `version` is a number, an alias, or "" for the choice of the traffic policy, which is made by
     `draw`, uniform in [0, 1). Raises InvalidName, ModelNotFound, InvalidVersion,
-    VersionNotANumber, VersionNotFound, NoApprovedVersion."""
+    VersionNotANumber, VersionNotFound, NoApprovedVersion, and NotServable for a model of which no
+    version can be served."""
     route = routes.get(model)
     if route is None:
         if not is_model_name(model):
@@ -153,8 +159,16 @@ def _of_arm(routes: Routes, arm: Arm) -> Target:
 
 def _default(model: str, route: Route) -> Target:
     if not route.default_version:
-        raise NoApprovedVersion(model=model, versions=_listed(route))
+        raise _no_default(model, route)
     return Target(model, route.default_version)
+
+
+def _no_default(model: str, route: Route) -> ShoalError:
+    """Return the error that says what the model lacks: an approval, or a version to approve."""
+    broken = max((number for number, one in route.versions.items() if one.problem), default=0)
+    if broken and not any(one.servable for one in route.versions.values()):
+        return NotServable(model=model, version=broken, problem=route.versions[broken].problem)
+    return NoApprovedVersion(model=model, versions=_listed(route))
 
 
 def _listed(route: Route) -> str:
