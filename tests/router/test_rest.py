@@ -10,7 +10,7 @@ import re
 import sys
 import time
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -18,7 +18,7 @@ import grpc
 import pytest
 import pytest_asyncio
 from google.rpc import error_details_pb2, status_pb2
-from tritonclient.grpc import model_config_pb2, service_pb2
+from tritonclient.grpc import service_pb2
 
 from services.common import web
 from services.common.caller import CallerPolicy
@@ -27,9 +27,8 @@ from services.common.http1 import HttpLimits
 from services.common.ports import listen
 from services.common.status import DETAILS_KEY, details
 from services.controller.core.errors import NeverFits, NoRoom
-from services.router.call import Call, RefusedByServers
+from services.router.call import RefusedByServers
 from services.router.control.placement_watch import PlacementWatch
-from services.router.core.routing.metadata import CallerMetadata, Pairs, read_metadata
 from services.router.core.routing.routes import Route, VersionRoute
 from services.router.core.routing.table import Table
 from services.router.rest.app import app
@@ -38,8 +37,8 @@ from services.router.rest.openapi import pages
 from services.router.rest.schemas import SCHEMAS
 from services.router.rest.service import Service
 from services.router.rest.table import ROUTES
-from services.router.servers.answers import InferReply, TritonError
-from services.router.unary.inference import Request
+from services.router.servers.answers import TritonError
+from tests.support.rest import Backend
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -48,71 +47,6 @@ JSON_LIMIT = 1 << 18
 MODEL = "/v2/models/echo/infer"
 PREDICT = "/v1/models/echo/predict"
 NUMBERS = {"inputs": [{"name": "X", "datatype": "FP32", "shape": [2], "data": [1.5, 2]}]}
-
-
-class Backend:
-    """Gives every input back as an output, or does what `failing` is set to; `responses` come from
-    a decoupled model. `gate`, `pause`: what it waits for, before all and after the first."""
-
-    def __init__(self) -> None:
-        self.asked: list[Request] = []
-        self.calls: list[tuple[Any, Call]] = []
-        self.failing: Exception | None = None
-        self.gate: asyncio.Event | None = None
-        self.reached = asyncio.Event()
-        self.cancelled = asyncio.Event()
-        self.pause: asyncio.Event | None = None
-        self.closed = asyncio.Event()
-        self.responses: list[bytes | Exception] = []
-        self.decoupled = False
-
-    def checked_metadata(self, metadata: Pairs) -> CallerMetadata:
-        return read_metadata(metadata)
-
-    async def answer(self, request: Request) -> InferReply:
-        self.asked.append(request)
-        self.reached.set()
-        if self.gate is not None:
-            try:
-                await self.gate.wait()
-            except asyncio.CancelledError:
-                self.cancelled.set()
-                raise
-        if self.failing is not None:
-            raise self.failing
-        asked = service_pb2.ModelInferRequest.FromString(request.message)
-        answer = service_pb2.ModelInferResponse(
-            model_name=asked.model_name, model_version="1", id=asked.id
-        )
-        for one in asked.inputs:
-            answer.outputs.add(name=one.name, datatype=one.datatype, shape=one.shape)
-        answer.raw_output_contents.extend(asked.raw_input_contents)
-        trailing = (("x-shoal-route", "arm a"), ("else", "b"))
-        return InferReply(answer.SerializeToString(), cold=False, server="a", trailing=trailing)
-
-    async def stream(self, request: Request) -> AsyncGenerator[bytes, None]:
-        self.asked.append(request)
-        try:
-            for number, response in enumerate(self.responses):
-                if number and self.pause is not None:
-                    await self.pause.wait()
-                if isinstance(response, Exception):
-                    raise response
-                yield response
-        finally:
-            self.closed.set()
-
-    async def config(self, request: Any, call: Call) -> Any:
-        config = model_config_pb2.ModelConfig(name=request.name, max_batch_size=0)
-        config.input.add(name="X", data_type=model_config_pb2.TYPE_FP32, dims=[-1])
-        config.model_transaction_policy.decoupled = self.decoupled
-        return service_pb2.ModelConfigResponse(config=config)
-
-    async def load(self, request: Any, call: Call) -> Any:
-        self.calls.append((request, call))
-        if self.failing is not None:
-            raise self.failing
-        return service_pb2.RepositoryModelLoadResponse()
 
 
 class Running:

@@ -17,6 +17,7 @@ _MOST_DIGITS: Final = 20  # of a 64-bit number, with its sign
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _NOT_UTF8: Final = re.compile("[\udc80-\udcff]")
 _NAME: Final = re.compile(rb'"[ \t\r\n]*:')
+_NESTED: Final = (dict, list)
 _WHERE: Final = re.compile(r"Parse error at offset (\d+): (.*)")
 
 
@@ -74,12 +75,19 @@ def _may_repeat_names(document: Any, text: bytes | memoryview) -> bool:
     return len(_NAME.findall(text)) > _members(document)
 
 
-def _members(value: Any) -> int:
-    if isinstance(value, dict):
-        return len(value) + sum(map(_members, value.values()))
-    if isinstance(value, list) and value and isinstance(value[0], dict | list):
-        return sum(map(_members, value))
-    return 0
+def _members(document: Any) -> int:
+    """Return the number of all objects' members. Objects in lists that begin with something else
+    may be left out."""
+    count = 0
+    left = [document]
+    while left:
+        one = left.pop()
+        if type(one) is dict:
+            count += len(one)
+            left += [value for value in one.values() if type(value) in _NESTED]
+        elif type(one) is list and one and type(one[0]) in _NESTED:
+            left += one
+    return count
 
 
 def _integer(digits: str) -> int | float:

@@ -50,10 +50,11 @@ async def _answers(
 
 async def metadata(incoming: HttpRequest, service: Service) -> HttpReply:
     model, version = _name_and_version(incoming)
+    service.require_known(model, version)
+    route = service.watch.table.routes[model]
     named = {"name": model, "version": version}
     described = document(await service.call("ModelMetadata", incoming, **named))
     config = (await service.call("ModelConfig", incoming, **named)).config
-    route = service.watch.table.routes[model]
     return json_reply(
         {
             **described,
