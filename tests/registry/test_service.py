@@ -91,7 +91,7 @@ async def test_strangers_may_look_and_nothing_else(tmp_path: Path) -> None:
                 "ADMIN_REQUIRED",
             )
             refused.append(method.name)
-        assert len(refused) == 17
+        assert len(refused) == 18
         administrator = ((SUBJECT_HEADER, "ann"), (ROLES_HEADER, "admin"))
         request = pb.DeleteModelRequest(name="models/m")
         await known.stub.DeleteModel(request, metadata=administrator)

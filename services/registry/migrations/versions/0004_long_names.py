@@ -6,8 +6,8 @@ SQLite does not enforce lengths, and could change a column only by copying its t
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003"
-down_revision = "0002"
+revision = "0004"
+down_revision = "0003"
 branch_labels = None
 depends_on = None
 
