@@ -5,7 +5,7 @@ from typing import Final
 
 from shoal import names
 from shoal.client import messages, resources
-from shoal.client.errors import FailedPrecondition, NotFound
+from shoal.client.errors import FailedPrecondition, InvalidArgument, NotFound
 from shoal.client.operations import Call, Operation, Pause
 from shoal.client.pages import all_pages
 from shoal.client.resolve import Version, resource_name
@@ -265,6 +265,10 @@ def _answering(model: str, version: Version, timeout: float) -> Operation[list[i
         return [arm.version for arm in (yield from _route(model, version, timeout)).arms]
     except (NotFound, FailedPrecondition):
         return []
+    except InvalidArgument as error:
+        if error.reason != "VERSION_NOT_A_NUMBER":
+            raise
+        return []  # an alias that is not there
 
 
 def _route(

@@ -236,7 +236,8 @@ def test_a_call_without_a_version_is_answered_by_the_same_one_whatever_others_as
 def memory(stack: Fleet, model: str) -> tuple[int, int]:
     """Return the bytes that were reserved before the last load of a model, and those measured."""
     request = controller.ListReplicasRequest(model=f"models/{model}")
-    (replica,) = stack.controller.ListReplicas(request).replicas
+    replicas = stack.controller.ListReplicas(request).replicas
+    (replica,) = [one for one in replicas if one.state == kinds.REPLICA_STATE_READY]
     about = controller.ListEventsRequest(about=f"models/{model}", page_size=100)
     loading = [
         event.reason
