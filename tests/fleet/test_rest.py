@@ -45,6 +45,24 @@ class TritonPythonModel:
         )
 """
 
+TELLER = """
+import json
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        length = pb_utils.get_input_tensor_by_name(request, "LENGTH").as_numpy().item()
+        if length:
+            raise ValueError("x" * length)
+        parameters = json.dumps(json.loads(request.parameters()), sort_keys=True)
+        told = f"{parameters} {request.correlation_id()} {request.timeout()}"
+        return pb_utils.InferenceResponse([pb_utils.Tensor("TOLD", np.array([told], np.object_))])
+"""
+
 REPEAT = """
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -89,6 +107,13 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(folder, "kinds", ECHO, tensors)
     write(
         folder,
+        "teller",
+        TELLER,
+        'input [{ name: "LENGTH" data_type: TYPE_INT32 dims: [1] }]\n'
+        'output [{ name: "TOLD" data_type: TYPE_STRING dims: [1] }]',
+    )
+    write(
+        folder,
         "repeat",
         REPEAT,
         'input [{ name: "TEXT" data_type: TYPE_STRING dims: [1] }]\n'
@@ -102,7 +127,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stack(repository: Path) -> Iterator[Fleet]:
     with BackgroundStack(
         f"--repository={repository}",
-        "--max-models=6",
+        "--max-models=7",
         environment={"OTEL_BSP_SCHEDULE_DELAY": "100", "SHOAL_ROUTER_SHARED_MEMORY": "true"},
     ) as running:
         yield Fleet(running)
@@ -180,6 +205,7 @@ INFER = "/v2/models/multiplier/versions/1/infer"
 STATS = "/v2/models/text_stats/infer"
 KINDS = "/v2/models/kinds/infer"
 REPEATING = "/v2/models/repeat"
+TELLING = "/v2/models/teller/generate"
 
 
 def multiplied(**changed: Any) -> bytes:
@@ -243,6 +269,16 @@ GOOD = {
         "/v2/models/text_stats/generate",
         b'{"parameters":{"TEXT":["a"],"seed":3}}',
     ),
+    "generate with parameters of the scheduler": (
+        "POST",
+        TELLING,
+        b'{"LENGTH":0,"priority":-1,"timeout":5,"sequence_id":"high","parameters":{"sequence_start":2}}',
+    ),
+    "byte order mark": ("POST", INFER, b"\xef\xbb\xbf" + inputs(NUMBERS)),
+    "NUL behind": ("POST", INFER, inputs(NUMBERS) + b"\0"),
+    "names that come twice": ("POST", INFER, b'{"id":"a","id":"b",' + inputs(NUMBERS)[1:]),
+    "text that is not UTF-8": ("POST", KINDS, b'{"inputs":[{"name":"STRING","datatype":"BYTES",'
+                               b'"shape":[1],"data":["\xff\xfe"]}]}'),
     "decoupled stream": ("POST", f"{REPEATING}/generate_stream", b'{"TEXT":"one two three"}'),
     "decoupled error in a stream": (
         "POST",
@@ -459,6 +495,15 @@ def test_an_error_is_no_success(shoal: Server, triton: Server) -> None:
     wanted, found = sent(triton, case), sent(shoal, case)
     assert (wanted[0], found[0]) == (200, 500)
     assert found[1] == wanted[1]
+
+
+@pytest.mark.parametrize("length", [12_000, 200_000])
+def test_an_error_of_any_length_is_whole(shoal: Server, triton: Server, length: int) -> None:
+    body = inputs(tensor("LENGTH", "INT32", [length]))
+    for server in (shoal, triton):
+        answer = server.ask("POST", "/v2/models/teller/infer", body)
+        assert answer.status == 500
+        assert "x" * length in json.loads(answer.data)["error"]
 
 
 def test_a_stream_ends_with_its_first_error(shoal: Server, triton: Server) -> None:

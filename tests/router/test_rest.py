@@ -12,6 +12,7 @@ import time
 import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -29,6 +30,7 @@ from services.common.status import DETAILS_KEY, details
 from services.controller.core.errors import NeverFits, NoRoom
 from services.router.call import RefusedByServers
 from services.router.control.placement_watch import PlacementWatch
+from services.router.core.rest.browsers import BrowserPolicy
 from services.router.core.routing.routes import Route, VersionRoute
 from services.router.core.routing.table import Table
 from services.router.rest.app import app
@@ -51,8 +53,14 @@ NUMBERS = {"inputs": [{"name": "X", "datatype": "FP32", "shape": [2], "data": [1
 
 class Running:
     def __init__(
-        self, backend: Backend, watch: PlacementWatch, port: int, converter: Converter
+        self,
+        backend: Backend,
+        watch: PlacementWatch,
+        port: int,
+        converter: Converter,
+        service: Service,
     ) -> None:
+        self.service = service
         self.backend = backend
         self.watch = watch
         self.port = port
@@ -123,7 +131,8 @@ async def server() -> AsyncIterator[Running]:
         listener = stack.enter_context(listen("127.0.0.1", 0))
         stack.push_async_callback(service.converter.close)
         await stack.enter_async_context(web.serving(app(service), listener, limits))
-        yield Running(backend, watch, listener.getsockname()[1], service.converter)
+        port = listener.getsockname()[1]
+        yield Running(backend, watch, port, service.converter, service)
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -675,3 +684,188 @@ async def test_plain_predictions(running: Running) -> None:
     assert found == {"predictions": [[1.0, 2.0], [3.0]], **named}
     status, _, found = await running.ask("POST", "/v1/models/echo:predict", {"inputs": [1]})
     assert (status, found["outputs"]) == (200, {"X": [1.0]})
+
+
+# --- JSON as Triton reads it ----------------------------------------------------------------------
+
+
+def text_input(text: bytes) -> bytes:
+    head = b'{"inputs":[{"name":"X","datatype":"BYTES","shape":[1],"data":["'
+    return head + text + b'"]}]}'
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe", "é".encode(), b"a\\u0000b"])
+async def test_bytes_of_a_text_go_in_as_they_are(running: Running, text: bytes) -> None:
+    assert (await running.raw(request("POST", MODEL, text_input(text), {})))[0] == 200
+    sent = service_pb2.ModelInferRequest.FromString(running.backend.asked[0].message)
+    content = text.replace(b"\\u0000", b"\0")
+    assert sent.raw_input_contents[0] == len(content).to_bytes(4, "little") + content
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        (text_input(b"\\ud800"), 500, "The surrogate pair in string is invalid. at 63"),
+        (text_input(b"\xff\\ud800"), 500, "The surrogate pair in string is invalid. at 64"),
+        (text_input(b"a\0b"), 500, "Missing a closing quotation mark in string. at 64"),
+        (b'{"id":"\xff","inputs":[]}', 400, "have to be UTF-8"),
+        (b'{"inputs":[]}  x', 500, "The document root must not be followed by other values. at 15"),
+        (b'{"parameters":{"a\\u0000b":1},"inputs":[]}', 500, "parameter key 'a' was not found"),
+    ],
+)
+async def test_texts_that_are_refused(
+    running: Running, body: bytes, status: int, says: str
+) -> None:
+    found = await running.ask("POST", MODEL, body)
+    assert found[0] == status
+    assert says in found[2]["error"]
+    assert running.backend.asked == []
+
+
+async def test_what_is_around_the_json_is_skipped(running: Running) -> None:
+    text = json.dumps(NUMBERS).encode()
+    for body in (b"\xef\xbb\xbf" + text, text + b"\0\0", b"\n " + text + b"\r\n"):
+        status, _, found = await running.ask("POST", MODEL, body)
+        assert (status, found["outputs"][0]["data"]) == (200, [1.5, 2.0])
+
+
+@pytest.mark.parametrize("more", [b"", b',"x":NaN', b',"x":"\xff"'])
+async def test_the_first_of_several_members_of_one_name_counts(
+    running: Running, more: bytes
+) -> None:
+    one = b'{"name":"X","name":"Y","datatype":"FP32","shape":[1],"data" : [1],"data":[2]' + more
+    body = b'{"id":"a:","id":"b","inputs":[' + one + b"}]}"
+    status, _, found = await running.ask("POST", MODEL, body)
+    assert (status, found["id"]) == (200, "a:")
+    assert found["outputs"] == [{"name": "X", "datatype": "FP32", "shape": [1], "data": [1.0]}]
+
+
+@pytest.mark.parametrize("datatype", ["STRING", "", "fp32", "FLOAT"])
+@pytest.mark.parametrize(("shape", "data"), [([0], []), ([2, 0], []), ([1], ["a"]), ([], [])])
+async def test_a_datatype_that_is_none_is_refused_without_elements_too(
+    running: Running, datatype: str, shape: list[int], data: list[str]
+) -> None:
+    one = {"name": "X", "datatype": datatype, "shape": shape, "data": data}
+    status, _, found = await running.ask("POST", MODEL, {"inputs": [one]})
+    assert (status, found) == (400, {"error": "invalid datatype for input X"})
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "FP16", "BF16", "BOOL", "BYTES"])
+async def test_an_input_may_have_no_elements(running: Running, datatype: str) -> None:
+    one = {"name": "X", "datatype": datatype, "shape": [2, 0], "data": []}
+    assert (await running.ask("POST", MODEL, {"inputs": [one]}))[0] in (200, 400)
+    sent = service_pb2.ModelInferRequest.FromString(running.backend.asked[0].message)
+    assert list(sent.raw_input_contents) == [b""]
+
+
+async def test_values_beyond_a_call_are_refused(running: Running) -> None:
+    path = "/v2/repository/models/echo/load"
+    body = b'{"parameters":{"config":"\xff"}}'
+    status, _, found = await running.ask("POST", path, body)
+    assert status == 400
+    assert found["error"].startswith("RepositoryModelLoad does not take this: ")
+
+
+async def test_plain_numbers_that_are_none_are_words(running: Running) -> None:
+    body = b'{"inputs":{"X":[NaN,"NaN","Infinity","-Infinity",1.5]}}'
+    status, _, found = await running.ask("POST", PREDICT, body)
+    assert status == 200
+    words = ["NaN", "NaN", "Infinity", "-Infinity", 1.5]
+    assert found["outputs"]["X"] == words
+    status, _, again = await running.ask("POST", PREDICT, {"instances": [words, words]})
+    assert (status, again["predictions"]) == (200, [words, words])
+    status, _, found = await running.ask("POST", PREDICT, {"inputs": {"X": ["nan"]}})
+    assert status == 400
+
+
+# --- methods, paths and web pages -----------------------------------------------------------------
+
+
+async def test_a_get_may_be_a_head(running: Running) -> None:
+    for path in ("/metrics", "/v1/health", "/openapi.json"):
+        whole = await running.raw(request("GET", path, b"", {}))
+        reader, writer = await running.connect()
+        writer.write(request("HEAD", path, b"", {}))
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+        assert head.startswith(b"HTTP/1.1 200")
+        assert f"content-length: {len(whole[2])}".encode() in head
+        assert body == b""
+
+
+async def test_other_methods_are_told(running: Running) -> None:
+    assert (await running.ask("DELETE", "/metrics"))[1]["allow"] == "GET, HEAD"
+    assert (await running.ask("OPTIONS", MODEL))[1]["allow"] == "POST"
+    reader, writer = await running.connect()
+    writer.write(request("HEAD", MODEL, b"", {}))
+    assert (await reader.read()).startswith(b"HTTP/1.1 405")
+    writer.close()
+    both = "/v2/models/echo/trace/setting"
+    assert (await running.ask("PUT", both))[1]["allow"] == "GET, POST, HEAD"
+
+
+@pytest.mark.parametrize(
+    "path", ["/v2%2Frepository%2Findex", "/v2/models/echo%2Finfer", "/v2/models/echo/versions%2f1"]
+)
+async def test_an_escaped_slash_separates_nothing(running: Running, path: str) -> None:
+    assert (await running.ask("POST", path))[0] in (404, 405)
+    assert not running.backend.calls
+    assert not running.backend.asked
+
+
+async def test_names_may_be_escaped(running: Running) -> None:
+    assert (await running.ask("POST", "/v2/models/%65cho/infer", NUMBERS))[0] == 200
+    assert (await running.ask("POST", "/v1/models/echo%3Astable/predict", {"inputs": [1]}))[
+        0
+    ] == 200
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        {"origin": "https://evil.example", "content_type": "text/plain"},
+        {"origin": "null"},
+        {"sec_fetch_site": "cross-site"},
+        {"host": "evil.example:8000", "origin": "http://evil.example:8000"},
+    ],
+)
+async def test_pages_of_other_sites_change_nothing(running: Running, page: dict[str, str]) -> None:
+    for path in ("/v2/repository/models/echo/load", MODEL, PREDICT):
+        status, _, found = await running.ask("POST", path, NUMBERS, **page)
+        assert status == 403
+        assert "SHOAL_ROUTER_" in found["error"]
+    assert not running.backend.calls
+    assert not running.backend.asked
+    reads = 403 if "host" in page else 200
+    assert (await running.ask("GET", "/v1/models/status", **page))[0] == reads
+
+
+async def test_pages_of_this_machine_may(running: Running) -> None:
+    for origin in ("http://here", "http://localhost:3000"):
+        assert (await running.ask("POST", MODEL, NUMBERS, origin=origin))[0] == 200
+
+
+async def test_listed_origins_may_call_and_read(running: Running) -> None:
+    origin = "https://app.example"
+    given = replace(running.service, browsers=BrowserPolicy(frozenset({origin})))
+    with listen("127.0.0.1", 0) as listener:
+        async with web.serving(app(given), listener):
+            port = listener.getsockname()[1]
+            open_ = Running(running.backend, running.watch, port, running.converter, given)
+            status, headers, _ = await open_.ask("POST", MODEL, NUMBERS, origin=origin)
+            assert (status, headers["access-control-allow-origin"]) == (200, origin)
+            status, headers, _ = await open_.ask(
+                "OPTIONS",
+                MODEL,
+                origin=origin,
+                access_control_request_method="POST",
+                access_control_request_headers="content-type, inference-header-content-length",
+            )
+            assert status == 200
+            assert headers["access-control-allow-origin"] == origin
+            assert "inference-header-content-length" in headers["access-control-allow-headers"]
+            status, headers, _ = await open_.ask(
+                "POST", MODEL, NUMBERS, origin="https://evil.example"
+            )
+            assert status == 403
+            assert "access-control-allow-origin" not in headers

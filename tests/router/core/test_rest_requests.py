@@ -280,6 +280,20 @@ def test_keys_are_inputs_or_parameters() -> None:
     assert found.parameters == {"seed": 3, "top": 0.5}
 
 
+def test_parameters_are_for_the_model_whatever_they_are_called() -> None:
+    """A NUL ends a name for the model, while the scheduler looks for names without it."""
+    given = {"priority": -1, "timeout": 2.5, "sequence_id": "a", "sequence_start": True, "top": 1}
+    found = parse_generate({**given, "parameters": {"sequence_end": 0}}, PROMPT)
+    assert found.parameters == {
+        "priority\0": -1,
+        "timeout\0": 2.5,
+        "sequence_id\0": "a",
+        "sequence_start\0": True,
+        "top": 1,
+        "sequence_end\0": 0,
+    }
+
+
 def test_the_last_size_that_may_vary_takes_what_is_left() -> None:
     declared = {"X": Declared("FP32", (-1, -1, 2))}
     found = parse_generate({"X": [1, 2, 3, 4, 5, 6]}, declared)
@@ -303,6 +317,12 @@ def test_the_last_size_that_may_vary_takes_what_is_left() -> None:
             {"parameters": 3},
             "Expected JSON object for keyword: 'parameters': attempt to access JSON non-object as "
             "object",
+        ),
+        ({"priority\0": 1}, "parameter key 'priority' was not found in the JSON"),
+        (
+            {"triton_x": 1},
+            "parameter keys starting with 'triton_' are reserved for Triton usage and should not "
+            "be specified.",
         ),
         (
             {"parameters": {"x": None}},
