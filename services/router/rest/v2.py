@@ -1,7 +1,6 @@
 """The routes under /v2 that are one RPC each: JSON to a message, and a message to JSON."""
 
 import base64
-import binascii
 from typing import Any, Final
 
 from services.router.core.rest.values import (
@@ -137,7 +136,7 @@ def _no_repository(incoming: HttpRequest) -> None:
 def _from_base64(text: str) -> bytes:
     try:
         return base64.b64decode(text)
-    except binascii.Error:
+    except ValueError:
         return b""
 
 
