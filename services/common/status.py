@@ -18,11 +18,12 @@ _LONGEST: Final = 1800
 _SHORTEST: Final = 64
 _BASE64: Final = 4 / 3
 
-_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
+#: gRPC's status codes by their number on the wire.
+CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def grpc_code(error: ShoalError) -> grpc.StatusCode:
-    return _CODES[error.code.value]
+    return CODES[error.code.value]
 
 
 def details(error: ShoalError, longest: int | None = None) -> bytes:

@@ -130,6 +130,7 @@ async def assembled(
             max_metadata=settings.max_header_bytes,
             lender=RegionLender(memory) if memory is not None else None,
         )
+        stack.push_async_callback(inference.close)
         stream_calls = StreamCalls(
             watch,
             controller,

@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import grpc
 
+from services.common.status import CODES
 from services.router.call import RefusedByServers
 from services.router.control.calls import ControllerCalls
 from services.router.core.errors import NoServerAnswers, ServersDisagree
 from shoal.controller.v1 import controller_service_pb2 as wire
 
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
 _UNAVAILABLE = grpc.StatusCode.UNAVAILABLE.value[0]
 
 
@@ -85,6 +85,6 @@ def _refuse(call: str, answers: list[ServerAnswer]) -> None:
     """Raises the error for a call that no server accepted."""
     spoken = [answer for answer in answers if answer.reached]
     if spoken:
-        raise RefusedByServers(_CODES[spoken[0].code], spoken[0].text)
+        raise RefusedByServers(CODES[spoken[0].code], spoken[0].text)
     causes = ", ".join(f"{answer.server}: {answer.text}" for answer in answers)
     raise NoServerAnswers(call=call, causes=causes or "none is configured", retry_after=1.0)

@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 import zlib
+from collections.abc import Awaitable
 from typing import NamedTuple
 
 import grpc
@@ -110,24 +111,26 @@ class UnaryInference:
         finally:
             reservation.release()
 
+    async def close(self) -> None:
+        """Cancel what runs on without its caller."""
+        await self._with_memory.close()
+
     def lend(self, message: bytes, caller: Caller) -> Lending | None:
         """Return the caller's memory for a request that is not sent by `answer`; None if none of
         its tensors lies there. Raises RegionNotFound, RegionBounds, NotProxied."""
         return None if self._lender is None else self._lender.lend(message, caller)
 
-    async def answer(self, request: Request) -> InferReply:
+    def answer(self, request: Request) -> Awaitable[InferReply]:
         """Answer one request, whatever it takes.
 
-        Raises TritonError and Rejected with another service's own status, otherwise ShoalError."""
-        if self._lender is not None:
-            memory = self._lender.lend(request.message, request.caller)
-            if memory is not None:
-                # Servers write to the memory even if the caller stops waiting.
-                work = self._with_memory.start(
-                    self._answer_with_memory(request, memory), awaited=True
-                )
-                return await asyncio.shield(work)
-        return await self._answer(request)
+        Raises TritonError and Rejected with another service's own status, otherwise ShoalError.
+        Not a coroutine of its own, because every request passes through it."""
+        memory = self.lend(request.message, request.caller)
+        if memory is None:
+            return self._answer(request)
+        # Servers write to the memory even if the caller stops waiting.
+        work = self._with_memory.start(self._answer_with_memory(request, memory), awaited=True)
+        return asyncio.shield(work)
 
     async def _answer_with_memory(self, request: Request, memory: Lending) -> InferReply:
         """Answer a request whose tensors lie in the caller's memory, even if the caller is gone."""
