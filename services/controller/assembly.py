@@ -95,7 +95,6 @@ async def _serve(
     """Stand by with the catalogue at hand, take the lease, then act until cancelled."""
     catalogue = Catalogue(defaults(settings))
     watch = RegistryWatch(registry, catalogue)
-    sources = Sources(registry, catalogue, watch)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(watch.run())
         epoch, fence = await lease.acquire()
@@ -120,10 +119,9 @@ async def _serve(
             gpus=Gpus.of_this_host(),
             remotes=remotes,
             registry=registry,
-            sources=sources,
+            watch=watch,
         ) as controller:
             watch.listen(controller.loop.catalogue_changed)
-            watch.listen(controller.called.catalogue_changed)
             gc.collect()
             gc.freeze()  # a large catalogue makes each full collection a pause of its own
             add_ControllerServiceServicer_to_server(
@@ -147,7 +145,6 @@ class Acting:
     catalogue: Catalogue
     journal: Journal
     loop: EngineLoop
-    called: CalledModels
     servicer: ControllerServicer
 
 
@@ -164,16 +161,15 @@ async def acting(
     gpus: Gpus | None = None,
     remotes: Mapping[str, Remote] | None = None,
     registry: Any = None,
-    sources: Sources | None = None,
+    watch: RegistryWatch | None = None,
     measured: bool = True,
 ) -> AsyncIterator[Acting]:
     """Build what acts, and run it.
 
     The servers and their `bounds` are given apart from the other settings. `fence`: None for one
     that is always open. `gpus`: those of this host, None where it has none. `remotes`: the servers
-    that are on other hosts. `registry`: the Registry's stub, None where there is no Registry.
-    `sources`: has files looked at before they are loaded, None where nobody looks.
-    `measured`: whether memory and queues are measured.
+    that are on other hosts. `registry` and `watch`: the Registry's stub, and what follows it; None
+    where there is no Registry. `measured`: whether memory and queues are measured.
 
     Leaving it stops what runs in the background, and waits for loads and unloads under way.
     """
@@ -182,6 +178,7 @@ async def acting(
     unload_from = now if epoch == 1 else now + bounds.router_seconds
     engine = Engine(bounds, servers, now, unload_from)
     view, journal = FleetView(engine.fleet), Journal(epoch)
+    sources = Sources(registry, catalogue, watch) if watch is not None else None
     placements = Placements(view, catalogue, epoch)
     local = {one.id: one.address for one in servers if one.id not in remotes}
     processes = Processes(local, gpus or Gpus())
@@ -231,7 +228,7 @@ async def acting(
                 interval=settings.health_interval,
                 selfcheck=settings.selfcheck_model,
             )
-        called = CalledModels(registry, catalogue, view)
+        called = CalledModels(registry, watch, catalogue, view)
         servicer = ControllerServicer(
             view,
             catalogue,
@@ -259,6 +256,6 @@ async def acting(
             url = str(settings.events_webhook.get_secret_value())
             work.append(Webhook(url, journal, f"/shoal/controllers/{settings.holder}").run())
         background = [tasks.create_task(one) for one in work]
-        yield Acting(engine, view, catalogue, journal, loop, called, servicer)
+        yield Acting(engine, view, catalogue, journal, loop, servicer)
         for task in background:
             task.cancel()

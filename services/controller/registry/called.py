@@ -9,6 +9,7 @@ import structlog
 from services.controller.core.entities import Unit
 from services.controller.core.view import FleetView
 from services.controller.registry.catalogue import ANSWERABLE, Catalogue
+from services.controller.registry.watch import RegistryWatch
 from shoal.names import model_name, version_name
 from shoal.registry.v1 import registry_service_pb2 as wire
 
@@ -20,19 +21,18 @@ _log = structlog.get_logger(__name__)
 class CalledModels:
     """Reports to the Registry which models a unit was seen to call.
 
-    `registry`: the Registry's stub; None where there is no Registry, and nothing is learned.
+    `registry`: the Registry's stub. `watch` is None where there is no Registry: then nothing is
+    learned.
     """
 
-    def __init__(self, registry: Any, catalogue: Catalogue, view: FleetView) -> None:
+    def __init__(
+        self, registry: Any, watch: RegistryWatch | None, catalogue: Catalogue, view: FleetView
+    ) -> None:
         self._registry = registry
+        self._watch = watch
         self._catalogue = catalogue
         self._view = view
         self._lock = asyncio.Lock()
-        self._changed = asyncio.Event()
-
-    def catalogue_changed(self, models: frozenset[str]) -> None:
-        """Note that the engine knows a new state of the catalogue."""
-        self._changed.set()
 
     async def learn(self, caller: Unit, model: str) -> None:
         """Make `model` a part of `caller`, and return once the engine knows.
@@ -42,15 +42,13 @@ class CalledModels:
         answers them.
         """
         async with self._lock:
-            if self._registry is None or not self._may_learn(caller, model):
+            if self._watch is None or not self._may_learn(caller, model):
                 return
             request = wire.ReportCallsRequest(
                 name=version_name(*caller), models=[model_name(model)]
             )
             try:
                 reply = await self._registry.ReportCalls(request, timeout=CALL_SECONDS)
-                async with asyncio.timeout(CALL_SECONDS):
-                    await self._until_required(caller, list(reply.version.requires))
             except grpc.aio.AioRpcError as error:
                 _log.warning(
                     "a call cannot be learned",
@@ -58,10 +56,12 @@ class CalledModels:
                     called=model,
                     cause=error.details(),
                 )
-            except TimeoutError:
-                _log.warning("a call was learned late", caller=str(caller), called=model)
-            else:
+                return
+            requires = list(reply.version.requires)
+            if await self._watch.until(lambda: self._requires(caller, requires), CALL_SECONDS):
                 _log.info("a call was learned", caller=str(caller), called=model)
+            else:
+                _log.warning("a call was learned late", caller=str(caller), called=model)
 
     def _may_learn(self, caller: Unit, model: str) -> bool:
         version, entry = self._catalogue.version(caller), self._catalogue.entries.get(model)
@@ -71,10 +71,6 @@ class CalledModels:
         known = any(one.model == model for one in self._view.parts_of(caller))
         return not known and self._view.could_require(caller, part)
 
-    async def _until_required(self, caller: Unit, requires: list[str]) -> None:
-        while True:
-            self._changed.clear()
-            version = self._catalogue.version(caller)
-            if version is None or list(version.requires) == requires:
-                return
-            await self._changed.wait()
+    def _requires(self, caller: Unit, requires: list[str]) -> bool:
+        version = self._catalogue.version(caller)
+        return version is None or list(version.requires) == requires

@@ -5,7 +5,6 @@ it. And files that have changed are another content, which must not answer besid
 one. While the Registry is not heard from, versions are loaded as they were registered.
 """
 
-import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -33,8 +32,6 @@ class Sources:
         self._stub = stub
         self._catalogue = catalogue
         self._watch = watch
-        self._changed = asyncio.Event()
-        watch.listen(self._catalogue_changed)
 
     async def problem(self, unit: Unit) -> str:
         """Return why the unit must not be loaded as it is registered, or ""."""
@@ -81,13 +78,5 @@ class Sources:
 
     async def _follow(self, is_known: Callable[[], bool]) -> None:
         """Wait until the catalogue is as the Registry has answered."""
-        try:
-            async with asyncio.timeout(CATALOGUE_SECONDS):
-                while not is_known():
-                    self._changed.clear()
-                    await self._changed.wait()
-        except TimeoutError:
+        if not await self._watch.until(is_known, CATALOGUE_SECONDS):
             _log.warning("the catalogue does not follow what the Registry has answered")
-
-    def _catalogue_changed(self, models: frozenset[str]) -> None:
-        self._changed.set()

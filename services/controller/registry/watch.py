@@ -1,6 +1,7 @@
 """The exchange with the Registry: its catalogue is followed, and what was learned reported."""
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -34,12 +35,26 @@ class RegistryWatch:
         self._catalogue = catalogue
         self._revision = 0
         self._listeners: list[Callable[[frozenset[str]], None]] = []
+        self._changed = asyncio.Event()  # set by each change
         self.connected = False
         self.synchronized = asyncio.Event()
 
     def listen(self, listener: Callable[[frozenset[str]], None]) -> None:
         """Have `listener` called with the names of the models that change, each time."""
         self._listeners.append(listener)
+
+    async def until(self, holds: Callable[[], bool], seconds: float) -> bool:
+        """Wait until `holds` is true of the catalogue, and whoever listens knows the state of it.
+
+        Returns whether that was so within `seconds`.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not holds():
+                    self._changed.clear()
+                    await self._changed.wait()
+                return True
+        return False
 
     async def load_footprints(self) -> None:
         """Read all that was learned so far, as soon as the Registry answers."""
@@ -85,6 +100,7 @@ class RegistryWatch:
     def _tell(self, models: frozenset[str]) -> None:
         for listener in self._listeners:
             listener(models)
+        self._changed.set()
 
 
 async def report(stub: Any, queue: "asyncio.Queue[Learned]") -> None:
