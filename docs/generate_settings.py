@@ -14,8 +14,8 @@ from services.controller.settings import Settings as ControllerSettings
 from services.embedded.collector.settings import CollectorSettings
 from services.embedded.settings import StackSettings, flag, variable
 from services.registry.settings import RegistrySettings
+from services.router.settings import LaneSettings, TenantSettings
 from services.router.settings import Settings as RouterSettings
-from services.router.settings import TenantSettings
 from shoal.sizes import format_size
 
 PAGE: Final = Path(__file__).with_name("settings.md")
@@ -91,6 +91,7 @@ def page() -> str:
         _section("shoal up", StackSettings, _stack_rows()),
         _section("Router", RouterSettings, _service_rows(RouterSettings)),
         _section("Each tenant", TenantSettings, _object_rows(TenantSettings), level=3),
+        _section("The lane", LaneSettings, _object_rows(LaneSettings), level=3),
         _section("Controller", ControllerSettings, _service_rows(ControllerSettings)),
         _section("Each server", ServerSettings, _object_rows(ServerSettings), level=3),
         _section("Registry", RegistrySettings, _service_rows(RegistrySettings)),

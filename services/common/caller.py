@@ -21,6 +21,8 @@ USER: Final = "user"
 SUBJECT_HEADER: Final = "x-shoal-subject"
 TENANT_HEADER: Final = "x-shoal-tenant"
 ROLES_HEADER: Final = "x-shoal-roles"
+#: The caller's `host:port`, as the proxy of the lane sees it.
+PEER_HEADER: Final = "x-shoal-peer"
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -50,16 +52,19 @@ class CallerPolicy:
 
     `trusted_proxies` are addresses or networks (`10.1.2.3`, `10.0.0.0/8`) whose identity headers
     are believed. A trusted proxy that sends no subject is an anonymous caller, even on loopback:
-    otherwise everybody behind it would be `local`.
+    otherwise everybody behind it would be `local`. `behind_lane` says that callers come by way of
+    the lane's proxy on loopback, which tells where each is.
     """
 
-    def __init__(self, trusted_proxies: Iterable[str] = ()) -> None:
+    def __init__(self, trusted_proxies: Iterable[str] = (), *, behind_lane: bool = False) -> None:
+        self._behind_lane = behind_lane
         self._proxies = tuple(ipaddress.ip_network(proxy) for proxy in trusted_proxies)
         # By host alone, because the port differs for each connection.
         self._by_host = lru_cache(maxsize=4096)(self._standing)
 
     def caller(self, peer: str, metadata: Sequence[tuple[str, str | bytes]]) -> Caller:
         """Return the caller. gRPC spells `peer` `ipv4:127.0.0.1:4711`, `ipv6:%5B::1%5D:4711` …"""
+        peer = self.peer(peer, metadata)
         standing = self._by_host(peer.rpartition(":")[0])  # kind and host, without the port
         if standing is _Standing.LOCAL:
             return LOCAL
@@ -67,12 +72,25 @@ class CallerPolicy:
             return _from_headers(peer, metadata)
         return Caller(f"anonymous at {peer}", "default", frozenset({USER}))
 
+    def peer(self, peer: str, metadata: Sequence[tuple[str, str | bytes]]) -> str:
+        """Return where a call comes from, in gRPC's notation: `peer`, or who is in front of the
+        lane's proxy."""
+        if not self._behind_lane or not _is_loopback(_address(peer.rpartition(":")[0])):
+            return peer
+        for key, value in metadata:
+            if key == PEER_HEADER and isinstance(value, str):
+                host, _, port = value.rpartition(":")
+                if host.startswith("["):
+                    return f"ipv6:%5B{host[1:-1]}%5D:{port}"
+                return f"ipv4:{value}"
+        return peer
+
     def _standing(self, host: str) -> "_Standing":
         address = _address(host)
         if address is not None and any(address in network for network in self._proxies):
             return _Standing.PROXY
         unix = host.partition(":")[0] == "unix"
-        if unix or (address is not None and address.is_loopback):
+        if unix or _is_loopback(address):
             return _Standing.LOCAL
         return _Standing.STRANGER
 
@@ -93,6 +111,10 @@ def _address(host: str) -> Address | None:
         return None
     mapped = getattr(address, "ipv4_mapped", None)
     return mapped or address
+
+
+def _is_loopback(address: Address | None) -> bool:
+    return address is not None and address.is_loopback
 
 
 def _from_headers(peer: str, metadata: Sequence[tuple[str, str | bytes]]) -> Caller:

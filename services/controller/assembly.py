@@ -179,7 +179,8 @@ async def acting(
     engine = Engine(bounds, servers, now, unload_from)
     view, journal = FleetView(engine.fleet), Journal(epoch)
     sources = Sources(registry, catalogue, watch) if watch is not None else None
-    placements = Placements(view, catalogue, epoch)
+    http_addresses = {one.id: one.http_address for one in settings.servers if one.http_address}
+    placements = Placements(view, catalogue, epoch, http_addresses)
     local = {one.id: one.address for one in servers if one.id not in remotes}
     processes = Processes(local, gpus or Gpus())
     statistics = StatisticsWatch(view, tritons, catalogue)

@@ -37,6 +37,9 @@ class ServerSettings(BaseModel, extra="forbid", use_attribute_docstrings=True):
     """The name the server was started with (`--id`)."""
     address: Address
     """`host:port` of the server's gRPC endpoint."""
+    http_address: Address | None = None
+    """`host:port` of the server's HTTP endpoint, if Routers' lanes may use it. Its administrative
+    protocols must be restricted as those of gRPC are."""
     memory_budget: dict[Resource, PositiveBytes] = Field(default_factory=dict)
     """Bytes that models may take of each resource (`ram`, `gpu:0`, …), beyond what the empty server
     takes. A resource that is not named has no budget."""

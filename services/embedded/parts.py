@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from services.common import programs
-from services.embedded import fleet, leftovers, machine, readiness, tracing
+from services.embedded import fleet, lane, leftovers, machine, readiness, tracing
 from services.embedded.backends import assemble
 from services.embedded.errors import BadSettings, TritonUnavailable
 from services.embedded.part import Part
@@ -23,12 +23,13 @@ COLLECTOR: Final = "collector"
 REGISTRY: Final = "registry"
 CONTROLLER: Final = "controller"
 ROUTER: Final = "router"
+LANE: Final = "lane"
 _SERVICES: Final = (COLLECTOR, REGISTRY, CONTROLLER, ROUTER)
 
 SELFCHECK_MODEL: Final = "shoal-selfcheck"
 
 # Seconds between SIGTERM and SIGKILL. The Router first answers what it has begun.
-_STOP_WITHIN: Final = {ROUTER: 10.0, CONTROLLER: 6.0, REGISTRY: 6.0, COLLECTOR: 4.0}
+_STOP_WITHIN: Final = {ROUTER: 10.0, LANE: 4.0, CONTROLLER: 6.0, REGISTRY: 6.0, COLLECTOR: 4.0}
 # Seconds for which the Router is not ready before it refuses requests.
 _DRAIN: Final = 0.5
 _TRITON_EXIT: Final = 5  # seconds that Triton itself gives requests in flight
@@ -40,11 +41,14 @@ class Endpoints:
     """The `host:port` of each part.
 
     `tritons` are by server id, and `controllers` by name of the part; `controller` is the first of
-    them. The collector's are None if there is no embedded one.
+    them. The collector's are None if there is no embedded one. With a lane, `router_grpc` and
+    `router_http` are the proxy's, and the Router's own are others.
     """
 
     router_grpc: str
     router_http: str
+    router_own_grpc: str
+    router_own_http: str
     registry: str
     registry_metrics: str
     controller: str
@@ -55,6 +59,11 @@ class Endpoints:
     collector_http: str | None
     tritons: Mapping[str, str]
     triton_metrics: Mapping[str, str]
+    #: The rest is empty without a lane.
+    triton_http: Mapping[str, str]
+    lane_discovery: str = ""
+    lane_grpc_probe: str = ""
+    lane_http_probe: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,13 @@ def plan(
     Raises CannotStart.
     """
     python = machine.triton_python(settings.triton_venv)
-    endpoints = _endpoints(settings, claims, collector=tracing.wants_collector(settings, base))
+    envoy = lane.wanted(settings.lane)
+    endpoints = _endpoints(
+        settings,
+        claims,
+        collector=tracing.wants_collector(settings, base),
+        laned=envoy is not None,
+    )
     traces = tracing.plan(settings, base, endpoints.collector_http)
     budget = settings.memory_budget or machine.default_budget(settings.servers)
     for folder in ("registry", "staging", "router", "logs"):
@@ -93,6 +108,7 @@ def plan(
     tritons = _tritons(common, settings, endpoints, python, secret)
     waves = (
         (_router(common, settings, endpoints),),
+        (_lane(common, envoy, endpoints),) if envoy is not None else (),
         tuple(
             _controller(common, settings, endpoints, budget, secret, name)
             for name in endpoints.controllers
@@ -108,7 +124,9 @@ def plan(
     return Plan(settings, run, data, budget, endpoints, traces, waves, notes)
 
 
-def _endpoints(settings: StackSettings, claims: Claims, *, collector: bool) -> Endpoints:
+def _endpoints(
+    settings: StackSettings, claims: Claims, *, collector: bool, laned: bool
+) -> Endpoints:
     keys = [key for key in StackSettings.model_fields if key.endswith("_port")]
     if not collector:
         keys = [key for key in keys if not key.startswith("otlp")]
@@ -117,7 +135,17 @@ def _endpoints(settings: StackSettings, claims: Claims, *, collector: bool) -> E
     at = {key: f"{LOOPBACK}:{claims.take(getattr(settings, key), key)}" for key in keys}
     servers = [f"triton-{number}" for number in range(settings.servers)]
     first, *others = _controller_names(settings.controllers)
+    behind: dict[str, Any] = {
+        "router_own_grpc": at["router_grpc_port"],
+        "router_own_http": at["router_http_port"],
+        "triton_http": {},
+    }
+    if laned:
+        names = [*behind, "lane_discovery", "lane_grpc_probe", "lane_http_probe"]
+        behind = {name: f"{LOOPBACK}:{claims.take(0)}" for name in names}
+        behind["triton_http"] = {server: f"{LOOPBACK}:{claims.take(0)}" for server in servers}
     return Endpoints(
+        **behind,
         router_grpc=at["router_grpc_port"],
         router_http=at["router_http_port"],
         registry=at["registry_port"],
@@ -226,6 +254,7 @@ def _controller(
             "memory_budget": {"ram": budget},
             "max_models": settings.max_models,
             "local": True,
+            **({"http_address": http} if (http := endpoints.triton_http.get(server)) else {}),
         }
         for server, address in endpoints.tritons.items()
     ]
@@ -259,16 +288,45 @@ def _router(common: _Common, settings: StackSettings, endpoints: Endpoints) -> P
             **shared_memory(common.base, settings),
             **common.traces.variables,
             "SHOAL_ROUTER_DRAIN": drain,
-            "SHOAL_ROUTER_GRPC_PORT": _port(endpoints.router_grpc),
-            "SHOAL_ROUTER_HTTP_PORT": _port(endpoints.router_http),
+            "SHOAL_ROUTER_GRPC_PORT": _port(endpoints.router_own_grpc),
+            "SHOAL_ROUTER_HTTP_PORT": _port(endpoints.router_own_http),
+            **_lane_setting(common, endpoints),
             "SHOAL_ROUTER_CONTROLLER": ",".join(endpoints.controllers.values()),
             "SHOAL_ROUTER_STATE_DIR": str(common.data / "router"),
             "SHOAL_ROUTER_WORKERS": str(settings.router_workers),
         },
     )
-    ready = partial(readiness.grpc_serving, endpoints.router_grpc)
+    ready = partial(readiness.grpc_serving, endpoints.router_own_grpc)
     part = _service_part(common, ROUTER, words, variables, ready)
     return replace(part, stop_within=part.stop_within + _seconds(drain))
+
+
+def _lane_setting(common: _Common, endpoints: Endpoints) -> dict[str, object]:
+    """Return the setting that tells the Router of the proxy in front, if there is one."""
+    if not endpoints.lane_discovery:
+        return {}
+    setting = {
+        "discovery": endpoints.lane_discovery,
+        "grpc": endpoints.router_grpc,
+        "http": endpoints.router_http,
+        "grpc_probe": endpoints.lane_grpc_probe,
+        "http_probe": endpoints.lane_http_probe,
+        "journal": str(common.run.folder / "lane.journal"),
+    }
+    return {"SHOAL_ROUTER_LANE": setting}
+
+
+def _lane(common: _Common, envoy: Path, endpoints: Endpoints) -> Part:
+    kept = {key: value for key, value in common.base.items() if not key.startswith("SHOAL_")}
+    return Part(
+        name=LANE,
+        command=lane.command(envoy, common.run.folder, endpoints.lane_discovery),
+        environment=common.marked(LANE, kept),
+        log=common.log(LANE),
+        ready=partial(readiness.grpc_serving, endpoints.router_grpc),
+        stop_within=_STOP_WITHIN[LANE],
+        leftovers=partial(_clear, common.run, LANE, None),
+    )
 
 
 def shared_memory(base: Mapping[str, str], settings: StackSettings) -> dict[str, str]:
@@ -324,6 +382,7 @@ def _tritons(
                 id=server,
                 grpc_port=_port(address),
                 metrics_port=_port(endpoints.triton_metrics[server]),
+                http_port=_port(http) if (http := endpoints.triton_http.get(server)) else None,
                 repositories=(common.data / "staging", selfcheck),
                 backend_directory=common.data / "backends",
                 python=python,

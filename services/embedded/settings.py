@@ -5,7 +5,7 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import (
     AfterValidator,
@@ -54,6 +54,9 @@ class StackSettings(BaseModel):
     """Controllers to start; one acts, the others stand by."""
     router_workers: int = Field(default=1, ge=1, le=64)
     """Router processes that share its ports."""
+    lane: Literal["auto", "on", "off"] = "auto"
+    """Whether Envoy in front of the Router sends what it can straight to the servers: `on`, `off`,
+    or `auto`, which means if its wheel is installed."""
     memory_budget: Size | None = None
     """Memory for models on each server, such as `8GiB`, beyond what the server itself takes. By
     default half of what the machine has free, divided among the servers."""

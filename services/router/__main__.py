@@ -8,8 +8,10 @@ tuning.before_grpc()
 import asyncio
 import sys
 import uuid
+from collections.abc import Coroutine, Iterator
 from contextlib import AsyncExitStack
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import REGISTRY
 
@@ -21,7 +23,7 @@ from services.common.rpc import RpcServer
 from services.router.api import inference, servicer
 from services.router.api.explanations import Explanations
 from services.router.api.servicer import ProcessStatistics, RouterServicer, WorkerServicer
-from services.router.assembly import assembled
+from services.router.assembly import Router, assembled
 from services.router.control.placement_watch import PlacementWatch
 from services.router.control.table_file import TableFile
 from services.router.process.peers import Peers
@@ -35,6 +37,9 @@ from services.router.settings import Settings
 from services.router.telemetry.statistics import AdmissionMetrics
 from shoal.controller.v1.controller_service_pb2_grpc import ControllerServiceStub
 from shoal.router.v1.router_service_pb2_grpc import add_RouterServiceServicer_to_server
+
+if TYPE_CHECKING:
+    from services.router.lane.lane import Lane
 
 FIRST_TABLE_SECONDS = 2.0  # for the Controller's table; then the one on disk is used
 
@@ -93,7 +98,11 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         )
         http = HttpLimits(settings.max_header_bytes, connections=settings.limits.connections)
         await stack.enter_async_context(web.serving(app(rest), listener, http))
-        work = [watch.run(), _begin(settings, watch, rpc, kept)]
+        work = [
+            watch.run(),
+            _begin(settings, watch, rpc, kept),
+            *_lane_work(settings, router, stack),
+        ]
         if kept is not None:
             work.append(kept.write())
         if shared:
@@ -153,6 +162,21 @@ async def _begin(
     await watch.synchronized.wait()
     await rpc.start(settings.host, settings.grpc_port)
     await rpc.set_ready(True)
+
+
+def _lane_work(
+    settings: Settings, router: Router, stack: AsyncExitStack
+) -> Iterator[Coroutine[Any, Any, None]]:
+    """Yield what has the proxy follow the table, if there is one."""
+    if settings.lane is not None and router.lane is not None:
+        yield _serve_lane(router.lane, router.watch, settings.lane.discovery, stack)
+
+
+async def _serve_lane(
+    lane: "Lane", watch: PlacementWatch, address: str, stack: AsyncExitStack
+) -> None:
+    await watch.synchronized.wait()
+    await lane.serve(stack, address)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from services.common.caller import CallerPolicy
 from services.common.memory import total_memory
@@ -22,17 +22,21 @@ from services.router.control.servers import ServerCalls
 from services.router.control.table_file import TableFile
 from services.router.core.admission.memory import MemoryBudget
 from services.router.core.cancellation import Cancellation
+from services.router.core.routing.routes import Replica
 from services.router.core.routing.table import Table
 from services.router.memory.lent import RegionLender
 from services.router.memory.regions import SharedMemory
 from services.router.servers.cancellation import Cancellations
 from services.router.servers.channels import ServerChannels
-from services.router.settings import Settings, tenant_limits
+from services.router.settings import LaneSettings, Settings, tenant_limits
 from services.router.streams.call import StreamCalls
 from services.router.streams.stream import Streams
 from services.router.telemetry.statistics import Statistics
 from services.router.unary.forward import Forwarder
 from services.router.unary.inference import UnaryInference
+
+if TYPE_CHECKING:
+    from services.router.lane.lane import Lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,8 @@ class Router:
     #: inference itself.
     answers: Mapping[str, Answer]
     service: InferenceService
+    #: None if there is no proxy in front.
+    lane: "Lane | None" = None
 
 
 @asynccontextmanager
@@ -73,7 +79,7 @@ async def assembled(
     is new at every start. `table_file` is told of every change to the table. It is not ready any
     more once `stop` is set."""
     async with AsyncExitStack() as stack:
-        callers = CallerPolicy(settings.trusted_proxies)
+        callers = CallerPolicy(settings.trusted_proxies, behind_lane=settings.lane is not None)
         watch = PlacementWatch(controllers, name, Table(), table_file)
         controller = ResidencyClient(watch, settings.controller_patience)
         stack.callback(controller.close)
@@ -144,6 +150,9 @@ async def assembled(
         streams = Streams(
             watch, stream_calls, inference, statistics, max_message=settings.max_message_bytes
         )
+        lane = None
+        if settings.lane is not None and not settings.worker:  # one worker speaks for all
+            lane = _lane(settings, settings.lane, watch, cancellations, statistics)
         yield Router(
             version=shoal,
             callers=callers,
@@ -158,4 +167,39 @@ async def assembled(
             memory=memory,
             answers=answers,
             service=InferenceService(inference, streams, callers, answers),
+            lane=lane,
         )
+
+
+def _lane(
+    settings: Settings,
+    at: LaneSettings,
+    watch: PlacementWatch,
+    cancellations: Cancellations,
+    statistics: Statistics,
+) -> "Lane":
+    # These import Envoy's protos, which need not be installed without a lane.
+    from services.router.lane.journal import Journal
+    from services.router.lane.lane import Lane
+    from services.router.lane.resources import GRPC, HTTP, Front
+
+    def ended(replica: Replica, seconds: float | None, failed: bool) -> None:
+        watch.in_use.end(replica)
+        if seconds is not None:
+            statistics.add(replica.target, seconds, failed=failed, cold=False)
+
+    front = Front(
+        grpc=at.grpc,
+        http=at.http,
+        probes={GRPC: at.grpc_probe, HTTP: at.http_probe},
+        router={
+            GRPC: f"127.0.0.1:{settings.grpc_port}",
+            HTTP: f"127.0.0.1:{settings.http_port}",
+        },
+        journal=str(at.journal),
+        max_message=settings.max_received_bytes,
+        max_headers=settings.max_header_bytes,
+        max_streams=settings.max_streams,
+    )
+    journal = Journal(at.journal, watch.in_use.begin, ended)
+    return Lane(watch, front, settings.lane_rules, journal, cancellations)

@@ -40,7 +40,7 @@ def over_grpc(answer: Answer, callers: CallerPolicy) -> GrpcMethod:
     async def answered(request: Any, context: Context) -> Any:
         metadata = tuple(context.invocation_metadata() or ())
         deadline = deadline_of(context)
-        peer = context.peer()
+        peer = callers.peer(context.peer(), metadata)
         try:
             return await answer(request, Call(callers.caller(peer, metadata), peer, deadline))
         except RefusedByServers as answered:

@@ -15,6 +15,7 @@ from services.router.core.admission.gate import QUEUE_BYTES, QUEUE_REQUESTS, QUE
 from services.router.core.admission.priority import Priority
 from services.router.core.admission.tenants import ANYBODY, TenantLimit
 from services.router.core.rest.browsers import BrowserPolicy
+from services.router.core.routing.lane import LaneRules
 
 MIB = 1 << 20
 MAX_MESSAGE = 2**31 - 1  # bytes; what tritonclient allows itself
@@ -28,6 +29,9 @@ PENDING_SECONDS = 300.0
 
 _ADDRESS = r"[^,]+:\d+"
 _ORIGIN = r"^(\*|null|[a-z][a-z0-9+.-]*://[^/\s]+)$"
+
+
+Listening = Annotated[str, StringConstraints(pattern=rf"^{_ADDRESS}$")]
 
 
 class TenantSettings(BaseModel):
@@ -62,6 +66,26 @@ class TenantSettings(BaseModel):
             cold=limit.cold if self.cold is None else self.cold,
             priority=limit.priority if self.priority is None else Priority[self.priority.upper()],
         )
+
+
+class LaneSettings(BaseModel):
+    """The [lane](lane.md), as the object in `SHOAL_ROUTER_LANE`. Addresses are `host:port`."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    discovery: Listening
+    """Address on which proxies are told their configuration (xDS v3, aggregated)."""
+    grpc: Listening
+    """Address on which the proxy listens for gRPC."""
+    http: Listening
+    """Address on which the proxy listens for HTTP."""
+    grpc_probe: Listening
+    """Address on which the proxy tells which routes it has for gRPC."""
+    http_probe: Listening
+    """Address on which the proxy tells which routes it has for HTTP."""
+    journal: Path
+    """Pipe in which the proxy notes the requests that it sends to servers. It is made if it is not
+    there."""
 
 
 class Settings(BaseSettings):
@@ -144,6 +168,9 @@ class Settings(BaseSettings):
     """Time without a call after which a gRPC client is told to reconnect."""
     shared_memory: bool = False
     """Whether callers on this host may send tensors in shared memory."""
+    lane: LaneSettings | None = None
+    """Where the proxy in front of the Router listens, as a JSON object: [the lane](#the-lane). The
+    Router then listens behind it, on loopback. By default there is no lane."""
     tenant_limits: dict[str, TenantSettings] = Field(default_factory=dict)
     """Limits by tenant, as a JSON object of [tenant objects](#each-tenant); `*` stands for every
     tenant that is not named."""
@@ -201,6 +228,16 @@ class Settings(BaseSettings):
             grace=self.connection_grace,
             idle=self.connection_idle,
         )
+
+    @property
+    def lane_rules(self) -> LaneRules:
+        """What the lane may not do by itself."""
+        closed = ""
+        if self.tenant_limits:
+            closed = "tenants have limits, which the Router keeps"
+        elif self.hedge_after is not None:
+            closed = "the Router asks a second replica when one takes long"
+        return LaneRules(closed, frozenset(self.in_flight_limits))
 
     @property
     def browsers(self) -> BrowserPolicy:

@@ -41,6 +41,14 @@ def up(
         int | None,
         typer.Option(metavar="N", help="Router processes, which share its ports (1)."),
     ] = None,
+    lane: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|on|off",
+            help="Have Envoy send what it can straight to the servers. By default if its wheel is "
+            "installed.",
+        ),
+    ] = None,
     memory_budget: Annotated[
         str | None,
         typer.Option(

@@ -41,13 +41,21 @@ class Subscriber:
 class Placements:
     """The table, and the Routers that follow it.
 
-    `epoch`: of the Controller that acts. Revisions are counted within it.
+    `epoch`: of the Controller that acts. Revisions are counted within it. `http_addresses`: those
+    of servers that have one for Routers.
     """
 
-    def __init__(self, view: FleetView, catalogue: Catalogue, epoch: int) -> None:
+    def __init__(
+        self,
+        view: FleetView,
+        catalogue: Catalogue,
+        epoch: int,
+        http_addresses: Mapping[str, str] | None = None,
+    ) -> None:
         self._view = view
         self._catalogue = catalogue
         self.epoch = epoch
+        self._http_addresses = http_addresses or {}
         self._subscribers: set[Subscriber] = set()
         self._models_at: dict[str, int] = {}
         self._servers_at: dict[str, int] = {}
@@ -109,7 +117,10 @@ class Placements:
     def _endpoint(self, id_: str) -> wire.ServerEndpoint:
         server = self._view.servers[id_]
         return wire.ServerEndpoint(
-            server=server.id, address=server.address, state=SERVER_STATES[server.health]
+            server=server.id,
+            address=server.address,
+            state=SERVER_STATES[server.health],
+            http_address=self._http_addresses.get(id_, ""),
         )
 
     def _route(self, model: str) -> wire.ModelRoute:

@@ -40,7 +40,7 @@ class Administration:
     def __init__(self, watch: PlacementWatch, calls: ControllerCalls, servers: ServerCalls) -> None:
         self._watch = watch
         self._table_changed = asyncio.Event()
-        watch.listen(self._table_changed.set)
+        watch.listen(lambda _: self._table_changed.set())
         self._calls = calls
         self._servers = servers
 

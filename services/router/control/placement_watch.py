@@ -2,13 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import Any, Final, Protocol
 
 import grpc
 import structlog
 
+from services.common.tasks import TaskScope
 from services.router.control.in_use import InUse, Use
 from services.router.control.leader import ActingController
 from services.router.core.attempts import Loss
@@ -25,6 +27,10 @@ RETRY_SECONDS: Final = 0.2
 STANDBY_SECONDS: Final = 0.5  # between attempts with the others, while one is followed
 
 _log = structlog.get_logger(__name__)
+
+#: Gets a change to the table, or None if no placement has changed. Returns what to wait for until
+#: nothing new is sent to what the change withdrew, or None if that is so at once.
+Listener = Callable[[Change | None], Awaitable[None] | None]
 
 
 class TableKeeper(Protocol):
@@ -59,7 +65,10 @@ class PlacementWatch:
         self.synchronized = asyncio.Event()
         self.in_use = InUse(self._on_busy, self._on_idle)
         self.sequences = Sequences()
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners: list[Listener] = []
+        #: Revisions that listeners have yet to settle, in order, each with what it withdrew.
+        self._unsettled: deque[tuple[wire.Revision, set[Replica]]] = deque()
+        self._settling = TaskScope("revisions to settle")
         self._queues: list[Callable[[Target], int]] = []
         #: Replicas that may be in use without being in the table: they were withdrawn, or were
         #: granted before the table had them.
@@ -67,9 +76,10 @@ class PlacementWatch:
         #: When the use of each replica was last reported, in seconds of the monotonic clock.
         self._reported_at: dict[Replica, float] = {}
 
-    def listen(self, listener: Callable[[], None]) -> None:
+    def listen(self, listener: Listener) -> None:
         """Call `listener` after every change to the table, before anything is sent by the new table
-        and before the Controller learns that it has arrived."""
+        and before the Controller learns that it has arrived. The Controller learns no sooner than
+        what `listener` returns is done."""
         self._listeners.append(listener)
 
     def count_waiting(self, queue: Callable[[Target], int]) -> None:
@@ -88,9 +98,12 @@ class PlacementWatch:
 
     async def run(self) -> None:
         """Follow whichever Controller acts, without end."""
-        async with asyncio.TaskGroup() as tasks:
-            for address, stub in self._controllers.items():
-                tasks.create_task(self._keep_following(address, stub))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for address, stub in self._controllers.items():
+                    tasks.create_task(self._keep_following(address, stub))
+        finally:
+            await self._settling.close()
 
     def started(self, replica: Replica, use_lease: str) -> None:
         """Report that the request for which a use lease was given is in flight on `replica`."""
@@ -146,7 +159,7 @@ class PlacementWatch:
                     return
                 if self.acting is not acting and not self._switch_to(acting, response):
                     return
-                self._apply(response, acting)
+                self._apply(response)
                 self.synchronized.set()
         finally:
             call.cancel()
@@ -228,34 +241,64 @@ class PlacementWatch:
         waiting = sum(queue(replica.target) for queue in self._queues)
         return -(-waiting // len(self.table.servers(replica.target)))
 
-    def _apply(self, response: wire.WatchPlacementsResponse, acting: ActingController) -> None:
+    def _apply(self, response: wire.WatchPlacementsResponse) -> None:
         if response.WhichOneof("message") == "checkpoint":
             self._note_unregistered(response.unregistered_resident)
             return
-        withdrawn = self.table.apply(change_of(response))
-        self._changed()
-        message = wire.WatchPlacementsRequest()
-        message.ack.revision.CopyFrom(response.revision)
-        acting.outgoing.put_nowait(message)
+        change = change_of(response)
+        withdrawn = self.table.apply(change)
+        waits = self._changed(change)
         self._outside_table |= withdrawn
+        if self._keeper is not None:
+            self._keeper.keep(response)
+        if waits or self._unsettled:
+            self._unsettled.append((response.revision, withdrawn))
+            before = [*self._settling]
+            self._settling.start(self._settle(response.revision, before, waits))
+        else:
+            self._acknowledge(response.revision)
+
+    async def _settle(
+        self,
+        revision: wire.Revision,
+        before: Iterable[Awaitable[None]],
+        waits: Iterable[Awaitable[None]],
+    ) -> None:
+        """Acknowledge a revision once the listeners go by it, after those before it."""
+        await asyncio.gather(*before, *waits, return_exceptions=True)
+        self._unsettled.popleft()
+        self._acknowledge(revision)
+
+    def _acknowledge(self, revision: wire.Revision) -> None:
+        """Tell the Controller that nothing new is sent to what `revision` withdrew, and what of it
+        is over already."""
+        if revision.epoch == self.table.revision.epoch:
+            message = wire.WatchPlacementsRequest()
+            message.ack.revision.CopyFrom(revision)
+            self._send(message)
         for replica in list(self._outside_table):
             if self.table.holds(replica):
                 self._outside_table.discard(replica)
-            elif not self.in_use.count(replica) and not self.sequences.any_on(replica):
+            elif not self.in_use.count(replica) and self._may_be_drained(replica):
                 self._outside_table.discard(replica)
                 self._reported_at.pop(replica, None)
                 self._send_drained(replica)
-        if self._keeper is not None:
-            self._keeper.keep(response)
+
+    def _may_be_drained(self, replica: Replica) -> bool:
+        """Return whether a replica outside the table is over once it has no request in flight."""
+        return not self.sequences.any_on(replica) and not any(
+            replica in withdrawn for _, withdrawn in self._unsettled
+        )
 
     def _note_unregistered(self, unregistered: bool) -> None:
         if unregistered is not self.table.unregistered:
             self.table.unregistered = unregistered
-            self._changed()
+            self._changed(None)
 
-    def _changed(self) -> None:
-        for listener in self._listeners:
-            listener()
+    def _changed(self, change: Change | None) -> list[Awaitable[None]]:
+        """Tell the listeners. Returns what to wait for."""
+        waits = [listener(change) for listener in self._listeners]
+        return [wait for wait in waits if wait is not None]
 
     def _on_busy(self, replica: Replica) -> None:
         """Report at once that a replica is in use, unless a heartbeat has just done so."""
@@ -268,7 +311,7 @@ class PlacementWatch:
         if (
             replica in self._outside_table
             and not self.table.holds(replica)
-            and not self.sequences.any_on(replica)
+            and self._may_be_drained(replica)
         ):
             self._send_drained(replica)
 
@@ -288,6 +331,9 @@ def change_of(response: wire.WatchPlacementsResponse) -> Change:
         whole=whole,
         routes={route.model: _route(route) for route in body.models},
         addresses={server.server: server.address for server in body.servers},
+        http_addresses={
+            server.server: server.http_address for server in body.servers if server.http_address
+        },
         unknown_servers=_unknown(body.servers),
         removed_models=frozenset(() if whole else body.removed_models),
         removed_servers=frozenset(() if whole else body.removed_servers),

@@ -37,7 +37,7 @@ class HttpRequest:
         )  # the first of several counts
         #: What a gRPC call would carry as metadata.
         self.metadata: Pairs = headers.metadata(scope["headers"])
-        self.peer = headers.peer(scope["client"])
+        self.peer = callers.peer(headers.peer(scope["client"]), self.metadata)
         self.caller: Caller = callers.caller(self.peer, self.metadata)
         self.body = b""
         #: The memory reserved for the body.

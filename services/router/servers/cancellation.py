@@ -35,6 +35,12 @@ class Cancellations:
         elif self._when is Cancellation.AUTO:
             self._running.start(self._cancel_if_borne(address, call))
 
+    async def bears(self, address: str) -> bool:
+        """Return whether calls to the server at `address` may be cancelled."""
+        if self._when is Cancellation.AUTO:
+            return await self._is_borne(address)
+        return self._when is Cancellation.ALWAYS
+
     async def close(self) -> None:
         """Cancel nothing more."""
         await self._running.close(0)

@@ -235,7 +235,7 @@ class StreamCalls:
         #: Versions, with their identity, that a Triton says are decoupled.
         self._learned: set[tuple[Target, str]] = set()
         self.lockstep = LockstepCalls(self._none_decoupled)
-        watch.listen(self.lockstep.check)
+        watch.listen(lambda _: self.lockstep.check())
 
     async def close(self) -> None:
         """Close all calls, letting requests finish for a moment."""

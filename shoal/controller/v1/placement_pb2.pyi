@@ -485,21 +485,25 @@ class ServerEndpoint(_message.Message):
     SERVER_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    HTTP_ADDRESS_FIELD_NUMBER: _builtins.int
     server: _builtins.str
     """The server's name, without "servers/"."""
     address: _builtins.str
     """HOST:PORT of its gRPC endpoint."""
     state: _types_pb2.ServerState.ValueType
+    http_address: _builtins.str
+    """HOST:PORT of its HTTP endpoint; empty if it has none, or none that Routers may use."""
     def __init__(
         self,
         *,
         server: _builtins.str = ...,
         address: _builtins.str = ...,
         state: _types_pb2.ServerState.ValueType = ...,
+        http_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "server", b"server", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "http_address", b"http_address", "server", b"server", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

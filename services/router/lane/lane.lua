@@ -1,0 +1,167 @@
+-- Finds out which model an inference request asks for, and marks it for the lane.
+--
+-- A request without a mark goes to the Router, and so does every request that this cannot read, or
+-- that asks for what only the Router can do. An error in here has the same effect, because the mark
+-- is removed first. The mark is VERSION/MODEL, as the request names them.
+
+local INFER = "/inference.GRPCInferenceService/ModelInfer"
+local MARK = "x-shoal-lane"
+-- Headers that only the Router understands.
+local OWN = {
+  "x-shoal-priority", "x-shoal-explain", "x-shoal-subject", "x-shoal-tenant", "x-shoal-roles",
+}
+local WINDOW = 4096 -- bytes that are read at first
+local MOST_FIELD = 65536 -- bytes of a field that is read; larger ones are left to the Router
+local MOST_FIELDS = 256
+local MOST_ELEMENTS = 2 ^ 48 -- of a tensor; see services/router/core/wire/request.py
+local MOST_KNOWN = 4096
+
+local MODEL, VERSION, PARAMETER, INPUT, OUTPUT, CONTENTS = 10, 18, 34, 42, 50, 58 -- tags
+local SHAPE, SHAPE_ITEM = 26, 24 -- tags of an input
+
+local byte, char, find, floor, sub = string.byte, string.char, string.find, math.floor, string.sub
+
+-- Returns the number at `at` and the position after it, or nil. Numbers beyond 2^53 are not exact.
+local function varint(text, at)
+  local value, scale = 0, 1
+  for _ = 1, 10 do
+    local part = byte(text, at)
+    if part == nil then return nil end
+    at = at + 1
+    if part < 128 then return value + part * scale, at end
+    value = value + (part - 128) * scale
+    scale = scale * 128
+  end
+  return nil
+end
+
+-- Returns whether an input's dimensions multiply to a number of elements, and whether nothing in it
+-- needs the Router.
+local function plain_input(text)
+  if find(text, "shared_memory", 1, true) then return false end
+  local at, size, tag, value = 1, #text, nil, nil
+  local elements = 1
+  while at <= size do
+    tag, at = varint(text, at)
+    if tag == nil then return false end
+    if tag == SHAPE_ITEM then
+      value, at = varint(text, at)
+      if value == nil or value > MOST_ELEMENTS then return false end
+      if value > 1 then elements = elements * value end
+    elseif tag % 8 == 2 then
+      value, at = varint(text, at)
+      if value == nil or at + value > size + 1 then return false end
+      local stop = at + value
+      if tag == SHAPE then
+        while at < stop do
+          value, at = varint(text, at)
+          if value == nil or value > MOST_ELEMENTS then return false end
+          if value > 1 then elements = elements * value end
+        end
+      end
+      at = stop
+    else
+      return false
+    end
+  end
+  return elements <= MOST_ELEMENTS
+end
+
+local known, count = {}, 0 -- whether inputs are plain; a model's are alike from request to request
+
+local function is_plain(text)
+  local plain = known[text]
+  if plain == nil then
+    plain = plain_input(text)
+    if #text <= 512 then
+      if count >= MOST_KNOWN then known, count = {}, 0 end
+      known[text], count = plain, count + 1
+    end
+  end
+  return plain
+end
+
+-- Returns version and model of a request, or nil if the Router has to look at it.
+local function names(body, size)
+  local head = body:getBytes(0, size < WINDOW and size or WINDOW)
+  if byte(head, 1) ~= 0 then return nil end -- compressed
+  local announced = ((byte(head, 2) * 256 + byte(head, 3)) * 256 + byte(head, 4)) * 256 + byte(head, 5)
+  if announced ~= size - 5 then return nil end
+  local model, version = "", ""
+  local at, stop, length, tag = 6, nil, nil, nil
+  for _ = 1, MOST_FIELDS do
+    if at > size then
+      if at ~= size + 1 then return nil end
+      return version, model
+    end
+    local text, start = head, at
+    if at + 11 > #head and #head < size then
+      local left = size - at + 1
+      text, start = body:getBytes(at - 1, left < 11 and left or 11), 1
+    end
+    tag = byte(text, start)
+    if tag % 8 ~= 2 or tag >= 128 then return nil end
+    length, stop = varint(text, start + 1)
+    if length == nil then return nil end
+    at = at + stop - start
+    if tag ~= CONTENTS then
+      if length > MOST_FIELD or at + length > size + 1 then return nil end
+      local value
+      if at + length - 1 <= #head then
+        value = sub(head, at, at + length - 1)
+      else
+        value = length > 0 and body:getBytes(at - 1, length) or ""
+      end
+      if tag == MODEL then
+        model = value
+      elseif tag == VERSION then
+        version = value
+      elseif tag == INPUT then
+        if not is_plain(value) then return nil end
+      elseif tag == OUTPUT then
+        if find(value, "classification", 1, true) or find(value, "shared_memory", 1, true) then
+          return nil
+        end
+      elseif tag == PARAMETER then
+        if find(value, "sequence_", 1, true) or find(value, "priority", 1, true) then
+          return nil
+        end
+      end
+    end
+    at = at + length
+  end
+  return nil
+end
+
+function envoy_on_request(handle)
+  local headers = handle:headers()
+  headers:remove(MARK)
+  if headers:get(":path") ~= INFER then return end
+  for _, name in ipairs(OWN) do
+    if headers:get(name) then return end
+  end
+  local timed = headers:get("grpc-timeout") ~= nil
+  local body = handle:body()
+  if body == nil then return end
+  local size = body:length()
+  if size < 5 then return end
+  local version, model = names(body, size)
+  if version == nil or find(model, "[^%w_.+@-]") or find(version, "[^%w_-]") then return end
+  headers = handle:headers() -- the object from before `body` is gone
+  headers:add(MARK, version .. "/" .. model)
+  handle:clearRouteCache()
+  local route = handle:metadata()
+  if timed and route:get("untimed") then
+    headers:remove(MARK)
+    handle:clearRouteCache()
+    return
+  end
+  local suffix = route:get("suffix")
+  if suffix then
+    local longer = size - 5 + #suffix
+    body:setBytes(
+      char(0, floor(longer / 16777216) % 256, floor(longer / 65536) % 256, floor(longer / 256) % 256, longer % 256)
+        .. body:getBytes(5, size - 5) .. suffix
+    )
+  end
+end
