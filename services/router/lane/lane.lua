@@ -2,14 +2,16 @@
 --
 -- A request without a mark goes to the Router, and so does every request that this cannot read, or
 -- that asks for what only the Router can do. An error in here has the same effect, because the mark
--- is removed first. The mark is VERSION/MODEL, as the request names them.
+-- is removed first. The mark is VERSION/MODEL for gRPC, as the request names them, and the path for
+-- HTTP.
 
 local INFER = "/inference.GRPCInferenceService/ModelInfer"
 local MARK = "x-shoal-lane"
--- Headers that only the Router understands.
-local OWN = {
-  "x-shoal-priority", "x-shoal-explain", "x-shoal-subject", "x-shoal-tenant", "x-shoal-roles",
-}
+local HELD = {@HELD@} -- headers that leave a request to the Router
+local HELD_HTTP = {@HELD_HTTP@}
+local SIZE_HEADER = "inference-header-content-length"
+-- What leaves a request to the Router wherever it stands in the JSON. An escape could hide it.
+local HELD_WORDS = {"\\", "shared_memory", "classification", "sequence_", "priority"}
 local WINDOW = 4096 -- bytes that are read at first
 local MOST_FIELD = 65536 -- bytes of a field that is read; larger ones are left to the Router
 local MOST_FIELDS = 256
@@ -20,6 +22,7 @@ local MODEL, VERSION, PARAMETER, INPUT, OUTPUT, CONTENTS = 10, 18, 34, 42, 50, 5
 local SHAPE, SHAPE_ITEM = 26, 24 -- tags of an input
 
 local byte, char, find, floor, sub = string.byte, string.char, string.find, math.floor, string.sub
+local gmatch, match = string.gmatch, string.match
 
 -- Returns the number at `at` and the position after it, or nil. Numbers beyond 2^53 are not exact.
 local function varint(text, at)
@@ -85,8 +88,8 @@ end
 local function names(body, size)
   local head = body:getBytes(0, size < WINDOW and size or WINDOW)
   if byte(head, 1) ~= 0 then return nil end -- compressed
-  local announced = ((byte(head, 2) * 256 + byte(head, 3)) * 256 + byte(head, 4)) * 256 + byte(head, 5)
-  if announced ~= size - 5 then return nil end
+  local a, b, c, d = byte(head, 2, 5)
+  if ((a * 256 + b) * 256 + c) * 256 + d ~= size - 5 then return nil end
   local model, version = "", ""
   local at, stop, length, tag = 6, nil, nil, nil
   for _ = 1, MOST_FIELDS do
@@ -133,13 +136,32 @@ local function names(body, size)
   return nil
 end
 
-function envoy_on_request(handle)
+local function holds(headers, names)
+  for _, name in ipairs(names) do
+    if headers:get(name) then return true end
+  end
+  return false
+end
+
+-- Marks a request if the routes have a place for it. Returns the place's metadata if it is to be
+-- sent there.
+local function mark(handle, key, timed)
+  local headers = handle:headers() -- the object from before `body` is gone
+  headers:add(MARK, key)
+  handle:clearRouteCache()
+  local route = handle:metadata()
+  if timed and route:get("untimed") then
+    headers:remove(MARK)
+    handle:clearRouteCache()
+    return nil
+  end
+  return route
+end
+
+local function grpc(handle)
   local headers = handle:headers()
   headers:remove(MARK)
-  if headers:get(":path") ~= INFER then return end
-  for _, name in ipairs(OWN) do
-    if headers:get(name) then return end
-  end
+  if headers:get(":path") ~= INFER or holds(headers, HELD) then return end
   local timed = headers:get("grpc-timeout") ~= nil
   local body = handle:body()
   if body == nil then return end
@@ -147,21 +169,70 @@ function envoy_on_request(handle)
   if size < 5 then return end
   local version, model = names(body, size)
   if version == nil or find(model, "[^%w_.+@-]") or find(version, "[^%w_-]") then return end
-  headers = handle:headers() -- the object from before `body` is gone
-  headers:add(MARK, version .. "/" .. model)
-  handle:clearRouteCache()
-  local route = handle:metadata()
-  if timed and route:get("untimed") then
-    headers:remove(MARK)
-    handle:clearRouteCache()
-    return
-  end
-  local suffix = route:get("suffix")
+  local route = mark(handle, version .. "/" .. model, timed)
+  local suffix = route and route:get("suffix")
   if suffix then
     local longer = size - 5 + #suffix
     body:setBytes(
-      char(0, floor(longer / 16777216) % 256, floor(longer / 65536) % 256, floor(longer / 256) % 256, longer % 256)
-        .. body:getBytes(5, size - 5) .. suffix
+      char(
+        0, floor(longer / 16777216) % 256, floor(longer / 65536) % 256, floor(longer / 256) % 256,
+        longer % 256
+      ) .. body:getBytes(5, size - 5) .. suffix
     )
   end
+end
+
+-- Returns whether a host is an address, or a name that strangers cannot have: a page of theirs may
+-- have pointed its own name to this machine.
+local function is_own(host)
+  if host == nil then return false end
+  if sub(host, 1, 1) == "[" then return true end
+  local name = match(host, "^([^:]*)")
+  return not find(name, ".", 1, true) or not find(name, "[^%d.]")
+end
+
+-- Returns whether every shape in the JSON multiplies to a number of elements.
+local function plain_shapes(json)
+  local at = 1
+  while true do
+    local _, stop = find(json, '"shape"', at, true)
+    if stop == nil then return true end
+    local first, last, list = find(json, "^%s*:%s*%[([%d%s,]*)%]", stop + 1)
+    if first == nil then return false end
+    local elements = 1
+    for number in gmatch(list, "%d+") do
+      local value = tonumber(number)
+      if value > 1 then elements = elements * value end
+    end
+    if elements > MOST_ELEMENTS then return false end
+    at = last + 1
+  end
+end
+
+local function http(handle)
+  local headers = handle:headers()
+  headers:remove(MARK)
+  local path = headers:get(":path")
+  if headers:get(":method") ~= "POST" or sub(path, 1, 11) ~= "/v2/models/"
+    or sub(path, -6) ~= "/infer" or holds(headers, HELD) or holds(headers, HELD_HTTP)
+    or not is_own(headers:get(":authority"))
+  then
+    return
+  end
+  local given = headers:get(SIZE_HEADER)
+  local body = handle:body()
+  if body == nil then return end
+  local size = body:length()
+  local length = size
+  if given ~= nil then
+    length = tonumber(match(given, "^%d+$"))
+    if length == nil or length > size then return end
+  end
+  if length == 0 then return end
+  local json = body:getBytes(0, length)
+  for _, word in ipairs(HELD_WORDS) do
+    if find(json, word, 1, true) then return end
+  end
+  if not plain_shapes(json) then return end
+  mark(handle, path, false)
 end

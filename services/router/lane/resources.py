@@ -25,7 +25,7 @@ from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2 as _ups
 from envoy.type.matcher.v3 import http_inputs_pb2 as _inputs
 from google.protobuf import json_format
 
-from services.router.core.routing.lane import Place
+from services.router.core.routing.lane import HELD_HEADERS, HELD_HTTP_HEADERS, Place
 from services.router.lane import probe
 
 GRPC: Final = "grpc"
@@ -44,11 +44,7 @@ _WINDOW: Final = 256 << 20  # bytes; a stream's largest flow-control window is 2
 _SEPARATOR: Final = ","  # between the servers in a cluster's name; no name has one
 _USED = (_file, _lua, _router, _connection_manager, _previous, _upstream, _inputs)
 
-# A lane's request that its server no longer knows, or breaks off, goes to the Router.
-_RETRY: Final = {
-    "retry_on": "connect-failure,refused-stream,reset,reset-before-request,unavailable,"
-    "retriable-headers",
-    "retriable_headers": [{"name": "grpc-status", "string_match": {"exact": "5"}}],
+_ONCE: Final = {
     "num_retries": 1,
     "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.001s"},
     "retry_priority": {
@@ -58,6 +54,20 @@ _RETRY: Final = {
             + "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig",
             "update_frequency": 1,
         },
+    },
+}
+_BROKEN: Final = "connect-failure,refused-stream,reset,reset-before-request"
+# A lane's request that its server no longer knows, or breaks off, goes to the Router.
+_RETRY: Final = {
+    GRPC: {
+        "retry_on": f"{_BROKEN},unavailable,retriable-headers",
+        "retriable_headers": [{"name": "grpc-status", "string_match": {"exact": "5"}}],
+        **_ONCE,
+    },
+    HTTP: {
+        "retry_on": f"{_BROKEN},retriable-status-codes",
+        "retriable_status_codes": [404, 503],
+        **_ONCE,
     },
 }
 _MOST: Final = 1 << 20  # of connections and requests: limits are the Router's and Triton's
@@ -113,7 +123,7 @@ def _listener(name: str, address: str, routes: str, front: Front, *, public: boo
         "normalize_path": False,
         "http_protocol_options": {"accept_http_10": True},
         "http_filters": [
-            *([_LUA] if http2 else []),
+            *([_script(routes)] if public else []),
             {"name": "envoy.filters.http.router", "typed_config": _router_filter(front, public)},
         ],
     }
@@ -146,13 +156,22 @@ def _listener(name: str, address: str, routes: str, front: Front, *, public: boo
 
 
 _V3: Final = {"resource_api_version": "V3"}
-_LUA: Final = {
-    "name": "envoy.filters.http.lua",
-    "typed_config": {
-        "@type": _TYPE + "envoy.extensions.filters.http.lua.v3.Lua",
-        "default_source_code": {"inline_string": _SCRIPT},
-    },
-}
+
+
+def _script(kind: str) -> dict[str, Any]:
+    """Return the filter that marks what may go into the lane."""
+    script = f"{_SCRIPT}\nenvoy_on_request = {kind}\n"
+    for place, names in (("@HELD@", HELD_HEADERS), ("@HELD_HTTP@", HELD_HTTP_HEADERS)):
+        script = script.replace(place, ", ".join(f'"{name}"' for name in names))
+    return {
+        "name": "envoy.filters.http.lua",
+        "typed_config": {
+            "@type": _TYPE + "envoy.extensions.filters.http.lua.v3.Lua",
+            "default_source_code": {"inline_string": script},
+        },
+    }
+
+
 # Type, target, server, status, microseconds until the last byte of the answer.
 _LINE: Final = (
     "%ACCESS_LOG_TYPE% %ROUTE_NAME% %UPSTREAM_HOST% %GRPC_STATUS_NUMBER% %RESPONSE_CODE% "
@@ -337,19 +356,18 @@ class Routes:
 
 
 def _virtual_host(kind: str) -> dict[str, Any]:
-    header = MARK if kind == GRPC else ":path"
     return {
         "name": "all",
         "domains": ["*"],
-        "retry_policy": _RETRY,
-        "request_headers_to_remove": [MARK],
+        "retry_policy": _RETRY[kind],
+        "request_headers_to_remove": [MARK, "x-forwarded-proto"],
         "matcher": {
             "matcher_tree": {
                 "input": {
                     "name": "key",
                     "typed_config": {
                         "@type": _TYPE + "envoy.type.matcher.v3.HttpRequestHeaderMatchInput",
-                        "header_name": header,
+                        "header_name": MARK,
                     },
                 },
                 # Envoy takes no empty map. No request has this key.

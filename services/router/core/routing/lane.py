@@ -6,13 +6,32 @@ request, and sends to the Router whatever it does not know."""
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from services.common.errors import ShoalError
 from services.router.core.routing.routes import Route, Target, resolve
 from services.router.core.routing.table import Table
 
-ANY_MODEL = "*"
+ANY_MODEL: Final = "*"
+
+#: Headers that leave a request to the Router: it alone knows what they mean.
+HELD_HEADERS: Final = (
+    "x-shoal-priority",
+    "x-shoal-explain",
+    "x-shoal-subject",
+    "x-shoal-tenant",
+    "x-shoal-roles",
+)
+#: The same for HTTP: deadlines, compressed bodies, and requests of web pages.
+HELD_HTTP_HEADERS: Final = (
+    "x-request-timeout",
+    "grpc-timeout",
+    "x-envoy-expected-rq-timeout-ms",
+    "content-encoding",
+    "accept-encoding",
+    "origin",
+    "sec-fetch-site",
+)
 
 
 @dataclass(frozen=True, slots=True)
