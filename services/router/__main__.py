@@ -77,7 +77,11 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         own = ProcessStatistics(watch, router.statistics)
         peers = Peers(own, settings.worker_sockets if shared else None, settings.worker or 0)
         add_RouterServiceServicer_to_server(
-            RouterServicer(Explanations(watch, admission), peers), rpc.services
+            RouterServicer(
+                Explanations(watch, admission, settings.lane_rules if settings.lane else None),
+                peers,
+            ),
+            rpc.services,
         )
         await stack.enter_async_context(peers.serving(WorkerServicer(peers)))
         converter = Converter(settings.json_processes)
@@ -114,6 +118,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             if watch.synchronized.is_set():
                 await rpc.set_ready(False)
                 await asyncio.sleep(settings.drain)
+            if router.lane is not None:
+                await router.lane.drain(settings.stop_grace)
             await rpc.stop(settings.stop_grace)
             for task in running:
                 task.cancel()

@@ -186,7 +186,7 @@ def _lane(
     def ended(replica: Replica, seconds: float | None, failed: bool) -> None:
         watch.in_use.end(replica)
         if seconds is not None:
-            statistics.add(replica.target, seconds, failed=failed, cold=False)
+            statistics.add(replica.target, seconds, failed=failed, cold=False, lane=True)
 
     front = Front(
         grpc=at.grpc,

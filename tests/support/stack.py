@@ -149,7 +149,7 @@ def sampled(
         while not stop.wait(0.05):
             try:
                 _sample(stack, server, settled, ensembles, samples)
-            except (grpc.RpcError, psutil.Error) as error:
+            except (grpc.RpcError, psutil.Error, LookupError) as error:
                 samples.errors.append(repr(error))
 
     thread = threading.Thread(target=run, name="sampler")

@@ -9,13 +9,15 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import grpc
 import structlog
-from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
 
 from services.common.rpc import Context
 from services.router.lane.resources import CLUSTER, LISTENER, ROUTES
+from services.router.lane.xds import TYPE, message
 from services.router.waiting import Wakeup
 
+_SERVICE: Final = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 _ORDER: Final = (CLUSTER, LISTENER, ROUTES)
 
 _log = structlog.get_logger(__name__)
@@ -54,7 +56,7 @@ class _Proxy:
     subscriptions: dict[str, _Subscription] = field(default_factory=dict)
 
 
-class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignore[misc]
+class Discovery:
     """Tells every connected proxy the newest resources."""
 
     def __init__(self) -> None:
@@ -87,9 +89,20 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
             for proxy in self._proxies
         )
 
-    async def StreamAggregatedResources(  # noqa: N802
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """Return the service's methods, for a server."""
+        request = type(message("envoy.service.discovery.v3.DiscoveryRequest"))
+        stream: Any = grpc.stream_stream_rpc_method_handler(
+            self.stream,
+            request_deserializer=request.FromString,
+            response_serializer=lambda response: response.SerializeToString(),
+        )
+        return grpc.method_handlers_generic_handler(_SERVICE, {"StreamAggregatedResources": stream})
+
+    async def stream(
         self, request_iterator: AsyncIterator[Any], context: Context
     ) -> AsyncIterator[Any]:
+        """Answer one proxy's requests with resources, as long as it is connected."""
         proxy = _Proxy()
         self._proxies.add(proxy)
         reader = asyncio.create_task(self._read(proxy, request_iterator))
@@ -116,7 +129,9 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
     def _take(self, proxy: _Proxy, request: Any) -> None:
         if request.node.id:
             proxy.node = request.node.id
-        subscription = proxy.subscriptions.setdefault(request.type_url, _Subscription())
+        subscription = proxy.subscriptions.setdefault(
+            request.type_url.removeprefix(TYPE), _Subscription()
+        )
         if request.response_nonce and request.response_nonce != subscription.nonce:
             return  # an answer to what was overtaken meanwhile
         names = frozenset(request.resource_names)
@@ -159,10 +174,10 @@ class Discovery(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):  # type: ignor
 
 
 def _response(kind: str, subscription: _Subscription, resources: Resources) -> Any:
-    response = discovery_pb2.DiscoveryResponse(
-        version_info=subscription.nonce, type_url=kind, nonce=subscription.nonce
-    )
+    response = message("envoy.service.discovery.v3.DiscoveryResponse")
+    response.version_info = response.nonce = subscription.nonce
+    response.type_url = TYPE + kind
     for name, serialized in resources.items():
         if not subscription.names or name in subscription.names:
-            response.resources.add(type_url=kind, value=serialized)
+            response.resources.add(type_url=TYPE + kind, value=serialized)
     return response

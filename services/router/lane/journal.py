@@ -49,6 +49,7 @@ class Journal:
         #: The last probe that was read, and an event for the next one.
         self._probe = b""
         self._probed = asyncio.Event()
+        self._ended_one = asyncio.Event()
 
     def open(self) -> None:
         """Make the pipe unless it is there, and begin to read. Raises OSError."""
@@ -83,6 +84,11 @@ class Journal:
             for _ in range(count):
                 self._ended(replica, None, True)
         self._in_flight.clear()
+
+    async def until_idle(self) -> None:
+        """Wait until nothing is under way."""
+        while self._in_flight:
+            await self._ended_one.wait()
 
     async def read_until(self, probe: str) -> None:
         """Wait until the line of a probe has been read."""
@@ -135,6 +141,8 @@ class Journal:
         if status not in _REPEATED and micros.isdigit():
             seconds = int(micros) / 1e6
         self._ended(replica, seconds, status != b"0")
+        self._ended_one.set()
+        self._ended_one.clear()
 
     def _replica(self, route: bytes, host: bytes) -> Replica | None:
         """Return the replica, or None if the request went to the Router."""

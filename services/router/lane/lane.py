@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import grpc
 import structlog
-from envoy.service.discovery.v3 import ads_pb2_grpc
 
 from services.common.tasks import TaskScope
 from services.router.control.placement_watch import PlacementWatch
@@ -96,7 +95,7 @@ class Lane:
             stack.callback(probe.close)
         stack.push_async_callback(self._tasks.close)
         server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
-        ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(self._discovery, server)
+        server.add_generic_rpc_handlers((self._discovery.handlers(),))
         server.add_insecure_port(address)
         self._discovery.offer(LISTENER, lambda: _serialized(listeners(self._front)))
         self._discovery.offer(CLUSTER, self._cluster_resources)
@@ -106,6 +105,12 @@ class Lane:
         stack.push_async_callback(server.stop, 0.0)
         self._tasks.start(self._watch_proxies())
         self._tasks.start(self._watch_releases())
+
+    async def drain(self, grace: float) -> None:
+        """Have the proxy accept nothing more, and give the requests that it has under way `grace`
+        seconds."""
+        self._discovery.offer(LISTENER, dict)
+        await within(grace, self._journal.until_idle())
 
     def __len__(self) -> int:
         """Return the number of models in the lane."""

@@ -7,26 +7,10 @@ from importlib.resources import files
 from typing import Any, Final
 from urllib.parse import quote
 
-from envoy.config.cluster.v3 import cluster_pb2
-from envoy.config.listener.v3 import listener_pb2
-from envoy.config.route.v3 import route_components_pb2, route_pb2
-
-# Messages inside an Any are found only once their modules are imported.
-from envoy.extensions.access_loggers.file.v3 import file_pb2 as _file
-from envoy.extensions.filters.http.lua.v3 import lua_pb2 as _lua
-from envoy.extensions.filters.http.router.v3 import router_pb2 as _router
-from envoy.extensions.filters.network.http_connection_manager.v3 import (
-    http_connection_manager_pb2 as _connection_manager,
-)
-from envoy.extensions.retry.priority.previous_priorities.v3 import (
-    previous_priorities_config_pb2 as _previous,
-)
-from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2 as _upstream
-from envoy.type.matcher.v3 import http_inputs_pb2 as _inputs
-from google.protobuf import json_format
-
 from services.router.core.routing.lane import HELD_HEADERS, HELD_HTTP_HEADERS, Place
 from services.router.lane import probe
+from services.router.lane.xds import TYPE as _TYPE
+from services.router.lane.xds import message, parsed
 
 GRPC: Final = "grpc"
 HTTP: Final = "http"
@@ -34,15 +18,13 @@ ROUTER: Final = "router"  # the cluster of the Router itself; `router:http` is i
 MARK: Final = "x-shoal-lane"
 PEER: Final = "x-shoal-peer"
 
-LISTENER: Final = "type.googleapis.com/envoy.config.listener.v3.Listener"
-CLUSTER: Final = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
-ROUTES: Final = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
+LISTENER: Final = "envoy.config.listener.v3.Listener"
+CLUSTER: Final = "envoy.config.cluster.v3.Cluster"
+ROUTES: Final = "envoy.config.route.v3.RouteConfiguration"
 
-_TYPE: Final = "type.googleapis.com/"
 _SCRIPT: Final = files(__package__).joinpath("lane.lua").read_text()
 _WINDOW: Final = 256 << 20  # bytes; a stream's largest flow-control window is 2 GiB
 _SEPARATOR: Final = ","  # between the servers in a cluster's name; no name has one
-_USED = (_file, _lua, _router, _connection_manager, _previous, _upstream, _inputs)
 
 _ONCE: Final = {
     "num_retries": 1,
@@ -70,7 +52,27 @@ _RETRY: Final = {
         **_ONCE,
     },
 }
+# While the Router is away, which is nothing sent yet, requests wait for it: for half a minute.
+_UNTIL_BACK: Final = {
+    "retry_on": "connect-failure,refused-stream",
+    "num_retries": 120,
+    "retry_back_off": {"base_interval": "0.05s", "max_interval": "0.5s"},
+}
 _MOST: Final = 1 << 20  # of connections and requests: limits are the Router's and Triton's
+# Only connections count: a model's own errors say nothing about its server.
+_LEAVE: Final = {
+    "split_external_local_origin_errors": True,
+    "consecutive_local_origin_failure": 2,
+    "enforcing_consecutive_local_origin_failure": 100,
+    "enforcing_local_origin_success_rate": 0,
+    "enforcing_consecutive_5xx": 0,
+    "enforcing_consecutive_gateway_failure": 0,
+    "enforcing_success_rate": 0,
+    "interval": "0.25s",
+    "base_ejection_time": "1s",
+    "max_ejection_time": "1s",
+    "max_ejection_percent": 100,
+}
 _RETRIES: Final = {"budget_percent": {"value": 20.0}, "min_retry_concurrency": 128}
 
 
@@ -135,8 +137,8 @@ def _listener(name: str, address: str, routes: str, front: Front, *, public: boo
         }
     if not public:
         manager["access_log"] = [_log(front.journal, "PROBE %REQ(:PATH)%\n")]
-    return _parsed(
-        listener_pb2.Listener(),
+    return parsed(
+        LISTENER,
         {
             "name": name,
             "address": _address(address),
@@ -223,6 +225,8 @@ def servers_cluster(
 
 
 def _cluster(name: str, kind: str, priorities: Sequence[Sequence[str]]) -> Any:
+    """Return a cluster. One with several priorities leaves servers to which no connection can be
+    made."""
     numeric = all(_is_ip(address) for addresses in priorities for address in addresses)
     protocol: dict[str, Any] = {"http_protocol_options": {}}
     if kind == GRPC:
@@ -233,8 +237,8 @@ def _cluster(name: str, kind: str, priorities: Sequence[Sequence[str]]) -> Any:
                 "max_concurrent_streams": _MOST,
             }
         }
-    return _parsed(
-        cluster_pb2.Cluster(),
+    return parsed(
+        CLUSTER,
         {
             "name": name,
             "type": "STATIC" if numeric else "STRICT_DNS",
@@ -251,20 +255,7 @@ def _cluster(name: str, kind: str, priorities: Sequence[Sequence[str]]) -> Any:
                     }
                 ]
             },
-            # Only connections count: a model's own errors say nothing about its server.
-            "outlier_detection": {
-                "split_external_local_origin_errors": True,
-                "consecutive_local_origin_failure": 2,
-                "enforcing_consecutive_local_origin_failure": 100,
-                "enforcing_local_origin_success_rate": 0,
-                "enforcing_consecutive_5xx": 0,
-                "enforcing_consecutive_gateway_failure": 0,
-                "enforcing_success_rate": 0,
-                "interval": "0.25s",
-                "base_ejection_time": "1s",
-                "max_ejection_time": "1s",
-                "max_ejection_percent": 100,
-            },
+            **({"outlier_detection": _LEAVE} if len(priorities) > 1 else {}),
             "typed_extension_protocol_options": {
                 "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                     "@type": _TYPE + "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
@@ -292,9 +283,7 @@ class Routes:
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
-        self._config = _parsed(
-            route_pb2.RouteConfiguration(), {"name": kind, "virtual_hosts": [_virtual_host(kind)]}
-        )
+        self._config = parsed(ROUTES, {"name": kind, "virtual_hosts": [_virtual_host(kind)]})
         host = self._config.virtual_hosts[0]
         self._entries = host.matcher.matcher_tree.exact_match_map.map
         self._revision = self._config.virtual_hosts.add(name="revision", domains=[probe.HOST])
@@ -315,7 +304,7 @@ class Routes:
         for version, found in places:
             key = self.key(model, version)
             keys.append(key)
-            self._entries[key].CopyFrom(self._entry(found, untimed))
+            self._entries[key].CopyFrom(self._entry(key, found, untimed))
         if keys:
             self._of_model[model] = keys
 
@@ -334,8 +323,8 @@ class Routes:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def _entry(self, found: Place, untimed: frozenset[str]) -> Any:
-        route = _ROUTE
+    def _entry(self, key: str, found: Place, untimed: frozenset[str]) -> Any:
+        route = _ROUTE[self._kind]
         route.name = str(found.target)
         route.route.cluster = cluster_name(self._kind, found.servers)
         fields = route.metadata.filter_metadata["envoy.filters.http.lua"].fields
@@ -347,9 +336,11 @@ class Routes:
             if not untimed.isdisjoint(found.servers):
                 fields["untimed"].bool_value = True
         else:
+            route.match.Clear()
+            route.match.path = key  # a rewrite replaces what was matched
             model = quote(found.target.model, safe="")
             route.route.prefix_rewrite = f"/v2/models/{model}/versions/{found.target.version}/infer"
-        entry = _matcher().OnMatch()
+        entry = message("xds.type.matcher.v3.Matcher.OnMatch")
         entry.action.name = "route"
         entry.action.typed_config.Pack(route)
         return entry
@@ -382,7 +373,12 @@ def _to_router(kind: str) -> dict[str, Any]:
     return {
         "name": ROUTER,
         "match": {"prefix": "/"},
-        "route": {"cluster": cluster_name(kind, ()), "timeout": "0s", "retry_policy": {}},
+        "route": {
+            "cluster": cluster_name(kind, ()),
+            "timeout": "0s",
+            "retry_policy": _UNTIL_BACK,
+        },
+        "per_request_buffer_limit_bytes": _MOST,
         "request_headers_to_add": [
             {
                 "header": {"key": PEER, "value": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%"},
@@ -403,12 +399,6 @@ def _on_match(route: dict[str, Any]) -> dict[str, Any]:
     return {"action": {"name": "route", "typed_config": typed}}
 
 
-def _matcher() -> Any:
-    from xds.type.matcher.v3 import matcher_pb2
-
-    return matcher_pb2.Matcher
-
-
 def _address(address: str) -> dict[str, Any]:
     host, _, port = address.rpartition(":")
     return {"socket_address": {"address": host.strip("[]"), "port_value": int(port)}}
@@ -422,8 +412,4 @@ def _is_ip(address: str) -> bool:
     return True
 
 
-def _parsed(message: Any, content: dict[str, Any]) -> Any:
-    return json_format.ParseDict(content, message)
-
-
-_ROUTE: Final = _parsed(route_components_pb2.Route(), _IN_LANE)
+_ROUTE: Final = {kind: parsed("envoy.config.route.v3.Route", _IN_LANE) for kind in (GRPC, HTTP)}

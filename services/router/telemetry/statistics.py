@@ -16,11 +16,12 @@ from services.router.core.routing.routes import Target
 @dataclass(slots=True)
 class VersionCount:
     """The requests to one version. Seconds are sums over all requests; `cold` counts those that
-    waited until the model was resident."""
+    waited until the model was resident, and `lane` those that did not pass through the Router."""
 
     requests: int = 0
     errors: int = 0
     cold: int = 0
+    lane: int = 0
     seconds: float = 0.0
     cold_seconds: float = 0.0
 
@@ -33,7 +34,9 @@ class Statistics(Collector):
         #: Requests of streams that streams to servers answered.
         self.streamed = 0
 
-    def add(self, target: Target, seconds: float, *, failed: bool, cold: bool) -> None:
+    def add(
+        self, target: Target, seconds: float, *, failed: bool, cold: bool, lane: bool = False
+    ) -> None:
         """Count a request."""
         count = self.counts.get(target)
         if count is None:
@@ -42,6 +45,8 @@ class Statistics(Collector):
         count.seconds += seconds
         if failed:
             count.errors += 1
+        if lane:
+            count.lane += 1
         if cold:
             count.cold += 1
             count.cold_seconds += seconds
@@ -63,6 +68,7 @@ _FAMILIES: Final = (
     ("shoal_router_requests", "Requests answered, whatever the answer.", "requests"),
     ("shoal_router_errors", "Requests answered with an error.", "errors"),
     ("shoal_router_cold_requests", "Requests that waited until the model was resident.", "cold"),
+    ("shoal_router_lane_requests", "Requests that the lane's proxy sent to a server.", "lane"),
     ("shoal_router_request_seconds", "Time taken by all requests.", "seconds"),
     ("shoal_router_cold_seconds", "Time taken by cold requests.", "cold_seconds"),
 )

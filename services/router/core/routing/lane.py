@@ -4,7 +4,7 @@ The *lane* answers requests whose path needs nothing that only the Router can do
 made for a model and a version as requests name them; the proxy checks what differs from request to
 request, and sends to the Router whatever it does not know."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -28,7 +28,6 @@ HELD_HTTP_HEADERS: Final = (
     "grpc-timeout",
     "x-envoy-expected-rq-timeout-ms",
     "content-encoding",
-    "accept-encoding",
     "origin",
     "sec-fetch-site",
 )
@@ -68,6 +67,15 @@ def place(table: Table, model: str, version: str, rules: LaneRules) -> Place | s
     if not servers:
         return f"{target} is not resident"
     return Place(target, servers, version == str(target.version))
+
+
+def held_by(headers: Mapping[str, str], sequence: str) -> str:
+    """Return what about a gRPC request leaves it to the Router; "" if nothing does. `sequence` is
+    the id of its sequence, or ""."""
+    if sequence:
+        return "it is part of a sequence"
+    found = next((name for name in HELD_HEADERS if name in headers), None)
+    return f"it has the header {found}" if found else ""
 
 
 def places(
