@@ -84,7 +84,6 @@ def broken() -> Iterator[Model]:
             f'{PYTHON} max_batch_size: 4 batch_input [{{ kind: BATCH_ELEMENT_COUNT target_name: "C" data_type: TYPE_FP32 source_input: "NONE" }}]',
             False,
         ),
-        ("passive_group", f"{PYTHON} instance_group [{{ kind: KIND_CPU passive: true }}]", False),
         ("negative_count", f"{PYTHON} instance_group [{{ kind: KIND_CPU count: -1 }}]", False),
         (
             "gpu_that_is_not_there",
@@ -95,8 +94,8 @@ def broken() -> Iterator[Model]:
     ):
         yield Model(name, config, {"1/model.py": ECHO}, light=light)
     for name, code, light in (
-        ("raises_at_import", "raise ValueError('no')", True),
-        ("no_class", "x = 1", True),
+        ("raises_at_import", "raise ValueError('no')", False),
+        ("no_class", "x = 1", False),
         ("no_execute", "class TritonPythonModel: pass", False),
         ("syntax_error", "class TritonPythonModel(", True),
         ("missing_module", "import nothing_like_it", False),
@@ -108,12 +107,13 @@ def broken() -> Iterator[Model]:
         (
             "raises_when_asked",
             "class TritonPythonModel:\n def execute(self, r): raise ValueError('x')",
-            True,
+            False,
         ),
-        ("answers_nothing", "class TritonPythonModel:\n def execute(self, r): return None", False),
         ("answers_too_few", "class TritonPythonModel:\n def execute(self, r): return []", False),
     ):
         yield Model(name, PYTHON, {"1/model.py": code}, light=light)
+    passive = f"{PYTHON} instance_group [{{ kind: KIND_CPU passive: true }}]"
+    yield Model("passive_group", passive, {"1/model.py": ECHO}, hangs=True)
     yield Model("no_config", None, {"1/model.py": ECHO}, light=True)
     yield Model("no_version", PYTHON, {}, light=True)
     yield Model("empty_version", PYTHON, {"1/": ""}, light=True, hangs=True)

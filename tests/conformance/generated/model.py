@@ -120,8 +120,12 @@ class Model:
     light: bool = False
     #: It is asked in a stream, for it gives any number of answers.
     decoupled: bool = False
-    #: A Triton alone ends when it loads this, or hangs for minutes.
+    #: A Triton alone ends when it loads or asks this, or hangs for minutes.
     hangs: bool = False
+
+    @property
+    def ensemble(self) -> bool:
+        return isinstance(self.config, str) and "ensemble_scheduling" in self.config
 
     def write(self, repository: Path) -> None:
         folder = repository / self.name

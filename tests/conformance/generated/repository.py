@@ -39,7 +39,7 @@ def callers() -> Iterator[Model]:
     """Return Python models that call others."""
     for name, callee, light in (
         ("caller", "with-dash", True),
-        ("caller_of_versions", "specific", True),
+        ("caller_of_versions", "specific", False),
         ("caller_of_ensemble", "ensemble_one", False),
         ("caller_of_nobody", "nobody", False),
     ):
@@ -64,7 +64,7 @@ def ensembles() -> Iterator[Model]:
     yield Model("ensemble_of_version", ensemble("no_policy"), {"1/": ""})
     yield Model("ensemble_nested", ensemble("ensemble_one", "with.dot"), {"1/": ""})
     yield Model("ensemble_without_part", ensemble("nowhere"), {"1/": ""}, light=True)
-    yield Model("ensemble_of_broken", ensemble("raises_at_import"), {"1/": ""}, light=True)
+    yield Model("ensemble_of_broken", ensemble("raises_at_import"), {"1/": ""})
     yield Model("ensemble_without_version", ensemble("with-dash"), {})
     yield Model(
         "ensemble_with_group",

@@ -87,19 +87,18 @@ def features() -> Iterator[Model]:
     decoupled = f"{PYTHON} model_transaction_policy {{ decoupled: true }}"
     yield Model("decoupled", decoupled, {"1/model.py": DECOUPLED}, decoupled=True, light=True)
     yield Model("decoupled_asked_once", decoupled, {"1/model.py": DECOUPLED})
-    yield python("two_instances", "instance_group [{ count: 2 kind: KIND_CPU }]", light=True)
+    yield python("two_instances", "instance_group [{ count: 2 kind: KIND_CPU }]")
     yield python("named_group", 'instance_group [{ name: "mine" count: 1 kind: KIND_CPU }]')
     yield python("parameters", 'parameters { key: "a" value { string_value: "b" } }', light=True)
     yield python("metric_tags", 'metric_tags { key: "team" value: "a" }')
     config = f'{PYTHON} default_model_filename: "code.py"'
-    yield Model("other_file", config, {"1/code.py": ECHO}, light=True)
+    yield Model("other_file", config, {"1/code.py": ECHO})
     yield python(
         "pinned", "optimization { input_pinned_memory { enable: false } priority: PRIORITY_MAX }"
     )
     yield python(
         "warm",
         'model_warmup [{ name: "w" inputs { key: "IN" value { data_type: TYPE_FP32 dims: [1] zero_data: true } } }]',
-        light=True,
     )
     yield python(
         "rate_limited", "instance_group [{ count: 1 kind: KIND_CPU rate_limiter { priority: 2 } }]"
@@ -116,7 +115,7 @@ def features() -> Iterator[Model]:
         output [{ name: "OUT_A" data_type: TYPE_FP32 dims: [1] },
                 { name: "OUT_B" data_type: TYPE_INT32 dims: [-1, 2] }]"""
     pair = {"IN_A": values("FP32", (1,)), "IN_B": values("INT32", (3, 2))}
-    yield Model("optional_given", config, {"1/model.py": ECHO}, pair, light=True)
+    yield Model("optional_given", config, {"1/model.py": ECHO}, pair)
     yield Model("optional_left_out", config, {"1/model.py": ECHO}, {"IN_A": pair["IN_A"]})
     config = """backend: "python"
         input [{ name: "IN" data_type: TYPE_FP32 dims: [4] reshape { shape: [2, 2] } }]
@@ -124,7 +123,7 @@ def features() -> Iterator[Model]:
     four = {"IN": values("FP32", (4,))}
     yield Model("reshape", config, {"1/model.py": ECHO}, four, light=True)
     wrong = {"IN": np.array([3, 4], np.float32)}
-    yield Model("wrong_shape", PYTHON, {"1/model.py": ECHO}, wrong, light=True)
+    yield Model("wrong_shape", PYTHON, {"1/model.py": ECHO}, wrong)
     yield Model("wrong_type", PYTHON, {"1/model.py": ECHO}, {"IN": values("INT32", (1,))})
     yield Model("wrong_name", PYTHON, {"1/model.py": ECHO}, {"OTHER": values("FP32", (1,))})
 
@@ -141,9 +140,9 @@ def onnx_features() -> Iterator[Model]:
         {"1/net.onnx": graph(negative, [1])},
     )
     yield Model("onnx_symbolic", plain, {"1/model.onnx": graph(negative, ["n"])})
-    yield Model("onnx_mismatch", plain, {"1/model.onnx": graph(negative, [2])}, light=True)
-    yield Model("onnx_garbage", plain, {"1/model.onnx": b"none"}, light=True)
-    yield Model("onnx_absent", plain, {"1/": ""}, light=True)
+    yield Model("onnx_mismatch", plain, {"1/model.onnx": graph(negative, [2])})
+    yield Model("onnx_garbage", plain, {"1/model.onnx": b"none"})
+    yield Model("onnx_absent", plain, {"1/": ""})
     threads = 'parameters { key: "intra_op_thread_count" value { string_value: "2" } }'
     yield Model("onnx_threads", f"{plain} {threads}", one)
     yield Model("onnx_graph_level", f"{plain} optimization {{ graph {{ level: -1 }} }}", one)
