@@ -33,6 +33,7 @@ NOT_SERVED = ("NOT_FOUND", "UNAVAILABLE", "FAILED_PRECONDITION")
 DIFFERENCES = {
     "no_policy": "without a policy every version may be asked for by number, so metadata lists all",
     "empty_config": "a model without tensors is refused: no request to it could be answered",
+    "broken_newest 1": "a version that cannot be loaded takes no other version down",
     "version_zero": "versions begin with 1",
     "ensemble_without_version": "its version folder would be empty, and Git keeps no empty folders",
     **dict.fromkeys(("many,commas", "a=b", "a~b", "a#b"), "names have fewer special characters"),
