@@ -49,6 +49,7 @@ BUDGET_MIB = 320  # of each server: a third of what all units take
 LIMITS = (f"--max-models={PLACES}", f"--memory-budget={BUDGET_MIB}MiB")
 PARTS, PART_REQUESTS = 4, 5000
 KILLS_REQUESTS, APART = 5000, 12.0  # seconds between two kills, at least
+COLD_REQUESTS = 800
 IN_A_ROW = 7  # requests of a client for what it drew, at most; evenly from one
 PROGRESS = 10.0  # seconds between two lines of it
 
@@ -112,6 +113,8 @@ class Storm:
     answered: int = 0
     wrong: list[tuple[float, str]] = field(default_factory=list)
     seconds: float = 0.0
+    #: Seconds that the slowest request took.
+    longest: float = 0.0
 
 
 def storm(
@@ -136,8 +139,10 @@ def storm(
                 if one is None:
                     return
                 for _ in range(times):
+                    asked_at = time.monotonic()
                     complaints = asked(client, one, deadline)
                     with lock:
+                        found.longest = max(found.longest, time.monotonic() - asked_at)
                         found.answered += 1
                         found.wrong += [(time.monotonic(), text) for text in complaints]
 
@@ -309,15 +314,26 @@ def _kept(number: int) -> str:
 
 
 class Killer:
-    """SIGKILL for `parts` in turn, each when all has been well for a while since the last."""
+    """SIGKILL for `parts` in turn: `apart` seconds after the one before is back, or `every` so many
+    seconds, once it is back."""
 
-    def __init__(self, stack: BackgroundStack, parts: Sequence[str], apart: float) -> None:
+    def __init__(
+        self,
+        stack: BackgroundStack,
+        parts: Sequence[str],
+        apart: float = 0.0,
+        *,
+        every: float = 0.0,
+    ) -> None:
         self._stack = stack
         self._parts = parts
         self._apart = apart
+        self._every = every
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self.kills: list[tuple[float, str]] = []
+        #: Seconds until the part was ready again, after each kill.
+        self.back: list[float] = []
         self.failure: BaseException | None = None
 
     def __enter__(self) -> "Killer":
@@ -331,14 +347,20 @@ class Killer:
 
     def _run(self) -> None:
         try:
-            while not self._stop.wait(self._apart):
+            while not self._stop.wait(self._pause()):
                 name = self._parts[len(self.kills) % len(self._parts)]
                 before = self._stack.announced()
                 os.kill(before.pid_of(name), signal.SIGKILL)
                 self.kills.append((time.monotonic(), name))
                 self._stack.wait_for(_back(before, name), 60)
+                self.back.append(time.monotonic() - self.kills[-1][0])
         except BaseException as error:
             self.failure = error
+
+    def _pause(self) -> float:
+        if self.kills and self._every:
+            return max(0.0, self.kills[-1][0] + self._every - time.monotonic())
+        return self._every or self._apart
 
 
 def _back(before: Announced, name: str) -> Callable[[Announced], bool]:
@@ -400,6 +422,37 @@ def test_the_controller_is_killed_and_residents_answer(
             "requests": found.answered,
             "wrong": len(found.wrong),
             "seconds": round(found.seconds, 1),
+        },
+    )
+    assert [text for _, text in found.wrong] == []
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("part", ["controller", "registry"])
+def test_cold_requests_outlast_a_part_that_is_killed_every_ten_seconds(
+    repository: Path, say: Callable[[str], None], part: str
+) -> None:
+    shown = examples()
+    random = np.random.default_rng(29)
+    with running(repository, LIMITS[0]) as stack:
+        for one in shown:
+            assert infer(stack.client, one, client_timeout=60) == []
+        draws = [(shown[int(random.integers(len(shown)))], 1) for _ in range(COLD_REQUESTS)]
+        with Killer(stack.stack, (part,), every=10.0) as killer:
+            found = storm(stack, draws, say, deadline=30)
+    for at, text in found.wrong:
+        near = [f"{at - when:+.1f} s" for when, _ in killer.kills if at - when < 40]
+        say(f"{text} [{near}]")
+    record(
+        f"Soak: cold requests with deadlines of 30 s, the {part} SIGKILLed every 10 s",
+        {
+            "kills": len(killer.kills),
+            "requests": found.answered,
+            "wrong": len(found.wrong),
+            "seconds": round(found.seconds, 1),
+            "longest until it was back, seconds": round(max(killer.back), 1),
+            "longest wait of a request, seconds": round(found.longest, 1),
         },
     )
     assert [text for _, text in found.wrong] == []

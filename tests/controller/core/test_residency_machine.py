@@ -94,7 +94,11 @@ class Residency(RuleBasedStateMachine):
     def start(self, chosen: Limits, data: st.DataObject) -> None:
         type(self).histories += 1
         self.now = 100.0
-        self.engine = Engine(chosen, self.SERVERS, 0.0, data.draw(st.sampled_from([0.0, 101.0])))
+        unload_from = data.draw(st.sampled_from([0.0, 101.0, 110.0]))
+        #: Routers of the Controller before, which have not come back and send by its table.
+        self.away = data.draw(st.sampled_from([frozenset(), {"r0"}, {"r0", "r1"}, {"r1", "gone"}]))
+        known = data.draw(st.sampled_from([self.away, self.away | {"dead"}, None]))
+        self.engine = Engine(chosen, self.SERVERS, 0.0, unload_from, known)
         self.fleet = self.engine.fleet
         self.fleet.put = checked_put(self.fleet)  # type: ignore[method-assign]
         self.names = [server.id for server in self.SERVERS]
@@ -160,6 +164,7 @@ class Residency(RuleBasedStateMachine):
         for name in list(self.routers):
             if name not in self.fleet.withdrawals.routers:
                 del self.routers[name]
+        self.check_followers()
 
     def published(self) -> set[ReplicaKey]:
         return {
@@ -230,7 +235,17 @@ class Residency(RuleBasedStateMachine):
             if name in self.fleet.withdrawals.routers:
                 assert order.key not in router.in_flight, f"{name} still has it in flight"
                 assert order.key not in router.table, f"{name} may still send to it"
-        assert self.now >= self.fleet.withdrawals.unload_from
+        self.check_followers()
+        if self.now < self.fleet.withdrawals.unload_from:
+            assert not self.away, "they may still send to it, by an earlier table"
+
+    def check_followers(self) -> None:
+        """The next Controller hears of every Router that may send by an earlier table."""
+        found = self.fleet.withdrawals.followers(self.now)
+        if found is not None:
+            alive = {name for name in self.routers if name in self.fleet.withdrawals.routers}
+            lost = self.now >= self.fleet.withdrawals.unload_from
+            assert found >= (alive if lost else alive | self.away)
 
     def check_grant(self, grant: ev.Granted) -> None:
         replica = self.replica(grant.key)
@@ -440,6 +455,7 @@ class Residency(RuleBasedStateMachine):
     @rule(router=st.sampled_from(["r0", "r1"]))
     def join(self, router: str) -> None:
         fake = self.routers.setdefault(router, FakeRouter())
+        self.away = self.away - {router}
         self.feed(ev.RouterJoined(router, frozenset(fake.in_flight | fake.sequences)))
         self.apply_table(router)
 
