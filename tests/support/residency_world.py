@@ -91,9 +91,17 @@ class World:
         self.now += seconds
         self.feed(ev.Tick())
 
-    def ask(self, name: str, deadline: float = 100.0, router: str | None = None) -> int:
+    def ask(
+        self,
+        name: str,
+        deadline: float = 100.0,
+        router: str | None = None,
+        *,
+        waited: float = 0.0,
+    ) -> int:
         self._waiter += 1
-        self.feed(ev.ResidentWanted(self._waiter, unit(name), self.now + deadline, router))
+        until = self.now + deadline
+        self.feed(ev.ResidentWanted(self._waiter, unit(name), until, router, waited=waited))
         return self._waiter
 
     def evict(self, *names: str) -> int:

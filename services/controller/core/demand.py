@@ -21,7 +21,8 @@ from services.controller.core.waiting import Purpose, Waiter, Want, phases
 
 def resident_wanted(fleet: Fleet, event: ev.ResidentWanted, now: float) -> None:
     unit = event.unit
-    waiter = Waiter(event.waiter, event.deadline, now, event.router, event.trace_id)
+    since = now - event.waited
+    waiter = Waiter(event.waiter, event.deadline, since, event.router, event.trace_id)
     ready = fleet.ready(unit) if unit in fleet.known.specs else []
     if ready:
         want = Want(unit, since=now)
@@ -34,7 +35,7 @@ def resident_wanted(fleet: Fleet, event: ev.ResidentWanted, now: float) -> None:
             fleet.wants.want(unit, Purpose.REQUEST, now, until=until)
         refuse(fleet, waiter, unit, refusal, None, now)
         return
-    fleet.wants.want(unit, Purpose.REQUEST, now)
+    fleet.wants.want(unit, Purpose.REQUEST, since)
     fleet.habits.asked(unit, now)
     fleet.wants.wait(waiter, unit)
 

@@ -59,22 +59,26 @@ class Wants:
         self,
         unit: Unit,
         purpose: Purpose,
-        now: float,
+        since: float,
         *,
         target: int = 1,
         until: float = 0.0,
         why: str = "",
     ) -> None:
-        """Have `unit` READY on `target` servers; what is wanted already keeps its turn."""
+        """Have `unit` READY on `target` servers; what is wanted already keeps its turn, unless it
+        is wanted for longer than was known."""
         known = self.by_unit.get(unit)
         if known is None:
-            self.by_unit[unit] = Want(unit, now, purpose, target, why or purpose.text, until)
+            self.by_unit[unit] = Want(unit, since, purpose, target, why or purpose.text, until)
             self._agenda.look_at_want(unit)
             return
         fresh = known._replace(target=max(known.target, target), until=max(known.until, until))
         if purpose > known.purpose:
-            self.leave_queue(unit)
             fresh = fresh._replace(purpose=purpose, why=why or purpose.text)
+        if since < known.since:
+            fresh = fresh._replace(since=since)
+        if (fresh.purpose, fresh.since) != (known.purpose, known.since):
+            self.leave_queue(unit)
             self._agenda.look_at_want(unit)
         self.by_unit[unit] = fresh
 

@@ -342,6 +342,21 @@ def test_a_successor_hears_of_those_who_follow_and_of_those_who_are_awaited() ->
     assert world.fleet.withdrawals.followers(12.0) == frozenset({"r1", "r2"})
 
 
+def test_who_has_waited_for_an_earlier_controller_comes_first() -> None:
+    world = World(ABCD, limits=ONE_AT_A_TIME)
+    world.ask("a")
+    world.ask("b", waited=2.0)
+    world.ask("c", waited=9.0)
+    world.ask("b", waited=20.0)
+    loads = []
+    while world.pending:
+        (order,) = world.pending
+        loads.append(order.key.unit.model)
+        world.pending.clear()
+        world.feed(ev.Loaded(order.key, order.attempt, 0.1))
+    assert loads == ["a", "b", "c"], "the load of a had begun"
+
+
 def test_a_use_lease_holds_until_it_started() -> None:
     world = World([spec("a", 300), spec("b", 300)])
     world.feed(ev.RouterJoined("r1", frozenset()))

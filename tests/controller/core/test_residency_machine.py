@@ -285,11 +285,13 @@ class Residency(RuleBasedStateMachine):
         data=st.data(),
         seconds=st.sampled_from([0.5, 5.0, 60.0]),
         router=st.sampled_from([None, "r0", "r1"]),
+        waited=st.sampled_from([0.0, 0.0, 3.0, 30.0]),
     )
-    def ask(self, data: st.DataObject, seconds: float, router: str | None) -> None:
+    def ask(self, data: st.DataObject, seconds: float, router: str | None, waited: float) -> None:
         chosen = data.draw(st.sampled_from(self.units()))
         known = router if router in self.fleet.withdrawals.routers else None
-        self.wait_for(ev.ResidentWanted(self.waiter, chosen, self.now + seconds, known))
+        until = self.now + seconds
+        self.wait_for(ev.ResidentWanted(self.waiter, chosen, until, known, waited=waited))
 
     def wait_for(self, event: ev.ResidentWanted | ev.EvictionWanted) -> None:
         self.waiting.add(self.waiter)
