@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import os
 import signal
+import statistics
 import textwrap
 import threading
 import time
@@ -49,7 +50,8 @@ BUDGET_MIB = 320  # of each server: a third of what all units take
 LIMITS = (f"--max-models={PLACES}", f"--memory-budget={BUDGET_MIB}MiB")
 PARTS, PART_REQUESTS = 4, 5000
 KILLS_REQUESTS, APART = 5000, 12.0  # seconds between two kills, at least
-COLD_REQUESTS = 800
+COLD_REQUESTS, ROUTER_KILLS = 800, 6
+AWAY_SECONDS = 3.0  # of a Router that was killed: two, and a client's own back-off
 IN_A_ROW = 7  # requests of a client for what it drew, at most; evenly from one
 PROGRESS = 10.0  # seconds between two lines of it
 
@@ -429,7 +431,7 @@ def test_the_controller_is_killed_and_residents_answer(
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("part", ["controller", "registry"])
+@pytest.mark.parametrize("part", ["controller", "registry", "triton-0"])
 def test_cold_requests_outlast_a_part_that_is_killed_every_ten_seconds(
     repository: Path, say: Callable[[str], None], part: str
 ) -> None:
@@ -445,17 +447,46 @@ def test_cold_requests_outlast_a_part_that_is_killed_every_ten_seconds(
         near = [f"{at - when:+.1f} s" for when, _ in killer.kills if at - when < 40]
         say(f"{text} [{near}]")
     record(
-        f"Soak: cold requests with deadlines of 30 s, the {part} SIGKILLed every 10 s",
-        {
-            "kills": len(killer.kills),
-            "requests": found.answered,
-            "wrong": len(found.wrong),
-            "seconds": round(found.seconds, 1),
-            "longest until it was back, seconds": round(max(killer.back), 1),
-            "longest wait of a request, seconds": round(found.longest, 1),
-        },
+        f"Soak: cold requests with deadlines of 30 s, {part} SIGKILLed every 10 s",
+        figures(found, killer),
     )
     assert [text for _, text in found.wrong] == []
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_a_router_that_is_killed_every_ten_seconds_is_soon_back(
+    repository: Path, say: Callable[[str], None]
+) -> None:
+    """A request that a dead Router had is lost with its connection, and no other."""
+    shown = examples()[: 2 * PLACES]
+    with running(repository, LIMITS[0]) as stack:
+        for one in shown:
+            assert infer(stack.client, one, client_timeout=60) == []
+        with Killer(stack.stack, ("router",), every=10.0) as killer:
+            found = storm(
+                stack,
+                itertools.cycle([(one, 1) for one in shown]),
+                say,
+                deadline=30,
+                until=lambda: len(killer.back) >= ROUTER_KILLS or killer.failure is not None,
+            )
+    record("Soak: the Router SIGKILLed every 10 s", figures(found, killer))
+    assert [text for _, text in found.wrong if "StatusCode.UNAVAILABLE" not in text] == []
+    for at, text in found.wrong:
+        assert any(0 <= at - when <= AWAY_SECONDS for when, _ in killer.kills), text
+
+
+def figures(found: Storm, killer: Killer) -> dict[str, object]:
+    return {
+        "kills": len(killer.kills),
+        "requests": found.answered,
+        "wrong": len(found.wrong),
+        "seconds": round(found.seconds, 1),
+        "seconds until it was back, median": round(statistics.median(killer.back), 1),
+        "seconds until it was back, at most": round(max(killer.back), 1),
+        "longest wait of a request, seconds": round(found.longest, 1),
+    }
 
 
 # --- poison ---------------------------------------------------------------------------------------
