@@ -181,7 +181,7 @@ async def acting(
     # The first Controller of all has no predecessor whose table a Router may still send by.
     unload_from = now if epoch == 1 else now + bounds.router_seconds
     followers = followers or Followers()
-    engine = Engine(bounds, servers, now, unload_from, followers.known)
+    engine = Engine(bounds, servers, now, unload_from, followers.inherited)
     view, journal = FleetView(engine.fleet), Journal(epoch)
     followers.current = lambda: view.followers(time.monotonic())
     sources = Sources(registry, catalogue, watch) if watch is not None else None

@@ -57,7 +57,7 @@ async def test_a_router_gets_its_table_once_it_is_named() -> None:
 async def test_a_router_that_was_named_before_gets_its_table_at_once() -> None:
     known = Followers(LONG)
     known.inherit(reply("r1"))
-    assert known.known == frozenset({"r1"})
+    assert known.inherited == frozenset({"r1"})
     assert await at_once(known, "r1")
     assert not await at_once(known, "r2")
 
@@ -103,7 +103,7 @@ async def test_a_new_incarnation_hears_who_followed_the_one_before(tmp_path: Pat
     async with registry(tmp_path) as known:
         first = Lease(known.stub, "c", "1", TTL)
         _, fence = await first.acquire()
-        assert first.followers.known == frozenset(), "there was none before"
+        assert first.followers.inherited == frozenset(), "there was none before"
         first.followers.current = lambda: frozenset({"r1", "r2"})
         keeping = asyncio.create_task(first.keep(fence))
         await within(first.followers.recorded("r1"))
@@ -111,7 +111,7 @@ async def test_a_new_incarnation_hears_who_followed_the_one_before(tmp_path: Pat
         for incarnation in ("2", "3"):
             successor = Lease(known.stub, "c", incarnation, TTL)
             await successor.acquire()
-            assert successor.followers.known == frozenset({"r1", "r2"})
+            assert successor.followers.inherited == frozenset({"r1", "r2"})
             assert await at_once(successor.followers, "r2")
 
 
@@ -121,4 +121,4 @@ async def test_a_successor_of_one_whose_lease_ran_out_knows_nobody(tmp_path: Pat
         await first.acquire()
         await first.release()
         await second.acquire()
-        assert second.followers.known is None
+        assert second.followers.inherited is None
