@@ -2,8 +2,16 @@
 
 from dataclasses import dataclass, field
 
+from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from services.controller.core.agenda import Agenda
 from services.controller.core.followers import NamedRouters, Names
@@ -56,6 +64,8 @@ class Controller:
     named: NamedRouters
     #: The Routers that have joined it and wait for its table.
     waiting: set[str] = field(default_factory=set)
+    #: The call to the Registry under way: what it names, and when it began.
+    call: tuple[Names, float] | None = None
 
 
 class Succession(RuleBasedStateMachine):
@@ -89,16 +99,22 @@ class Succession(RuleBasedStateMachine):
         now, ttl = (round(seconds * 1e6) for seconds in (self.now, TTL))
         self.lease = held(self.lease, "c", incarnation, ttl, now, followers)
 
-    @rule(arrives=st.booleans(), answered=st.booleans(), late=st.sampled_from([0.0, 0.5, 1.0]))
-    def renew(self, arrives: bool, answered: bool, late: float) -> None:
-        acting = self.acting
-        names = acting.withdrawals.followers(self.now)
-        acting.named.calling(names)
-        self.pass_time(late)
+    @precondition(lambda self: self.acting.call is None)
+    @rule()
+    def call(self) -> None:
+        names = self.acting.withdrawals.followers(self.now)
+        self.acting.named.calling(names)
+        self.acting.call = names, self.now
+
+    @precondition(lambda self: self.acting.call is not None)
+    @rule(arrives=st.booleans(), answered=st.booleans())
+    def end_call(self, arrives: bool, answered: bool) -> None:
+        assert self.acting.call is not None
+        (names, _), self.acting.call = self.acting.call, None
         if arrives:
-            self.hold(acting.incarnation, names)
+            self.hold(self.acting.incarnation, names)
         if arrives and answered:
-            acting.named.answered(names)
+            self.acting.named.answered(names)
         self.hand_out()
 
     @rule(router=routers)
@@ -116,15 +132,13 @@ class Succession(RuleBasedStateMachine):
                 self.acting.waiting.discard(router)
                 self.sending.add(router)
 
-    @precondition(lambda self: self.acting.withdrawals.routers)
-    @rule(data=st.data())
-    def beat(self, data: st.DataObject) -> None:
-        followers = sorted(self.acting.withdrawals.routers)
-        self.acting.withdrawals.heard(data.draw(st.sampled_from(followers)), self.now)
-
-    @rule(seconds=st.sampled_from([0.1, 0.5, 1.0, 2.0, 6.0]))
-    def pass_time(self, seconds: float) -> None:
+    @rule(seconds=st.sampled_from([0.1, 0.5, 1.0, 2.0, 3.5]), silent=st.sets(routers))
+    def pass_time(self, seconds: float, silent: set[str]) -> None:
         self.now += seconds
+        if self.acting.call is not None and self.now >= self.acting.call[1] + CALL_SECONDS:
+            self.acting.call = None
+        for router in self.acting.withdrawals.routers.keys() - silent:
+            self.acting.withdrawals.heard(router, self.now)
         for router, _ in self.acting.withdrawals.silent(self.now):
             self.acting.withdrawals.leave(router)
             self.sending.discard(router)
@@ -138,4 +152,5 @@ class Succession(RuleBasedStateMachine):
             assert self.sending <= self.acting.withdrawals.routers.keys()
 
 
-test_any_succession = Succession.TestCase
+def test_any_succession() -> None:
+    run_state_machine_as_test(Succession, settings=settings(max_examples=200, deadline=None))
