@@ -212,7 +212,9 @@ def answer(fleet: Fleet, ready: list[Replica], want: Want, waiter: Waiter, now: 
 
 def finish_evictions(fleet: Fleet, now: float) -> None:
     for waiter, keys in list(fleet.wants.evictions.items()):
-        if all(fleet.replica(key) is None for key in keys):
+        left = fleet.wants.leaving[waiter]
+        left.difference_update([key for key in left if fleet.replica(key) is None])
+        if not left:
             fleet.tell(ev.Evicted(waiter, keys))
             fleet.wants.end_eviction(waiter)
 

@@ -24,6 +24,7 @@ class Wants:
         "claims",
         "deadlines",
         "evictions",
+        "leaving",
         "turns",
         "unplaced",
         "waiting",
@@ -48,8 +49,10 @@ class Wants:
         self.turns: dict[Unit, tuple[float, Unit]] = {}
         #: Servers that are kept for a want that has waited for long.
         self.claims: dict[str, Unit] = {}
-        #: What has to be gone before the waiter for an eviction is answered.
+        #: What each waiter for an eviction wants gone.
         self.evictions: dict[int, tuple[ReplicaKey, ...]] = {}
+        #: What of that has not been gone yet. One that comes back was gone all the same.
+        self.leaving: dict[int, set[ReplicaKey]] = {}
         #: How many wants were given another try at ticks; says whose turn is next.
         self._retried = 0
 
@@ -183,6 +186,7 @@ class Wants:
 
     def forget_waiter(self, id_: int) -> None:
         self.evictions.pop(id_, None)
+        self.leaving.pop(id_, None)
         unit = self.asked.pop(id_, None)
         if unit is None:
             return
@@ -193,10 +197,10 @@ class Wants:
             self._agenda.look_at_want(unit)  # is it still wanted?
 
     def wait_for_eviction(self, waiter: int, keys: tuple[ReplicaKey, ...]) -> None:
-        self.evictions[waiter] = keys
+        self.evictions[waiter], self.leaving[waiter] = keys, set(keys)
 
     def end_eviction(self, waiter: int) -> None:
-        del self.evictions[waiter]
+        del self.evictions[waiter], self.leaving[waiter]
 
     def trace_of(self, unit: Unit) -> str:
         """The trace of a request that waits for `unit`, or for something that it is a part of."""

@@ -357,6 +357,25 @@ def test_who_has_waited_for_an_earlier_controller_comes_first() -> None:
     assert loads == ["a", "b", "c"], "the load of a had begun"
 
 
+def test_an_eviction_is_over_though_a_part_of_it_has_come_back() -> None:
+    world = World([spec("a", min_copies=2), spec("b")], servers(2))
+    world.work()
+    assert world.ready("t0") == world.ready("t1") == {"a"}
+    world.register(spec("a"))
+    world.use("a", "t1", in_flight=1)
+    waiter = world.evict("a")
+    world.feed(ev.RouterAcked("r", world.fleet.revision))
+    world.use("a", "t1", in_flight=1)
+    (first,) = [order for order in world.pending if isinstance(order, ev.Unload)]
+    assert first.key.server == "t0"
+    world.ask("a")
+    world.work()
+    assert world.ready() == {"a"}, "it has been asked for again"
+    world.drained("r")
+    world.work()
+    assert isinstance(world.answers[waiter], ev.Evicted)
+
+
 def test_a_use_lease_holds_until_it_started() -> None:
     world = World([spec("a", 300), spec("b", 300)])
     world.feed(ev.RouterJoined("r1", frozenset()))
