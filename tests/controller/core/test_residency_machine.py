@@ -197,12 +197,14 @@ class Residency(RuleBasedStateMachine):
         assert self.loads_on_host(server) <= self.fleet.limits.loads_per_host
         same = [r for r in occupied if r.unit.model == order.key.unit.model]
         digests = {
-            self.fleet.known.specs[r.unit].config_digest for r in same if r.unit in self.specs
+            self.fleet.known.specs[r.unit].config_digest
+            for r in same
+            if r.unit in self.fleet.known.specs
         }
         assert len(digests) == 1
         held = {r.unit for r in occupied}
         assert all(unit <= part for part in new.unversioned for unit in held if unit[0] == part[0])
-        for user in held & self.specs.keys():
+        for user in held & self.fleet.known.specs.keys():
             parts = self.fleet.known.specs[user].unversioned
             assert all(new.unit <= part for part in parts if new.unit.model == part.model)
         assert order.key.unit.version in order.versions
