@@ -155,6 +155,7 @@ class ResidencyClient:
                 continue
             if acting is not asked:  # a Controller has been heard from since
                 away, asked = Absence(patience), acting
+            request.waited.FromNanoseconds(round((time.monotonic() - began) * 1e9))
             timeout = None if deadline is None else max(left - ANSWER_MARGIN, left / 2)
             call = acting.stub.MakeResident(
                 request, timeout=timeout, metadata=(*metadata, WHOLE_ERRORS)
