@@ -11,6 +11,10 @@ from typing import NamedTuple
 MODEL_NAME = re.compile(r"[A-Za-z0-9_+@][A-Za-z0-9_.+@-]*")
 ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 MAX_NAME_LENGTH = 255  # bytes of a file name
+MODEL_NAME_RULE = (
+    "names start with a letter or digit, '_', '+' or '@', contain only letters, digits, '_', '.', "
+    "'+', '@' and '-', and are at most 255 characters long"
+)
 MAX_ALIAS_LENGTH = 128
 MAX_VERSION = 2**63 - 1  # Triton's versions are int64
 

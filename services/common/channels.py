@@ -5,6 +5,8 @@ from typing import Any, Final
 
 import grpc
 
+from services.common import trailers
+
 MAX_CONTROL_MESSAGE: Final = 64 * 1024 * 1024  # bytes; a snapshot of 100,000 models fits
 
 # The fleet's own addresses are never behind a proxy, whatever `http_proxy` says.
@@ -25,9 +27,6 @@ KEEPALIVE: Final = (
     ("grpc.keepalive_permit_without_calls", 1),
 )
 
-# The text of an error, such as a model's that fails to load, comes as metadata.
-METADATA_BYTES: Final = 16 * 1024 * 1024
-
 
 def control(address: str, options: Sequence[tuple[str, Any]] = ()) -> grpc.aio.Channel:
     """Open a channel to another service of the fleet, at host:port."""
@@ -35,8 +34,8 @@ def control(address: str, options: Sequence[tuple[str, Any]] = ()) -> grpc.aio.C
         address,
         options=(
             ("grpc.max_receive_message_length", MAX_CONTROL_MESSAGE),
-            ("grpc.max_metadata_size", METADATA_BYTES),
-            ("grpc.absolute_max_metadata_size", METADATA_BYTES),
+            ("grpc.max_metadata_size", trailers.WITHIN_A_FLEET),
+            ("grpc.absolute_max_metadata_size", trailers.WITHIN_A_FLEET),
             *DIRECT,
             *EAGER,
             *KEEPALIVE,

@@ -9,6 +9,7 @@ is a template, and each of its variables is also in `metadata`. Nothing here dep
 from typing import ClassVar
 
 from services.common.codes import Code
+from shoal.names import MODEL_NAME_RULE
 
 
 class ShoalError(Exception):
@@ -42,11 +43,7 @@ class MalformedMessage(ShoalError):
 
 class InvalidName(ShoalError):
     code, reason = Code.INVALID_ARGUMENT, "INVALID_NAME"
-    template = (
-        "{field} {value!r} is not allowed: names start with a letter or digit, '_', '+' or '@', "
-        "contain only letters, digits, '_', '.', '+', '@' and '-', and are at most 255 characters "
-        "long."
-    )
+    template = f"{{field}} {{value!r}} is not allowed: {MODEL_NAME_RULE}."
 
     def __init__(self, field: str, value: str) -> None:
         super().__init__(field=field, value=value[:256])

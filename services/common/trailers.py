@@ -10,6 +10,10 @@ from typing import Final
 #: names of trailers, and for what a server adds.
 ROOM: Final = 7 * 1024
 
+#: Bytes of metadata that the parts of a fleet take from each other and from Tritons. The text of a
+#: model's error comes as metadata, and may be long.
+WITHIN_A_FLEET: Final = 64 * 1024 * 1024
+
 #: Bytes that a character may take: four bytes of UTF-8, each in three.
 MOST_ENCODED: Final = 12
 

@@ -31,6 +31,7 @@ from services.controller.measurement.queues import QueueTimes
 from services.controller.measurement.statistics_watch import StatisticsWatch
 from services.controller.registry.called import CalledModels
 from services.controller.registry.catalogue import Catalogue
+from services.controller.registry.followers import Followers
 from services.controller.registry.lease import ACTING, EPOCH, Fence, Lease
 from services.controller.registry.sources import Sources
 from services.controller.registry.watch import RegistryWatch, report
@@ -120,6 +121,7 @@ async def _serve(
             remotes=remotes,
             registry=registry,
             watch=watch,
+            followers=lease.followers,
         ) as controller:
             watch.listen(controller.loop.catalogue_changed)
             gc.collect()
@@ -162,6 +164,7 @@ async def acting(
     remotes: Mapping[str, Remote] | None = None,
     registry: Any = None,
     watch: RegistryWatch | None = None,
+    followers: Followers | None = None,
     measured: bool = True,
 ) -> AsyncIterator[Acting]:
     """Build what acts, and run it.
@@ -169,15 +172,18 @@ async def acting(
     The servers and their `bounds` are given apart from the other settings. `fence`: None for one
     that is always open. `gpus`: those of this host, None where it has none. `remotes`: the servers
     that are on other hosts. `registry` and `watch`: the Registry's stub, and what follows it; None
-    where there is no Registry. `measured`: whether memory and queues are measured.
+    where there is no Registry. `followers`: the Routers, as the Registry knows them; None where
+    nobody asks for them. `measured`: whether memory and queues are measured.
 
     Leaving it stops what runs in the background, and waits for loads and unloads under way.
     """
     fence, remotes, now = fence or Fence(), remotes or {}, time.monotonic()
     # The first Controller of all has no predecessor whose table a Router may still send by.
     unload_from = now if epoch == 1 else now + bounds.router_seconds
-    engine = Engine(bounds, servers, now, unload_from)
+    followers = followers or Followers()
+    engine = Engine(bounds, servers, now, unload_from, followers.inherited)
     view, journal = FleetView(engine.fleet), Journal(epoch)
+    followers.current = lambda: view.followers(time.monotonic())
     sources = Sources(registry, catalogue, watch) if watch is not None else None
     http_addresses = {one.id: one.http_address for one in settings.servers if one.http_address}
     placements = Placements(view, catalogue, epoch, http_addresses)
@@ -234,7 +240,9 @@ async def acting(
             view,
             catalogue,
             journal,
-            RouterStreams(view, placements, feed=loop.feed, fence=fence),
+            RouterStreams(
+                view, placements, feed=loop.feed, fence=fence, recorded=followers.recorded
+            ),
             statistics,
             watches,
             tritons,

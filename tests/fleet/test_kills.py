@@ -131,6 +131,20 @@ def test_a_controller_that_is_killed_every_ten_seconds_is_soon_back(stack: Fleet
     assert all("starting it again in 0.25 s" in text for text in said[-19:])
 
 
+@pytest.mark.timeout(120)
+def test_a_new_controller_evicts_as_soon_as_the_routers_are_back() -> None:
+    """A Router's lease outlasts every deadline here, so nothing else ends the wait for Routers."""
+    with BackgroundStack(
+        *(f"--repository={EXAMPLES}", "--max-models=1", "--trace-ratio=0"),
+        environment={"SHOAL_CONTROLLER_ROUTER_LEASE": "600"},
+    ) as running:
+        stack = Fleet(running)
+        assert infer(stack.client, example(*HOT), client_timeout=30) == []
+        for unit in (("text_stats", 1), HOT):
+            kill(stack, "controller")
+            assert infer(stack.client, example(*unit), client_timeout=30) == []
+
+
 @pytest.mark.timeout(300)
 def test_every_part_is_killed_under_load(stack: Fleet) -> None:
     with Load(stack) as load:

@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import os
 import signal
+import statistics
 import textwrap
 import threading
 import time
@@ -49,6 +50,8 @@ BUDGET_MIB = 320  # of each server: a third of what all units take
 LIMITS = (f"--max-models={PLACES}", f"--memory-budget={BUDGET_MIB}MiB")
 PARTS, PART_REQUESTS = 4, 5000
 KILLS_REQUESTS, APART = 5000, 12.0  # seconds between two kills, at least
+COLD_REQUESTS, ROUTER_KILLS = 800, 6
+PAUSE = 0.2  # seconds of a client after a refusal by its own gRPC
 IN_A_ROW = 7  # requests of a client for what it drew, at most; evenly from one
 PROGRESS = 10.0  # seconds between two lines of it
 
@@ -112,6 +115,8 @@ class Storm:
     answered: int = 0
     wrong: list[tuple[float, str]] = field(default_factory=list)
     seconds: float = 0.0
+    #: Seconds that the slowest request took.
+    longest: float = 0.0
 
 
 def storm(
@@ -136,10 +141,14 @@ def storm(
                 if one is None:
                     return
                 for _ in range(times):
+                    asked_at = time.monotonic()
                     complaints = asked(client, one, deadline)
                     with lock:
+                        found.longest = max(found.longest, time.monotonic() - asked_at)
                         found.answered += 1
                         found.wrong += [(time.monotonic(), text) for text in complaints]
+                    if any("StatusCode.UNAVAILABLE" in text for text in complaints):
+                        time.sleep(PAUSE)
 
     began = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
@@ -309,15 +318,26 @@ def _kept(number: int) -> str:
 
 
 class Killer:
-    """SIGKILL for `parts` in turn, each when all has been well for a while since the last."""
+    """SIGKILL for `parts` in turn: `apart` seconds after the one before is back, or `every` so many
+    seconds, once it is back."""
 
-    def __init__(self, stack: BackgroundStack, parts: Sequence[str], apart: float) -> None:
+    def __init__(
+        self,
+        stack: BackgroundStack,
+        parts: Sequence[str],
+        apart: float = 0.0,
+        *,
+        every: float = 0.0,
+    ) -> None:
         self._stack = stack
         self._parts = parts
         self._apart = apart
+        self._every = every
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self.kills: list[tuple[float, str]] = []
+        #: Seconds until the part was ready again, after each kill.
+        self.back: list[float] = []
         self.failure: BaseException | None = None
 
     def __enter__(self) -> "Killer":
@@ -329,16 +349,26 @@ class Killer:
         self._thread.join()
         assert self.failure is None, self.failure
 
+    def lives(self) -> Iterator[tuple[tuple[float, str], float]]:
+        """Each kill, and the seconds until its part was back."""
+        return zip(self.kills, [*self.back, 60.0], strict=False)
+
     def _run(self) -> None:
         try:
-            while not self._stop.wait(self._apart):
+            while not self._stop.wait(self._pause()):
                 name = self._parts[len(self.kills) % len(self._parts)]
                 before = self._stack.announced()
                 os.kill(before.pid_of(name), signal.SIGKILL)
                 self.kills.append((time.monotonic(), name))
                 self._stack.wait_for(_back(before, name), 60)
+                self.back.append(time.monotonic() - self.kills[-1][0])
         except BaseException as error:
             self.failure = error
+
+    def _pause(self) -> float:
+        if self.kills and self._every:
+            return max(0.0, self.kills[-1][0] + self._every - time.monotonic())
+        return self._every or self._apart
 
 
 def _back(before: Announced, name: str) -> Callable[[Announced], bool]:
@@ -403,6 +433,67 @@ def test_the_controller_is_killed_and_residents_answer(
         },
     )
     assert [text for _, text in found.wrong] == []
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("part", ["controller", "registry", "triton-0"])
+def test_cold_requests_outlast_a_part_that_is_killed_every_ten_seconds(
+    repository: Path, say: Callable[[str], None], part: str
+) -> None:
+    shown = examples()
+    random = np.random.default_rng(29)
+    with running(repository, LIMITS[0]) as stack:
+        for one in shown:
+            assert infer(stack.client, one, client_timeout=60) == []
+        draws = [(shown[int(random.integers(len(shown)))], 1) for _ in range(COLD_REQUESTS)]
+        with Killer(stack.stack, (part,), every=10.0) as killer:
+            found = storm(stack, draws, say, deadline=30)
+    for at, text in found.wrong:
+        near = [f"{at - when:+.1f} s" for when, _ in killer.kills if at - when < 40]
+        say(f"{text} [{near}]")
+    record(
+        f"Soak: cold requests with deadlines of 30 s, {part} SIGKILLed every 10 s",
+        figures(found, killer),
+    )
+    assert [text for _, text in found.wrong] == []
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_a_router_that_is_killed_every_ten_seconds_is_soon_back(
+    repository: Path, say: Callable[[str], None]
+) -> None:
+    """A request that a dead Router had is lost with its connection, and no other."""
+    shown = examples()[: 2 * PLACES]
+    with running(repository, LIMITS[0]) as stack:
+        for one in shown:
+            assert infer(stack.client, one, client_timeout=60) == []
+        with Killer(stack.stack, ("router",), every=10.0) as killer:
+            found = storm(
+                stack,
+                itertools.cycle([(one, 1) for one in shown]),
+                say,
+                deadline=30,
+                until=lambda: len(killer.back) >= ROUTER_KILLS or killer.failure is not None,
+            )
+    record("Soak: the Router SIGKILLed every 10 s", figures(found, killer))
+    assert [text for _, text in found.wrong if "StatusCode.UNAVAILABLE" not in text] == []
+    for at, text in found.wrong:
+        last, back = max((kill[0], back) for kill, back in killer.lives() if kill[0] <= at)
+        assert at - last <= back + 1, text
+
+
+def figures(found: Storm, killer: Killer) -> dict[str, object]:
+    return {
+        "kills": len(killer.kills),
+        "requests": found.answered,
+        "wrong": len(found.wrong),
+        "seconds": round(found.seconds, 1),
+        "seconds until it was back, median": round(statistics.median(killer.back), 1),
+        "seconds until it was back, at most": round(max(killer.back), 1),
+        "longest wait of a request, seconds": round(found.longest, 1),
+    }
 
 
 # --- poison ---------------------------------------------------------------------------------------

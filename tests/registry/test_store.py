@@ -309,22 +309,34 @@ async def test_footprints_belong_to_versions_and_are_no_revision(store: Store) -
 
 
 async def test_the_lease_outlives_the_process(store: Store, url: str, clock: Clock) -> None:
-    assert await store.hold_lease("a", "1", 10 * SECOND) == 1
+    assert (await store.hold_lease("a", "1", 10 * SECOND)).epoch == 1
     other = await Store.open(url, clock)
     with pytest.raises(LeaseHeld):
         await other.hold_lease("b", "1", 10 * SECOND)
-    assert await other.hold_lease("a", "1", 10 * SECOND) == 1
+    assert (await other.hold_lease("a", "1", 10 * SECOND)).epoch == 1
     clock.now_us += 10 * SECOND
-    assert await other.hold_lease("b", "1", 10 * SECOND) == 2
+    assert (await other.hold_lease("b", "1", 10 * SECOND)).epoch == 2
     with pytest.raises(LeaseHeld):
         await store.hold_lease("a", "1", 10 * SECOND)
     await other.close()
 
 
+async def test_a_successor_hears_of_the_routers_of_its_predecessor(
+    store: Store, clock: Clock
+) -> None:
+    assert (await store.hold_lease("a", "1", 10 * SECOND)).followers == ()
+    named = await store.hold_lease("a", "1", 10 * SECOND, ("r1", "r2"))
+    assert named.followers == ("r1", "r2")
+    assert (await store.hold_lease("a", "2", 10 * SECOND)).followers == ("r1", "r2")
+    clock.now_us += 10 * SECOND
+    assert (await store.hold_lease("a", "3", 10 * SECOND)).followers is None
+    assert (await store.hold_lease("a", "4", 10 * SECOND)).followers is None
+
+
 async def test_one_of_many_gets_the_lease(store: Store) -> None:
     async def ask(holder: str) -> int | LeaseHeld:
         try:
-            return await store.hold_lease(holder, "1", SECOND)
+            return (await store.hold_lease(holder, "1", SECOND)).epoch
         except LeaseHeld as error:
             return error
 

@@ -1,20 +1,30 @@
 """Requests for which nobody waits any more: what their servers are told."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import grpc
 import pytest
-from tritonclient.grpc import service_pb2_grpc
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
+from services.common import web
+from services.common.caller import CallerPolicy
+from services.common.ports import listen
+from services.router.call import Call
 from services.router.core.cancellation import bears_cancellation
+from services.router.rest.app import app
+from services.router.rest.openapi import pages
+from services.router.rest.service import Service
+from services.router.rest.table import ROUTES
 from tests.support.scripted_triton import ScriptedTriton, scripted
 from tests.support.streams import ECHO, MANY, OTHER, Places, Routed, ask, routed
 from tests.support.waiting import until
 
 MODELS = (ECHO, OTHER, MANY)
 OLD, SOUND = "2.51.0", "2.59.0"
+LARGEST = 1 << 20  # bytes of a body
 
 Way = Callable[[Routed, ScriptedTriton], Awaitable[None]]
 
@@ -78,15 +88,20 @@ async def given_up(way: Way, triton: ScriptedTriton, when: str) -> None:
     where = Places({"a": triton.address}, {model: ["a"] for model in MODELS})
     async with routed(where, cancellation=when) as router:
         await way(router, triton)
-        if when == "always" or (when == "auto" and triton.version == SOUND):
-            await until(lambda: triton.cancelled)
-            await until(lambda: not router.watch.in_use.busy())
-        else:
-            assert router.watch.in_use.busy(), "it counts as in flight until it has ended"
-            assert await nothing_is_cancelled(router, triton)
-            triton.answering.set()
-            await until(lambda: not router.watch.in_use.busy())
-            assert triton.cancelled == []
+        await check_what_it_is_told(router, triton, when)
+
+
+async def check_what_it_is_told(router: Routed, triton: ScriptedTriton, when: str) -> None:
+    """Check that the server is told of what was given up, or left alone."""
+    if when == "always" or (when == "auto" and triton.version == SOUND):
+        await until(lambda: triton.cancelled)
+        await until(lambda: not router.watch.in_use.busy())
+    else:
+        assert router.watch.in_use.busy(), "it counts as in flight until it has ended"
+        assert await nothing_is_cancelled(router, triton)
+        triton.answering.set()
+        await until(lambda: not router.watch.in_use.busy())
+        assert triton.cancelled == []
 
 
 async def nothing_is_cancelled(router: Routed, triton: ScriptedTriton) -> bool:
@@ -100,16 +115,70 @@ async def nothing_is_cancelled(router: Routed, triton: ScriptedTriton) -> bool:
     return triton.cancelled == []
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(
+SETTINGS = pytest.mark.parametrize(
     ("when", "version"),
     [("always", OLD), ("auto", SOUND), ("auto", OLD), ("never", SOUND)],
 )
+
+
+@pytest.mark.parametrize("way", WAYS)
+@SETTINGS
 async def test_who_gives_up_is_told_of_as_the_setting_and_the_release_say(
     way: Way, when: str, version: str
 ) -> None:
     async with scripted(ScriptedTriton(version)) as triton:
         await given_up(way, triton, when)
+
+
+@pytest.mark.parametrize(
+    ("model", "route", "body"),
+    [(ECHO, "infer", '{"inputs": []}'), (MANY, "generate_stream", '{"INPUT": [1]}')],
+    ids=["infer", "generate_stream"],
+)
+@SETTINGS
+async def test_a_connection_that_is_closed_gives_its_request_up(
+    model: str, route: str, body: str, when: str, version: str
+) -> None:
+    async with AsyncExitStack() as stack:
+        triton = await stack.enter_async_context(scripted(ScriptedTriton(version)))
+        where = Places({"a": triton.address}, {model: ["a"] for model in MODELS})
+        router = await stack.enter_async_context(routed(where, cancellation=when))
+        port = await stack.enter_async_context(http_port(router))
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        head = f"POST /v2/models/{model}/{route} HTTP/1.1\r\nhost: localhost\r\n"
+        writer.write(f"{head}content-length: {len(body)}\r\n\r\n{body}".encode())
+        await until(lambda: triton.asked)
+        writer.close()
+        await check_what_it_is_told(router, triton, when)
+
+
+@asynccontextmanager
+async def http_port(router: Routed) -> AsyncIterator[int]:
+    """Yield the port on which a Router answers over HTTP."""
+
+    async def config(request: Any, call: Call) -> Any:
+        found = model_config_pb2.ModelConfig(name=request.name)
+        found.input.add(name="INPUT", data_type="TYPE_FP32", dims=[-1])
+        found.model_transaction_policy.decoupled = request.name == MANY
+        return service_pb2.ModelConfigResponse(config=found)
+
+    async def metrics() -> bytes:
+        return b""
+
+    service = Service(
+        watch=router.watch,
+        inference=router.streams.inference,
+        callers=CallerPolicy(),
+        answers={"ModelConfig": config},
+        metrics=metrics,
+        pages=pages(ROUTES, "1"),
+        max_body=LARGEST,
+        max_json=LARGEST,
+        responses=router.streams.responses,
+    )
+    with listen("127.0.0.1", 0) as listener:
+        async with web.serving(app(service), listener):
+            yield listener.getsockname()[1]
 
 
 async def test_on_a_stream_with_one_request_at_a_time() -> None:

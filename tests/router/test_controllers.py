@@ -71,6 +71,8 @@ async def test_a_silent_one_is_left_and_what_it_was_asked_is_asked_again() -> No
         successor.standby = False
         assert (await in_time(waiting)).revision == Revision(2, 1)
         assert router.follows(successor)
+        waited = [one.waited.ToNanoseconds() / 1e9 for one in (*old.asked, *successor.asked)]
+        assert waited[0] < 1 < placement_watch.SILENCE_SECONDS - 1 < waited[-1], "it is told"
 
 
 async def test_a_higher_epoch_is_preferred_to_one_that_still_talks() -> None:

@@ -1,5 +1,6 @@
 """Errors of models with texts of any length, as clients with gRPC's defaults see them."""
 
+import json
 from typing import Any
 
 import grpc
@@ -12,7 +13,9 @@ from services.common.caller import LOCAL
 from services.common.errors import LoadFailed
 from services.common.status import abort, error_info
 from services.common.trailers import ROOM, cut, encoded_size
+from services.router.control.answers import Rejected
 from services.router.core.routing.metadata import read_metadata
+from services.router.rest.reply import status_reply
 from services.router.servers.answers import TritonError
 from services.router.unary.inference import Request
 from tests.support.grpc_servers import listening
@@ -61,6 +64,27 @@ async def test_the_beginning_of_a_models_error_arrives(text: str) -> None:
                     Request(message, read_metadata(()), None, LOCAL)
                 )
             assert whole.value.error.details() == text, "and for HTTP"
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=len)
+async def test_why_a_load_failed_arrives_whole_over_http(text: str) -> None:
+    where = Places(
+        {"a": "127.0.0.1:1"}, {}, cold={ECHO: ["a"]}, broken=frozenset({ECHO}), cause=text
+    )
+    async with routed(where) as router:
+        message = ask(ECHO, 1).SerializeToString()
+        with pytest.raises(Rejected) as whole:
+            await router.streams.inference.answer(Request(message, read_metadata(()), None, LOCAL))
+        reply = status_reply(whole.value.error)
+        assert text in json.loads(reply.body)["error"]
+        stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(router.channel)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.ModelInfer(ask(ECHO, 1), timeout=SECONDS)
+        assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        info = error_info(tuple(refused.value.trailing_metadata() or ()))
+        assert info is not None
+        assert info.reason == LoadFailed.reason
+        assert info.metadata["cause"][:200] == text[:200]
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=len)

@@ -834,6 +834,7 @@ async def test_pages_of_other_sites_change_nothing(running: Running, page: dict[
         status, _, found = await running.ask("POST", path, NUMBERS, **page)
         assert status == 403
         assert "SHOAL_ROUTER_" in found["error"]
+        assert found["reason"] == ("UNKNOWN_HOST" if "host" in page else "FOREIGN_PAGE")
     assert not running.backend.calls
     assert not running.backend.asked
     reads = 403 if "host" in page else 200

@@ -74,6 +74,9 @@ def test_whatever_is_asked_becomes_a_message_or_is_refused(document: Any, rest: 
             assert len(content) == len(one.elements) * SIZES[one.datatype]
 
 
+CONVERTING = "Converting keyword: 'parameters': "
+
+
 @given(ANYTHING)
 def test_whatever_generate_is_asked_becomes_a_message_or_is_refused(document: Any) -> None:
     declared = {"X": Declared("FP32", (-1, 2)), "BYTES": Declared("BYTES", (1,))}
@@ -83,6 +86,30 @@ def test_whatever_generate_is_asked_becomes_a_message_or_is_refused(document: An
     except WrongRequest:
         return
     service_pb2.ModelInferRequest.FromString(message)
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b'{"X": [1, 2], "X": [3, 4]}', "[request id: <id_unknown>] {}"),
+        (b'{"X": [1, 2], "X": "a", "id": "7"}', "[request id: 7] {}"),
+        (
+            b'{"X": [1, 2], "parameters": {"X": [3, 4]}}',
+            f"{CONVERTING}[request id: <id_unknown>] {{}}",
+        ),
+        (b'{"parameters": {"X": [1, 2], "X": 3}}', f"{CONVERTING}[request id: <id_unknown>] {{}}"),
+    ],
+)
+def test_generate_takes_an_input_once(body: bytes, text: str) -> None:
+    with pytest.raises(WrongRequest) as caught:
+        parse_generate(documents.loads(body), {"X": Declared("FP32", (-1, 2))})
+    expected = text.format("input 'X' already exists in request")
+    assert (caught.value.code, caught.value.text) == ("INVALID_ARGUMENT", expected)
+
+
+def test_of_a_parameter_that_is_given_twice_generate_takes_the_first() -> None:
+    document = documents.loads(b'{"a": 1, "a": [], "parameters": {"b": 2}, "parameters": 3}')
+    assert parse_generate(document, {}).parameters == {"a": 1, "b": 2}
 
 
 @given(st.binary(max_size=30))

@@ -1,12 +1,15 @@
 """Several Router processes on one port: their ports, and their numbers added up."""
 
 import socket
+import tempfile
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.common.ports import PortTaken, listen, reserve
 from services.router.process.peers import added_metrics, added_statistics
+from services.router.process.workers import socket_folder, socket_of
 from shoal.router.v1 import router_service_pb2 as router
 
 ONE = """\
@@ -87,3 +90,17 @@ def test_a_reserved_port_is_for_those_that_share() -> None:
 def test_a_port_that_others_share_already_is_taken() -> None:
     with listen("127.0.0.1", 0, shared=True) as stranger, pytest.raises(PortTaken):
         reserve("127.0.0.1", stranger.getsockname()[1])
+
+
+def test_a_long_tmpdir_has_no_room_for_sockets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    for given in (Path("/tmp"), long):
+        monkeypatch.setattr(tempfile, "tempdir", str(given))
+        with socket_folder(8) as folder, socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(socket_of(folder, 8)))
+            assert folder.parent == Path("/tmp")
+        assert not folder.exists()
+    assert list(long.iterdir()) == []

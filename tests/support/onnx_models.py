@@ -1,6 +1,7 @@
 """ONNX models that a test builds from nodes, with a config beside them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,17 +19,22 @@ def tensor_info(name: str, kind: int, shape: list[int | str]) -> onnx.ValueInfoP
     return helper.make_tensor_value_info(name, kind, shape)
 
 
-def onnx_model(
-    folder: Path,
+def serialized(
     *nodes: onnx.NodeProto,
     inputs: list[onnx.ValueInfoProto],
     outputs: list[onnx.ValueInfoProto],
     initializers: dict[str, np.ndarray] | None = None,
-    file: str = "model.onnx",
-) -> None:
+) -> bytes:
     constants = [onnx.numpy_helper.from_array(a, name) for name, a in (initializers or {}).items()]
-    graph = helper.make_graph(list(nodes), folder.name, inputs, outputs, constants)
+    graph = helper.make_graph(list(nodes), "graph", inputs, outputs, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def onnx_model(
+    folder: Path, *nodes: onnx.NodeProto, file: str = "model.onnx", **graph: Any
+) -> None:
+    """Write version 1 of a model; `graph` is what `serialized` takes."""
     (folder / "1").mkdir(parents=True)
-    onnx.save(model, folder / "1" / file)
+    (folder / "1" / file).write_bytes(serialized(*nodes, **graph))

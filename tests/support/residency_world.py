@@ -1,6 +1,6 @@
 """An engine with a clock, and servers and Routers that do what the test says."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Any
 
 from services.controller.core import events as ev
@@ -53,9 +53,10 @@ class World:
         servers: Iterable[Server] = ONE,
         limits: Limits = LIMITS,
         unload_from: float = 0.0,
+        followers: Set[str] | None = None,
     ) -> None:
         self.now = 10.0
-        self.engine = Engine(limits, servers, 0.0, unload_from)
+        self.engine = Engine(limits, servers, 0.0, unload_from, followers)
         self.fleet = self.engine.fleet
         self.answers: dict[int, ev.Granted | ev.Refused | ev.Evicted] = {}
         self.records: list[ev.Record] = []
@@ -90,9 +91,17 @@ class World:
         self.now += seconds
         self.feed(ev.Tick())
 
-    def ask(self, name: str, deadline: float = 100.0, router: str | None = None) -> int:
+    def ask(
+        self,
+        name: str,
+        deadline: float = 100.0,
+        router: str | None = None,
+        *,
+        waited: float = 0.0,
+    ) -> int:
         self._waiter += 1
-        self.feed(ev.ResidentWanted(self._waiter, unit(name), self.now + deadline, router))
+        until = self.now + deadline
+        self.feed(ev.ResidentWanted(self._waiter, unit(name), until, router, waited=waited))
         return self._waiter
 
     def evict(self, *names: str) -> int:

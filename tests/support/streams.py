@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
+from services.common import channels
 from services.common.errors import LoadFailed
 from services.common.rpc import RpcServer
 from services.common.status import abort
@@ -189,7 +190,8 @@ class Places(ControllerServiceServicer):
 
     `servers` maps ids to addresses. `placed` lists where models are, in the order in which it names
     them. Models in `cold` are placed when they are asked for, once `loaded` is set. `untold` says
-    that the table does not tell which models are decoupled."""
+    that the table does not tell which models are decoupled. Models in `broken` cannot be loaded,
+    for `cause`."""
 
     servers: dict[str, str]
     placed: dict[str, list[str]]
@@ -197,6 +199,7 @@ class Places(ControllerServiceServicer):
     cold: dict[str, list[str]] = field(default_factory=dict)
     never_retried: frozenset[str] = frozenset()
     broken: frozenset[str] = frozenset()
+    cause: str = "no."
     decoupled: frozenset[str] = frozenset({MANY})
     sequenced: frozenset[str] = frozenset({MANY, SUM})
     untold: bool = False
@@ -238,7 +241,7 @@ class Places(ControllerServiceServicer):
         self.asked.append(request)
         if request.model in self.broken:
             error = LoadFailed(
-                model=request.model, version=1, server="a", cause="no.", backoff_seconds=1
+                model=request.model, version=1, server="a", cause=self.cause, backoff_seconds=1
             )
             await abort(context, error)
         if request.model in self.cold:
@@ -323,7 +326,7 @@ async def routed(places: Places, **more: Any) -> AsyncIterator[Routed]:
         server = grpc.aio.server()
         add_ControllerServiceServicer_to_server(places, server)
         controller = await stack.enter_async_context(listening(server))
-        control = await stack.enter_async_context(grpc.aio.insecure_channel(controller))
+        control = await stack.enter_async_context(channels.control(controller))
         settings = Settings(
             controller=controller,
             controller_patience=SECONDS,

@@ -204,7 +204,8 @@ class ControllerServicer(ControllerServiceServicer):
                 await self._watches[request.missed.server].verify()
         if request.called:
             await self._called.learn(unit, request.called)
-        granted = await self._resident(unit, context, request.router or None)
+        waited = max(0.0, request.waited.ToNanoseconds() / 1e9)
+        granted = await self._resident(unit, context, request.router or None, waited)
         return wire.MakeResidentResponse(
             replica=placement_pb2.ReplicaRef(
                 server=granted.key.server, model=unit.model, version=unit.version
@@ -321,7 +322,9 @@ class ControllerServicer(ControllerServiceServicer):
                 raise self._names.not_found(unit) from error
             raise RegistryUnavailable(registry="its address", cause=error.details()) from error
 
-    async def _resident(self, unit: Unit, context: Context, router: str | None) -> ev.Granted:
+    async def _resident(
+        self, unit: Unit, context: Context, router: str | None, waited: float = 0.0
+    ) -> ev.Granted:
         span = trace.get_current_span()
         question = partial(
             ev.ResidentWanted,
@@ -329,6 +332,7 @@ class ControllerServicer(ControllerServiceServicer):
             deadline=self._deadline(context),
             router=router,
             trace_id=telemetry.trace_id(span),
+            waited=waited,
         )
         answer = await self._ask(question)
         assert isinstance(answer, ev.Granted | ev.Refused)

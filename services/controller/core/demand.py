@@ -21,7 +21,8 @@ from services.controller.core.waiting import Purpose, Waiter, Want, phases
 
 def resident_wanted(fleet: Fleet, event: ev.ResidentWanted, now: float) -> None:
     unit = event.unit
-    waiter = Waiter(event.waiter, event.deadline, now, event.router, event.trace_id)
+    since = now - event.waited
+    waiter = Waiter(event.waiter, event.deadline, since, event.router, event.trace_id)
     ready = fleet.ready(unit) if unit in fleet.known.specs else []
     if ready:
         want = Want(unit, since=now)
@@ -34,7 +35,7 @@ def resident_wanted(fleet: Fleet, event: ev.ResidentWanted, now: float) -> None:
             fleet.wants.want(unit, Purpose.REQUEST, now, until=until)
         refuse(fleet, waiter, unit, refusal, None, now)
         return
-    fleet.wants.want(unit, Purpose.REQUEST, now)
+    fleet.wants.want(unit, Purpose.REQUEST, since)
     fleet.habits.asked(unit, now)
     fleet.wants.wait(waiter, unit)
 
@@ -211,7 +212,9 @@ def answer(fleet: Fleet, ready: list[Replica], want: Want, waiter: Waiter, now: 
 
 def finish_evictions(fleet: Fleet, now: float) -> None:
     for waiter, keys in list(fleet.wants.evictions.items()):
-        if all(fleet.replica(key) is None for key in keys):
+        left = fleet.wants.leaving[waiter]
+        left.difference_update([key for key in left if fleet.replica(key) is None])
+        if not left:
             fleet.tell(ev.Evicted(waiter, keys))
             fleet.wants.end_eviction(waiter)
 

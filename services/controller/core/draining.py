@@ -123,8 +123,12 @@ def withdraw(
 
 
 def finish_drains(fleet: Fleet, now: float) -> None:
-    for key, drain in list(fleet.withdrawals.drains.items()):
-        if drain.over(now) and not fleet.holders(key.unit, key.server) and not fleet.changing(key):
+    for key in list(fleet.withdrawals.drains):
+        if (
+            fleet.withdrawals.over(key, now)
+            and not fleet.holders(key.unit, key.server)
+            and not fleet.changing(key)
+        ):
             replica = fleet.replicas[key.server][key.unit]
             fleet.withdrawals.end(key)
             unload(fleet, replica, Cause.DRAINED, "drained", now)

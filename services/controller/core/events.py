@@ -72,13 +72,15 @@ class IndexSeen:
 @dataclass(frozen=True, slots=True)
 class ResidentWanted:
     """A caller waits for a unit until `deadline`, in seconds of the engine's clock. `router` names
-    the Router process that gets a use lease; None takes none."""
+    the Router process that gets a use lease; None takes none. `waited`: the seconds that the caller
+    has waited before, for an earlier Controller."""
 
     waiter: int
     unit: Unit
     deadline: float
     router: str | None = None
     trace_id: str = ""
+    waited: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

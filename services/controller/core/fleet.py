@@ -6,7 +6,7 @@ replica, so every move goes through the table in `states.py`, and what is added 
 (accounts, indexes) is kept right in one place.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import replace
 from typing import Any, Final
 
@@ -30,11 +30,16 @@ from services.controller.core.withdrawals import Withdrawals
 class Fleet:
     """All state of the engine.
 
-    `now`: seconds of the engine's clock; `unload_from`: nothing is unloaded before, on the same
-    clock.
+    `now`: seconds of the engine's clock. For `unload_from` and `followers`, see `Engine`.
     """
 
-    def __init__(self, limits: Limits, now: float, unload_from: float) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        now: float,
+        unload_from: float,
+        followers: Set[str] | None = None,
+    ) -> None:
         #: The numbers that decide.
         self.limits: Final = limits
         #: The number of the newest table of placements.
@@ -70,7 +75,7 @@ class Fleet:
         #: What is wanted, and who waits for it.
         self.wants = Wants(limits, self.known, self.agenda)
         #: The Routers, and what is being withdrawn from them.
-        self.withdrawals = Withdrawals(limits, self.agenda, unload_from)
+        self.withdrawals = Withdrawals(limits, self.agenda, unload_from, followers)
         #: What is not tried for a while.
         self.failures = Failures(now)
         #: How the replicas are used, and in which order they would leave.

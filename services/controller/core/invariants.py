@@ -208,7 +208,7 @@ def waiters_are_in_one_place(fleet: Fleet, now: float) -> Iterator[str]:
             yield f"Nobody waits for {unit}, which is listed."
         if unit not in wants.by_unit:
             yield f"{unit} is waited for, and not wanted."
-    for waiter, keys in wants.evictions.items():
+    for waiter, keys in wants.leaving.items():
         if all(fleet.replica(key) is None for key in keys):
             yield f"Waiter {waiter} waits for an eviction that is over."
 

@@ -17,7 +17,7 @@ What holds after every event (`invariants` checks what the state alone can show)
   sequence, and replicas whose use lease has not started are never evicted for another.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from typing import Any, Final
 
 from services.controller.core import (
@@ -70,14 +70,20 @@ REACTIONS: Final[dict[type, Reaction]] = {
 class Engine:
     """All state of residency, and the one way to change it: `handle`.
 
-    `now` is in seconds of the clock that `handle` is told. `unload_from` is the time, on the same
-    clock, by which the Routers of an earlier Controller have come back or lost their leases: until
-    then they may send by its table."""
+    `now` is in seconds of the clock that `handle` is told. `followers` are the Routers that may
+    send by the table of an earlier Controller; None if not all are known. Nothing is unloaded until
+    all of them have joined, or until `unload_from`, on the same clock: by then the others have lost
+    their leases."""
 
     def __init__(
-        self, limits: Limits, servers: Iterable[Server], now: float, unload_from: float
+        self,
+        limits: Limits,
+        servers: Iterable[Server],
+        now: float,
+        unload_from: float,
+        followers: Set[str] | None = None,
     ) -> None:
-        self.fleet = Fleet(limits, now, unload_from)
+        self.fleet = Fleet(limits, now, unload_from, followers)
         self.history = History(now)
         for server in servers:
             self.fleet.add_server(server)

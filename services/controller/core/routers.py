@@ -26,14 +26,8 @@ class Drain:
 
     #: The revision that withdrew the replica.
     revision: int
-    #: The Routers that have not drained it yet.
+    #: The Routers that have not drained it yet, among those that have joined.
     routers: frozenset[str]
-    #: It is not over before, in seconds of the engine's clock: after a start there may be Routers
-    #: that have not come back yet and still use an earlier table.
-    not_before: float
-
-    def over(self, now: float) -> bool:
-        return not self.routers and now >= self.not_before
 
 
 def has_drained(view: RouterView, key: ReplicaKey, revision: int) -> bool:

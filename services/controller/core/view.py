@@ -152,6 +152,13 @@ class FleetView:
         """Return whether the Router has been heard from recently enough to count."""
         return router in self._fleet.withdrawals.routers
 
+    def followers(self, now: float) -> frozenset[str] | None:
+        """Return the Routers that a successor would have to wait for before it unloads anything.
+
+        None while not all of them are known.
+        """
+        return self._fleet.withdrawals.followers(now)
+
     # --- counts, from any thread ------------------------------------------------------------------
 
     def waiters(self) -> int:

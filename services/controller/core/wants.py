@@ -24,6 +24,7 @@ class Wants:
         "claims",
         "deadlines",
         "evictions",
+        "leaving",
         "turns",
         "unplaced",
         "waiting",
@@ -48,8 +49,10 @@ class Wants:
         self.turns: dict[Unit, tuple[float, Unit]] = {}
         #: Servers that are kept for a want that has waited for long.
         self.claims: dict[str, Unit] = {}
-        #: What has to be gone before the waiter for an eviction is answered.
+        #: What each waiter for an eviction wants gone.
         self.evictions: dict[int, tuple[ReplicaKey, ...]] = {}
+        #: What of that has not been gone yet. One that comes back was gone all the same.
+        self.leaving: dict[int, set[ReplicaKey]] = {}
         #: How many wants were given another try at ticks; says whose turn is next.
         self._retried = 0
 
@@ -59,22 +62,26 @@ class Wants:
         self,
         unit: Unit,
         purpose: Purpose,
-        now: float,
+        since: float,
         *,
         target: int = 1,
         until: float = 0.0,
         why: str = "",
     ) -> None:
-        """Have `unit` READY on `target` servers; what is wanted already keeps its turn."""
+        """Have `unit` READY on `target` servers; what is wanted already keeps its turn, unless it
+        is wanted for longer than was known."""
         known = self.by_unit.get(unit)
         if known is None:
-            self.by_unit[unit] = Want(unit, now, purpose, target, why or purpose.text, until)
+            self.by_unit[unit] = Want(unit, since, purpose, target, why or purpose.text, until)
             self._agenda.look_at_want(unit)
             return
         fresh = known._replace(target=max(known.target, target), until=max(known.until, until))
         if purpose > known.purpose:
-            self.leave_queue(unit)
             fresh = fresh._replace(purpose=purpose, why=why or purpose.text)
+        if since < known.since:
+            fresh = fresh._replace(since=since)
+        if (fresh.purpose, fresh.since) != (known.purpose, known.since):
+            self.leave_queue(unit)
             self._agenda.look_at_want(unit)
         self.by_unit[unit] = fresh
 
@@ -179,6 +186,7 @@ class Wants:
 
     def forget_waiter(self, id_: int) -> None:
         self.evictions.pop(id_, None)
+        self.leaving.pop(id_, None)
         unit = self.asked.pop(id_, None)
         if unit is None:
             return
@@ -189,10 +197,10 @@ class Wants:
             self._agenda.look_at_want(unit)  # is it still wanted?
 
     def wait_for_eviction(self, waiter: int, keys: tuple[ReplicaKey, ...]) -> None:
-        self.evictions[waiter] = keys
+        self.evictions[waiter], self.leaving[waiter] = keys, set(keys)
 
     def end_eviction(self, waiter: int) -> None:
-        del self.evictions[waiter]
+        del self.evictions[waiter], self.leaving[waiter]
 
     def trace_of(self, unit: Unit) -> str:
         """The trace of a request that waits for `unit`, or for something that it is a part of."""

@@ -1,6 +1,6 @@
 """The Routers, what they may still send to, and what is being withdrawn from them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from heapq import heappop, heappush
 
@@ -16,6 +16,7 @@ class Withdrawals:
     __slots__ = (
         "_agenda",
         "_limits",
+        "awaited",
         "drains",
         "lease_ends",
         "lease_keys",
@@ -26,12 +27,16 @@ class Withdrawals:
         "use_leases",
     )
 
-    def __init__(self, limits: Limits, agenda: Agenda, unload_from: float) -> None:
+    def __init__(
+        self, limits: Limits, agenda: Agenda, unload_from: float, followers: Set[str] | None
+    ) -> None:
         self._limits = limits
         self._agenda = agenda
-        #: Nothing is unloaded before, in seconds of the engine's clock: until then, Routers of an
-        #: earlier Controller may send by its table.
+        #: When the Routers of earlier Controllers that have not come back count as lost, in seconds
+        #: of the engine's clock. Until then they may send by a table of those.
         self.unload_from = unload_from
+        #: The Routers of earlier Controllers that have not come back. None if not all are known.
+        self.awaited = set(followers) if followers is not None else None
         #: The Routers that are alive, by the name of the process.
         self.routers: dict[str, RouterView] = {}
         #: When the next Router may have been silent for too long, in seconds of the engine's clock.
@@ -53,6 +58,8 @@ class Withdrawals:
     def join(self, router: str, now: float) -> None:
         """Take in a Router that has applied no table yet: every withdrawal waits for it."""
         self.routers[router] = RouterView(now)
+        if self.awaited is not None:
+            self.awaited.discard(router)
         self._watch_routers(now)
         for key, drain in self.drains.items():
             self.drains[key] = replace(drain, routers=drain.routers | {router})
@@ -81,6 +88,18 @@ class Withdrawals:
             if router in drain.routers and has_drained(view, key, drain.revision):
                 self.drains[key] = replace(drain, routers=drain.routers - {router})
 
+    def all_back(self, now: float) -> bool:
+        """Return whether no Router can send by an earlier Controller's table without having joined
+        this one. Whoever has joined is waited for by each drain."""
+        return now >= self.unload_from or self.awaited == set()
+
+    def followers(self, now: float) -> frozenset[str] | None:
+        """Return the Routers that may send by a table of this or an earlier Controller. None while
+        not all are known."""
+        if self.all_back(now):
+            return frozenset(self.routers)
+        return None if self.awaited is None else frozenset(self.awaited | self.routers.keys())
+
     def silent(self, now: float) -> list[tuple[str, float]]:
         """The Routers that have been silent for too long, and for how many seconds."""
         limit = self._limits.router_seconds
@@ -102,7 +121,7 @@ class Withdrawals:
     def begin(self, key: ReplicaKey, revision: int, now: float) -> None:
         """Wait until every Router has drained a replica that is withdrawn at `revision`."""
         self.end_use_leases(key)
-        self.drains[key] = Drain(revision, frozenset(self.routers), self.unload_from)
+        self.drains[key] = Drain(revision, frozenset(self.routers))
         if self.unload_from > now:
             self._agenda.timers.at(self.unload_from)
 
@@ -111,6 +130,10 @@ class Withdrawals:
         drain = self.drains.get(key)
         if drain is not None and revision >= drain.revision:
             self.drains[key] = replace(drain, routers=drain.routers - {router})
+
+    def over(self, key: ReplicaKey, now: float) -> bool:
+        """Return whether no Router can send to a replica that is being withdrawn."""
+        return not self.drains[key].routers and self.all_back(now)
 
     def end(self, key: ReplicaKey) -> None:
         del self.drains[key]

@@ -17,6 +17,7 @@ from google.protobuf.duration_pb2 import Duration
 from prometheus_client import Counter, Gauge
 
 from services.common.status import error_info
+from services.controller.registry.followers import Followers
 from shoal.registry.v1 import registry_service_pb2 as wire
 
 CALL_SECONDS: Final = 5.0
@@ -119,17 +120,19 @@ class Lease:
 
     `holder`: the name of the one that asks; `incarnation`: a name of its process alone. `ttl`:
     seconds. `held_by`: who has the lease, empty where that is not known; `waits_for`: why this one
-    does not act, in words.
+    does not act, in words. `followers`: the Routers that are kept with the lease.
     """
 
     def __init__(self, stub: Any, holder: str, incarnation: str, ttl: float) -> None:
         self._stub = stub
         self._ttl = ttl
+        self._answer_seconds = min(CALL_SECONDS, ttl / 3)
         self._request = wire.HoldControllerLeaseRequest(holder=holder, incarnation=incarnation)
         ttl_message = Duration()
         ttl_message.FromMilliseconds(round(ttl * 1000))
         self._request.ttl.CopyFrom(ttl_message)
         self._epoch = 0
+        self.followers = Followers(ttl + self._answer_seconds)
         self.holder = holder
         self.held_by = ""
         self.waits_for = "it has just been started"
@@ -145,6 +148,7 @@ class Lease:
                 await asyncio.sleep(min(RETRY_SECONDS, self._ttl / 4))
             else:
                 self.held_by = self.holder
+                self.followers.inherit(reply)
                 self._epoch = int(reply.epoch)
                 fence = Fence(self._ttl)
                 fence.granted(asked)
@@ -155,25 +159,29 @@ class Lease:
 
         Raises LeaseLost when another holder has it, or has had it in the meantime.
         """
-        answer_within = min(CALL_SECONDS, self._ttl / 3)
         pause = self._ttl / 3
         while True:
-            await asyncio.sleep(pause)
+            await self.followers.wanted(pause)
             asked = boot_seconds()
             fence.look()
+            names = self.followers.name(self._request)
             try:
-                reply = await self._stub.HoldControllerLease(self._request, timeout=answer_within)
+                reply = await self._stub.HoldControllerLease(
+                    self._request, timeout=self._answer_seconds
+                )
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.ABORTED:
                     raise LeaseLost(error.details()) from error
                 fence.unanswered()
-                pause = min(RETRY_SECONDS, self._ttl / 4)
+                await asyncio.sleep(min(RETRY_SECONDS, self._ttl / 4))
+                pause = 0.0
             else:
                 # One more: the lease had run out, and nobody else took it in between.
                 if reply.epoch not in (self._epoch, self._epoch + 1):
                     raise LeaseLost(f"others acted since epoch {self._epoch}, it is {reply.epoch}")
                 self._epoch = reply.epoch
                 fence.granted(asked)
+                self.followers.named(names)
                 pause = self._ttl / 3
 
     async def release(self) -> None:

@@ -1,7 +1,7 @@
 """The streams of Routers: placements to them; acks, drains and use back from them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 from services.common.errors import InvalidField, NotReady, ShoalError
@@ -22,6 +22,7 @@ class RouterStreams:
     """The streams of all Routers.
 
     `fence`: while it is closed, nothing is sent, since another Controller may have the table.
+    `recorded`: awaited before a Router gets its table, so that a successor will know of it.
     """
 
     def __init__(
@@ -31,11 +32,13 @@ class RouterStreams:
         *,
         feed: Callable[[ev.Event], None],
         fence: Fence,
+        recorded: Callable[[str], Awaitable[None]],
     ) -> None:
         self._view = view
         self._placements = placements
         self._feed = feed
         self._fence = fence
+        self._recorded = recorded
 
     async def serve(self, heard: Heard, context: Context) -> None:
         """Serve one Router until it ends the stream.
@@ -53,7 +56,7 @@ class RouterStreams:
         subscriber = self._placements.subscribe(subscribe.known)
         try:
             async with asyncio.TaskGroup() as group:
-                sender = group.create_task(self._send(subscriber, context))
+                sender = group.create_task(self._send(subscribe.router, subscriber, context))
                 async for message in heard:
                     self._receive(subscribe.router, message, subscriber)
                 sender.cancel()
@@ -62,7 +65,8 @@ class RouterStreams:
         finally:
             self._placements.unsubscribe(subscriber)
 
-    async def _send(self, subscriber: Subscriber, context: Context) -> None:
+    async def _send(self, router: str, subscriber: Subscriber, context: Context) -> None:
+        await self._recorded(router)
         while True:
             await self._fence.wait_open()
             await context.write(self._placements.next_message(subscriber))

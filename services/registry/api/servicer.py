@@ -354,12 +354,18 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
     async def HoldControllerLease(
         self, request: pb.HoldControllerLeaseRequest, context: Context
     ) -> pb.HoldControllerLeaseResponse:
-        epoch = await self._store.hold_lease(
+        named = request.followers.routers if request.HasField("followers") else None
+        lease = await self._store.hold_lease(
             validation.token("holder", request.holder, required=True),
             validation.token("incarnation", request.incarnation, required=True),
             validation.ttl_us(request.ttl.ToNanoseconds()),
+            validation.followers(named) if named is not None else None,
         )
-        return pb.HoldControllerLeaseResponse(epoch=epoch)
+        response = pb.HoldControllerLeaseResponse(epoch=lease.epoch)
+        if lease.followers is not None:
+            response.followers.SetInParent()
+            response.followers.routers.extend(lease.followers)
+        return response
 
 
 def _split(items: Sequence[T], page: paging.Page) -> tuple[Sequence[T], bool]:

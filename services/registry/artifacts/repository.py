@@ -70,10 +70,7 @@ def not_a_model(folder: Path, within: Iterable[Path]) -> Problem | None:
 
 def _why_not(folder: Path, fence: Sequence[Path]) -> str:
     if not names.is_model_name(folder.name):
-        return (
-            "its name cannot be a model's: letters, digits, '_', '.', '+', '@' and '-' only, not "
-            "'.' or '-' first"
-        )
+        return f"its name cannot be a model's: {names.MODEL_NAME_RULE}"
     real = Path(os.path.realpath(folder))
     if not any(real.is_relative_to(allowed) for allowed in fence):
         return f"it links to {shown(real)}, outside of the repository"

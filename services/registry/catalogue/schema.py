@@ -124,4 +124,5 @@ lease = Table(
     Column("incarnation", String(128), nullable=False),
     Column("ttl_us", BigInteger, nullable=False),
     Column("expires_us", BigInteger, nullable=False),
+    Column("followers", JSON(none_as_null=True)),  # [router]; NULL if not all are known
 )

@@ -8,6 +8,7 @@ their own, which change without a new revision.
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import NamedTuple, Self
 
 import structlog
@@ -30,7 +31,7 @@ from services.registry.catalogue.schema import (
 )
 from services.registry.core.catalogue import Entry, Version
 from services.registry.core.footprint import Footprint, merged
-from services.registry.core.lease import Lease, held
+from services.registry.core.lease import Followers, Lease, held
 
 _log = structlog.get_logger(__name__)
 
@@ -175,11 +176,13 @@ class Store:
             )
             await connection.commit()
 
-    async def hold_lease(self, holder: str, incarnation: str, ttl_us: int) -> int:
-        """Take or extend the controller lease, and return its epoch. Raises LeaseHeld."""
+    async def hold_lease(
+        self, holder: str, incarnation: str, ttl_us: int, followers: Followers = None
+    ) -> Lease:
+        """Take or extend the controller lease, and return it. Raises LeaseHeld."""
         async with _connected(self._engine) as connection:
             known = await self._take_lease_row(connection)
-            now = held(known, holder, incarnation, ttl_us, self._now_us())
+            now = held(known, holder, incarnation, ttl_us, self._now_us(), followers)
             await connection.execute(
                 update(lease).values(
                     epoch=now.epoch,
@@ -187,10 +190,11 @@ class Store:
                     incarnation=now.incarnation,
                     ttl_us=now.ttl_us,
                     expires_us=now.expires_us,
+                    followers=None if now.followers is None else list(now.followers),
                 )
             )
             await connection.commit()
-            return now.epoch
+            return now
 
     async def _take_lease_row(self, connection: AsyncConnection) -> Lease:
         """Lock all that lies beside the catalogue until the transaction ends; return the lease."""
@@ -203,9 +207,12 @@ class Store:
                 lease.c.incarnation,
                 lease.c.ttl_us,
                 lease.c.expires_us,
+                lease.c.followers,
             )
         )
-        return Lease(*result.one())
+        known = Lease(*result.one())
+        named = known.followers
+        return replace(known, followers=None if named is None else tuple(named))
 
 
 @asynccontextmanager

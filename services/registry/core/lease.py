@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from services.registry.core.errors import LeaseHeld
 
+Followers = tuple[str, ...] | None
+
 
 @dataclass(frozen=True, slots=True)
 class Lease:
@@ -20,13 +22,27 @@ class Lease:
     incarnation: str = ""
     ttl_us: int = 0
     expires_us: int = 0
+    #: The Routers that may send by a table of the holder's, or of one before it. None if not all of
+    #: them are known.
+    followers: Followers = ()
 
     def remaining_us(self, now_us: int) -> int:
         return max(0, min(self.expires_us - now_us, self.ttl_us))
 
 
-def held(lease: Lease, holder: str, incarnation: str, ttl_us: int, now_us: int) -> Lease:
-    """Return the lease after `holder` asked for it. Raises LeaseHeld, with the time to wait."""
+def held(
+    lease: Lease,
+    holder: str,
+    incarnation: str,
+    ttl_us: int,
+    now_us: int,
+    followers: Followers = None,
+) -> Lease:
+    """Return the lease after `holder` asked for it. Raises LeaseHeld, with the time to wait.
+
+    A holder that names no `followers` does not know them all. One that has just taken over keeps
+    those of its predecessor, which are complete until the predecessor's lease runs out.
+    """
     remaining_us = lease.remaining_us(now_us)
     if remaining_us and holder != lease.holder:
         seconds = remaining_us / 1e6
@@ -40,4 +56,12 @@ def held(lease: Lease, holder: str, incarnation: str, ttl_us: int, now_us: int) 
         incarnation=incarnation,
         ttl_us=ttl_us,
         expires_us=now_us + ttl_us,
+        followers=_inherited(lease, incarnation, remaining_us) if followers is None else followers,
     )
+
+
+def _inherited(lease: Lease, incarnation: str, remaining_us: int) -> Followers:
+    """Return the followers that a new incarnation takes over, or None if it does not know them."""
+    if not lease.epoch:
+        return ()
+    return lease.followers if remaining_us and incarnation != lease.incarnation else None

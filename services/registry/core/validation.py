@@ -12,7 +12,8 @@ from shoal.names import ModelVersionName
 MAX_DESCRIPTION: Final = 4096  # characters
 MAX_LABELS: Final = 64
 MAX_LABEL_VALUE: Final = 1024  # characters
-MAX_TOKEN: Final = 128  # characters of a request id, a holder, an incarnation
+MAX_TOKEN: Final = 128  # characters of a request id, a holder, an incarnation, a Router
+MAX_FOLLOWERS: Final = 1000
 MAX_TTL_SECONDS: Final = 3600
 MAX_BYTES: Final = 2**63 - 1
 
@@ -145,6 +146,16 @@ def ttl_us(nanoseconds: int) -> int:
             problem=f"{nanoseconds / 1e9} s is not between 0.001 and {MAX_TTL_SECONDS}",
         )
     return nanoseconds // 1000
+
+
+def followers(routers: Collection[str]) -> tuple[str, ...]:
+    """Check the names of the Routers that follow a Controller. Raises InvalidField."""
+    if len(routers) > MAX_FOLLOWERS:
+        raise InvalidField(
+            field="followers.routers",
+            problem=f"{len(routers)} are named, and {MAX_FOLLOWERS} may be",
+        )
+    return tuple(token("followers.routers", router, required=True) for router in routers)
 
 
 def requirements(text: str) -> Iterable[tuple[str, int]]:

@@ -11,7 +11,7 @@ from services.common.caller import CallerPolicy
 from services.common.errors import ShoalError
 from services.common.packed import PACKED
 from services.common.rpc import Context, deadline_of, unpacking
-from services.common.status import DETAILS_KEY, abort, size_in_trailers
+from services.common.status import DETAILS_KEY, abort, fitting
 from services.common.trailers import ROOM, cut
 from services.router.call import Answer, GrpcMethod, over_grpc
 from services.router.control.answers import Rejected
@@ -141,7 +141,10 @@ async def _pass_on(context: Context, error: grpc.aio.AioRpcError) -> NoReturn:
     tracing.mark_failed(error.details() or error.code().name)
     trailing = error.trailing_metadata() or ()
     kept = forwarded(trailing)
-    details = tuple([item for item in trailing if item[0] == DETAILS_KEY])
-    room = ROOM - sum(size_in_trailers(len(value)) for _, value in details)
-    await context.abort(error.code(), cut(error.details() or "", room), (*kept, *details))
+    text = error.details() or ""
+    status = next((value for key, value in trailing if key == DETAILS_KEY), None)
+    if status is None:
+        await context.abort(error.code(), cut(text, ROOM), kept)
+    text, status = fitting(text, status if isinstance(status, bytes) else status.encode())
+    await context.abort(error.code(), text, (*kept, (DETAILS_KEY, status)))
     raise AssertionError("abort returned")

@@ -6,7 +6,7 @@ from typing import Any, Final
 import grpc
 
 from services.common.errors import NotReady, StandsBy
-from services.common.status import error_info
+from services.common.status import WHOLE_ERRORS, error_info
 from services.router.control.answers import NOBODY_ACTS, Rejected
 from services.router.control.leader import ControllerLost
 from services.router.control.placement_watch import PlacementWatch
@@ -33,8 +33,9 @@ class ControllerCalls:
                 await self._wait_for_controller(method, until, deadline)
                 continue
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            call = getattr(acting.stub, method)
             try:
-                return await acting.call(getattr(acting.stub, method)(request, timeout=left))
+                return await acting.call(call(request, timeout=left, metadata=(WHOLE_ERRORS,)))
             except ControllerLost:
                 continue
             except grpc.aio.AioRpcError as error:

@@ -12,7 +12,7 @@ from opentelemetry import trace
 
 from services.common import telemetry
 from services.common.errors import DeadlineBeforeResident, NotReady, ShoalError, StandsBy
-from services.common.status import error_info
+from services.common.status import WHOLE_ERRORS, error_info
 from services.common.tasks import TaskScope
 from services.router.control.answers import NOBODY_ACTS, Rejected
 from services.router.control.leader import ActingController, ControllerLost
@@ -155,8 +155,11 @@ class ResidencyClient:
                 continue
             if acting is not asked:  # a Controller has been heard from since
                 away, asked = Absence(patience), acting
+            request.waited.FromNanoseconds(round((time.monotonic() - began) * 1e9))
             timeout = None if deadline is None else max(left - ANSWER_MARGIN, left / 2)
-            call = acting.stub.MakeResident(request, timeout=timeout, metadata=metadata)
+            call = acting.stub.MakeResident(
+                request, timeout=timeout, metadata=(*metadata, WHOLE_ERRORS)
+            )
             try:
                 reply = await acting.call(call)
             except ControllerLost:

@@ -232,3 +232,22 @@ class RegionInUse(ShoalError):
 class RegionUnopened(ShoalError):
     code, reason = Code.INTERNAL, "REGION_UNOPENED"
     template = "Unable to open shared memory region: '{key}'"
+
+
+# --- web pages ------------------------------------------------------------------------------------
+
+
+class UnknownHost(ShoalError):
+    code, reason = Code.PERMISSION_DENIED, "UNKNOWN_HOST"
+    template = (
+        "this Router is not known as {host!r}: ask for localhost or an address, or add the name to "
+        "SHOAL_ROUTER_HTTP_HOSTS"
+    )
+
+
+class ForeignPage(ShoalError):
+    code, reason = Code.PERMISSION_DENIED, "FOREIGN_PAGE"
+    template = (
+        "pages of {origin} may not send requests that change something: add the page's origin to "
+        "SHOAL_ROUTER_CORS_ORIGINS"
+    )

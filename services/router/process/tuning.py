@@ -7,8 +7,9 @@ import os
 import resource
 from typing import Any, Final
 
+from services.common.trailers import WITHIN_A_FLEET
+
 MIB: Final = 1 << 20
-MOST_ERROR_BYTES: Final = 64 * MIB  # of the text of one error of a model, escaped
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 
@@ -60,8 +61,8 @@ SERVER_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
 # model's error comes as metadata.
 CHANNEL_OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     *SERVER_OPTIONS,
-    ("grpc.max_metadata_size", MOST_ERROR_BYTES),
-    ("grpc.absolute_max_metadata_size", MOST_ERROR_BYTES),
+    ("grpc.max_metadata_size", WITHIN_A_FLEET),
+    ("grpc.absolute_max_metadata_size", WITHIN_A_FLEET),
     ("grpc.minimal_stack", 1),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),

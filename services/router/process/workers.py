@@ -13,8 +13,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +37,9 @@ _FINAL: Final = frozenset({process.EXIT_PORT_TAKEN, process.EXIT_BAD_SETTINGS})
 ALIVE: Final = Gauge("shoal_router_workers", "Processes that share this Router's ports.")
 ALIVE.set(1)
 
+_LONGEST_SOCKET_PATH: Final = 107  # bytes; unix(7)
+_SHORT_TMP: Final = "/tmp"  # noqa: S108  the folder in it has a random name and is ours alone
+
 _log = structlog.get_logger(__name__)
 
 
@@ -55,11 +58,11 @@ class Workers:
         with ExitStack() as stack:
             grpc_port = stack.enter_context(reserve(settings.host, settings.grpc_port))
             http_port = stack.enter_context(reserve(settings.host, settings.http_port))
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="shoal-router-"))
+            folder = stack.enter_context(socket_folder(settings.workers))
             environment = {
                 "SHOAL_ROUTER_GRPC_PORT": str(grpc_port.getsockname()[1]),
                 "SHOAL_ROUTER_HTTP_PORT": str(http_port.getsockname()[1]),
-                "SHOAL_ROUTER_WORKER_SOCKETS": folder,
+                "SHOAL_ROUTER_WORKER_SOCKETS": str(folder),
             }
             async with asyncio.TaskGroup() as tasks:
                 for index in range(settings.workers):
@@ -140,6 +143,19 @@ async def follow_parent(stop: asyncio.Event, counted: Callable[[int], None]) -> 
         ALIVE.set(alive)
         counted(alive)
     stop.set()
+
+
+@contextmanager
+def socket_folder(workers: int) -> Iterator[Path]:
+    """Make a folder for the workers' sockets. Where the paths in TMPDIR would be too long for
+    sockets, it is in /tmp."""
+    for parent in (None, _SHORT_TMP):
+        with tempfile.TemporaryDirectory(prefix="shoal-router-", dir=parent) as made:
+            folder = Path(made)
+            longest = socket_of(folder, workers)
+            if parent is not None or len(os.fsencode(longest)) <= _LONGEST_SOCKET_PATH:
+                yield folder
+                return
 
 
 def socket_of(folder: Path, worker: int) -> Path:

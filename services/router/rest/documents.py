@@ -8,7 +8,7 @@ import numpy as np
 import orjson
 import rapidjson
 
-from services.router.core.rest.values import INTERNAL, WrongRequest
+from services.router.core.rest.values import INTERNAL, Repeating, WrongRequest
 
 # rapidjson recurses once for every bracket.
 _MOST_BRACKETS: Final = 1000
@@ -23,8 +23,9 @@ _WHERE: Final = re.compile(r"Parse error at offset (\d+): (.*)")
 
 def loads(body: bytes | memoryview) -> Any:
     """Read JSON as Triton does. NaN and Infinity are numbers, of several members of one name the
-    first counts, a byte order mark is skipped, and a NUL ends the text. Bytes in strings that are
-    not UTF-8 become surrogates, as with Python's `surrogateescape`. Raises WrongRequest."""
+    first counts (see `Repeating`), a byte order mark is skipped, and a NUL ends the text. Bytes in
+    strings that are not UTF-8 become surrogates, as with Python's `surrogateescape`. Raises
+    WrongRequest."""
     try:
         return _read(body)
     except (ValueError, RecursionError) as error:
@@ -64,9 +65,13 @@ def _python(text: str) -> Any:
 
 def _first_of_each(members: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    repeated: set[str] = set()
     for name, value in members:
-        found.setdefault(name, value)
-    return found
+        if name in found:
+            repeated.add(name)
+        else:
+            found[name] = value
+    return Repeating(found, frozenset(repeated)) if repeated else found
 
 
 def _may_repeat_names(document: Any, text: bytes | memoryview) -> bool:

@@ -75,6 +75,9 @@ class Endpoint:
         except WrongRequest as refused:
             await refused_reply(refused).send(send)
             return
+        except ShoalError as error:
+            await shoal_error_reply(error).send(send)
+            return
         name = f"{incoming.method} {self._path}"
         try:
             with contextlib.suppress(ClientGone), tracing.server_span(name, incoming.metadata):

@@ -121,7 +121,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
         outputs=_map(_VALUES),
         predictions=_list(_VALUES),
     ),
-    "PlainMetadata": _object(
+    "SimpleMetadata": _object(
         "name versions inputs outputs",
         name=_TEXT,
         versions=_list(_TEXT),
@@ -162,7 +162,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
     ),
     "Live": _object("live", live=_FLAG),
     "Ready": _object("ready", ready=_FLAG),
-    "PlainReady": _object("name ready", name=_TEXT, ready=_FLAG),
+    "SimpleReady": _object("name ready", name=_TEXT, ready=_FLAG),
     "Root": _object("status docs", status=_TEXT, docs=_TEXT),
     "OpenApi": {"type": "object"},
 }

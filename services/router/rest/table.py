@@ -9,8 +9,8 @@ MODELS: Final = "models"
 SERVER: Final = "server"
 REPOSITORY: Final = "repository"
 MEMORY: Final = "shared memory"
-PLAIN: Final = "plain"
-ABOUT: Final = "about"
+SIMPLE: Final = "simple JSON"
+DESCRIPTION: Final = "metrics and documentation"
 
 TAGS: Final = {
     MODELS: "Triton's HTTP protocol (KServe v2 and Triton's extensions): inference, and models' "
@@ -19,9 +19,9 @@ TAGS: Final = {
     SERVER: "The Router as one very large Triton.",
     REPOSITORY: "Registered models, and loading and unloading them ahead of time.",
     MEMORY: "Tensors in memory shared by callers and servers on one host.",
-    PLAIN: "For users of small model servers: names, lists and numbers. {id} is `model`, "
+    SIMPLE: "For users of small model servers: names, lists and numbers. {id} is `model`, "
     "`model:version` or `model:alias`.",
-    ABOUT: "This page, and metrics.",
+    DESCRIPTION: "This page, and metrics.",
 }
 
 
@@ -66,7 +66,7 @@ ROUTES: Final = (
         *("InferRequest", "InferResponse"),
     ),
     HttpRoute(
-        *("predict", PLAIN, POST, ("/v1/models/{id}/predict", "/v1/models/{id}:predict")),
+        *("predict", SIMPLE, POST, ("/v1/models/{id}/predict", "/v1/models/{id}:predict")),
         v1.predict,
         "Run inference, with inputs by name or with a list of instances.",
         *("PredictRequest", "PredictResponse"),
@@ -197,46 +197,46 @@ ROUTES: Final = (
         "Unregister one region, or all.",
     ),
     HttpRoute(
-        *("plainMetadata", PLAIN, GET, ("/v1/models/{id}/metadata",), v1.metadata),
+        *("simpleMetadata", SIMPLE, GET, ("/v1/models/{id}/metadata",), v1.metadata),
         "Inputs, outputs, versions and aliases.",
-        gives="PlainMetadata",
+        gives="SimpleMetadata",
     ),
     HttpRoute(
-        *("status", PLAIN, GET, ("/v1/models/status",), v1.status),
+        *("status", SIMPLE, GET, ("/v1/models/status",), v1.status),
         "All models and versions: whether they are resident, and where.",
         gives="Status",
     ),
     HttpRoute(
-        *("plainReady", PLAIN, GET, ("/v1/models/{id}",), v1.ready),
+        *("simpleReady", SIMPLE, GET, ("/v1/models/{id}",), v1.ready),
         "200 if the model accepts requests, resident or not, else 503.",
-        gives="PlainReady",
+        gives="SimpleReady",
     ),
     HttpRoute(
-        *("health", PLAIN, GET, ("/v1/health",), v1.health),
+        *("health", SIMPLE, GET, ("/v1/health",), v1.health),
         "200 once requests can be answered, before that 503.",
         gives="Health",
         early=True,
     ),
     HttpRoute(
-        *("root", ABOUT, GET, ("/",), pages.root),
+        *("root", DESCRIPTION, GET, ("/",), pages.root),
         "Where to read on.",
         gives="Root",
         early=True,
     ),
     HttpRoute(
-        *("metrics", ABOUT, GET, ("/metrics",), pages.metrics),
+        *("metrics", DESCRIPTION, GET, ("/metrics",), pages.metrics),
         "Metrics for Prometheus.",
         gives="text/plain",
         early=True,
     ),
     HttpRoute(
-        *("openapi", ABOUT, GET, ("/openapi.json",), pages.openapi),
+        *("openapi", DESCRIPTION, GET, ("/openapi.json",), pages.openapi),
         "These routes as an OpenAPI document.",
         gives="OpenApi",
         early=True,
     ),
     HttpRoute(
-        *("docs", ABOUT, GET, ("/docs",), pages.docs),
+        *("docs", DESCRIPTION, GET, ("/docs",), pages.docs),
         "These routes as a page for people.",
         gives="text/html",
         early=True,

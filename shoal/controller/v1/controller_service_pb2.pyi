@@ -182,6 +182,7 @@ class MakeResidentRequest(_message.Message):
     MISSED_FIELD_NUMBER: _builtins.int
     MISSED_CAUSE_FIELD_NUMBER: _builtins.int
     CALLED_FIELD_NUMBER: _builtins.int
+    WAITED_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name, without "models/"."""
     version: _builtins.int
@@ -199,6 +200,12 @@ class MakeResidentRequest(_message.Message):
         that server before it answers. Unset: there is none.
         """
 
+    @_builtins.property
+    def waited(self) -> _duration_pb2.Duration:
+        """How long the caller has waited already, for this Controller or for one before it. Who has waited
+        for longest comes first, also after a Controller has been replaced.
+        """
+
     def __init__(
         self,
         *,
@@ -208,10 +215,11 @@ class MakeResidentRequest(_message.Message):
         missed: _placement_pb2.ReplicaRef | None = ...,
         missed_cause: Global___MissCause.ValueType = ...,
         called: _builtins.str = ...,
+        waited: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["missed", b"missed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["missed", b"missed", "waited", b"waited"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["called", b"called", "missed", b"missed", "missed_cause", b"missed_cause", "model", b"model", "router", b"router", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["called", b"called", "missed", b"missed", "missed_cause", b"missed_cause", "model", b"model", "router", b"router", "version", b"version", "waited", b"waited"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

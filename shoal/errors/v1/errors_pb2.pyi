@@ -159,6 +159,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: this Controller stands by. `holder` in the metadata names the one that acts, if it
     is known.
     """
+    ERROR_REASON_UNKNOWN_HOST: _ErrorReason.ValueType  # 90
+    """PERMISSION_DENIED: an HTTP request is for a host name that the Router is not known by."""
+    ERROR_REASON_FOREIGN_PAGE: _ErrorReason.ValueType  # 91
+    """PERMISSION_DENIED: a web page of another origin may not send this HTTP request."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper): ...
 
@@ -291,4 +295,8 @@ ERROR_REASON_STANDS_BY: ErrorReason.ValueType  # 44
 """UNAVAILABLE: this Controller stands by. `holder` in the metadata names the one that acts, if it
 is known.
 """
+ERROR_REASON_UNKNOWN_HOST: ErrorReason.ValueType  # 90
+"""PERMISSION_DENIED: an HTTP request is for a host name that the Router is not known by."""
+ERROR_REASON_FOREIGN_PAGE: ErrorReason.ValueType  # 91
+"""PERMISSION_DENIED: a web page of another origin may not send this HTTP request."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

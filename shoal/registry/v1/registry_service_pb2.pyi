@@ -1262,6 +1262,7 @@ class HoldControllerLeaseRequest(_message.Message):
     HOLDER_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
+    FOLLOWERS_FIELD_NUMBER: _builtins.int
     holder: _builtins.str
     """The name of the Controller, which stays the same when it restarts. At most 128 characters."""
     incarnation: _builtins.str
@@ -1270,16 +1271,24 @@ class HoldControllerLeaseRequest(_message.Message):
     def ttl(self) -> _duration_pb2.Duration:
         """How long the lease lasts: 0.001 to 3600 seconds."""
 
+    @_builtins.property
+    def followers(self) -> Global___ControllerFollowers:
+        """The Routers that may send by a table of the holder's, or of an earlier holder's. Absent if the
+        holder does not know them all. A new incarnation that names none takes over those that its
+        predecessor named.
+        """
+
     def __init__(
         self,
         *,
         holder: _builtins.str = ...,
         incarnation: _builtins.str = ...,
         ttl: _duration_pb2.Duration | None = ...,
+        followers: Global___ControllerFollowers | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["followers", b"followers", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder", "incarnation", b"incarnation", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["followers", b"followers", "holder", b"holder", "incarnation", b"incarnation", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1290,17 +1299,47 @@ class HoldControllerLeaseResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     EPOCH_FIELD_NUMBER: _builtins.int
+    FOLLOWERS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """The same as before if the lease was renewed, else higher than every epoch before."""
+    @_builtins.property
+    def followers(self) -> Global___ControllerFollowers:
+        """The Routers that are kept with the lease. Absent if they are not known: the last holder did not
+        know them all, or its lease had run out before this one took over.
+        """
+
     def __init__(
         self,
         *,
         epoch: _builtins.int = ...,
+        followers: Global___ControllerFollowers | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["followers", b"followers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "followers", b"followers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HoldControllerLeaseResponse: _TypeAlias = HoldControllerLeaseResponse  # noqa: Y015
+
+@_typing.final
+class ControllerFollowers(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUTERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def routers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names of Router processes, each at most 128 characters; at most 1000."""
+
+    def __init__(
+        self,
+        *,
+        routers: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["routers", b"routers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ControllerFollowers: _TypeAlias = ControllerFollowers  # noqa: Y015

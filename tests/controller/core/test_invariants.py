@@ -61,7 +61,7 @@ def overbook_before_a_load(fleet: Fleet) -> None:
 
 
 def drain_for_a_stranger(fleet: Fleet) -> None:
-    fleet.withdrawals.drains[key("b")] = Drain(1, frozenset({"nobody"}), 0.0)
+    fleet.withdrawals.drains[key("b")] = Drain(1, frozenset({"nobody"}))
 
 
 BROKEN: list[tuple[Callable[[Fleet], object], str]] = [

@@ -281,6 +281,101 @@ def test_routers_that_have_not_come_back_yet_are_waited_for_after_a_start() -> N
     assert [type(order) for order in world.pending] == [ev.Unload]
 
 
+def test_routers_that_have_all_come_back_after_a_start_are_not_waited_for() -> None:
+    world = World(ABCD, unload_from=12.0, followers={"r1", "r2"})
+    for name in "abc":
+        world.resident(name)
+    world.ask("d")
+    world.feed(ev.RouterJoined("r1", frozenset()))
+    world.drained("r1")
+    assert not world.pending, "r2 may still send by the earlier table"
+    world.feed(ev.RouterJoined("r2", frozenset()))
+    assert not world.pending, "r2 has not applied the withdrawal yet"
+    world.drained("r2")
+    assert [type(order) for order in world.pending] == [ev.Unload]
+
+
+def test_what_a_router_had_in_flight_before_a_start_is_waited_for() -> None:
+    world = World(ABCD, unload_from=12.0, followers={"r1"})
+    for name in "abc":
+        world.resident(name)
+    world.ask("d")
+    (leaving,) = world.fleet.withdrawals.drains
+    world.feed(ev.RouterJoined("r1", frozenset({leaving})))
+    world.feed(ev.RouterAcked("r1", world.fleet.revision))
+    world.feed(ev.RouterUsed("r1", {leaving: ev.Usage(0.0, 1)}))
+    assert not world.pending
+    world.feed(ev.RouterUsed("r1", {}))
+    assert [type(order) for order in world.pending] == [ev.Unload]
+
+
+def test_without_routers_before_a_start_nothing_is_waited_for() -> None:
+    world = World(ABCD, unload_from=12.0, followers=set())
+    for name in "abc":
+        world.resident(name)
+    world.ask("d")
+    assert [type(order) for order in world.pending] == [ev.Unload]
+
+
+def test_a_router_that_is_gone_for_good_is_waited_for_as_long_as_its_lease() -> None:
+    world = World(ABCD, unload_from=12.0, followers={"r1", "dead"})
+    for name in "abc":
+        world.resident(name)
+    world.feed(ev.RouterJoined("r1", frozenset()))
+    world.ask("d")
+    world.drained("r1")
+    assert not world.pending
+    world.pass_time(2.0)
+    assert [type(order) for order in world.pending] == [ev.Unload]
+
+
+def test_a_successor_hears_of_those_who_follow_and_of_those_who_are_awaited() -> None:
+    unknown = World(ABCD, unload_from=12.0)
+    unknown.feed(ev.RouterJoined("r1", frozenset()))
+    assert unknown.fleet.withdrawals.followers(unknown.now) is None
+    assert unknown.fleet.withdrawals.followers(12.0) == frozenset({"r1"})
+    world = World(ABCD, unload_from=12.0, followers={"r1", "dead"})
+    assert world.fleet.withdrawals.followers(world.now) == frozenset({"r1", "dead"})
+    world.feed(ev.RouterJoined("r1", frozenset()))
+    world.feed(ev.RouterJoined("r2", frozenset()))
+    assert world.fleet.withdrawals.followers(world.now) == frozenset({"r1", "r2", "dead"})
+    assert world.fleet.withdrawals.followers(12.0) == frozenset({"r1", "r2"})
+
+
+def test_who_has_waited_for_an_earlier_controller_comes_first() -> None:
+    world = World(ABCD, limits=ONE_AT_A_TIME)
+    world.ask("a")
+    world.ask("b", waited=2.0)
+    world.ask("c", waited=9.0)
+    world.ask("b", waited=20.0)
+    loads = []
+    while world.pending:
+        (order,) = world.pending
+        loads.append(order.key.unit.model)
+        world.pending.clear()
+        world.feed(ev.Loaded(order.key, order.attempt, 0.1))
+    assert loads == ["a", "b", "c"], "the load of a had begun"
+
+
+def test_an_eviction_is_over_though_a_part_of_it_has_come_back() -> None:
+    world = World([spec("a", min_copies=2), spec("b")], servers(2))
+    world.work()
+    assert world.ready("t0") == world.ready("t1") == {"a"}
+    world.register(spec("a"))
+    world.use("a", "t1", in_flight=1)
+    waiter = world.evict("a")
+    world.feed(ev.RouterAcked("r", world.fleet.revision))
+    world.use("a", "t1", in_flight=1)
+    (first,) = [order for order in world.pending if isinstance(order, ev.Unload)]
+    assert first.key.server == "t0"
+    world.ask("a")
+    world.work()
+    assert world.ready() == {"a"}, "it has been asked for again"
+    world.drained("r")
+    world.work()
+    assert isinstance(world.answers[waiter], ev.Evicted)
+
+
 def test_a_use_lease_holds_until_it_started() -> None:
     world = World([spec("a", 300), spec("b", 300)])
     world.feed(ev.RouterJoined("r1", frozenset()))

@@ -94,7 +94,11 @@ class Residency(RuleBasedStateMachine):
     def start(self, chosen: Limits, data: st.DataObject) -> None:
         type(self).histories += 1
         self.now = 100.0
-        self.engine = Engine(chosen, self.SERVERS, 0.0, data.draw(st.sampled_from([0.0, 101.0])))
+        unload_from = data.draw(st.sampled_from([0.0, 101.0, 110.0]))
+        #: Routers of the Controller before, which have not come back and send by its table.
+        self.away = data.draw(st.sampled_from([frozenset(), {"r0"}, {"r0", "r1"}, {"r1", "gone"}]))
+        known = data.draw(st.sampled_from([self.away, self.away | {"dead"}, None]))
+        self.engine = Engine(chosen, self.SERVERS, 0.0, unload_from, known)
         self.fleet = self.engine.fleet
         self.fleet.put = checked_put(self.fleet)  # type: ignore[method-assign]
         self.names = [server.id for server in self.SERVERS]
@@ -160,6 +164,7 @@ class Residency(RuleBasedStateMachine):
         for name in list(self.routers):
             if name not in self.fleet.withdrawals.routers:
                 del self.routers[name]
+        self.check_followers()
 
     def published(self) -> set[ReplicaKey]:
         return {
@@ -192,12 +197,14 @@ class Residency(RuleBasedStateMachine):
         assert self.loads_on_host(server) <= self.fleet.limits.loads_per_host
         same = [r for r in occupied if r.unit.model == order.key.unit.model]
         digests = {
-            self.fleet.known.specs[r.unit].config_digest for r in same if r.unit in self.specs
+            self.fleet.known.specs[r.unit].config_digest
+            for r in same
+            if r.unit in self.fleet.known.specs
         }
         assert len(digests) == 1
         held = {r.unit for r in occupied}
         assert all(unit <= part for part in new.unversioned for unit in held if unit[0] == part[0])
-        for user in held & self.specs.keys():
+        for user in held & self.fleet.known.specs.keys():
             parts = self.fleet.known.specs[user].unversioned
             assert all(new.unit <= part for part in parts if new.unit.model == part.model)
         assert order.key.unit.version in order.versions
@@ -230,7 +237,17 @@ class Residency(RuleBasedStateMachine):
             if name in self.fleet.withdrawals.routers:
                 assert order.key not in router.in_flight, f"{name} still has it in flight"
                 assert order.key not in router.table, f"{name} may still send to it"
-        assert self.now >= self.fleet.withdrawals.unload_from
+        self.check_followers()
+        if self.now < self.fleet.withdrawals.unload_from:
+            assert not self.away, "they may still send to it, by an earlier table"
+
+    def check_followers(self) -> None:
+        """The next Controller hears of every Router that may send by an earlier table."""
+        found = self.fleet.withdrawals.followers(self.now)
+        if found is not None:
+            alive = {name for name in self.routers if name in self.fleet.withdrawals.routers}
+            lost = self.now >= self.fleet.withdrawals.unload_from
+            assert found >= (alive if lost else alive | self.away)
 
     def check_grant(self, grant: ev.Granted) -> None:
         replica = self.replica(grant.key)
@@ -270,11 +287,13 @@ class Residency(RuleBasedStateMachine):
         data=st.data(),
         seconds=st.sampled_from([0.5, 5.0, 60.0]),
         router=st.sampled_from([None, "r0", "r1"]),
+        waited=st.sampled_from([0.0, 0.0, 3.0, 30.0]),
     )
-    def ask(self, data: st.DataObject, seconds: float, router: str | None) -> None:
+    def ask(self, data: st.DataObject, seconds: float, router: str | None, waited: float) -> None:
         chosen = data.draw(st.sampled_from(self.units()))
         known = router if router in self.fleet.withdrawals.routers else None
-        self.wait_for(ev.ResidentWanted(self.waiter, chosen, self.now + seconds, known))
+        until = self.now + seconds
+        self.wait_for(ev.ResidentWanted(self.waiter, chosen, until, known, waited=waited))
 
     def wait_for(self, event: ev.ResidentWanted | ev.EvictionWanted) -> None:
         self.waiting.add(self.waiter)
@@ -440,6 +459,7 @@ class Residency(RuleBasedStateMachine):
     @rule(router=st.sampled_from(["r0", "r1"]))
     def join(self, router: str) -> None:
         fake = self.routers.setdefault(router, FakeRouter())
+        self.away = self.away - {router}
         self.feed(ev.RouterJoined(router, frozenset(fake.in_flight | fake.sequences)))
         self.apply_table(router)
 

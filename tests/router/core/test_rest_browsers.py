@@ -2,8 +2,8 @@
 
 import pytest
 
+from services.router.core.errors import ForeignPage, UnknownHost
 from services.router.core.rest.browsers import ANY, BrowserPolicy
-from services.router.core.rest.values import WrongRequest
 
 POLICY = BrowserPolicy(frozenset({"https://app.example"}), frozenset({"gpu.example"}))
 
@@ -12,8 +12,8 @@ def refusal(method: str, policy: BrowserPolicy = POLICY, **headers: str) -> str:
     given = {name.replace("_", "-").encode(): value.encode() for name, value in headers.items()}
     try:
         policy.check(method, given)
-    except WrongRequest as refused:
-        return f"{refused.code}: {refused.text}"
+    except (ForeignPage, UnknownHost) as refused:
+        return f"{refused.reason}: {refused.message}"
     return ""
 
 
@@ -40,7 +40,7 @@ def test_this_machine_is_known_by(host: str) -> None:
 def test_a_page_cannot_give_this_machine_its_own_name(host: str) -> None:
     for method in ("GET", "POST"):
         text = refusal(method, host=host, origin=f"http://{host}")
-        assert text.startswith("PERMISSION_DENIED: ")
+        assert text.startswith("UNKNOWN_HOST: ")
         assert f"not known as {host!r}" in text
         assert "SHOAL_ROUTER_HTTP_HOSTS" in text
 

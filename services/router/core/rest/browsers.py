@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from services.router.core.rest.values import WrongRequest
+from services.router.core.errors import ForeignPage, UnknownHost
 
-DENIED: Final = "PERMISSION_DENIED"
 ANY: Final = "*"
 
 _SAFE: Final = ("GET", "HEAD", "OPTIONS")
@@ -29,28 +28,20 @@ class BrowserPolicy:
     hosts: frozenset[str] = frozenset()
 
     def check(self, method: str, headers: Mapping[bytes, bytes]) -> None:
-        """Raises WrongRequest for a request that a page of another site caused.
+        """Raise UnknownHost or ForeignPage for a request that a page of another site caused.
 
         The name in `Host` is checked because a page can point its own name to this machine: it
         would then count as a page of this server. Names of addresses and names without a dot cannot
         be had by strangers."""
         host = _text(headers, b"host")
         if host and not self._is_own(_without_port(host)):
-            raise WrongRequest(
-                DENIED,
-                f"this Router is not known as {host[:_SHOWN]!r}: ask for localhost or an address, "
-                "or add the name to SHOAL_ROUTER_HTTP_HOSTS",
-            )
+            raise UnknownHost(host=host[:_SHOWN])
         if method in _SAFE:
             return
         origin = _text(headers, b"origin")
         cross = headers.get(b"sec-fetch-site") == b"cross-site"
         if self._is_foreign(origin, host) if origin else cross:
-            raise WrongRequest(
-                DENIED,
-                f"pages of {origin[:_SHOWN] or 'another site'} may not send requests that change "
-                "something: add the page's origin to SHOAL_ROUTER_CORS_ORIGINS",
-            )
+            raise ForeignPage(origin=origin[:_SHOWN] or "another site")
 
     def _is_own(self, name: str) -> bool:
         own = "." not in name or _ADDRESS.fullmatch(name) or _LOOPBACK.fullmatch(name)

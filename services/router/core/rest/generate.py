@@ -12,7 +12,15 @@ from services.router.core.rest.infer import (
     request_id,
     scalar,
 )
-from services.router.core.rest.values import INTERNAL, INVALID, MISSING, WrongRequest, members, obj
+from services.router.core.rest.values import (
+    INTERNAL,
+    INVALID,
+    MISSING,
+    Repeating,
+    WrongRequest,
+    members,
+    obj,
+)
 
 # Parameters of these names are the scheduler's in Triton's gRPC protocol. Triton's own generate
 # gives them to the model, like all others.
@@ -36,12 +44,18 @@ def parse_generate(document: object, declared: Mapping[str, Declared]) -> Infer:
     WrongRequest."""
     parameters: dict[str, Scalar] = {}
     inputs: list[Input] = []
+    given: set[str] = set()
     id_ = request_id(document)
 
-    def take(document: object) -> None:
+    def take(document: object, repeated: frozenset[str]) -> None:
         for name, value in members(document).items():
             if name in declared:
                 inputs.append(_generated_input(name, declared[name], value))
+                if name in repeated or name in given:
+                    which = id_ or "<id_unknown>"
+                    text = f"[request id: {which}] input '{name}' already exists in request"
+                    raise WrongRequest(INVALID, text)
+                given.add(name)
             else:
                 parameters[_for_model(name)] = scalar(name, value)
 
@@ -51,15 +65,19 @@ def parse_generate(document: object, declared: Mapping[str, Declared]) -> Infer:
         raise WrongRequest(
             INVALID, "Keyword 'parameters' for nested schema also given as input tensor name"
         )
-    take({name: value for name, value in outer.items() if name != "parameters"})
+    take({name: value for name, value in outer.items() if name != "parameters"}, _repeated(outer))
     if nested is not MISSING:
         inner = obj(nested, "Expected JSON object for keyword: 'parameters'")
         try:
-            take(inner)
+            take(inner, _repeated(inner))
         except WrongRequest as refused:
             text = f"Converting keyword: 'parameters': {refused.text}"
             raise WrongRequest(refused.code, text) from refused
     return Infer(id_, parameters, tuple(inputs))
+
+
+def _repeated(document: object) -> frozenset[str]:
+    return document.repeated if isinstance(document, Repeating) else frozenset()
 
 
 def _for_model(name: str) -> str:

@@ -3,6 +3,7 @@
 That server calls wrong JSON INTERNAL, which is 500 in HTTP. So does the Router, for clients that
 match on it."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 INTERNAL: Final = "INTERNAL"
@@ -30,6 +31,14 @@ class Missing:
 
 
 MISSING: Final = Missing()
+
+
+class Repeating(dict[str, Any]):
+    """An object of JSON that names some members more than once; the first of each is here."""
+
+    def __init__(self, members: Mapping[str, Any], repeated: frozenset[str]) -> None:
+        super().__init__(members)
+        self.repeated = repeated
 
 
 def wrong(text: str, what: str = "") -> WrongRequest:
