@@ -31,6 +31,7 @@ from services.controller.measurement.queues import QueueTimes
 from services.controller.measurement.statistics_watch import StatisticsWatch
 from services.controller.registry.called import CalledModels
 from services.controller.registry.catalogue import Catalogue
+from services.controller.registry.completions import Completions, complete
 from services.controller.registry.lease import ACTING, EPOCH, Fence, Lease
 from services.controller.registry.sources import Sources
 from services.controller.registry.watch import RegistryWatch, report
@@ -179,6 +180,7 @@ async def acting(
     engine = Engine(bounds, servers, now, unload_from)
     view, journal = FleetView(engine.fleet), Journal(epoch)
     sources = Sources(registry, catalogue, watch) if watch is not None else None
+    completions = Completions(registry, catalogue, watch) if watch is not None else None
     placements = Placements(view, catalogue, epoch)
     local = {one.id: one.address for one in servers if one.id not in remotes}
     processes = Processes(local, gpus or Gpus())
@@ -244,6 +246,7 @@ async def acting(
             feed=loop.feed,
             diagnose=partial(diagnostics.of, engine),
             refresh=sources.refresh if sources is not None else None,
+            completed=completions.awaited if completions is not None else complete,
             max_wait=settings.max_wait,
         )
         loop.catalogue_changed(catalogue.entries)

@@ -12,6 +12,7 @@ from shoal.names import parse_model_name, parse_version_name
 from shoal.registry.v1 import types_pb2 as registry
 
 INVALID = registry.VERSION_STATE_INVALID
+WAITING = registry.VERSION_STATE_WAITING
 ANSWERABLE = frozenset({registry.VERSION_STATE_APPROVED, registry.VERSION_STATE_PENDING})
 
 

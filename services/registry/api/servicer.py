@@ -17,6 +17,7 @@ from services.registry.api import messages
 from services.registry.api.completion import completing_calls
 from services.registry.catalogue.store import Snapshot
 from services.registry.catalogue.writer import Catalogue
+from services.registry.completions import Completions
 from services.registry.core import residency, rules, traffic, validation
 from services.registry.core.catalogue import Entry, Model, Move, TrafficPolicy
 from services.registry.core.errors import AlreadyExists
@@ -49,6 +50,7 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         catalogue: Catalogue,
         versions: Versions,
         repositories: Repositories,
+        completions: Completions,
         tasks: TaskScope,
         idle_seconds: float,
     ) -> None:
@@ -57,6 +59,7 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         self._store = catalogue.store
         self._versions = versions
         self._repositories = repositories
+        self._completions = completions
         self._idle_seconds = idle_seconds
 
     # --- models -------------------------------------------------------------------------------
@@ -303,6 +306,31 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
             *validation.version_name("name", request.name)
         )
         return pb.CheckModelVersionResponse(version=messages.version(version), problem=problem)
+
+    async def WatchCompletions(
+        self, request: pb.WatchCompletionsRequest, context: Context
+    ) -> AsyncIterator[pb.WatchCompletionsResponse]:
+        async with aclosing(self._completions.watch()) as orders:
+            async for order in orders:
+                yield pb.WatchCompletionsResponse(versions=map(str, order))
+
+    async def RequestCompletion(
+        self, request: pb.RequestCompletionRequest, context: Context
+    ) -> pb.RequestCompletionResponse:
+        await self._completions.ask(validation.version_name("name", request.name))
+        return pb.RequestCompletionResponse()
+
+    async def ReportCompletion(
+        self, request: pb.ReportCompletionRequest, context: Context
+    ) -> pb.ReportCompletionResponse:
+        model, number = validation.version_name("name", request.name)
+        fingerprint = validation.token("fingerprint", request.fingerprint, required=True)
+        if request.WhichOneof("outcome") == "config":
+            version = await self._versions.complete(model, number, fingerprint, request.config)
+        else:
+            problem = request.problem or "a server could not complete its config"
+            version = await self._versions.not_completed(model, number, fingerprint, problem)
+        return pb.ReportCompletionResponse(version=messages.version(version))
 
     async def WatchCatalog(
         self, request: pb.WatchCatalogRequest, context: Context
