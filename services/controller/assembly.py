@@ -31,6 +31,7 @@ from services.controller.measurement.queues import QueueTimes
 from services.controller.measurement.statistics_watch import StatisticsWatch
 from services.controller.registry.called import CalledModels
 from services.controller.registry.catalogue import Catalogue
+from services.controller.registry.completer import Completer
 from services.controller.registry.completions import Completions, complete
 from services.controller.registry.lease import ACTING, EPOCH, Fence, Lease
 from services.controller.registry.sources import Sources
@@ -255,6 +256,10 @@ async def acting(
             work += [footprints.run(), statistics.run(QueueTimes(loop.feed).seen)]
         if registry is not None:
             work.append(report(registry, loop.learned))
+            completer = Completer(
+                registry, catalogue, view, tritons, loop.ask, settings.load_timeout
+            )
+            work.append(completer.run())
         if settings.events_webhook is not None:
             url = str(settings.events_webhook.get_secret_value())
             work.append(Webhook(url, journal, f"/shoal/controllers/{settings.holder}").run())

@@ -173,6 +173,7 @@ def _controller(
             "memory_budget": {"ram": budget},
             "max_models": settings.max_models,
             "local": True,
+            "auto_complete": False,
         }
         for server, address in endpoints.tritons.items()
     ]

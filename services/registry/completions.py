@@ -40,14 +40,15 @@ class Completions:
                 elif self._queue.replace(item.changed):
                     self._wake()
 
-    async def watch(self) -> AsyncGenerator[tuple[ModelVersionName, ...]]:
-        """Yield the versions in their order, now and after each change.
+    async def watch(self) -> AsyncGenerator[tuple[tuple[ModelVersionName, ...], int]]:
+        """Yield the versions in their order, and how many of them somebody asks for, now and after
+        each change.
 
         Raises NotReady once it is closed.
         """
         while not self._closed:
             news = self._news
-            yield self._queue.order()
+            yield self._queue.order(), self._queue.requested
             await news.wait()
         raise NotReady(service="the Registry", cause="it is stopping", retry_after=1.0)
 

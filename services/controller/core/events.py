@@ -72,13 +72,15 @@ class IndexSeen:
 @dataclass(frozen=True, slots=True)
 class ResidentWanted:
     """A caller waits for a unit until `deadline`, in seconds of the engine's clock. `router` names
-    the Router process that gets a use lease; None takes none."""
+    the Router process that gets a use lease; None takes none. What is not `urgent` takes spare
+    room only, and is no use of the unit."""
 
     waiter: int
     unit: Unit
     deadline: float
     router: str | None = None
     trace_id: str = ""
+    urgent: bool = True
 
 
 @dataclass(frozen=True, slots=True)

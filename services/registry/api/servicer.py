@@ -311,8 +311,8 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         self, request: pb.WatchCompletionsRequest, context: Context
     ) -> AsyncIterator[pb.WatchCompletionsResponse]:
         async with aclosing(self._completions.watch()) as orders:
-            async for order in orders:
-                yield pb.WatchCompletionsResponse(versions=map(str, order))
+            async for order, requested in orders:
+                yield pb.WatchCompletionsResponse(versions=[*map(str, order)], requested=requested)
 
     async def RequestCompletion(
         self, request: pb.RequestCompletionRequest, context: Context

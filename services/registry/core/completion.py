@@ -43,6 +43,11 @@ class Queue:
         self._asked[name] = None
         return True
 
+    @property
+    def requested(self) -> int:
+        """Return how many versions, from the first, somebody asks for."""
+        return len(self._asked)
+
     def order(self) -> tuple[ModelVersionName, ...]:
         others = {name for names in self._waiting.values() for name in names} - self._asked.keys()
         return (*self._asked, *sorted(others))
