@@ -73,7 +73,11 @@ class Completer:
         while True:
             try:
                 async for response in self._stub.WatchCompletions(wire.WatchCompletionsRequest()):
-                    found = [Unit(*name) for one in response.versions if (name := _parsed(one))]
+                    found = [
+                        Unit(*name)
+                        for one in response.versions
+                        if (name := parse_version_name(one))
+                    ]
                     self._asked = found[: response.requested]
                     self._others = found[response.requested :]
                     self._schedule(tasks)
@@ -133,7 +137,3 @@ class Completer:
             _log.warning("completion not reported", version=report.name, cause=error.details())
         else:
             del self._not_before[unit]
-
-
-def _parsed(name: str) -> tuple[str, int] | None:
-    return parse_version_name(name)
