@@ -31,6 +31,8 @@ from services.controller.measurement.queues import QueueTimes
 from services.controller.measurement.statistics_watch import StatisticsWatch
 from services.controller.registry.called import CalledModels
 from services.controller.registry.catalogue import Catalogue
+from services.controller.registry.completer import Completer
+from services.controller.registry.completions import Completions, complete
 from services.controller.registry.followers import Followers
 from services.controller.registry.lease import ACTING, EPOCH, Fence, Lease
 from services.controller.registry.sources import Sources
@@ -185,6 +187,7 @@ async def acting(
     view, journal = FleetView(engine.fleet), Journal(epoch)
     followers.current = lambda: view.followers(time.monotonic())
     sources = Sources(registry, catalogue, watch) if watch is not None else None
+    completions = Completions(registry, catalogue, watch) if watch is not None else None
     http_addresses = {one.id: one.http_address for one in settings.servers if one.http_address}
     placements = Placements(view, catalogue, epoch, http_addresses)
     local = {one.id: one.address for one in servers if one.id not in remotes}
@@ -253,6 +256,7 @@ async def acting(
             feed=loop.feed,
             diagnose=partial(diagnostics.of, engine),
             refresh=sources.refresh if sources is not None else None,
+            completed=completions.awaited if completions is not None else complete,
             max_wait=settings.max_wait,
         )
         loop.catalogue_changed(catalogue.entries)
@@ -261,6 +265,10 @@ async def acting(
             work += [footprints.run(), statistics.run(QueueTimes(loop.feed).seen)]
         if registry is not None:
             work.append(report(registry, loop.learned))
+            completer = Completer(
+                registry, catalogue, view, tritons, loop.ask, settings.load_timeout
+            )
+            work.append(completer.run())
         if settings.events_webhook is not None:
             url = str(settings.events_webhook.get_secret_value())
             work.append(Webhook(url, journal, f"/shoal/controllers/{settings.holder}").run())

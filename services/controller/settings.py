@@ -60,6 +60,9 @@ class ServerSettings(BaseModel, extra="forbid", use_attribute_docstrings=True):
     local: bool = True
     """Whether the server's processes run on the Controller's host, so that their memory can be
     measured one by one."""
+    auto_complete: bool | None = None
+    """Whether the server runs with auto-completion, and so can complete configs that leave out what
+    only a server knows. By default that is found out."""
     metrics_url: AnyHttpUrl | None = None
     """The server's Prometheus endpoint, from which its memory is read if it is not local."""
 
@@ -219,6 +222,7 @@ def server(settings: Settings, one: ServerSettings) -> Server:
         headroom_models=one.headroom_models,
         host=host(one),
         labels=one.labels,
+        auto_complete=one.auto_complete,
     )
 
 

@@ -20,14 +20,22 @@ _SHOWN: Final = 3  # reasons
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """The number of models that can be served, and why versions and folders cannot."""
+    """The number of models that can be served, and why versions and folders cannot.
+
+    `waiting` versions can once a server has completed their configs.
+    """
 
     models: int
     refused: Sequence[str]
+    waiting: int = 0
 
     def lines(self) -> list[str]:
         """Return the summary, with the first reasons."""
         models = f"{self.models} model{'s'[: self.models != 1]} can be served"
+        if self.waiting:
+            models += (
+                f", {self.waiting} of their versions once a Triton has completed their configs"
+            )
         if not self.refused:
             return [models]
         more = len(self.refused) - _SHOWN
@@ -45,6 +53,7 @@ async def imported(address: str) -> Imported | None:
             stub: Any = RegistryServiceStub(channel)
             models: set[str] = set()
             refused: list[str] = []
+            waiting = 0
             all_versions = pb.ListModelVersionsRequest(parent="models/-", page_size=_PAGE)
             async for page in _pages(stub.ListModelVersions, all_versions):
                 for version in page.versions:
@@ -54,12 +63,13 @@ async def imported(address: str) -> Imported | None:
                         refused.append(f"{name.model}:{name.version}: {version.invalid_reason}")
                     else:
                         models.add(name.model)
+                        waiting += version.state == types_pb2.VERSION_STATE_WAITING
             problems = pb.ListImportProblemsRequest(page_size=_PAGE)
             async for page in _pages(stub.ListImportProblems, problems):
                 refused += [f"{one.path}: {one.reason}" for one in page.problems]
     except (TimeoutError, grpc.aio.AioRpcError):
         return None
-    return Imported(len(models), refused)
+    return Imported(len(models), refused, waiting)
 
 
 async def _pages(method: Callable[[Any], Awaitable[Any]], request: Any) -> AsyncIterator[Any]:

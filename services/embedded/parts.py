@@ -7,21 +7,23 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from services.common import programs
 from services.embedded import fleet, lane, leftovers, machine, readiness, tracing
 from services.embedded.backends import assemble
+from services.embedded.completing import Completing
+from services.embedded.endpoints import CONTROLLER, Endpoints, claimed
 from services.embedded.errors import BadSettings, TritonUnavailable
 from services.embedded.part import Part
 from services.embedded.ports import LOOPBACK, Claims
 from services.embedded.runs import Run
 from services.embedded.settings import StackSettings
-from services.embedded.tritonserver import TritonSpec, command, environment
+from services.embedded.tritonserver import ADMIN_METADATA, TritonSpec, command, environment
 
 COLLECTOR: Final = "collector"
+COMPLETER: Final = "completer"
 REGISTRY: Final = "registry"
-CONTROLLER: Final = "controller"
 ROUTER: Final = "router"
 LANE: Final = "lane"
 _SERVICES: Final = (COLLECTOR, REGISTRY, CONTROLLER, ROUTER)
@@ -37,36 +39,6 @@ _TRITON_STOP_WITHIN: Final = 12.0
 
 
 @dataclass(frozen=True)
-class Endpoints:
-    """The `host:port` of each part.
-
-    `tritons` are by server id, and `controllers` by name of the part; `controller` is the first of
-    them. The collector's are None if there is no embedded one. With a lane, `router_grpc` and
-    `router_http` are the proxy's, and the Router's own are others.
-    """
-
-    router_grpc: str
-    router_http: str
-    router_own_grpc: str
-    router_own_http: str
-    registry: str
-    registry_metrics: str
-    controller: str
-    controller_metrics: str
-    controllers: Mapping[str, str]
-    controllers_metrics: Mapping[str, str]
-    collector_grpc: str | None
-    collector_http: str | None
-    tritons: Mapping[str, str]
-    triton_metrics: Mapping[str, str]
-    #: The rest is empty without a lane.
-    triton_http: Mapping[str, str]
-    lane_discovery: str = ""
-    lane_grpc_probe: str = ""
-    lane_http_probe: str = ""
-
-
-@dataclass(frozen=True)
 class Plan:
     """All that is decided before anything is started."""
 
@@ -77,6 +49,7 @@ class Plan:
     endpoints: Endpoints
     tracing: tracing.Tracing
     waves: tuple[tuple[Part, ...], ...]
+    completing: Completing
     notes: list[str]  # for people
 
     @property
@@ -93,7 +66,7 @@ def plan(
     """
     python = machine.triton_python(settings.triton_venv)
     envoy = lane.wanted(settings.lane)
-    endpoints = _endpoints(
+    endpoints = claimed(
         settings,
         claims,
         collector=tracing.wants_collector(settings, base),
@@ -106,6 +79,7 @@ def plan(
     secret = secrets.token_urlsafe(32)
     common = _Common(run, data, base, traces)
     tritons = _tritons(common, settings, endpoints, python, secret)
+    completing = _completing(common, settings, claims, python)
     waves = (
         (_router(common, settings, endpoints),),
         (_lane(common, envoy, endpoints),) if envoy is not None else (),
@@ -121,54 +95,7 @@ def plan(
         *machine.budget_notes(budget, settings.servers),
         *tracing.notes(settings, base, traces),
     ]
-    return Plan(settings, run, data, budget, endpoints, traces, waves, notes)
-
-
-def _endpoints(
-    settings: StackSettings, claims: Claims, *, collector: bool, laned: bool
-) -> Endpoints:
-    keys = [key for key in StackSettings.model_fields if key.endswith("_port")]
-    if not collector:
-        keys = [key for key in keys if not key.startswith("otlp")]
-    # The fixed ports first: a picked one must not be one of them.
-    keys.sort(key=lambda key: getattr(settings, key) == 0)
-    at = {key: f"{LOOPBACK}:{claims.take(getattr(settings, key), key)}" for key in keys}
-    servers = [f"triton-{number}" for number in range(settings.servers)]
-    first, *others = _controller_names(settings.controllers)
-    behind: dict[str, Any] = {
-        "router_own_grpc": at["router_grpc_port"],
-        "router_own_http": at["router_http_port"],
-        "triton_http": {},
-    }
-    if laned:
-        names = [*behind, "lane_discovery", "lane_grpc_probe", "lane_http_probe"]
-        behind = {name: f"{LOOPBACK}:{claims.take(0)}" for name in names}
-        behind["triton_http"] = {server: f"{LOOPBACK}:{claims.take(0)}" for server in servers}
-    return Endpoints(
-        **behind,
-        router_grpc=at["router_grpc_port"],
-        router_http=at["router_http_port"],
-        registry=at["registry_port"],
-        registry_metrics=at["registry_metrics_port"],
-        controller=at["controller_port"],
-        controller_metrics=at["controller_metrics_port"],
-        controllers={
-            first: at["controller_port"],
-            **{name: f"{LOOPBACK}:{claims.take(0)}" for name in others},
-        },
-        controllers_metrics={
-            first: at["controller_metrics_port"],
-            **{name: f"{LOOPBACK}:{claims.take(0)}" for name in others},
-        },
-        collector_grpc=at.get("otlp_grpc_port"),
-        collector_http=at.get("otlp_http_port"),
-        tritons={server: f"{LOOPBACK}:{claims.take(0)}" for server in servers},
-        triton_metrics={server: f"{LOOPBACK}:{claims.take(0)}" for server in servers},
-    )
-
-
-def _controller_names(count: int) -> list[str]:
-    return [CONTROLLER] if count == 1 else [f"{CONTROLLER}-{number}" for number in range(count)]
+    return Plan(settings, run, data, budget, endpoints, traces, waves, completing, notes)
 
 
 @dataclass(frozen=True)
@@ -255,6 +182,7 @@ def _controller(
             "max_models": settings.max_models,
             "local": True,
             **({"http_address": http} if (http := endpoints.triton_http.get(server)) else {}),
+            "auto_complete": False,
         }
         for server, address in endpoints.tritons.items()
     ]
@@ -406,6 +334,33 @@ def _tritons(
             f"{error}: remove {python.parents[1]} and {machine.how_to_set_up(python.parents[1])}."
         ) from error
     return tuple(_triton(common, spec, endpoints.tritons[spec.id]) for spec in specs)
+
+
+def _completing(
+    common: _Common, settings: StackSettings, claims: Claims, python: Path
+) -> Completing:
+    repository = common.data / COMPLETER
+    shutil.rmtree(repository, ignore_errors=True)  # what a crash has left there
+    repository.mkdir()
+    grpc_port, metrics_port = claims.take(0), claims.take(0)
+    spec = TritonSpec(
+        id=COMPLETER,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        repositories=(repository,),
+        backend_directory=common.data / "backends",
+        python=python,
+        shm_prefix=f"{common.run.name}-{COMPLETER}-",
+        admin_secret=secrets.token_urlsafe(32),
+        load_threads=1,
+        exit_timeout_s=_TRITON_EXIT,
+        auto_complete=True,
+        extra_args=settings.triton_option,
+    )
+    address = f"{LOOPBACK}:{grpc_port}"
+    metadata = ((ADMIN_METADATA, spec.admin_secret),)
+    part = _triton(common, spec, address)
+    return Completing(part, address, metadata, common.data / "staging", repository)
 
 
 def _triton(common: _Common, spec: TritonSpec, address: str) -> Part:

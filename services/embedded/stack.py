@@ -13,6 +13,7 @@ from rich.console import Console
 
 from services.embedded import fleet, leftovers, logfiles, runs
 from services.embedded.announcement import Announcement
+from services.embedded.completer import Completer
 from services.embedded.display import Display, Terminal, swept
 from services.embedded.errors import CannotStart
 from services.embedded.imported import imported
@@ -101,8 +102,12 @@ async def _serve(planned: Plan, interrupts: Interrupts, console: Console) -> Non
     def when_up() -> None:
         announcement.state("ready")
         beside.append(asyncio.create_task(_show(planned, display, time.monotonic() - began)))
+        up.set()
 
-    for part in planned.parts:
+    up = asyncio.Event()
+    completer = Completer(planned.completing, planned.endpoints.registry)
+    logged = (*planned.parts, planned.completing.part)
+    for part in logged:
         logfiles.begin(part.log)
     leftovers.adopt_orphans()
     supervisor = Supervisor(planned.waves, report)
@@ -114,9 +119,10 @@ async def _serve(planned: Plan, interrupts: Interrupts, console: Console) -> Non
             fleet.restarts(address, display.line, supervisor.restart),
         )
     ]
+    listening.append(asyncio.create_task(_complete(completer, up)))
     beside = [
         *listening,
-        asyncio.create_task(logfiles.bound([part.log for part in planned.parts])),
+        asyncio.create_task(logfiles.bound([part.log for part in logged])),
         asyncio.create_task(_report_stop(interrupts, announcement, display)),
         asyncio.create_task(_stop_listening(interrupts, listening)),
     ]
@@ -128,6 +134,12 @@ async def _serve(planned: Plan, interrupts: Interrupts, console: Console) -> Non
         await asyncio.gather(*beside, return_exceptions=True)
         display.close()
         announcement.state("stopped")
+
+
+async def _complete(completer: Completer, up: asyncio.Event) -> None:
+    """Complete configs from when the stack is up: the start has more urgent work."""
+    await up.wait()
+    await completer.run()
 
 
 async def _show(planned: Plan, display: Display, seconds: float) -> None:

@@ -43,7 +43,8 @@ class TritonSpec:
     name of every region that the server makes in /dev/shm begins with `shm_prefix`, so that what a
     crash leaves behind can be told from other servers' regions. The `RESTRICTED` protocols ask for
     `admin_secret` in gRPC metadata. Models run as the server's own user and can read it on its
-    command line, which is the only place that Triton takes it from.
+    command line, which is the only place that Triton takes it from. `auto_complete` lets the server
+    complete what the models' configs leave out.
     """
 
     id: str
@@ -59,6 +60,7 @@ class TritonSpec:
     exit_timeout_s: int = 30
     trace_url: str | None = None
     log_verbose: int = 0
+    auto_complete: bool = False
     extra_args: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -90,7 +92,8 @@ def command(spec: TritonSpec) -> list[str]:
         *(f"--model-repository={path}" for path in spec.repositories),
         "--model-control-mode=explicit",
         f"--model-load-thread-count={spec.load_threads}",
-        "--disable-auto-complete-config",
+        # Models load ten times faster without it, and the Registry has completed their configs.
+        *([] if spec.auto_complete else ["--disable-auto-complete-config"]),
         "--strict-readiness=false",
         f"--exit-timeout-secs={spec.exit_timeout_s}",
         f"--backend-directory={spec.backend_directory}",

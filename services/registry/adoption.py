@@ -33,6 +33,8 @@ def version_of(scan: Scan, number: int) -> Version:
         ensemble=scan.ensemble,
         parts=scan.parts,
         artifact_problem=scan.problem,
+        incomplete=scan.incomplete,
+        scanned=scan.scanned,
     )
 
 
@@ -44,7 +46,7 @@ def adopt(entry: Entry, found: Found) -> Entry:
         version = replace(known, artifact_problem=found.scan.message, fingerprint="")
     else:
         version = rules.adopted(known, version_of(found.scan, found.number))
-    if known and known.fingerprint and known.fingerprint != version.fingerprint:
+    if known and known.on_disk and known.on_disk != version.on_disk:
         _log.warning(
             "a registered version was changed on disk",
             version=version.name,
@@ -102,7 +104,7 @@ def unloadable(found: Found) -> str:
 
 def is_unchanged(known: Version, found: Found) -> bool:
     """Return whether the files are those that were registered."""
-    return isinstance(found.scan, Scan) and found.scan.fingerprint == known.fingerprint
+    return isinstance(found.scan, Scan) and found.scan.fingerprint == known.on_disk
 
 
 def still_answering(entry: Entry | None, found: Sequence[Found]) -> list[Found]:

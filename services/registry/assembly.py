@@ -20,6 +20,7 @@ from services.registry.artifacts.staging import Staging
 from services.registry.catalogue.store import Store
 from services.registry.catalogue.watch import CatalogueLog
 from services.registry.catalogue.writer import Catalogue
+from services.registry.completions import Completions
 from services.registry.core.errors import InvalidArtifact
 from services.registry.repositories import Repositories
 from services.registry.settings import RegistrySettings
@@ -58,8 +59,14 @@ async def running(settings: RegistrySettings) -> AsyncIterator[Running]:
         await repositories.load()
         versions = Versions(catalogue, staging, repositories, settings.default_instance_kind, scope)
         server = RpcServer(CallerPolicy(settings.trusted_proxies), open_methods=OPEN_METHODS)
+        completions = Completions(catalogue)
         servicer = RegistryServicer(
-            catalogue, versions, repositories, scope, settings.watch_checkpoint_seconds
+            catalogue,
+            versions,
+            repositories,
+            completions,
+            scope,
+            settings.watch_checkpoint_seconds,
         )
         pb_grpc.add_RegistryServiceServicer_to_server(servicer, server.services)
         server.announce(NAME)
@@ -71,17 +78,23 @@ async def running(settings: RegistrySettings) -> AsyncIterator[Running]:
         port = await server.start(settings.host, settings.port)
         stack.push_async_callback(server.stop, settings.stop_grace_seconds)
         stack.callback(log.close)
+        stack.callback(completions.close)
         _log.info("listening", host=settings.host, port=port, metrics_port=metrics_port)
         async with asyncio.TaskGroup() as tasks:
-            preparing = tasks.create_task(_prepare(versions, repositories, settings, server))
+            background = [
+                tasks.create_task(_prepare(versions, repositories, settings, server)),
+                tasks.create_task(completions.follow()),
+            ]
             yield Running(port, metrics_port)
-            preparing.cancel()
+            for task in background:
+                task.cancel()
 
 
 async def _prepare(
     versions: Versions, repositories: Repositories, settings: RegistrySettings, server: RpcServer
 ) -> None:
     """Import everything, report ready, and import again every `poll_seconds`."""
+    await versions.forget_failed_completions()
     await versions.restore()
     for path in settings.repositories:
         await _import(versions, repositories, path, known=frozenset())

@@ -6,19 +6,16 @@ leaves unknown folders behind, which the next start removes.
 """
 
 import asyncio
-import errno
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from services.common.errors import ModelNotFound
 from services.common.tasks import TaskScope
 from services.registry.adoption import (
-    adopt,
     is_changed,
     is_unchanged,
-    parts_first,
     still_answering,
     unloadable,
     untold,
@@ -27,8 +24,8 @@ from services.registry.adoption import (
 from services.registry.artifacts import tree
 from services.registry.artifacts.discovery import (
     Found,
-    number_conflict,
     rescan,
+    rescan_completed,
     rescan_missing,
     scan_models,
 )
@@ -39,20 +36,12 @@ from services.registry.catalogue.writer import Catalogue
 from services.registry.core import rules
 from services.registry.core.catalogue import Entry, Model, Version, VersionState
 from services.registry.core.errors import InvalidArtifact
+from services.registry.intake import Intake, batches
 from services.registry.repositories import Repositories
 from shoal import names
 
-# Models scanned, and versions written, in one batch. Other calls get their turn between batches,
-# and a watcher receives each written batch in one message.
+# Models scanned in one batch. Other calls get their turn between batches.
 SCANNED_AT_ONCE: Final = 100
-WRITTEN_AT_ONCE: Final = 500
-
-T = TypeVar("T")
-
-# The errors of staging that are not the source's fault. All others are one version's problem.
-_OWN_ERRORS: Final = frozenset(
-    {errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EROFS}
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +89,7 @@ class Versions:
         self._repositories = repositories
         self._kind = instance_kind
         self._tasks = tasks
+        self._intake = Intake(catalogue, staging, repositories, tasks)
         self._staging_lock = asyncio.Lock()  # one call at a time touches the staging tree
 
     async def register(self, wanted: Registration) -> Version:
@@ -136,7 +126,7 @@ class Versions:
             models, problems = await asyncio.to_thread(find_models, path, fence)
             self._repositories.add(path)
             found: list[Found] = []
-            for batch in _batches(models, SCANNED_AT_ONCE):
+            for batch in batches(models, SCANNED_AT_ONCE):
                 scanned, strays = await asyncio.to_thread(
                     scan_models, batch, self._kind, self._repositories.fence
                 )
@@ -204,9 +194,51 @@ class Versions:
             found = await asyncio.to_thread(self._look, entry, entry.version(number))
             problem = unloadable(found)
             if not problem:
-                await self._adopt_all([found])
+                await self._intake.adopt([found])
         version = (await self._catalogue.store.entry(model)).version(number)
         return version, problem or version.artifact_problem
+
+    async def complete(self, model: str, number: int, fingerprint: str, config: bytes) -> Version:
+        """Take in the config that a server has completed for a version that was `fingerprint`.
+
+        Files that have changed meanwhile are taken over as they are, and wait anew. Raises
+        ModelNotFound, VersionNotFound.
+        """
+        async with self._staging_lock:
+            entry = await self._catalogue.store.entry(model)
+            if _waits(entry.version(number), fingerprint):
+                found = await asyncio.to_thread(
+                    rescan_completed, entry, number, config, self._kind, self._repositories.fence
+                )
+                if isinstance(found.scan, Scan) and found.scan.scanned != fingerprint:
+                    found = await asyncio.to_thread(self._look, entry, entry.version(number))
+                await self._intake.adopt([found])
+        return (await self._catalogue.store.entry(model)).version(number)
+
+    async def not_completed(
+        self, model: str, number: int, fingerprint: str, problem: str
+    ) -> Version:
+        """Note why no server could complete a version. Raises ModelNotFound, VersionNotFound."""
+        async with self._catalogue.change() as change:
+            entry = await change.entry(model)
+            version = entry.version(number)
+            if _waits(version, fingerprint):
+                change.put(entry.with_version(replace(version, completion_problem=problem)))
+        return (await change.entry(model)).version(number)
+
+    async def forget_failed_completions(self) -> None:
+        """Have servers asked again for what they could not complete: it may be for their lack."""
+        failed = [
+            entry
+            for entry in (await self._catalogue.store.snapshot()).entries.values()
+            if any(version.completion_problem for version in entry.versions.values())
+        ]
+        async with self._catalogue.change() as change:
+            await change.load(entry.name for entry in failed)
+            for entry in failed:
+                for version in entry.versions.values():
+                    entry = entry.with_version(replace(version, completion_problem=""))
+                change.put(entry)
 
     def _look(self, entry: Entry, version: Version) -> Found:
         alone = replace(entry, versions={version.number: version})
@@ -219,7 +251,7 @@ class Versions:
         """Register what was found, and note what is missing."""
         names = {one.model for one in (*found, *missing)}
         before = await self._catalogue.store.entries(names)
-        adopted = await self._adopt_all([*found, *missing])
+        adopted = await self._intake.adopt([*found, *missing])
         after = await self._catalogue.store.entries(names)
         return Imported(
             [
@@ -240,11 +272,11 @@ class Versions:
         """Scan everything that is registered again, and stage what is missing."""
         async with self._staging_lock:
             entries = list((await self._catalogue.store.snapshot()).entries.values())
-            for batch in _batches(entries, SCANNED_AT_ONCE):
+            for batch in batches(entries, SCANNED_AT_ONCE):
                 found = await asyncio.to_thread(
                     list, rescan(batch, self._kind, self._repositories.fence)
                 )
-                await self._adopt_all(found)
+                await self._intake.adopt(found)
 
     async def remove_unknown(self) -> None:
         """Remove staged folders that belong to no version in the catalogue."""
@@ -265,7 +297,7 @@ class Versions:
     async def _register(
         self, wanted: Registration, known: Entry | None, number: int, scan: Scan
     ) -> Version:
-        await asyncio.to_thread(self._stage, known, number, scan)
+        await asyncio.to_thread(self._intake.stage, known, number, scan)
         async with self._catalogue.change() as change:
             entry = await change.find(wanted.model) or Entry(Model(name=wanted.model))
             version = replace(
@@ -276,73 +308,6 @@ class Versions:
             change.put(entry.with_version(version))
             await change.remember(wanted.request_id, wanted.digest, version.name)
         return (await change.entry(wanted.model)).version(number)
-
-    async def _adopt_all(self, found: Sequence[Found]) -> list[Problem]:
-        """Stage and register what was found; return what could not be."""
-        problems: list[Problem] = []
-        for batch in _batches(parts_first(found), WRITTEN_AT_ONCE):
-            problems += await self._tasks.complete(self._adopt_batch(batch))
-        return problems
-
-    async def _adopt_batch(self, found: Sequence[Found]) -> list[Problem]:
-        entries = await self._catalogue.store.entries({one.model for one in found})
-        staged, problems = await asyncio.to_thread(self._stage_all, entries, found)
-        async with self._catalogue.change() as change:
-            await change.load({one.model for one in staged})
-            for one in staged:
-                entry = change.loaded(one.model) or Entry(Model(name=one.model))
-                change.put(adopt(entry, one))
-        return problems
-
-    def _stage_all(
-        self, entries: Mapping[str, Entry], found: Iterable[Found]
-    ) -> tuple[list[Found], list[Problem]]:
-        staged: list[Found] = []
-        problems: list[Problem] = []
-        for one in found:
-            entry = entries.get(one.model)
-            known = entry.versions.get(one.number) if entry else None
-            if problem := self._conflict(entry, one):
-                problems.append(problem)
-                continue
-            result = self._try_stage(entry, one)
-            if isinstance(result.scan, InvalidArtifact):
-                what = result.scan.metadata
-                problems.append(Problem(what["path"], what["problem"]))
-            if known or not isinstance(result.scan, InvalidArtifact):
-                staged.append(result)
-        return staged, problems
-
-    def _conflict(self, entry: Entry | None, found: Found) -> Problem | None:
-        """Return a problem if what is registered from elsewhere has the model or the number."""
-        known = entry.versions.get(found.number) if entry else None
-        if entry is None or (known and known.source == found.source):
-            return None
-        if reason := self._repositories.duplicate(entry.versions.values(), Path(found.source)):
-            return Problem(tree.shown(found.source), reason)
-        return number_conflict(known, found)
-
-    def _try_stage(self, entry: Entry | None, found: Found) -> Found:
-        if isinstance(found.scan, InvalidArtifact):
-            return found
-        try:
-            self._stage(entry, found.number, found.scan)
-        except InvalidArtifact as error:
-            return replace(found, scan=error)
-        return found
-
-    def _stage(self, entry: Entry | None, number: int, scan: Scan) -> None:
-        """Stage a version, unless its scan found a problem. Raises InvalidArtifact."""
-        if scan.problem:
-            return
-        versions = entry.versions.values() if entry else ()
-        others = {one.source for one in versions if one.number != number} - {scan.source}
-        try:
-            self._staging.stage(scan, number, others)
-        except OSError as error:
-            if error.errno in _OWN_ERRORS:
-                raise
-            raise tree.unreadable(Path(scan.source), error) from None
 
     def _remove_all_but(self, known: Mapping[str, Entry]) -> None:
         for model, numbers in self._staging.staged().items():
@@ -369,6 +334,11 @@ class Versions:
         await asyncio.to_thread(self._staging.remove, model)
 
 
+def _waits(version: Version, fingerprint: str) -> bool:
+    """Return whether a version still waits to be completed as it was."""
+    return bool(version.incomplete and not version.problem) and version.fingerprint == fingerprint
+
+
 def _check_present(source: Source, number: int) -> None:
     """Raises InvalidArtifact unless the source holds that version."""
     if not source.bare and number not in source.numbers:
@@ -389,8 +359,3 @@ def _made_earlier(entry: Entry | None, model: str, name: str) -> Version:
     version = names.parse_version_name(name)
     assert version is not None, name
     return entry.version(version.version)
-
-
-def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -152,8 +152,7 @@ def _notes(model: Document, version: Document, number: int) -> list[str]:
         found.append("memory declared")
     if version["requires"]:
         found.append(f"needs {', '.join(_needs(version))}")
-    if version["invalid_reason"]:
-        found.append(version["invalid_reason"])
+    found += filter(None, (version["invalid_reason"], version["waiting_reason"]))
     return found
 
 

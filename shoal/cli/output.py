@@ -141,7 +141,10 @@ def _style(cell: str) -> str:
 
 _STYLES: Final = {
     **dict.fromkeys(("ready", "READY", "HEALTHY", "APPROVED"), "green"),
-    **dict.fromkeys(("QUEUED", "LOADING", "DRAINING", "UNLOADING", "PENDING", "UNKNOWN"), "yellow"),
+    **dict.fromkeys(
+        ("QUEUED", "LOADING", "DRAINING", "UNLOADING", "PENDING", "WAITING", "UNKNOWN"),
+        "yellow",
+    ),
     **dict.fromkeys(
         ("not ready", "unreachable", "FAILED", "UNREACHABLE", "UNUSABLE", "REJECTED", "INVALID"),
         "red",

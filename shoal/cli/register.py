@@ -91,5 +91,7 @@ def _show(version: Document, as_json: bool) -> None:
         return
     size = format_size(version["artifact_bytes"])
     print(f"registered {short(version['name'])}: {version['state']}, {size} of files")
+    if version["waiting_reason"]:
+        print(f"a Triton is asked to complete its config: {version['waiting_reason']}")
     if version["invalid_reason"]:
         complain(f"{short(version['name'])} cannot be served: {version['invalid_reason']}")

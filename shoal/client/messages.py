@@ -68,6 +68,7 @@ def version(message: catalogue.ModelVersion) -> resources.ModelVersion:
         fingerprint=message.fingerprint,
         create_time=moment(message.create_time),
         etag=message.etag,
+        waiting_reason=message.waiting_reason,
     )
 
 

@@ -90,7 +90,7 @@ class ModelVersion:
     Attributes:
         model: The model's name.
         version: The number of the version.
-        state: PENDING, APPROVED, REJECTED or INVALID.
+        state: PENDING, APPROVED, REJECTED, INVALID, or WAITING for a server to complete its config.
         invalid_reason: Why the state is INVALID.
         source: The folder on the Registry's host that it was registered from.
         artifact_bytes: The size of its files in bytes.
@@ -102,6 +102,7 @@ class ModelVersion:
         fingerprint: Changes when the files or the config are changed in place.
         create_time: When it was registered.
         etag: Changes with every change of the version.
+        waiting_reason: Why the state is WAITING.
     """
 
     model: str
@@ -118,6 +119,7 @@ class ModelVersion:
     fingerprint: str
     create_time: datetime
     etag: str
+    waiting_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,7 @@ async def test_strangers_may_look_and_nothing_else(tmp_path: Path) -> None:
                 "ADMIN_REQUIRED",
             )
             refused.append(method.name)
-        assert len(refused) == 18
+        assert len(refused) == 20
         administrator = ((SUBJECT_HEADER, "ann"), (ROLES_HEADER, "admin"))
         request = pb.DeleteModelRequest(name="models/m")
         await known.stub.DeleteModel(request, metadata=administrator)
@@ -104,6 +104,7 @@ def test_who_may_look_at_what() -> None:
         "GetModelVersion",
         "ListModelVersions",
         "WatchCatalog",
+        "WatchCompletions",
         "ListFootprints",
         "ListImportProblems",
     }

@@ -35,6 +35,7 @@ class Registry:
     channel: grpc.aio.Channel
     settings: RegistrySettings
     metrics_port: int | None
+    address: str
 
     @property
     def staging(self) -> Path:
@@ -94,7 +95,13 @@ async def registry(folder: Path, **settings: Any) -> AsyncIterator[Registry]:
         grpc.aio.insecure_channel(f"127.0.0.1:{ports.port}") as channel,
     ):
         await serving(channel)
-        yield Registry(pb_grpc.RegistryServiceStub(channel), channel, chosen, ports.metrics_port)
+        yield Registry(
+            pb_grpc.RegistryServiceStub(channel),
+            channel,
+            chosen,
+            ports.metrics_port,
+            f"127.0.0.1:{ports.port}",
+        )
 
 
 async def serving(channel: grpc.aio.Channel) -> None:

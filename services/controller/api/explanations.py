@@ -130,6 +130,8 @@ def _needs(version: registry.ModelVersion | None) -> str:
 def _closed(unit: Unit, version: registry.ModelVersion) -> str:
     if version.state == registry.VERSION_STATE_INVALID:
         return f"{unit} cannot be served: {version.invalid_reason}"
+    if version.state == registry.VERSION_STATE_WAITING:
+        return f"{unit} waits for a server to complete its config: {version.waiting_reason}"
     return f"{unit} was rejected: `shoal approve {unit}` has it answer again"
 
 

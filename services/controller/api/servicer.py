@@ -61,7 +61,8 @@ class ControllerServicer(ControllerServiceServicer):
     `registry`: the Registry's stub, for pins; None where there is no Registry. `called`: learns
     which models are called by others. `epoch`: the Controller's. `ask` and `feed` are the ways into
     the engine, and `diagnose` has it checked. `refresh`: has a model's folders read again; None
-    where there is no Registry. `max_wait`: seconds that callers without a deadline wait at most.
+    where there is no Registry. `completed`: waits until a unit's config is complete, or raises
+    NotCompleted. `max_wait`: seconds that callers without a deadline wait at most.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class ControllerServicer(ControllerServiceServicer):
         feed: Callable[[ev.Event], None],
         diagnose: Callable[[], wire.GetDiagnosticsResponse],
         refresh: Callable[[str], Awaitable[str]] | None,
+        completed: Callable[[Unit, float], Awaitable[None]],
         max_wait: float,
     ) -> None:
         self._view = view
@@ -97,6 +99,7 @@ class ControllerServicer(ControllerServiceServicer):
         self._feed = feed
         self._diagnose = diagnose
         self._refresh = refresh
+        self._completed = completed
         self._max_wait = max_wait
         self._names = Names(catalogue, view)
         self._explanations = Explanations(view, self._names, journal)
@@ -133,6 +136,7 @@ class ControllerServicer(ControllerServiceServicer):
         self, request: wire.GetModelConfigRequest, context: Context
     ) -> wire.GetModelConfigResponse:
         unit = Unit(request.model, request.version)
+        await self._completed(unit, self._deadline(context))
         version = self._catalogue.version(unit)
         if version is None or version.state not in ANSWERABLE:
             raise self._names.not_found(unit)
@@ -325,11 +329,12 @@ class ControllerServicer(ControllerServiceServicer):
     async def _resident(
         self, unit: Unit, context: Context, router: str | None, waited: float = 0.0
     ) -> ev.Granted:
-        span = trace.get_current_span()
+        span, deadline = trace.get_current_span(), self._deadline(context)
+        await self._completed(unit, deadline)
         question = partial(
             ev.ResidentWanted,
             unit=unit,
-            deadline=self._deadline(context),
+            deadline=deadline,
             router=router,
             trace_id=telemetry.trace_id(span),
             waited=waited,

@@ -35,8 +35,9 @@ def resident_wanted(fleet: Fleet, event: ev.ResidentWanted, now: float) -> None:
             fleet.wants.want(unit, Purpose.REQUEST, now, until=until)
         refuse(fleet, waiter, unit, refusal, None, now)
         return
-    fleet.wants.want(unit, Purpose.REQUEST, since)
-    fleet.habits.asked(unit, now)
+    fleet.wants.want(unit, Purpose.REQUEST if event.urgent else Purpose.PRELOAD, since)
+    if event.urgent:
+        fleet.habits.asked(unit, now)
     fleet.wants.wait(waiter, unit)
 
 

@@ -68,6 +68,8 @@ class UnitSpec:
     #: newest version that it holds, so no newer one may be beside it.
     unversioned: frozenset[Unit] = frozenset()
     ensemble: bool = False
+    #: Whether its config must be completed by the server that loads it.
+    incomplete: bool = False
     #: Whether one replica is kept, and none is ever evicted for another unit.
     pinned: bool = False
     #: How many replicas are kept whether they are used or not.
@@ -134,6 +136,8 @@ class Server:
     #: The host, whose servers share its cores; empty for a host of its own.
     host: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    #: Whether it completes configs; None if that is to be found out.
+    auto_complete: bool | None = False
     #: Bytes by resource that are taken beyond what its models should take.
     leaked: Memory = field(default_factory=dict)
     #: Why it is given nothing new; empty when it is.

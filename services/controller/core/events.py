@@ -73,7 +73,8 @@ class IndexSeen:
 class ResidentWanted:
     """A caller waits for a unit until `deadline`, in seconds of the engine's clock. `router` names
     the Router process that gets a use lease; None takes none. `waited`: the seconds that the caller
-    has waited before, for an earlier Controller."""
+    has waited before, for an earlier Controller. What is not `urgent` takes spare room only, and is
+    no use of the unit."""
 
     waiter: int
     unit: Unit
@@ -81,6 +82,7 @@ class ResidentWanted:
     router: str | None = None
     trace_id: str = ""
     waited: float = 0.0
+    urgent: bool = True
 
 
 @dataclass(frozen=True, slots=True)

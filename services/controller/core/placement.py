@@ -143,6 +143,8 @@ def reason(choice: Place, need: memory.Memory) -> str:
 def shortage(fleet: Fleet, members: tuple[UnitSpec, ...], server: Server) -> str | None:
     """Return why `members` can never be on `server` together, or None where they can."""
     for member in members:
+        if member.incomplete and not server.auto_complete:
+            return f"{server.id} runs without auto-completion, and its config needs it"
         for label, value in member.required_labels.items() if member.required_labels else ():
             if server.labels.get(label) != value:
                 has = server.labels.get(label)

@@ -12,6 +12,7 @@ from shoal.names import parse_model_name, parse_version_name
 from shoal.registry.v1 import types_pb2 as registry
 
 INVALID = registry.VERSION_STATE_INVALID
+WAITING = registry.VERSION_STATE_WAITING
 ANSWERABLE = frozenset({registry.VERSION_STATE_APPROVED, registry.VERSION_STATE_PENDING})
 
 
@@ -119,11 +120,24 @@ class Catalogue:
             for model in sorted(models)
             if model in self.entries
             for version in self.entries[model].versions
-            if version.state in ANSWERABLE
+            if version.state in ANSWERABLE or _incomplete(version)
         )
 
     def _spec(self, model: registry.Model, version: registry.ModelVersion) -> UnitSpec:
         unit = unit_of(version)
+        if _incomplete(version):
+            return UnitSpec(
+                unit=unit,
+                config_digest=version.config_digest,
+                fingerprint=version.fingerprint,
+                artifact_bytes=version.artifact_bytes,
+                instances=serving(version.config).instances,
+                declared=dict(version.declared_memory),
+                incomplete=True,
+                max_copies=1,
+                priority=model.residency.priority,
+                required_labels=dict(model.residency.required_labels),
+            )
         asked, default = model.residency, unit.version == model.default_version
         names = {str(unit), unit.model} if default else {str(unit)}
         copies = asked.min_copies if asked.HasField("min_copies") else self.defaults.min_copies
@@ -167,6 +181,11 @@ class Catalogue:
             priority=asked.priority,
             required_labels=dict(asked.required_labels),
         )
+
+
+def _incomplete(version: registry.ModelVersion) -> bool:
+    """Return whether a server is to complete the version's own config."""
+    return version.state == WAITING and not version.ensemble
 
 
 def _max_copies(asked: registry.Residency, version: registry.ModelVersion) -> int | None:

@@ -170,4 +170,5 @@ def _since(changed_at: Mapping[str, int], known: wire.Revision) -> list[str]:
 
 def _refusal(version: registry.ModelVersion) -> str:
     state = registry.VersionState.Name(version.state).removeprefix("VERSION_STATE_").lower()
-    return f"{state}: {version.invalid_reason}" if version.invalid_reason else state
+    reason = version.invalid_reason or version.waiting_reason
+    return f"{state}: {reason}" if reason else state

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, Protocol
 
 from services.controller.core import events as ev
@@ -120,6 +121,9 @@ class ServerWatch:
             )
             fresh = not (found.resident or found.loading or found.unloading)
             problem = await self._problem(fresh=fresh)
+            if problem is None and found.server.auto_complete is None:
+                completes = await self._triton.completes_configs()
+                found = replace(found, server=replace(found.server, auto_complete=completes))
         except TritonGone as gone:
             self._gone(str(gone))
             return

@@ -1,6 +1,7 @@
 """The client of one Triton's own gRPC API. Nobody but the Controller has its admin key."""
 
 import asyncio
+import json
 import struct
 import time
 from collections.abc import Callable, Mapping
@@ -31,6 +32,16 @@ IDLE_UNLOAD_SECONDS: Final = 1.0
 CALL_SECONDS: Final = 2.0
 SELFCHECK_SECONDS: Final = 60.0
 SELFCHECK_VALUES: Final = (1.5, -2.25, 3.0)
+
+# A model that no server can load.
+_NO_MODEL: Final = "shoal-auto-completion"
+_NO_CONFIG: Final = json.dumps(
+    {
+        "backend": "shoal_none",
+        "input": [{"name": "IN", "data_type": "TYPE_FP32", "dims": [4], "reshape": {"shape": [3]}}],
+        "output": [{"name": "OUT", "data_type": "TYPE_FP32", "dims": [1]}],
+    }
+)
 
 Index = Mapping[Unit, tuple[str, str]]
 
@@ -262,6 +273,26 @@ class Triton:
             raise TritonRefused(
                 f"the probe of {unit} was answered {error.code().name}: {error.details()}"
             ) from error
+
+    async def completes_configs(self) -> bool:
+        """Return whether the server runs with auto-completion.
+
+        It is asked to load a model that names no backend of its own, so that nothing is loaded.
+        With auto-completion it looks for the backend first, because that could complete the shapes,
+        which contradict each other. Raises TritonGone.
+        """
+        load = service_pb2.RepositoryModelLoadRequest(model_name=_NO_MODEL)
+        load.parameters["config"].string_param = _NO_CONFIG
+        load.parameters["file:1/model"].bytes_param = b"none"
+        try:
+            await self._stub.RepositoryModelLoad(
+                load, metadata=self._metadata, timeout=SELFCHECK_SECONDS
+            )
+        except grpc.aio.AioRpcError as error:
+            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+                raise TritonGone(f"{error.code().name}: {error.details()}") from error
+            return error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        return False
 
     async def selfcheck(self, model: str) -> str | None:
         """Load an identity model, ask it, compare its answer and unload it.

@@ -30,6 +30,7 @@ _STATES = {
     VersionState.APPROVED: types.VERSION_STATE_APPROVED,
     VersionState.REJECTED: types.VERSION_STATE_REJECTED,
     VersionState.INVALID: types.VERSION_STATE_INVALID,
+    VersionState.WAITING: types.VERSION_STATE_WAITING,
 }
 _SOURCES = {
     PartSource.CONFIG: types.REQUIREMENT_SOURCE_CONFIG,
@@ -77,9 +78,10 @@ def version(known: Version) -> types.ModelVersion:
         requirements=_requirements(known),
         ensemble=known.ensemble,
         stateful=is_stateful(known.config),
-        decoupled=is_decoupled(known.config),
+        decoupled=None if known.waits_for else is_decoupled(known.config),
         pinned=known.pinned,
         invalid_reason=known.problem,
+        waiting_reason=known.waits_for,
         create_time=_timestamp(known.created_us),
         etag=etag(known.revision),
     )

@@ -2,11 +2,11 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from google.protobuf.message import Message
 
@@ -15,8 +15,10 @@ from services.common.rpc import Context
 from services.common.tasks import TaskScope
 from services.registry.api import messages
 from services.registry.api.completion import completing_calls
+from services.registry.api.controllers import ControllerMethods, split_page
 from services.registry.catalogue.store import Snapshot
 from services.registry.catalogue.writer import Catalogue
+from services.registry.completions import Completions
 from services.registry.core import residency, rules, traffic, validation
 from services.registry.core.catalogue import Entry, Model, Move, TrafficPolicy
 from services.registry.core.errors import AlreadyExists
@@ -24,7 +26,6 @@ from services.registry.repositories import Repositories
 from services.registry.versions import Registration, Versions
 from shoal import names
 from shoal.registry.v1 import registry_service_pb2 as pb
-from shoal.registry.v1 import registry_service_pb2_grpc as pb_grpc
 from shoal.registry.v1 import types_pb2 as types
 
 NAME: Final = pb.DESCRIPTOR.services_by_name["RegistryService"].full_name
@@ -37,11 +38,9 @@ OPEN_METHODS: Final = frozenset(
 _MODEL_FIELDS: Final = ("description", "labels", "retry_policy", *residency.PATHS)
 _VERSION_FIELDS: Final = ("declared_memory", "pinned")
 
-T = TypeVar("T")
-
 
 @completing_calls
-class RegistryServicer(pb_grpc.RegistryServiceServicer):
+class RegistryServicer(ControllerMethods):
     """The RegistryService. A watcher gets a checkpoint after `idle_seconds` without a change."""
 
     def __init__(
@@ -49,13 +48,12 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         catalogue: Catalogue,
         versions: Versions,
         repositories: Repositories,
+        completions: Completions,
         tasks: TaskScope,
         idle_seconds: float,
     ) -> None:
+        super().__init__(catalogue, versions, completions)
         self.tasks = tasks
-        self._catalogue = catalogue
-        self._store = catalogue.store
-        self._versions = versions
         self._repositories = repositories
         self._idle_seconds = idle_seconds
 
@@ -92,7 +90,7 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         self, request: pb.ListModelsRequest, context: Context
     ) -> pb.ListModelsResponse:
         page = paging.page("models", request.page_size, request.page_token)
-        entries, more = _split(await self._store.list_models(page), page)
+        entries, more = split_page(await self._store.list_models(page), page)
         token = paging.token("models", (entries[-1].name, 0)) if more else ""
         return pb.ListModelsResponse(models=map(messages.model, entries), next_page_token=token)
 
@@ -157,7 +155,7 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
         every = request.parent == names.model_name("-")
         model = None if every else validation.model_name("parent", request.parent)
         page = paging.page(request.parent, request.page_size, request.page_token)
-        versions, more = _split(await self._store.list_versions(model, page), page)
+        versions, more = split_page(await self._store.list_versions(model, page), page)
         last = (versions[-1].model, versions[-1].number) if more else paging.START
         token = paging.token(request.parent, last) if more else ""
         return pb.ListModelVersionsResponse(
@@ -279,7 +277,7 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
             for repository, index, problem in self._repositories.everything()
             if (str(repository), index + 1) > page.after
         ]
-        shown, more = _split(found, page)
+        shown, more = split_page(found, page)
         return pb.ListImportProblemsResponse(
             problems=[messages.problem(problem) for _, problem in shown],
             next_page_token=paging.token("problems", shown[-1][0]) if more else "",
@@ -318,59 +316,6 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer):
                     yield await asyncio.to_thread(messages.snapshot, item)
                 else:
                     yield messages.delta(item)
-
-    # --- beside the catalogue -----------------------------------------------------------------
-
-    async def ReportFootprints(
-        self, request: pb.ReportFootprintsRequest, context: Context
-    ) -> pb.ReportFootprintsResponse:
-        reported = [messages.footprint_of(*numbered) for numbered in enumerate(request.footprints)]
-        await self._store.report_footprints(reported)
-        return pb.ReportFootprintsResponse()
-
-    async def ReportCalls(
-        self, request: pb.ReportCallsRequest, context: Context
-    ) -> pb.ReportCallsResponse:
-        model, number = validation.version_name("name", request.name)
-        called = [validation.model_name("models", name) for name in request.models]
-        async with self._catalogue.change() as change:
-            entry = await change.entry(model)
-            for name in called:
-                await change.entry(name)
-            change.put(entry.with_version(rules.with_calls(entry.version(number), called)))
-        after = (await change.entry(model)).version(number)
-        return pb.ReportCallsResponse(version=messages.version(after))
-
-    async def ListFootprints(
-        self, request: pb.ListFootprintsRequest, context: Context
-    ) -> pb.ListFootprintsResponse:
-        page = paging.page("footprints", request.page_size, request.page_token)
-        footprints, more = _split(await self._store.list_footprints(page), page)
-        token = paging.token("footprints", footprints[-1].version) if more else ""
-        return pb.ListFootprintsResponse(
-            footprints=map(messages.footprint, footprints), next_page_token=token
-        )
-
-    async def HoldControllerLease(
-        self, request: pb.HoldControllerLeaseRequest, context: Context
-    ) -> pb.HoldControllerLeaseResponse:
-        named = request.followers.routers if request.HasField("followers") else None
-        lease = await self._store.hold_lease(
-            validation.token("holder", request.holder, required=True),
-            validation.token("incarnation", request.incarnation, required=True),
-            validation.ttl_us(request.ttl.ToNanoseconds()),
-            validation.followers(named) if named is not None else None,
-        )
-        response = pb.HoldControllerLeaseResponse(epoch=lease.epoch)
-        if lease.followers is not None:
-            response.followers.SetInParent()
-            response.followers.routers.extend(lease.followers)
-        return response
-
-
-def _split(items: Sequence[T], page: paging.Page) -> tuple[Sequence[T], bool]:
-    """Return the items that belong to the page, and whether there are more."""
-    return items[: page.size], len(items) > page.size
 
 
 def _digest(request: Message) -> str:

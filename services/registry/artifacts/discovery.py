@@ -66,6 +66,16 @@ def rescan(entries: Iterable[Entry], kind: str, fence: Fence) -> Iterator[Found]
             yield from _at(path, entry.name, list(versions), kind, fence)
 
 
+def rescan_completed(entry: Entry, number: int, config: bytes, kind: str, fence: Fence) -> Found:
+    """Scan a registered version whose config a server has completed."""
+    path = entry.versions[number].source
+    try:
+        source = _open(Path(path), entry.name, fence)
+    except InvalidArtifact as error:
+        return Found(entry.name, number, path, error)
+    return Found(entry.name, number, path, _scan(source, number, kind, config))
+
+
 def rescan_missing(
     entries: Iterable[Entry], repository: Path, found: Iterable[Found], kind: str, fence: Fence
 ) -> Iterator[Found]:
@@ -114,9 +124,9 @@ def _open(path: Path, model: str, fence: Fence) -> Source:
         raise _unexpected(path, error) from error
 
 
-def _scan(source: Source, number: int, kind: str) -> Scan | InvalidArtifact:
+def _scan(source: Source, number: int, kind: str, completed: bytes = b"") -> Scan | InvalidArtifact:
     try:
-        return scan_version(source, number, kind)
+        return scan_version(source, number, kind, completed)
     except InvalidArtifact as error:
         return error
     except Exception as error:

@@ -16,16 +16,18 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelVersionPolicy
 
 from services.registry.artifacts import probe, tree
 from services.registry.artifacts.probe import PROBE_FILE
-from services.registry.artifacts.tree import Tree, shown
+from services.registry.artifacts.tree import File, Tree, shown
 from services.registry.core.catalogue import Part, PartSource
 from services.registry.core.errors import InvalidArtifact
 from services.registry.formats.calls import calls
+from services.registry.formats.completion import METHOD, incomplete, merged
 from services.registry.formats.config import (
     BACKENDS,
     CONFIG_FILE,
     REQUIRES,
-    complete_config,
+    check_complete,
     config_digest,
+    drafted_config,
     label_files,
     parse_config,
     parts_of,
@@ -62,7 +64,8 @@ Fence = Callable[[Path], tuple[Path, ...]]
 class Scan:
     """What one version's files say; with a `problem` they cannot be served.
 
-    `probe` is a serialized inference.ModelInferRequest, or empty.
+    `probe` is a serialized inference.ModelInferRequest, or empty. `incomplete` is why a server must
+    complete the config first, or "". If one has, `scanned` is the fingerprint of what it completed.
     """
 
     model: str
@@ -77,6 +80,8 @@ class Scan:
     parts: tuple[Part, ...]
     probe: bytes
     problem: str
+    incomplete: str = ""
+    scanned: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,14 +171,15 @@ def open_registered(path: Path, model: str, number: int, fence: Fence) -> Source
     return replace(source, numbers=(own,), bare=False, strays=(), folders=source.numbers)
 
 
-def scan_version(source: Source, number: int, kind: str) -> Scan:
+def scan_version(source: Source, number: int, kind: str, completed: bytes = b"") -> Scan:
     """Scan one version of `source`. `kind` is the instance kind if its config gives none.
 
-    Raises InvalidArtifact if its files are not safe to serve or cannot be read.
+    `completed` is the config as a server has completed it, if it was asked. Raises InvalidArtifact
+    if the version's files are not safe to serve or cannot be read.
     """
     folder = source.folder(number)
     config, parts, asked, problem = b"", tuple[Part, ...](), b"", ""
-    files, auxiliary = Tree(), source.auxiliary
+    files, auxiliary, reason, said = Tree(), source.auxiliary, "", b""
     try:
         if left_out := source.left_out(number):
             raise Unservable(left_out)
@@ -183,19 +189,35 @@ def scan_version(source: Source, number: int, kind: str) -> Scan:
         if exists:
             files = tree.read(folder, source.within, lambda name: not _is_own(source, name))
         _check_links(source.config, files, auxiliary)
-        complete = _completed(source, folder if exists else None, kind)
+        complete = _drafted(source, folder if exists else None, kind)
+        has_code = complete.backend == "python"
+        reason = incomplete(
+            complete, asks_code=has_code and _asks_code((*files.files, *auxiliary.files))
+        )
+        if reason:
+            said = serialize(complete) + _probe_text(source, folder)
+        if completed and reason:
+            complete, reason = merged(complete, completed), ""
+        if not reason:
+            check_complete(complete, {file.relative for file in auxiliary.files})
         _check_links(complete, files, auxiliary)
         if not runs_own_code(complete):
             files, auxiliary = tree.without(files, _is_code), tree.without(auxiliary, _is_code)
         parts = (*parts_of(complete), *_called(complete, files))
-        asked = _read_probe(source, folder, complete)
+        asked = b"" if reason else _read_probe(source, folder, complete)
         config = serialize(complete)
     except Unservable as error:
         problem = str(error)
     except OSError as error:
         raise tree.unreadable(folder, error) from None
     auxiliary_digest = _digest(auxiliary, source.path)
-    said = f"{auxiliary_digest} {tree.stat_digest(files)} {problem}".encode() + asked
+    digests = f"{auxiliary_digest} {tree.stat_digest(files)}"
+    if said and completed:
+        scanned = _fingerprint(said, f"{digests} ")
+        fingerprint = _fingerprint(config, f"{scanned} {problem}", asked)
+    else:
+        scanned = ""
+        fingerprint = _fingerprint(said or config, f"{digests} {problem}", asked)
     return Scan(
         model=source.model,
         source=str(source.path),
@@ -204,11 +226,27 @@ def scan_version(source: Source, number: int, kind: str) -> Scan:
         config=config,
         config_digest=config_digest(config, auxiliary_digest) if config else "",
         auxiliary_digest=auxiliary_digest,
-        fingerprint=hashlib.sha256(config + b"\0" + said).hexdigest(),
+        fingerprint=fingerprint,
         ensemble=_is_ensemble(source.config),
         parts=parts,
         probe=asked,
         problem=problem,
+        incomplete=reason,
+        scanned=scanned,
+    )
+
+
+def _fingerprint(config: bytes, files: str, probe: bytes = b"") -> str:
+    return hashlib.sha256(config + b"\0" + files.encode() + probe).hexdigest()
+
+
+def _asks_code(files: Iterable[File]) -> bool:
+    """Return whether a server that completes configs asks the version's Python code. Raises
+    OSError."""
+    return any(
+        METHOD.encode() in Path(file.real).read_bytes()
+        for file in files
+        if file.relative.endswith(".py") and file.size <= MAX_CODE
     )
 
 
@@ -235,7 +273,7 @@ def _digest(auxiliary: Tree, path: Path) -> str:
         raise tree.unreadable(path, error) from None
 
 
-def _completed(source: Source, folder: Path | None, kind: str) -> ModelConfig:
+def _drafted(source: Source, folder: Path | None, kind: str) -> ModelConfig:
     """Raises Unservable, OSError."""
     if isinstance(source.config, Unservable):
         raise source.config
@@ -247,7 +285,7 @@ def _completed(source: Source, folder: Path | None, kind: str) -> ModelConfig:
         given = ModelConfig()
         given.CopyFrom(source.config)
         given.name = source.model
-    return complete_config(given, source.model, folder, beside, kind, bare=source.bare)
+    return drafted_config(given, source.model, folder, beside, kind, bare=source.bare)
 
 
 def _check_links(config: ModelConfig | Unservable, files: Tree, auxiliary: Tree) -> None:
@@ -282,10 +320,14 @@ def _read_probe(source: Source, folder: Path, config: ModelConfig) -> bytes:
 
     Raises Unservable, InvalidArtifact, OSError.
     """
+    content = _probe_text(source, folder)
+    return probe.read(content, config) if content else b""
+
+
+def _probe_text(source: Source, folder: Path) -> bytes:
     for place in dict.fromkeys((folder, source.path)):
         if os.path.lexists(place / PROBE_FILE):
-            content = _read_file(place, source.within, PROBE_FILE, probe.MAX_TEXT)
-            return probe.read(content, config)
+            return _read_file(place, source.within, PROBE_FILE, probe.MAX_TEXT) or b" "
     return b""
 
 

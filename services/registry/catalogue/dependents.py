@@ -77,7 +77,9 @@ def _resolve(change: Change, version: Version) -> Version:
 
 def _fitted(version: Version, change: Change) -> Version:
     """Return an ensemble that fits its parts, or says why it does not."""
-    if version.parts_problem or not (version.ensemble and version.config):
+    if version.parts_problem or version.parts_waiting:
+        return version
+    if not (version.ensemble and version.config):
         return version
     parts = [
         entry.versions[part.chosen].config

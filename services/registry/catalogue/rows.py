@@ -79,6 +79,10 @@ def version_row(version: Version) -> dict[str, Any]:
         "pinned": version.pinned,
         "artifact_problem": version.artifact_problem,
         "parts_problem": version.parts_problem,
+        "parts_waiting": version.parts_waiting,
+        "incomplete": version.incomplete,
+        "completion_problem": version.completion_problem,
+        "scanned": version.scanned,
         "created_us": version.created_us,
         "revision": version.revision,
     }

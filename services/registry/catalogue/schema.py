@@ -68,6 +68,10 @@ versions = Table(
     Column("pinned", Boolean, nullable=False),
     Column("artifact_problem", Text, nullable=False),
     Column("parts_problem", Text, nullable=False),
+    Column("parts_waiting", Text, nullable=False, server_default=""),
+    Column("incomplete", Text, nullable=False, server_default=""),
+    Column("completion_problem", Text, nullable=False, server_default=""),
+    Column("scanned", String(64), nullable=False, server_default=""),
     Column("created_us", BigInteger, nullable=False),
     Column("revision", BigInteger, nullable=False),
 )

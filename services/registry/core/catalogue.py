@@ -2,8 +2,9 @@
 
 Two things decide a version's state. People give a verdict: pending, approved or rejected. Its files
 and the versions that it is made of say whether it can be served at all. A version that cannot be
-served is INVALID until that is fixed, and then has its earlier verdict again. A rejected version
-stays REJECTED whatever its files are.
+served is INVALID until that is fixed, and then has its earlier verdict again. A version whose
+config only a server can complete is WAITING until one has. A rejected version stays REJECTED
+whatever its files are.
 
 An etag is the catalogue revision at which something last changed, so it never repeats.
 """
@@ -26,6 +27,7 @@ class VersionState(enum.Enum):
     APPROVED = "approved"
     REJECTED = "rejected"
     INVALID = "invalid"
+    WAITING = "waiting"
 
 
 class Move(enum.Enum):
@@ -49,6 +51,8 @@ MOVES: Final[Mapping[tuple[VersionState, Move], VersionState]] = {
     (VersionState.REJECTED, Move.APPROVE): VersionState.APPROVED,
     (VersionState.REJECTED, Move.REJECT): VersionState.REJECTED,
     (VersionState.INVALID, Move.REJECT): VersionState.REJECTED,
+    (VersionState.WAITING, Move.APPROVE): VersionState.APPROVED,
+    (VersionState.WAITING, Move.REJECT): VersionState.REJECTED,
 }
 
 
@@ -89,6 +93,9 @@ class Version:
     `config` is a serialized inference.ModelConfig, and `probe` a serialized ModelInferRequest or
     empty. `fingerprint` changes with the files, the config or the probe on disk. `parts` are in the
     order of the config's steps.
+
+    `incomplete` is why a server must complete the config first, or "". A server that could not is
+    the `completion_problem`. Once one has, `scanned` is the fingerprint of what it was given.
     """
 
     model: str
@@ -107,6 +114,10 @@ class Version:
     pinned: bool = False
     artifact_problem: str = ""
     parts_problem: str = ""
+    parts_waiting: str = ""
+    incomplete: str = ""
+    completion_problem: str = ""
+    scanned: str = ""
     created_us: int = 0
     revision: int = 0
 
@@ -116,13 +127,25 @@ class Version:
 
     @property
     def problem(self) -> str:
-        return self.artifact_problem or self.parts_problem
+        return self.artifact_problem or self.completion_problem or self.parts_problem
+
+    @property
+    def waits_for(self) -> str:
+        """Return what it waits for before it can be served, or ""."""
+        return "" if self.problem else self.incomplete or self.parts_waiting
 
     @property
     def state(self) -> VersionState:
-        if self.problem and self.verdict is not VersionState.REJECTED:
+        if self.verdict is VersionState.REJECTED:
+            return self.verdict
+        if self.problem:
             return VersionState.INVALID
-        return self.verdict
+        return VersionState.WAITING if self.waits_for else self.verdict
+
+    @property
+    def on_disk(self) -> str:
+        """Return the fingerprint of what was found on disk, before any server completed it."""
+        return self.scanned or self.fingerprint
 
     @property
     def answers(self) -> bool:
@@ -191,14 +214,19 @@ class Entry:
 
     @property
     def default_version(self) -> int:
-        """Return the version for requests that name none, or 0 when none is approved."""
+        """Return the version for requests that name none, or 0 when none is approved.
+
+        It is an approved version that waits only while no other can answer.
+        """
         approved = {
-            number
+            number: version.state
             for number, version in self.versions.items()
-            if version.state is VersionState.APPROVED
+            if version.verdict is VersionState.APPROVED and not version.problem
         }
+        answering = [number for number, state in approved.items() if state is VersionState.APPROVED]
+        choice = answering or [*approved]
         aliased = self.model.aliases.get(DEFAULT_ALIAS)
-        return aliased if aliased in approved else max(approved, default=0)
+        return aliased if aliased in choice else max(choice, default=0)
 
     @property
     def numbers(self) -> str:

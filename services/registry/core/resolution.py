@@ -15,13 +15,16 @@ back, has no chosen version and does not count.
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from services.registry.core.catalogue import Entry, Part, Version
+from services.registry.core.catalogue import Entry, Part, Version, VersionState
 
 Find = Callable[[str], Entry | None]
 
 
 def resolved(version: Version, find: Find) -> Version:
-    """Return the version with its parts chosen; `parts_problem` says why one could not be."""
+    """Return the version with its parts chosen.
+
+    `parts_problem` says why one could not be, and `parts_waiting` which of them waits.
+    """
     declared = [part for part in version.parts if not part.learned]
     choices = [
         _learned_choice(version.model, part, find)
@@ -37,6 +40,9 @@ def resolved(version: Version, find: Find) -> Version:
         version,
         parts=tuple(part for part, _ in choices),
         parts_problem=problems[0] if problems else "",
+        parts_waiting=next(
+            (text for part, _ in choices if not part.learned and (text := _waiting(part, find))), ""
+        ),
     )
 
 
@@ -62,7 +68,7 @@ def parts_first(parts_of: dict[str, set[str]]) -> list[str]:
 def _learned_choice(model: str, part: Part, find: Find) -> tuple[Part, str]:
     """Return the learned part of `model` with the version that it stands for, or with none."""
     choice, problem = _choice(part, find(part.model))
-    if problem or _loop(model, (choice,), find, set()):
+    if problem or _waiting(choice, find) or _loop(model, (choice,), find, set()):
         choice = replace(part, chosen=0)
     return choice, ""
 
@@ -72,7 +78,7 @@ def _choice(part: Part, entry: Entry | None) -> tuple[Part, str]:
         return part, f"its part {part.model!r} is not registered"
     wanted = part.written or part.chosen
     version = entry.versions.get(wanted)
-    if version is not None and version.answers:
+    if version is not None and (version.answers or version.waits_for):
         return replace(part, chosen=wanted), ""
     if not part.written and entry.default_version:
         return replace(part, chosen=entry.default_version), ""
@@ -82,6 +88,15 @@ def _choice(part: Part, entry: Entry | None) -> tuple[Part, str]:
         return part, f"its part {part.model!r} version {wanted} is not registered"
     why = f": {version.problem}" if version.problem else ""
     return part, f"its part {part.model!r} version {wanted} is {version.state.value}{why}"
+
+
+def _waiting(part: Part, find: Find) -> str:
+    """Return in words that the part's version waits, or ""."""
+    entry, number = find(part.model), part.written or part.chosen
+    version = entry.versions.get(number) if entry is not None else None
+    if version is None or version.state is not VersionState.WAITING:
+        return ""
+    return f"its part {part.model!r} version {number} is waiting: {version.waits_for}"
 
 
 def _loop(

@@ -74,7 +74,7 @@ def adopted(known: Version | None, found: Version) -> Version:
     """
     if known is None:
         return found
-    if known.fingerprint == found.fingerprint:
+    if known.on_disk == found.fingerprint:
         missing = [part for part in found.parts if part.learned and not _has(known, part.model)]
         return replace(known, source=found.source, parts=(*known.parts, *missing))
     chosen = {part.model: part.chosen for part in known.parts if not part.written}

@@ -99,6 +99,21 @@ def complete_config(
     instance kind if the config gives none. A `bare` folder is not inside a model's folder. Raises
     Unservable.
     """
+    config = drafted_config(given, model, folder, auxiliary, kind, bare=bare)
+    check_complete(config, auxiliary)
+    return config
+
+
+def drafted_config(
+    given: ModelConfig,
+    model: str,
+    folder: Path | None,
+    auxiliary: Collection[str],
+    kind: str,
+    *,
+    bare: bool = False,
+) -> ModelConfig:
+    """Return the config as far as the model's files tell it. Raises Unservable."""
     config = ModelConfig()
     config.CopyFrom(given)
     if config.name not in ("", model):
@@ -117,11 +132,15 @@ def complete_config(
         _complete_instances(config, kind)
         if config.backend == "onnxruntime" and folder and not (config.input and config.output):
             _complete_tensors(config, folder / config.default_model_filename)
+    return config
+
+
+def check_complete(config: ModelConfig, auxiliary: Collection[str]) -> None:
+    """Check a config that nobody completes any further. Raises Unservable."""
     _check_outputs(config)
     check_config(config)
     check_sequences(config, auxiliary)
     check_warmup(config, auxiliary)
-    return config
 
 
 @lru_cache(maxsize=4096)

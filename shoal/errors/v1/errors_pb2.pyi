@@ -61,6 +61,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND: the version that a request means is registered, but its files or its config cannot be
     served, or its config's version_policy leaves it out.
     """
+    ERROR_REASON_NOT_COMPLETED: _ErrorReason.ValueType  # 14
+    """UNAVAILABLE: the version waits for a server to complete its config."""
     ERROR_REASON_LOAD_FAILED: _ErrorReason.ValueType  # 20
     """FAILED_PRECONDITION: a server tried to load the version and failed."""
     ERROR_REASON_NEVER_FITS: _ErrorReason.ValueType  # 21
@@ -197,6 +199,8 @@ ERROR_REASON_NOT_SERVABLE: ErrorReason.ValueType  # 13
 """NOT_FOUND: the version that a request means is registered, but its files or its config cannot be
 served, or its config's version_policy leaves it out.
 """
+ERROR_REASON_NOT_COMPLETED: ErrorReason.ValueType  # 14
+"""UNAVAILABLE: the version waits for a server to complete its config."""
 ERROR_REASON_LOAD_FAILED: ErrorReason.ValueType  # 20
 """FAILED_PRECONDITION: a server tried to load the version and failed."""
 ERROR_REASON_NEVER_FITS: ErrorReason.ValueType  # 21

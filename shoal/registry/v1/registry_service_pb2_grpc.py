@@ -139,6 +139,21 @@ class RegistryServiceStub(object):
                 request_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.CheckModelVersionRequest.SerializeToString,
                 response_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.CheckModelVersionResponse.FromString,
                 _registered_method=True)
+        self.WatchCompletions = channel.unary_stream(
+                '/shoal.registry.v1.RegistryService/WatchCompletions',
+                request_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.WatchCompletionsRequest.SerializeToString,
+                response_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.WatchCompletionsResponse.FromString,
+                _registered_method=True)
+        self.RequestCompletion = channel.unary_unary(
+                '/shoal.registry.v1.RegistryService/RequestCompletion',
+                request_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.RequestCompletionRequest.SerializeToString,
+                response_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.RequestCompletionResponse.FromString,
+                _registered_method=True)
+        self.ReportCompletion = channel.unary_unary(
+                '/shoal.registry.v1.RegistryService/ReportCompletion',
+                request_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportCompletionRequest.SerializeToString,
+                response_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportCompletionResponse.FromString,
+                _registered_method=True)
         self.WatchCatalog = channel.unary_stream(
                 '/shoal.registry.v1.RegistryService/WatchCatalog',
                 request_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.WatchCatalogRequest.SerializeToString,
@@ -319,6 +334,29 @@ class RegistryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchCompletions(self, request, context):
+        """Sends the versions that wait for a server to complete their configs, and again after each
+        change, without end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RequestCompletion(self, request, context):
+        """Has a version that is WAITING completed before those that nobody asks for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportCompletion(self, request, context):
+        """Takes in what a server has completed, or why it could not. That changes nothing unless the
+        version still waits as it was when the server was asked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchCatalog(self, request, context):
         """Sends the changes of the catalogue after `start_revision`, without end. A snapshot comes first
         if the revision is 0 or no longer remembered.
@@ -461,6 +499,21 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.CheckModelVersion,
                     request_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.CheckModelVersionRequest.FromString,
                     response_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.CheckModelVersionResponse.SerializeToString,
+            ),
+            'WatchCompletions': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchCompletions,
+                    request_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.WatchCompletionsRequest.FromString,
+                    response_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.WatchCompletionsResponse.SerializeToString,
+            ),
+            'RequestCompletion': grpc.unary_unary_rpc_method_handler(
+                    servicer.RequestCompletion,
+                    request_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.RequestCompletionRequest.FromString,
+                    response_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.RequestCompletionResponse.SerializeToString,
+            ),
+            'ReportCompletion': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportCompletion,
+                    request_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportCompletionRequest.FromString,
+                    response_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportCompletionResponse.SerializeToString,
             ),
             'WatchCatalog': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchCatalog,
@@ -1033,6 +1086,87 @@ class RegistryService(object):
             '/shoal.registry.v1.RegistryService/CheckModelVersion',
             shoal_dot_registry_dot_v1_dot_registry__service__pb2.CheckModelVersionRequest.SerializeToString,
             shoal_dot_registry_dot_v1_dot_registry__service__pb2.CheckModelVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchCompletions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/shoal.registry.v1.RegistryService/WatchCompletions',
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.WatchCompletionsRequest.SerializeToString,
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.WatchCompletionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RequestCompletion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.registry.v1.RegistryService/RequestCompletion',
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.RequestCompletionRequest.SerializeToString,
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.RequestCompletionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportCompletion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.registry.v1.RegistryService/ReportCompletion',
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportCompletionRequest.SerializeToString,
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportCompletionResponse.FromString,
             options,
             channel_credentials,
             insecure,

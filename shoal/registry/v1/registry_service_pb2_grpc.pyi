@@ -88,6 +88,16 @@ class RegistryServiceStub:
     """Compares a version's files with what was registered, before they are loaded. A change that can
     be served is taken over.
     """
+    WatchCompletions: _grpc.UnaryStreamMultiCallable[_registry_service_pb2.WatchCompletionsRequest, _registry_service_pb2.WatchCompletionsResponse]
+    """Sends the versions that wait for a server to complete their configs, and again after each
+    change, without end.
+    """
+    RequestCompletion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.RequestCompletionRequest, _registry_service_pb2.RequestCompletionResponse]
+    """Has a version that is WAITING completed before those that nobody asks for."""
+    ReportCompletion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ReportCompletionRequest, _registry_service_pb2.ReportCompletionResponse]
+    """Takes in what a server has completed, or why it could not. That changes nothing unless the
+    version still waits as it was when the server was asked.
+    """
     WatchCatalog: _grpc.UnaryStreamMultiCallable[_registry_service_pb2.WatchCatalogRequest, _registry_service_pb2.WatchCatalogResponse]
     """Sends the changes of the catalogue after `start_revision`, without end. A snapshot comes first
     if the revision is 0 or no longer remembered.
@@ -166,6 +176,16 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     CheckModelVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.CheckModelVersionRequest, _registry_service_pb2.CheckModelVersionResponse]  # type: ignore[assignment]
     """Compares a version's files with what was registered, before they are loaded. A change that can
     be served is taken over.
+    """
+    WatchCompletions: _aio.UnaryStreamMultiCallable[_registry_service_pb2.WatchCompletionsRequest, _registry_service_pb2.WatchCompletionsResponse]  # type: ignore[assignment]
+    """Sends the versions that wait for a server to complete their configs, and again after each
+    change, without end.
+    """
+    RequestCompletion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.RequestCompletionRequest, _registry_service_pb2.RequestCompletionResponse]  # type: ignore[assignment]
+    """Has a version that is WAITING completed before those that nobody asks for."""
+    ReportCompletion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ReportCompletionRequest, _registry_service_pb2.ReportCompletionResponse]  # type: ignore[assignment]
+    """Takes in what a server has completed, or why it could not. That changes nothing unless the
+    version still waits as it was when the server was asked.
     """
     WatchCatalog: _aio.UnaryStreamMultiCallable[_registry_service_pb2.WatchCatalogRequest, _registry_service_pb2.WatchCatalogResponse]  # type: ignore[assignment]
     """Sends the changes of the catalogue after `start_revision`, without end. A snapshot comes first
@@ -362,6 +382,34 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_registry_service_pb2.CheckModelVersionResponse, _abc.Awaitable[_registry_service_pb2.CheckModelVersionResponse]]:
         """Compares a version's files with what was registered, before they are loaded. A change that can
         be served is taken over.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchCompletions(
+        self,
+        request: _registry_service_pb2.WatchCompletionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_registry_service_pb2.WatchCompletionsResponse], _abc.AsyncIterator[_registry_service_pb2.WatchCompletionsResponse]]:
+        """Sends the versions that wait for a server to complete their configs, and again after each
+        change, without end.
+        """
+
+    @_abc_1.abstractmethod
+    def RequestCompletion(
+        self,
+        request: _registry_service_pb2.RequestCompletionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.RequestCompletionResponse, _abc.Awaitable[_registry_service_pb2.RequestCompletionResponse]]:
+        """Has a version that is WAITING completed before those that nobody asks for."""
+
+    @_abc_1.abstractmethod
+    def ReportCompletion(
+        self,
+        request: _registry_service_pb2.ReportCompletionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.ReportCompletionResponse, _abc.Awaitable[_registry_service_pb2.ReportCompletionResponse]]:
+        """Takes in what a server has completed, or why it could not. That changes nothing unless the
+        version still waits as it was when the server was asked.
         """
 
     @_abc_1.abstractmethod

@@ -82,6 +82,10 @@ class _VersionStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VersionS
     """Requests for it are refused."""
     VERSION_STATE_INVALID: _VersionState.ValueType  # 4
     """Its files or its config cannot be served; invalid_reason says why."""
+    VERSION_STATE_WAITING: _VersionState.ValueType  # 5
+    """Its config leaves out what only a server can complete, and none has yet; waiting_reason says
+    what. It can be the default while no version answers.
+    """
 
 class VersionState(_VersionState, metaclass=_VersionStateEnumTypeWrapper): ...
 
@@ -94,6 +98,10 @@ VERSION_STATE_REJECTED: VersionState.ValueType  # 3
 """Requests for it are refused."""
 VERSION_STATE_INVALID: VersionState.ValueType  # 4
 """Its files or its config cannot be served; invalid_reason says why."""
+VERSION_STATE_WAITING: VersionState.ValueType  # 5
+"""Its config leaves out what only a server can complete, and none has yet; waiting_reason says
+what. It can be the default while no version answers.
+"""
 Global___VersionState: _TypeAlias = VersionState  # noqa: Y015
 
 @_typing.final
@@ -339,6 +347,7 @@ class ModelVersion(_message.Message):
     STATEFUL_FIELD_NUMBER: _builtins.int
     DECOUPLED_FIELD_NUMBER: _builtins.int
     REQUIREMENTS_FIELD_NUMBER: _builtins.int
+    WAITING_REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"models/{model}/versions/{version}", where {version} is a whole number from 1 up."""
     state: Global___VersionState.ValueType
@@ -375,8 +384,10 @@ class ModelVersion(_message.Message):
     """
     decoupled: _builtins.bool
     """Output only. Whether it is decoupled: it answers a request any number of times, so it can only
-    be requested in a stream.
+    be requested in a stream. Unset: that is not known while the version is WAITING.
     """
+    waiting_reason: _builtins.str
+    """Output only. Why the state is WAITING; empty for other states."""
     @_builtins.property
     def declared_memory(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Memory that the version takes according to the user: resource ("ram", "gpu:0") to bytes. Empty:
@@ -419,10 +430,11 @@ class ModelVersion(_message.Message):
         stateful: _builtins.bool = ...,
         decoupled: _builtins.bool | None = ...,
         requirements: _abc.Iterable[Global___Requirement] | None = ...,
+        waiting_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_decoupled", b"_decoupled", "create_time", b"create_time", "decoupled", b"decoupled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decoupled", b"_decoupled", "artifact_bytes", b"artifact_bytes", "config", b"config", "config_digest", b"config_digest", "create_time", b"create_time", "declared_memory", b"declared_memory", "decoupled", b"decoupled", "ensemble", b"ensemble", "etag", b"etag", "fingerprint", b"fingerprint", "invalid_reason", b"invalid_reason", "name", b"name", "pinned", b"pinned", "probe", b"probe", "requirements", b"requirements", "requires", b"requires", "source", b"source", "state", b"state", "stateful", b"stateful"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decoupled", b"_decoupled", "artifact_bytes", b"artifact_bytes", "config", b"config", "config_digest", b"config_digest", "create_time", b"create_time", "declared_memory", b"declared_memory", "decoupled", b"decoupled", "ensemble", b"ensemble", "etag", b"etag", "fingerprint", b"fingerprint", "invalid_reason", b"invalid_reason", "name", b"name", "pinned", b"pinned", "probe", b"probe", "requirements", b"requirements", "requires", b"requires", "source", b"source", "state", b"state", "stateful", b"stateful", "waiting_reason", b"waiting_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__decoupled: _TypeAlias = _typing.Literal["decoupled"]  # noqa: Y015
     _WhichOneofArgType__decoupled: _TypeAlias = _typing.Literal["_decoupled", b"_decoupled"]  # noqa: Y015

@@ -18,7 +18,7 @@ def test_the_last_events_are_kept_with_their_instructions() -> None:
     world.resident("a")
     lines = world.engine.history.lines()
     assert [line.event for line in lines[-2:]] == [
-        "ResidentWanted(waiter=1, unit=a:1, deadline=110.000, waited=0.000)",
+        "ResidentWanted(waiter=1, unit=a:1, deadline=110.000, waited=0.000, urgent=True)",
         "Loaded(key=a:1 on t0, attempt=1, seconds=0.100)",
     ]
     asked, loaded = lines[-2:]

@@ -24,7 +24,7 @@ from services.registry.core.catalogue import (
 )
 from services.registry.core.errors import AlreadyExists, EtagMismatch, IllegalState
 
-PENDING, APPROVED, REJECTED, INVALID = VersionState
+PENDING, APPROVED, REJECTED, INVALID, WAITING = VersionState
 VERDICTS = (PENDING, APPROVED, REJECTED)
 
 
