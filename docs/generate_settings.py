@@ -80,6 +80,7 @@ _TYPES: Final[Mapping[object, str]] = {
     list: "list",
     tuple: "list",
     dict: "object",
+    LaneSettings: "object",
 }
 _SHOWN: Final = 1e9  # limits above it are no one's concern
 

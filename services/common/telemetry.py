@@ -23,7 +23,7 @@ from opentelemetry.trace import Span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from services.common import variables
-from services.common.sampling import REFUSED, drawn
+from services.common.sampling import REFUSED, RecordedSpan, drawn
 from services.common.variables import OTLP_ENDPOINTS
 
 if TYPE_CHECKING:
@@ -89,6 +89,17 @@ def sampled(parent: Context | None) -> bool:
     kept = _pipeline.keeps(parent, trace_id)
     drawn.set(REFUSED if not kept else None if caller.is_valid else trace_id)
     return kept
+
+
+def root_ratio() -> float:
+    """Return the share of requests without a caller's span that are traced."""
+    return _pipeline.root_ratio if _pipeline is not None and not _pipeline.closed else 0.0
+
+
+def record(span: RecordedSpan) -> None:
+    """Send a span that another process has measured, whatever the sampler says."""
+    if _pipeline is not None and not _pipeline.closed:
+        _pipeline.record(span)
 
 
 def propagation(span: Span) -> tuple[tuple[str, str], ...]:

@@ -9,7 +9,7 @@ from typing import Final
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import (
@@ -21,13 +21,23 @@ from opentelemetry.sdk.trace.sampling import (
     SamplingResult,
     TraceIdRatioBased,
 )
-from opentelemetry.trace import Link, SpanKind, TraceState
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import (
+    Link,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    TraceState,
+)
 from opentelemetry.util.types import Attributes
 
 from services.common import variables
-from services.common.sampling import REFUSED, drawn
+from services.common.sampling import REFUSED, RecordedSpan, drawn
 from services.common.variables import OTLP_ENDPOINTS, BadVariable
 
+_SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 FLUSH_S: Final = 3.0  # how long a stopping service waits for a receiver that doesn't answer
 
 _SAMPLERS: Final[dict[str, Callable[[float], Sampler]]] = {
@@ -55,8 +65,9 @@ class Pipeline:
             id_generator=_DrawnIds(),
             shutdown_on_exit=False,
         )
-        for exporter in self._exporters:
-            self._provider.add_span_processor(_batches(exporter))
+        self._batches = [_batches(exporter) for exporter in self._exporters]
+        for batches in self._batches:
+            self._provider.add_span_processor(batches)
         trace.set_tracer_provider(self._provider)
         self.closed = False
 
@@ -64,6 +75,27 @@ class Pipeline:
         """Return whether the sampler keeps a span of this trace, below `parent` if there is one."""
         decision = self._sampler.should_sample(parent, trace_id, "").decision
         return decision is Decision.RECORD_AND_SAMPLE
+
+    @property
+    def root_ratio(self) -> float:
+        """The share of root spans that the sampler keeps."""
+        return _root_ratio()
+
+    def record(self, span: RecordedSpan) -> None:
+        """Send a span that another process has measured."""
+        made = ReadableSpan(
+            span.name,
+            SpanContext(span.trace_id, span.span_id, is_remote=False, trace_flags=_SAMPLED),
+            resource=self._provider.resource,
+            attributes=span.attributes,
+            kind=SpanKind.SERVER,
+            instrumentation_scope=InstrumentationScope("shoal.lane"),
+            status=Status(StatusCode.ERROR if span.failed else StatusCode.UNSET),
+            start_time=span.start_ns,
+            end_time=span.end_ns,
+        )
+        for batches in self._batches:
+            batches.on_end(made)
 
     def close(self) -> bool:
         """Flush for at most FLUSH_S seconds. Return False if spans may be left."""
@@ -125,11 +157,18 @@ class _DrawnIds(RandomIdGenerator):
 
 
 def _sampler() -> Sampler:
-    name = variables.choice("OTEL_TRACES_SAMPLER", tuple(_SAMPLERS), "parentbased_always_on")
-    ratio = 1.0
+    return _SAMPLERS[_sampler_name()](_root_ratio())
+
+
+def _sampler_name() -> str:
+    return variables.choice("OTEL_TRACES_SAMPLER", tuple(_SAMPLERS), "parentbased_always_on")
+
+
+def _root_ratio() -> float:
+    name = _sampler_name()
     if name.endswith("ratio"):
-        ratio = variables.ratio("OTEL_TRACES_SAMPLER_ARG", 1.0)
-    return _SAMPLERS[name](ratio)
+        return variables.ratio("OTEL_TRACES_SAMPLER_ARG", 1.0)
+    return float(name.endswith("always_on"))
 
 
 def _exporters() -> list[SpanExporter]:

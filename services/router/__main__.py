@@ -34,7 +34,7 @@ from services.router.rest.openapi import pages
 from services.router.rest.service import Service
 from services.router.rest.table import ROUTES
 from services.router.settings import Settings
-from services.router.telemetry.statistics import AdmissionMetrics
+from services.router.telemetry.statistics import AdmissionMetrics, LaneMetrics
 from shoal.controller.v1.controller_service_pb2_grpc import ControllerServiceStub
 from shoal.router.v1.router_service_pb2_grpc import add_RouterServiceServicer_to_server
 
@@ -72,6 +72,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         watch, admission = router.watch, router.admission
         REGISTRY.register(router.statistics)
         REGISTRY.register(AdmissionMetrics(admission, router.forwarder.budget))
+        if router.lane is not None:
+            REGISTRY.register(LaneMetrics(router.lane))
         rpc = _rpc_server(settings, router.callers, shared=shared)
         rpc.grpc.add_generic_rpc_handlers((router.service.methods(),))
         own = ProcessStatistics(watch, router.statistics)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from services.common import telemetry
 from services.common.caller import CallerPolicy
 from services.common.memory import total_memory
 from services.router.admission.admission import Admission
@@ -197,6 +198,7 @@ def _lane(
             HTTP: f"127.0.0.1:{settings.http_port}",
         },
         journal=str(at.journal),
+        trace_ratio=telemetry.root_ratio(),
         max_message=settings.max_received_bytes,
         max_headers=settings.max_header_bytes,
         max_streams=settings.max_streams,

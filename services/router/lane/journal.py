@@ -15,6 +15,8 @@ from typing import Final
 
 import structlog
 
+from services.common import telemetry
+from services.common.sampling import RecordedSpan
 from services.router.core.routing.routes import Replica, Target
 
 _PIPE_BYTES: Final = 1 << 20
@@ -22,6 +24,7 @@ _READ_BYTES: Final = 1 << 18
 _BEGUN: Final = b"UpstreamPoolReady"
 _ENDED: Final = b"UpstreamEnd"
 _PROBE: Final = b"PROBE"
+_TRACE: Final = b"TRACE"
 _NEVER_SENT: Final = b"-"
 #: gRPC's UNAVAILABLE and NOT_FOUND: the request is repeated at the Router, which counts it.
 _REPEATED: Final = frozenset({b"5", b"14", b"-"})
@@ -121,6 +124,8 @@ class Journal:
                 self._begun(replica)
             else:
                 self._end(replica, words)
+        elif kind == _TRACE:
+            self._trace(rest.split(b" "))
         elif kind == _PROBE:
             self._probe = rest
             self._probed.set()
@@ -134,15 +139,38 @@ class Journal:
             del self._in_flight[replica]
         else:
             self._in_flight[replica] = count - 1
-        status, http_status, micros = words[2], words[3], words[4]
-        if status == b"-" and http_status != b"0":  # HTTP has no other status
-            status = b"0" if http_status == b"200" else b"2"
+        status, micros = _status(words[2], words[3]), words[4]
         seconds = None
         if status not in _REPEATED and micros.isdigit():
             seconds = int(micros) / 1e6
         self._ended(replica, seconds, status != b"0")
         self._ended_one.set()
         self._ended_one.clear()
+
+    def _trace(self, words: list[bytes]) -> None:
+        """Record the span of a traced request."""
+        replica = self._replica(words[0], words[1])
+        if replica is None or len(words) != 7:
+            return
+        _, trace_id, span_id, _ = words[4].decode().split("-")
+        start = int(words[5]) * 1000
+        micros = int(words[6]) if words[6].isdigit() else 0
+        telemetry.record(
+            RecordedSpan(
+                "inference.GRPCInferenceService/ModelInfer",
+                int(trace_id, 16),
+                int(span_id, 16),
+                start,
+                start + micros * 1000,
+                _status(words[2], words[3]) != b"0",
+                {
+                    "shoal.model": replica.target.model,
+                    "shoal.version": str(replica.target.version),
+                    "shoal.server": replica.server,
+                    "shoal.lane": "true",
+                },
+            )
+        )
 
     def _replica(self, route: bytes, host: bytes) -> Replica | None:
         """Return the replica, or None if the request went to the Router."""
@@ -156,3 +184,10 @@ class Journal:
             found = Replica(server, Target(model, int(version)))
         self._replicas[key] = found
         return found
+
+
+def _status(grpc: bytes, http: bytes) -> bytes:
+    """Return the status of gRPC, for HTTP as well: 0 or 2, or "-" if no answer came."""
+    if grpc != b"-" or http == b"0":
+        return grpc
+    return b"0" if http == b"200" else b"2"

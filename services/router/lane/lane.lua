@@ -21,6 +21,11 @@ local MOST_KNOWN = 4096
 local MODEL, VERSION, PARAMETER, INPUT, OUTPUT, CONTENTS = 10, 18, 34, 42, 50, 58 -- tags
 local SHAPE, SHAPE_ITEM = 26, 24 -- tags of an input
 
+local RATIO = @RATIO@ -- share of the requests in the lane that are traced
+
+-- The state of a table's address differs from process to process.
+math.randomseed(os.time() + tonumber(string.match(tostring({}), "0x(%x+)"), 16) % 2147483648)
+
 local byte, char, find, floor, sub = string.byte, string.char, string.find, math.floor, string.sub
 local gmatch, match = string.gmatch, string.match
 
@@ -143,6 +148,18 @@ local function holds(headers, names)
   return false
 end
 
+local function random_hex(words)
+  local parts = {}
+  for i = 1, words do parts[i] = string.format("%08x", math.random(0, 4294967295)) end
+  return table.concat(parts)
+end
+
+-- Returns whether the caller has the request traced, which the Router does.
+local function is_traced(headers)
+  local parent = headers:get("traceparent")
+  return parent ~= nil and match(parent, "^00%-%x+%-%x+%-%x[02468aceACE]$") == nil
+end
+
 -- Marks a request if the routes have a place for it. Returns the place's metadata if it is to be
 -- sent there.
 local function mark(handle, key, timed)
@@ -155,13 +172,20 @@ local function mark(handle, key, timed)
     handle:clearRouteCache()
     return nil
   end
+  if route:get("lane") then
+    headers:remove("traceparent") -- a server traces every request that has one
+    headers:remove("tracestate")
+    if RATIO > 0 and math.random() < RATIO then
+      headers:add("traceparent", "00-" .. random_hex(4) .. "-" .. random_hex(2) .. "-01")
+    end
+  end
   return route
 end
 
 local function grpc(handle)
   local headers = handle:headers()
   headers:remove(MARK)
-  if headers:get(":path") ~= INFER or holds(headers, HELD) then return end
+  if headers:get(":path") ~= INFER or holds(headers, HELD) or is_traced(headers) then return end
   local timed = headers:get("grpc-timeout") ~= nil
   local body = handle:body()
   if body == nil then return end
@@ -215,7 +239,7 @@ local function http(handle)
   local path = headers:get(":path")
   if headers:get(":method") ~= "POST" or sub(path, 1, 11) ~= "/v2/models/"
     or sub(path, -6) ~= "/infer" or holds(headers, HELD) or holds(headers, HELD_HTTP)
-    or not is_own(headers:get(":authority"))
+    or is_traced(headers) or not is_own(headers:get(":authority"))
   then
     return
   end

@@ -28,11 +28,11 @@ from services.router.lane.resources import (
     LISTENER,
     ROUTES,
     Front,
-    Routes,
     listeners,
     router_clusters,
     servers_cluster,
 )
+from services.router.lane.routes import Routes
 from services.router.servers.cancellation import Cancellations
 from services.router.waiting import within
 
@@ -115,6 +115,16 @@ class Lane:
     def __len__(self) -> int:
         """Return the number of models in the lane."""
         return len(self._places)
+
+    @property
+    def refused(self) -> int:
+        """Configurations that a proxy refused."""
+        return self._discovery.refused
+
+    @property
+    def proxies(self) -> int:
+        """Proxies that are connected."""
+        return len(self._discovery)
 
     def _change(self, change: Change | None) -> Awaitable[None] | None:
         """Take over a change to the table. Returns what to wait for until nothing new is sent to

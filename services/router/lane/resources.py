@@ -1,22 +1,18 @@
-"""Envoy's configuration: listeners, clusters, and the routes of what is in the lane."""
+"""Envoy's configuration: listeners and clusters."""
 
 import ipaddress
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Final
-from urllib.parse import quote
 
-from services.router.core.routing.lane import HELD_HEADERS, HELD_HTTP_HEADERS, Place
-from services.router.lane import probe
-from services.router.lane.xds import TYPE as _TYPE
-from services.router.lane.xds import message, parsed
+from services.router.core.routing.lane import HELD_HEADERS, HELD_HTTP_HEADERS
+from services.router.lane.xds import TYPE, parsed
 
 GRPC: Final = "grpc"
 HTTP: Final = "http"
 ROUTER: Final = "router"  # the cluster of the Router itself; `router:http` is its HTTP port
 MARK: Final = "x-shoal-lane"
-PEER: Final = "x-shoal-peer"
 
 LISTENER: Final = "envoy.config.listener.v3.Listener"
 CLUSTER: Final = "envoy.config.cluster.v3.Cluster"
@@ -26,38 +22,6 @@ _SCRIPT: Final = files(__package__).joinpath("lane.lua").read_text()
 _WINDOW: Final = 256 << 20  # bytes; a stream's largest flow-control window is 2 GiB
 _SEPARATOR: Final = ","  # between the servers in a cluster's name; no name has one
 
-_ONCE: Final = {
-    "num_retries": 1,
-    "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.001s"},
-    "retry_priority": {
-        "name": "envoy.retry_priorities.previous_priorities",
-        "typed_config": {
-            "@type": _TYPE
-            + "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig",
-            "update_frequency": 1,
-        },
-    },
-}
-_BROKEN: Final = "connect-failure,refused-stream,reset,reset-before-request"
-# A lane's request that its server no longer knows, or breaks off, goes to the Router.
-_RETRY: Final = {
-    GRPC: {
-        "retry_on": f"{_BROKEN},unavailable,retriable-headers",
-        "retriable_headers": [{"name": "grpc-status", "string_match": {"exact": "5"}}],
-        **_ONCE,
-    },
-    HTTP: {
-        "retry_on": f"{_BROKEN},retriable-status-codes",
-        "retriable_status_codes": [404, 503],
-        **_ONCE,
-    },
-}
-# While the Router is away, which is nothing sent yet, requests wait for it: for half a minute.
-_UNTIL_BACK: Final = {
-    "retry_on": "connect-failure,refused-stream",
-    "num_retries": 120,
-    "retry_back_off": {"base_interval": "0.05s", "max_interval": "0.5s"},
-}
 _MOST: Final = 1 << 20  # of connections and requests: limits are the Router's and Triton's
 # Only connections count: a model's own errors say nothing about its server.
 _LEAVE: Final = {
@@ -89,6 +53,8 @@ class Front:
     router: Mapping[str, str]
     #: The file in which each request to a server is noted twice.
     journal: str
+    #: Share of the requests in the lane that are traced.
+    trace_ratio: float
     max_message: int
     max_headers: int
     max_streams: int
@@ -111,7 +77,7 @@ def listeners(front: Front) -> dict[str, Any]:
 def _listener(name: str, address: str, routes: str, front: Front, *, public: bool) -> Any:
     http2 = public and routes == GRPC
     manager: dict[str, Any] = {
-        "@type": _TYPE + "envoy.extensions.filters.network.http_connection_manager.v3."
+        "@type": TYPE + "envoy.extensions.filters.network.http_connection_manager.v3."
         "HttpConnectionManager",
         "stat_prefix": name,
         "codec_type": "HTTP2" if http2 else "HTTP1",
@@ -125,7 +91,7 @@ def _listener(name: str, address: str, routes: str, front: Front, *, public: boo
         "normalize_path": False,
         "http_protocol_options": {"accept_http_10": True},
         "http_filters": [
-            *([_script(routes)] if public else []),
+            *([_script(routes, front.trace_ratio)] if public else []),
             {"name": "envoy.filters.http.router", "typed_config": _router_filter(front, public)},
         ],
     }
@@ -160,15 +126,16 @@ def _listener(name: str, address: str, routes: str, front: Front, *, public: boo
 _V3: Final = {"resource_api_version": "V3"}
 
 
-def _script(kind: str) -> dict[str, Any]:
+def _script(kind: str, trace_ratio: float) -> dict[str, Any]:
     """Return the filter that marks what may go into the lane."""
     script = f"{_SCRIPT}\nenvoy_on_request = {kind}\n"
+    script = script.replace("@RATIO@", str(trace_ratio))
     for place, names in (("@HELD@", HELD_HEADERS), ("@HELD_HTTP@", HELD_HTTP_HEADERS)):
         script = script.replace(place, ", ".join(f'"{name}"' for name in names))
     return {
         "name": "envoy.filters.http.lua",
         "typed_config": {
-            "@type": _TYPE + "envoy.extensions.filters.http.lua.v3.Lua",
+            "@type": TYPE + "envoy.extensions.filters.http.lua.v3.Lua",
             "default_source_code": {"inline_string": script},
         },
     }
@@ -179,25 +146,41 @@ _LINE: Final = (
     "%ACCESS_LOG_TYPE% %ROUTE_NAME% %UPSTREAM_HOST% %GRPC_STATUS_NUMBER% %RESPONSE_CODE% "
     "%COMMON_DURATION(DS_RX_BEG:US_RX_END:us)% %COMMON_DURATION(US_CX_BEG:US_TX_BEG:us)%\n"
 )
+# Target, server, status, traceparent, seconds and microseconds when it came, and how long it took.
+_TRACE_LINE: Final = (
+    "TRACE %ROUTE_NAME% %UPSTREAM_HOST% %GRPC_STATUS_NUMBER% %RESPONSE_CODE% %REQ(TRACEPARENT)% "
+    "%START_TIME(%s%6f)% %COMMON_DURATION(DS_RX_BEG:US_RX_END:us)%\n"
+)
+_TRACED: Final = {
+    "and_filter": {
+        "filters": [
+            {"log_type_filter": {"types": ["UpstreamEnd"]}},
+            {"header_filter": {"header": {"name": "traceparent", "present_match": True}}},
+        ]
+    }
+}
 
 
 def _router_filter(front: Front, public: bool) -> dict[str, Any]:
     settings: dict[str, Any] = {
-        "@type": _TYPE + "envoy.extensions.filters.http.router.v3.Router",
+        "@type": TYPE + "envoy.extensions.filters.http.router.v3.Router",
         "suppress_envoy_headers": True,
         "dynamic_stats": False,
     }
     if public:
         settings["upstream_log"] = [_log(front.journal, _LINE)]
+        if front.trace_ratio:
+            settings["upstream_log"].append(_log(front.journal, _TRACE_LINE, _TRACED))
         settings["upstream_log_options"] = {"flush_upstream_log_on_upstream_stream": True}
     return settings
 
 
-def _log(path: str, line: str) -> dict[str, Any]:
+def _log(path: str, line: str, only: dict[str, Any] | None = None) -> dict[str, Any]:
     return {
         "name": "envoy.access_loggers.file",
+        **({"filter": only} if only is not None else {}),
         "typed_config": {
-            "@type": _TYPE + "envoy.extensions.access_loggers.file.v3.FileAccessLog",
+            "@type": TYPE + "envoy.extensions.access_loggers.file.v3.FileAccessLog",
             "path": path,
             "log_format": {"text_format_source": {"inline_string": line}},
         },
@@ -258,7 +241,7 @@ def _cluster(name: str, kind: str, priorities: Sequence[Sequence[str]]) -> Any:
             **({"outlier_detection": _LEAVE} if len(priorities) > 1 else {}),
             "typed_extension_protocol_options": {
                 "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                    "@type": _TYPE + "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                    "@type": TYPE + "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
                     "explicit_http_config": protocol,
                 }
             },
@@ -278,127 +261,6 @@ def _cluster(name: str, kind: str, priorities: Sequence[Sequence[str]]) -> Any:
     )
 
 
-class Routes:
-    """The routes of one public port, changed model by model."""
-
-    def __init__(self, kind: str) -> None:
-        self._kind = kind
-        self._config = parsed(ROUTES, {"name": kind, "virtual_hosts": [_virtual_host(kind)]})
-        host = self._config.virtual_hosts[0]
-        self._entries = host.matcher.matcher_tree.exact_match_map.map
-        self._revision = self._config.virtual_hosts.add(name="revision", domains=[probe.HOST])
-        answer = self._revision.routes.add()
-        answer.match.prefix = "/"
-        answer.direct_response.status = 200
-        self._body = answer.direct_response.body
-        #: The keys of each model.
-        self._of_model: dict[str, list[str]] = {}
-
-    def update(
-        self, model: str, places: Iterable[tuple[str, Place]], untimed: frozenset[str]
-    ) -> None:
-        """Replace the routes of a model. `untimed` servers get no request with a deadline."""
-        for key in self._of_model.pop(model, ()):
-            self._entries.pop(key, None)
-        keys = []
-        for version, found in places:
-            key = self.key(model, version)
-            keys.append(key)
-            self._entries[key].CopyFrom(self._entry(key, found, untimed))
-        if keys:
-            self._of_model[model] = keys
-
-    def key(self, model: str, version: str) -> str:
-        """Return what a request for `model` and `version` is recognised by: its mark or path."""
-        if self._kind == GRPC:
-            return f"{version}/{model}"
-        middle = f"/versions/{quote(version, safe='')}" if version else ""
-        return f"/v2/models/{quote(model, safe='')}{middle}/infer"
-
-    def serialized(self, revision: str) -> bytes:
-        """Return the routes as a RouteConfiguration, and have probes answer with `revision`."""
-        self._body.inline_string = revision
-        return bytes(self._config.SerializeToString())
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def _entry(self, key: str, found: Place, untimed: frozenset[str]) -> Any:
-        route = _ROUTE[self._kind]
-        route.name = str(found.target)
-        route.route.cluster = cluster_name(self._kind, found.servers)
-        fields = route.metadata.filter_metadata["envoy.filters.http.lua"].fields
-        fields.clear()
-        if self._kind == GRPC:
-            if not found.named:
-                number = str(found.target.version)
-                fields["suffix"].string_value = f"\x12{chr(len(number))}{number}"
-            if not untimed.isdisjoint(found.servers):
-                fields["untimed"].bool_value = True
-        else:
-            route.match.Clear()
-            route.match.path = key  # a rewrite replaces what was matched
-            model = quote(found.target.model, safe="")
-            route.route.prefix_rewrite = f"/v2/models/{model}/versions/{found.target.version}/infer"
-        entry = message("xds.type.matcher.v3.Matcher.OnMatch")
-        entry.action.name = "route"
-        entry.action.typed_config.Pack(route)
-        return entry
-
-
-def _virtual_host(kind: str) -> dict[str, Any]:
-    return {
-        "name": "all",
-        "domains": ["*"],
-        "retry_policy": _RETRY[kind],
-        "request_headers_to_remove": [MARK, "x-forwarded-proto"],
-        "matcher": {
-            "matcher_tree": {
-                "input": {
-                    "name": "key",
-                    "typed_config": {
-                        "@type": _TYPE + "envoy.type.matcher.v3.HttpRequestHeaderMatchInput",
-                        "header_name": MARK,
-                    },
-                },
-                # Envoy takes no empty map. No request has this key.
-                "exact_match_map": {"map": {"\x7f": _on_match(_to_router(kind))}},
-            },
-            "on_no_match": _on_match(_to_router(kind)),
-        },
-    }
-
-
-def _to_router(kind: str) -> dict[str, Any]:
-    return {
-        "name": ROUTER,
-        "match": {"prefix": "/"},
-        "route": {
-            "cluster": cluster_name(kind, ()),
-            "timeout": "0s",
-            "retry_policy": _UNTIL_BACK,
-        },
-        "per_request_buffer_limit_bytes": _MOST,
-        "request_headers_to_add": [
-            {
-                "header": {"key": PEER, "value": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%"},
-                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-            }
-        ],
-    }
-
-
-_IN_LANE: Final = {
-    "match": {"prefix": "/"},
-    "route": {"timeout": "0s", "max_stream_duration": {"grpc_timeout_header_max": "0s"}},
-}
-
-
-def _on_match(route: dict[str, Any]) -> dict[str, Any]:
-    typed = {"@type": _TYPE + "envoy.config.route.v3.Route", **route}
-    return {"action": {"name": "route", "typed_config": typed}}
-
-
 def _address(address: str) -> dict[str, Any]:
     host, _, port = address.rpartition(":")
     return {"socket_address": {"address": host.strip("[]"), "port_value": int(port)}}
@@ -410,6 +272,3 @@ def _is_ip(address: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-_ROUTE: Final = {kind: parsed("envoy.config.route.v3.Route", _IN_LANE) for kind in (GRPC, HTTP)}

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -72,6 +72,46 @@ _FAMILIES: Final = (
     ("shoal_router_request_seconds", "Time taken by all requests.", "seconds"),
     ("shoal_router_cold_seconds", "Time taken by cold requests.", "cold_seconds"),
 )
+
+
+class LaneState(Protocol):
+    """What is told about the lane."""
+
+    #: Changes of the table that did not wait for the proxy any longer.
+    overdue: int
+
+    def __len__(self) -> int:
+        """Return the number of models in the lane."""
+
+    @property
+    def refused(self) -> int:
+        """Configurations that a proxy refused."""
+
+    @property
+    def proxies(self) -> int:
+        """Proxies that are connected."""
+
+
+class LaneMetrics(Collector):
+    """The state of the `lane`."""
+
+    def __init__(self, lane: LaneState) -> None:
+        self._lane = lane
+
+    def collect(self) -> Iterator[Metric]:
+        lane = self._lane
+        yield GaugeMetricFamily("shoal_router_lane_models", "Models in the lane.", len(lane))
+        yield GaugeMetricFamily(
+            "shoal_router_lane_proxies", "Proxies that follow this Router.", lane.proxies
+        )
+        yield CounterMetricFamily(
+            "shoal_router_lane_overdue",
+            "Changes of the table that did not wait for the proxy any longer.",
+            lane.overdue,
+        )
+        yield CounterMetricFamily(
+            "shoal_router_lane_refused", "Configurations that a proxy refused.", lane.refused
+        )
 
 
 class AdmissionMetrics(Collector):
