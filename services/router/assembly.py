@@ -199,6 +199,7 @@ def _lane(
         },
         journal=str(at.journal),
         trace_ratio=telemetry.root_ratio(),
+        router_workers=settings.workers,
         max_message=settings.max_received_bytes,
         max_headers=settings.max_header_bytes,
         max_streams=settings.max_streams,

@@ -867,4 +867,4 @@ def test_metrics_count_what_came_by_http(shoal: Server) -> None:
 
     before = count()
     shoal.ask("POST", INFER, inputs(NUMBERS))
-    assert count() == before + 1
+    wait_until(lambda: count() == before + 1, 5, "the request is counted")

@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.embedded import leftovers, runs
 from services.embedded.background import BackgroundStack
+from services.embedded.lane import binary
 from services.embedded.leftovers import is_alive
 from tests.support.waiting import wait_until
 
@@ -69,7 +70,8 @@ def assert_nothing_left(stack: BackgroundStack) -> None:
 def test_it_comes_up_and_says_how_to_call_it(lasting: BackgroundStack) -> None:
     announced = lasting.announced()
     services = {"router", "controller", "registry", "collector"}
-    assert set(announced.parts) == {*services, "triton-0", "triton-1"}
+    lane = {"lane"} if binary() else set()
+    assert set(announced.parts) == {*services, *lane, "triton-0", "triton-1"}
     assert set(announced.tritons) == {"triton-0", "triton-1"}
     for address in (lasting.router_grpc, lasting.registry, lasting.controller):
         with grpc.insecure_channel(address) as channel:

@@ -28,6 +28,7 @@ def stack() -> Iterator[Fleet]:
         "--max-models=3",
         "--trace-ratio=0",
         f"--router-workers={WORKERS}",
+        "--lane=off",  # which has fewer connections to them than there are clients
     ) as running:
         yield fleet(running)
 

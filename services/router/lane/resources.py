@@ -22,6 +22,8 @@ _SCRIPT: Final = files(__package__).joinpath("lane.lua").read_text()
 _WINDOW: Final = 256 << 20  # bytes; a stream's largest flow-control window is 2 GiB
 _SEPARATOR: Final = ","  # between the servers in a cluster's name; no name has one
 
+# Of one connection to a Router of several processes, among which the kernel divides connections.
+_STREAMS_OF_SHARED: Final = 8
 _MOST: Final = 1 << 20  # of connections and requests: limits are the Router's and Triton's
 # Only connections count: a model's own errors say nothing about its server.
 _LEAVE: Final = {
@@ -55,6 +57,8 @@ class Front:
     journal: str
     #: Share of the requests in the lane that are traced.
     trace_ratio: float
+    #: Router processes that share its ports.
+    router_workers: int
     max_message: int
     max_headers: int
     max_streams: int
@@ -190,7 +194,12 @@ def _log(path: str, line: str, only: dict[str, Any] | None = None) -> dict[str, 
 def router_clusters(front: Front) -> dict[str, Any]:
     """Return the clusters of the Router's own ports, by name."""
     return {
-        cluster_name(kind, ()): _cluster(cluster_name(kind, ()), kind, [[address]])
+        cluster_name(kind, ()): _cluster(
+            cluster_name(kind, ()),
+            kind,
+            [[address]],
+            streams=_MOST if front.router_workers == 1 else _STREAMS_OF_SHARED,
+        )
         for kind, address in front.router.items()
     }
 
@@ -207,7 +216,9 @@ def servers_cluster(
     return _cluster(cluster_name(kind, servers), kind, [addresses, [front.router[kind]]])
 
 
-def _cluster(name: str, kind: str, priorities: Sequence[Sequence[str]]) -> Any:
+def _cluster(
+    name: str, kind: str, priorities: Sequence[Sequence[str]], streams: int = _MOST
+) -> Any:
     """Return a cluster. One with several priorities leaves servers to which no connection can be
     made."""
     numeric = all(_is_ip(address) for addresses in priorities for address in addresses)
@@ -217,7 +228,7 @@ def _cluster(name: str, kind: str, priorities: Sequence[Sequence[str]]) -> Any:
             "http2_protocol_options": {
                 "initial_stream_window_size": _WINDOW,
                 "initial_connection_window_size": _WINDOW,
-                "max_concurrent_streams": _MOST,
+                "max_concurrent_streams": streams,
             }
         }
     return parsed(
