@@ -74,7 +74,8 @@ class Lane:
         self._places: dict[str, _Places] = {}
         #: The addresses of each cluster of servers, by kind of port and the servers' names.
         self._clusters: dict[_Cluster, tuple[str, ...]] = {}
-        self._untimed: frozenset[str] = frozenset()
+        #: Servers that bear that a request is cancelled. It is not known of others.
+        self._bearing: frozenset[str] = frozenset()
         #: Names the revisions of this process.
         self._run = uuid.uuid4().hex[:8]
         self._revision = 0
@@ -161,7 +162,7 @@ class Lane:
                 del self._places[model]
             for kind, routes in self._routes.items():
                 found = after.get(kind, ())
-                routes.update(model, found, self._untimed)
+                routes.update(model, found, self._bearing)
                 wanted.update((kind, place.servers) for _, place in found)
         if readdressed or not wanted <= self._clusters.keys():
             self._address_clusters(wanted)
@@ -271,14 +272,14 @@ class Lane:
         while True:
             addresses = dict(self._watch.table.addresses)
             borne = await asyncio.gather(*map(self._cancellations.bears, addresses.values()))
-            untimed = frozenset(
-                server for server, bears in zip(addresses, borne, strict=True) if not bears
+            bearing = frozenset(
+                server for server, bears in zip(addresses, borne, strict=True) if bears
             )
-            if untimed != self._untimed:
-                self._untimed = untimed
+            if bearing != self._bearing:
+                self._bearing = bearing
                 for model, placed in self._places.items():
                     for kind, routes in self._routes.items():
-                        routes.update(model, placed.get(kind, ()), untimed)
+                        routes.update(model, placed.get(kind, ()), bearing)
                 self._revision += 1
                 self._discovery.offer(ROUTES, self._route_resources)
             await asyncio.sleep(_ASK_SECONDS)

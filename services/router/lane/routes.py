@@ -63,16 +63,17 @@ class Routes:
         self._of_model: dict[str, list[str]] = {}
 
     def update(
-        self, model: str, places: Iterable[tuple[str, Place]], untimed: frozenset[str]
+        self, model: str, places: Iterable[tuple[str, Place]], bearing: frozenset[str]
     ) -> None:
-        """Replace the routes of a model. `untimed` servers get no request with a deadline."""
+        """Replace the routes of a model. Only `bearing` servers get requests with a deadline, which
+        may be cancelled."""
         for key in self._of_model.pop(model, ()):
             self._entries.pop(key, None)
         keys = []
         for version, found in places:
             key = self.key(model, version)
             keys.append(key)
-            self._entries[key].CopyFrom(self._entry(key, found, untimed))
+            self._entries[key].CopyFrom(self._entry(key, found, bearing))
         if keys:
             self._of_model[model] = keys
 
@@ -91,7 +92,7 @@ class Routes:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def _entry(self, key: str, found: Place, untimed: frozenset[str]) -> Any:
+    def _entry(self, key: str, found: Place, bearing: frozenset[str]) -> Any:
         route = _ROUTE[self._kind]
         route.name = str(found.target)
         route.route.cluster = cluster_name(self._kind, found.servers)
@@ -102,7 +103,7 @@ class Routes:
             if not found.named:
                 number = str(found.target.version)
                 fields["suffix"].string_value = f"\x12{chr(len(number))}{number}"
-            if not untimed.isdisjoint(found.servers):
+            if not bearing.issuperset(found.servers):
                 fields["untimed"].bool_value = True
         else:
             route.match.Clear()
