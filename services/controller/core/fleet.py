@@ -267,7 +267,7 @@ class Fleet:
         self.agenda.is_displaced(key)
         self.accounts[server].add(replica, -1)
         del self.replicas[server][unit]
-        self.uses.forget(key)
+        self.uses.forget(replica)
         _discard(self.where, unit, server)
         _discard(self.of_model, unit.model, key)
         self.look_at_host(server)

@@ -263,7 +263,7 @@ def the_roster_is_current(fleet: Fleet, now: float) -> Iterator[str]:
     if len(fleet.servers) <= LOOK_AT_ALL:
         return
     for server, room in fleet.roster.rooms().items():
-        if server not in fleet.agenda.changed and room != placement.room_score(fleet, server):
+        if server not in fleet.agenda.changed and room != placement.room(fleet, server):
             yield f"The roster has {server} with a room of {room}, which is not so."
 
 

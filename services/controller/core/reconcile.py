@@ -41,6 +41,7 @@ def forget_unit(fleet: Fleet, unit: Unit, now: float) -> None:
     fleet.known.remove(unit)
     fleet.failures.clear(unit)
     fleet.habits.forget_unit(unit)
+    fleet.uses.forget_unit(unit)
     for replica in list(fleet.everywhere(unit)):
         if replica.state is State.QUEUED:
             fleet.remove(replica, Cause.ABANDONED, now)
@@ -158,7 +159,7 @@ def adopt(
         digest=spec.digest if spec is not None else "",
         fingerprint=spec.fingerprint if spec is not None else "",
     )
-    fleet.uses.start(replica, now - idle)
+    fleet.uses.start(replica, now - idle, loads=False)
     fleet.put(replica)
     if state is not State.READY:
         fleet.tell(ev.Settle(key, attempt, loading=state is State.LOADING))

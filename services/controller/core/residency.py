@@ -25,6 +25,7 @@ from services.controller.core import (
     draining,
     invariants,
     loading,
+    placement,
     placing,
     reconcile,
     upkeep,
@@ -34,7 +35,6 @@ from services.controller.core.entities import Server
 from services.controller.core.fleet import Fleet
 from services.controller.core.history import History
 from services.controller.core.limits import Limits
-from services.controller.core.placement import room_score
 from services.controller.core.roster import LOOK_AT_ALL
 
 Reaction = Callable[[Fleet, Any, float], None]
@@ -127,5 +127,5 @@ def _enrol(fleet: Fleet, touched: Iterable[str]) -> None:
     """Tell the roster what became of the servers that were touched."""
     if len(fleet.servers) > LOOK_AT_ALL:
         for server in touched:
-            lowest = fleet.uses.orders[server].lowest() - fleet.uses.clocks[server]
-            fleet.roster.changed(server, room_score(fleet, server), lowest)
+            room, lowest = placement.room(fleet, server), placement.lowest(fleet, server)
+            fleet.roster.changed(server, room, lowest)

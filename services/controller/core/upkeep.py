@@ -3,14 +3,23 @@
 from dataclasses import replace
 from typing import Final
 
-from services.controller.core import accounts, blame, copies, demand, draining, placing, victims
+from services.controller.core import (
+    accounts,
+    blame,
+    copies,
+    demand,
+    draining,
+    placing,
+    victims,
+)
 from services.controller.core import events as ev
 from services.controller.core.copies import Pressure
 from services.controller.core.entities import Health, Replica, ReplicaKey, Server, Unit
 from services.controller.core.fleet import Fleet
 from services.controller.core.placement import Place, place
+from services.controller.core.slots import none_free
 from services.controller.core.states import COMING, State
-from services.controller.core.victims import Terms
+from services.controller.core.victims import Later, Terms
 from services.controller.core.waiting import Purpose
 
 AT_A_TICK: Final = 64  # servers that are looked after
@@ -189,6 +198,8 @@ def make_headroom(fleet: Fleet, server: Server, now: float) -> None:
         return
     if account.busy or now - account.ready_at < CALM_SECONDS:
         return  # an unload would take its share of what the newcomer's first requests need
+    if none_free(fleet, server.id) is not None:
+        return  # no load could begin in the room that is made
     terms = Terms(idle_since=now - fleet.limits.headroom_idle_seconds)
     while over := account.excess(server, server.soft, slots):
         family = victims.first_to_free(fleet, server.id, over, terms)
@@ -230,7 +241,7 @@ def moved_first(fleet: Fleet, replica: Replica, now: float) -> bool:
     spec = fleet.known.specs.get(unit)
     if spec is None or demand.hopeless(fleet, unit, now) is not None:
         return False
-    if not isinstance(place(fleet, spec, Terms(), now), Place):
+    if not isinstance(place(fleet, spec, Terms(), now), Place | Later):
         return False
     target = len(fleet.ready(unit)) + 1
     fleet.wants.want(
