@@ -30,6 +30,12 @@ def catalogue_changed(fleet: Fleet, event: ev.CatalogueChanged, now: float) -> N
     fleet.publish(event.models)
 
 
+def uses_recalled(fleet: Fleet, event: ev.UsesRecalled, now: float) -> None:
+    for unit, (uses, idle) in event.uses.items():
+        if unit in fleet.known.specs:
+            fleet.uses.recall(unit, uses, now - idle)
+
+
 def forget_unit(fleet: Fleet, unit: Unit, now: float) -> None:
     gone = VersionNotFound(
         model=unit.model,

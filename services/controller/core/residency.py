@@ -41,6 +41,7 @@ Reaction = Callable[[Fleet, Any, float], None]
 
 REACTIONS: Final[dict[type, Reaction]] = {
     ev.CatalogueChanged: reconcile.catalogue_changed,
+    ev.UsesRecalled: reconcile.uses_recalled,
     ev.ServerFound: reconcile.server_found,
     ev.ServerLost: reconcile.server_lost,
     ev.DrainWanted: reconcile.drain_wanted,

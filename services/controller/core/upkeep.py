@@ -23,6 +23,7 @@ from services.controller.core.victims import Later, Terms
 from services.controller.core.waiting import Purpose
 
 AT_A_TICK: Final = 64  # servers that are looked after
+TOLD_AT_A_TICK: Final = 64  # units whose uses are told
 STRANGER_SECONDS: Final = 30.0  # a model that is not in the catalogue may be about to be
 CALM_SECONDS: Final = 1.0  # no headroom is made so soon after a load
 BUSY_SECONDS: Final = 10.0  # a replica used within them is moved before it leaves
@@ -46,6 +47,7 @@ def tick(fleet: Fleet, event: ev.Tick, now: float) -> None:
         else:
             make_headroom(fleet, server, now)
     predict(fleet, event.wall, now)
+    tell_uses(fleet, now)
     placing.retry(fleet, now)
     fleet.forget_departed(now, fleet.limits.router_seconds)
 
@@ -253,6 +255,19 @@ def moved_first(fleet: Fleet, replica: Replica, now: float) -> bool:
         why="to be moved off a drained server",
     )
     return True
+
+
+# --- what is to be remembered ---------------------------------------------------------------------
+
+
+def tell_uses(fleet: Fleet, now: float) -> None:
+    """Have some of the uses that have changed kept beyond this Controller's life."""
+    for unit in fleet.uses.take_untold(now, TOLD_AT_A_TICK):
+        spec = fleet.known.specs.get(unit)
+        uses = fleet.uses.total(unit, fleet.where.get(unit, ()))
+        if spec is not None and uses.uses:
+            idle = now - uses.at
+            fleet.tell(ev.Used(unit, spec.config_digest, spec.fingerprint, uses.uses, idle))
 
 
 # --- prediction -----------------------------------------------------------------------------------

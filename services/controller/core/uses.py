@@ -1,6 +1,8 @@
 """How each replica is used, and the rank that its server's eviction policy gives it for that."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Final
 
 from services.controller.core.entities import Replica, ReplicaKey, Server, Unit, Use
 from services.controller.core.fame import Faded, Fame
@@ -9,7 +11,8 @@ from services.controller.core.limits import Limits
 from services.controller.core.ranking import POLICIES, Order, Rank
 from services.controller.core.states import State
 
-UNUSED = Use(float("-inf"))
+UNUSED: Final = Use(float("-inf"))
+TELL_SECONDS: Final = 60.0  # after which a unit's uses are told again
 
 
 class Uses:
@@ -19,6 +22,8 @@ class Uses:
         "_half_life",
         "_known",
         "_servers",
+        "_telling",
+        "_told_at",
         "by_age",
         "clock",
         "fame",
@@ -47,6 +52,9 @@ class Uses:
         self.fame = Fame(limits.half_life_seconds)
         #: Units whose uses have changed since they were told.
         self.untold: dict[Unit, None] = {}
+        #: Those that are told in this round, and when it began.
+        self._telling: dict[Unit, None] = {}
+        self._told_at = float("-inf")
 
     def add_server(self, server: str) -> None:
         self.on[server] = {}
@@ -102,10 +110,35 @@ class Uses:
         if uses > 0.0 and replica.unit in self._known.specs:
             self.fame.keep(replica.unit, Faded(uses, use.last_used))
 
+    def recall(self, unit: Unit, uses: float, last_used: float) -> None:
+        """Count on from uses that were kept elsewhere, the last of them at `last_used`."""
+        if uses > 0.0:
+            self.fame.keep(unit, Faded(uses, last_used))
+
+    def total(self, unit: Unit, servers: Iterable[str]) -> Faded:
+        """The uses of a unit that has replicas on `servers`, beside those that are remembered."""
+        found = [self.on[server][unit] for server in servers]
+        parts = [Faded(use.uses, use.last_used) for use in found]
+        if unit in self.fame.by_unit:
+            parts.append(self.fame.by_unit[unit])
+        last = max((part.at for part in parts), default=float("-inf"))
+        return Faded(sum(part.faded(last, self._half_life) for part in parts), last)
+
+    def take_untold(self, now: float, most: int) -> list[Unit]:
+        """Up to `most` of the units whose uses are to be told again, each at most once in
+        `TELL_SECONDS`."""
+        if not self._telling and now - self._told_at >= TELL_SECONDS:
+            self._telling, self.untold, self._told_at = self.untold, {}, now
+        taken = list(islice(self._telling, most))
+        for unit in taken:
+            del self._telling[unit]
+        return taken
+
     def forget_unit(self, unit: Unit) -> None:
         """The unit has left the catalogue."""
         self.fame.forget(unit)
         self.untold.pop(unit, None)
+        self._telling.pop(unit, None)
 
     def evicted(self, rank: float) -> None:
         """Take in the rank of a replica that leaves for another."""
