@@ -123,7 +123,9 @@ def withdraw(
 
 
 def finish_drains(fleet: Fleet, now: float) -> None:
-    for key, drain in list(fleet.withdrawals.drains.items()):
+    withdrawals = fleet.withdrawals
+    for key in list(withdrawals.drained_by_all) if withdrawals.drained_by_all else ():
+        drain = withdrawals.drains[key]
         if drain.over(now) and not fleet.holders(key.unit, key.server) and not fleet.changing(key):
             replica = fleet.replicas[key.server][key.unit]
             fleet.withdrawals.end(key)

@@ -140,7 +140,7 @@ def start_loads(fleet: Fleet, server: Server, now: float) -> None:
         if reason is None:
             start(fleet, replica, now)
         elif reason != replica.reason:
-            fleet.amend(replica, reason=reason)
+            fleet.explain(replica, reason)
 
 
 def turn(fleet: Fleet, replica: Replica) -> tuple[float, Unit]:

@@ -5,15 +5,17 @@ of the fleet.
 """
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Final
 
-from services.controller.core import slots
+from services.controller.core import memory, slots
+from services.controller.core.curves import INFINITY, SLOTS, STEPS, Curve
 from services.controller.core.fleet import Fleet
-from services.controller.core.victims import Opening
+from services.controller.core.memory import Memory
+from services.controller.core.victims import Opening, Terms, families
 
 TIE: Final = 0.01  # victims whose worth differs by no more are as good as each other
-INFINITY: Final = float("inf")
 
 
 def cheapest(fleet: Fleet, openings: Iterable[tuple[float, Opening]], now: float) -> Opening | None:
@@ -53,6 +55,36 @@ def cheapest(fleet: Fleet, openings: Iterable[tuple[float, Opening]], now: float
     advance(INFINITY)
     found.sort(key=lambda each: (slots.busy(fleet, each.server), each.cost, each.server))
     return found[0] if found else None
+
+
+def by_cost(fleet: Fleet, servers: Iterable[str], need: Memory) -> list[tuple[float, str]]:
+    """The servers in the order of what so much room costs there at least, with that."""
+    return sorted((curve_of(fleet, server).cost(need), server) for server in servers)
+
+
+def curve_of(fleet: Fleet, server: str) -> Curve:
+    """What room costs on a server. It is worked out anew only when something there has changed: use
+    makes replicas worth more, so what was worked out before is still a bound."""
+    agenda, curve = fleet.agenda, fleet.curves.get(server)
+    if curve is None or server in agenda.changed or server in agenda.touched:
+        curve = fleet.curves[server] = Curve(_free(fleet, server), _leaving(fleet, server))
+    return curve
+
+
+def _free(fleet: Fleet, server: str) -> Memory:
+    known, account = fleet.servers[server], fleet.accounts[server]
+    free = {name: limit - account.staying(name) for name, limit in known.budget.items()}
+    if known.max_models:
+        free[SLOTS] = known.max_models - account.staying_slots
+    return free
+
+
+def _leaving(fleet: Fleet, server: str) -> Iterator[tuple[float, Memory]]:
+    here = fleet.replicas[server]
+    for rank, family in islice(families(fleet, server, set(), Terms()), STEPS):
+        replicas = [here[unit] for unit in family]
+        slots = sum(replica.slots for replica in replicas)
+        yield rank, {**memory.total([each.reserved for each in replicas]), SLOTS: slots}
 
 
 def _as_good_as(fleet: Fleet, rank: float, now: float) -> float:

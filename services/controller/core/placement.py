@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from services.controller.core import memory, order, slots, victims
+from services.controller.core import memory, order, rooms, slots, victims
 from services.controller.core.entities import Server, Unit, UnitSpec
 from services.controller.core.fleet import Fleet
-from services.controller.core.roster import CHEAP, LOOK_AT_ALL, ROOMY
+from services.controller.core.roster import CHEAP, INFINITY, LOOK_AT_ALL, ROOMY
 from services.controller.core.sizing import certain
 from services.controller.core.states import LEAVING
 from services.controller.core.victims import Blocked, Later, Opening, Terms, Wait
@@ -71,16 +71,17 @@ def place(
             for server in fleet.servers.values()
         ):
             return Later("the servers that could hold it are busy with other loads")
-    best, others = _best(fleet, members, fleet.servers if only is None else only, terms, now)
-    return best if best is not None else _why_not(fleet, members, others)
+    looked_at = fleet.servers if only is None else only
+    best = _best(fleet, members, looked_at, terms, now)
+    return best if best is not None else _why_not(fleet, members, looked_at, terms)
 
 
 def on_server(
     fleet: Fleet, members: tuple[UnitSpec, ...], server: str, terms: Terms, now: float
 ) -> Place | Wait | Blocked | None:
     """Return what `server` could do for `members`; None where it is out of the question."""
-    best, others = _best(fleet, members, (server,), terms, now)
-    return best if best is not None else others[0] if others else None
+    best = _best(fleet, members, (server,), terms, now)
+    return best if best is not None else _standing(fleet, members, server, terms)
 
 
 def reason(choice: Place, need: memory.Memory) -> str:
@@ -99,69 +100,47 @@ def reason(choice: Place, need: memory.Memory) -> str:
 
 def _best(
     fleet: Fleet, members: tuple[UnitSpec, ...], servers: Iterable[str], terms: Terms, now: float
-) -> tuple[Place | None, list[Wait | Blocked]]:
-    """The best place on any of `servers`, or what stands in the way on those that could hold it."""
-    openings: list[Opening] = []
-    others: list[Wait | Blocked] = []
-    for server in servers:
-        found = _opening(fleet, members, server, terms)
-        if isinstance(found, Opening):
-            openings.append(found)
-        elif found is not None:
-            others.append(found)
-    best = _roomiest(fleet, members, openings)
-    if best is not None:
-        return best, others
-    could: list[Opening] = []
-    for opening in openings:
-        if not terms.evict:
-            others.append(Wait(f"{opening.server} has no spare room"))
-        elif (busy := slots.none_for(fleet, opening.server, opening.units)) is not None:
-            others.append(Later(busy))
-        else:
-            could.append(opening)
-    for equal in _farthest_first(fleet, members, could):
-        cheapest = order.cheapest(fleet, ((-order.INFINITY, opening) for opening in equal), now)
-        if cheapest is not None:
-            return _at_cost(fleet, cheapest, now), others
-    others += [opening.refusal() for opening in could]
-    return None, others
+) -> Place | None:
+    """The best place on any of `servers`."""
+    named = [fleet.servers[name] for name in servers]
+    roomy = [server.id for server in named if not rooms.too_full(fleet, server, members)]
+    best = _roomiest(fleet, members, roomy, terms)
+    if best is not None or not terms.evict:
+        return best
+    return _at_cost(fleet, members, [server.id for server in named], terms, now)
 
 
 def _among_few(
     fleet: Fleet, members: tuple[UnitSpec, ...], terms: Terms, now: float
 ) -> Place | None:
     """The best of the servers with most room, and of those whose next victims are worth least."""
+    roster = fleet.roster
     for count in ROOMY:
-        looked_at = (_opening(fleet, members, name, terms) for name in fleet.roster.roomy(count))
-        openings = [found for found in looked_at if isinstance(found, Opening)]
-        best = _roomiest(fleet, members, openings)
+        best = _roomiest(fleet, members, roster.roomy(count), terms)
         if best is None and terms.evict:
-            best = _among_cheap(fleet, members, terms, now)
+            cheap = islice(roster.cheap(lambda name: front(fleet, name)), CHEAP)
+            best = _at_cost(fleet, members, [server for _, server in cheap], terms, now)
         if best is not None:
             return best
     return None
 
 
-def _among_cheap(
-    fleet: Fleet, members: tuple[UnitSpec, ...], terms: Terms, now: float
-) -> Place | None:
-    def openings() -> Iterator[tuple[float, Opening]]:
-        for rank, server in islice(fleet.roster.cheap(lambda name: front(fleet, name)), CHEAP):
-            found = _opening(fleet, members, server, terms)
-            if isinstance(found, Opening) and slots.none_for(fleet, server, found.units) is None:
-                yield rank, found
-
-    if fleet.where.get(members[-1].unit):  # copies are kept apart
-        found = [opening for _, opening in openings()]
-    else:
-        cheapest = order.cheapest(fleet, openings(), now)
-        return _at_cost(fleet, cheapest, now) if cheapest is not None else None
-    for equal in _farthest_first(fleet, members, found):
-        cheapest = order.cheapest(fleet, ((-order.INFINITY, opening) for opening in equal), now)
-        if cheapest is not None:
-            return _at_cost(fleet, cheapest, now)
-    return None
+def _standing(
+    fleet: Fleet, members: tuple[UnitSpec, ...], server: str, terms: Terms
+) -> Wait | Blocked | None:
+    """Return what stands in the way on a server that could hold `members`, and has no place for it;
+    None where it is out of the question."""
+    opening = _opening(fleet, members, server, terms)
+    if not isinstance(opening, Opening):
+        return opening
+    if not terms.evict:
+        return Wait(f"{server} has no spare room")
+    busy = slots.none_for(fleet, server, opening.units)
+    if busy is not None:
+        return Later(busy)
+    while not opening.enough() and opening.next_rank() is not None:
+        opening.take()
+    return opening.refusal()
 
 
 def _opening(
@@ -193,15 +172,15 @@ def _opening(
 
 
 def _roomiest(
-    fleet: Fleet, members: tuple[UnitSpec, ...], openings: Iterable[Opening]
+    fleet: Fleet, members: tuple[UnitSpec, ...], servers: Iterable[str], terms: Terms
 ) -> Place | None:
-    """The place with the highest score where nothing has to leave."""
+    """The place with the highest score on any of `servers` where nothing has to leave."""
     unit = members[-1].unit
-    scored = [
-        (room_score(fleet, opening.server, unit), opening.server, opening)
-        for opening in openings
-        if opening.undisturbed
-    ]
+    scored: list[tuple[float, str, Opening]] = []
+    for server in servers:
+        opening = _opening(fleet, members, server, terms)
+        if isinstance(opening, Opening) and opening.undisturbed:
+            scored.append((room_score(fleet, server, unit), server, opening))
     if not scored:
         return None
     score, server, opening = max(scored, key=lambda each: each[:2])
@@ -246,20 +225,42 @@ def room_score(fleet: Fleet, server: str, unit: Unit) -> float:
 # --- at the cost of others ------------------------------------------------------------------------
 
 
-def _farthest_first(
-    fleet: Fleet, members: tuple[UnitSpec, ...], openings: list[Opening]
-) -> Iterator[list[Opening]]:
-    """The servers that are equally far from other copies of the unit, the farthest first."""
+def _at_cost(
+    fleet: Fleet,
+    members: tuple[UnitSpec, ...],
+    servers: Iterable[str],
+    terms: Terms,
+    now: float,
+) -> Place | None:
+    """The place whose dearest victim is worth least, on any of `servers`."""
     unit = members[-1].unit
+    possible = [server for server in servers if slots.none_free(fleet, server) is None]
+
+    def openings() -> Iterator[tuple[float, Opening]]:
+        for rank, server in order.by_cost(fleet, possible, rooms.least(fleet, members)):
+            if rank == INFINITY:
+                return
+            opening = _opening(fleet, members, server, terms)
+            if not isinstance(opening, Opening):
+                continue
+            if slots.none_for(fleet, server, opening.units) is None:
+                yield rank, opening
+
     if not fleet.where.get(unit):
-        yield openings
-        return
-    apart = {opening.server: _apart(fleet, opening.server, unit) for opening in openings}
-    for score in sorted(set(apart.values()), reverse=True):
-        yield [opening for opening in openings if apart[opening.server] == score]
+        return _place(fleet, order.cheapest(fleet, openings(), now), now)
+    found = list(openings())
+    apart = {opening.server: _apart(fleet, opening.server, unit) for _, opening in found}
+    for score in sorted(set(apart.values()), reverse=True):  # copies are kept apart
+        equal = [each for each in found if apart[each[1].server] == score]
+        chosen = order.cheapest(fleet, equal, now)
+        if chosen is not None:
+            return _place(fleet, chosen, now)
+    return None
 
 
-def _at_cost(fleet: Fleet, opening: Opening, now: float) -> Place:
+def _place(fleet: Fleet, opening: Opening | None, now: float) -> Place | None:
+    if opening is None:
+        return None
     score = order.score(fleet, opening.cost, now)
     return Place(opening.server, opening.units, opening.victims(), score, opening.cost)
 
@@ -290,10 +291,17 @@ def shortage(fleet: Fleet, members: tuple[UnitSpec, ...], server: Server) -> str
 
 
 def _why_not(
-    fleet: Fleet, members: tuple[UnitSpec, ...], outcomes: list[Wait | Blocked]
+    fleet: Fleet, members: tuple[UnitSpec, ...], looked_at: Iterable[str], terms: Terms
 ) -> Decision:
-    for kind in (Later, Wait, Blocked):
-        for outcome in outcomes:
+    others: list[Wait | Blocked] = []
+    for server in looked_at:
+        found = _standing(fleet, members, server, terms)
+        if isinstance(found, Later):
+            return found
+        if found is not None:
+            others.append(found)
+    for kind in (Wait, Blocked):
+        for outcome in others:
             if isinstance(outcome, kind):
                 return outcome
     shortages = {
@@ -332,13 +340,13 @@ def front(fleet: Fleet, server: str) -> float:
     could begin."""
     account = fleet.accounts[server]
     if not fleet.servers[server].accepting or account.busy >= fleet.limits.loads_per_server:
-        return order.INFINITY
-    return victims.front(fleet, server)
+        return INFINITY
+    return order.curve_of(fleet, server).lowest
 
 
 def lowest(fleet: Fleet, server: str) -> float:
     """A rank that `front` is not below."""
     account = fleet.accounts[server]
     if not fleet.servers[server].accepting or account.busy >= fleet.limits.loads_per_server:
-        return order.INFINITY
+        return INFINITY
     return fleet.uses.orders[server].lowest()

@@ -108,7 +108,6 @@ def _advance(fleet: Fleet, now: float) -> None:
         draining.expire(fleet, now)
         demand.expire(fleet, now)
     demand.finish_evictions(fleet, now)
-    touched: dict[str, None] = {}
     while agenda.changed or agenda.fresh or agenda.arrived or agenda.displaced:
         demand.finish_evictions(fleet, now)  # before the same unit may be placed there again
         demand.settle(fleet, now)  # before anything is evicted: its lease protects what came
@@ -117,15 +116,17 @@ def _advance(fleet: Fleet, now: float) -> None:
         placing.place(fleet, now)
         draining.finish_drains(fleet, now)
         changed = agenda.take_changed()
-        touched |= changed
+        agenda.touched |= changed
         for server in changed:
             loading.start_loads(fleet, fleet.servers[server], now)
     draining.finish_drains(fleet, now)
-    _enrol(fleet, touched)
+    _enrol(fleet, agenda.take_touched())
 
 
 def _enrol(fleet: Fleet, touched: Iterable[str]) -> None:
     """Tell the roster what became of the servers that were touched."""
+    for server in touched:
+        fleet.curves.pop(server, None)
     if len(fleet.servers) > LOOK_AT_ALL:
         for server in touched:
             room, lowest = placement.room(fleet, server), placement.lowest(fleet, server)

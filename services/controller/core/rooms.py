@@ -1,9 +1,10 @@
 """The room on a server that newcomers would have, as replicas are counted out."""
 
 from services.controller.core import memory
-from services.controller.core.entities import Replica, Unit, UnitSpec
+from services.controller.core.curves import SLOTS
+from services.controller.core.entities import Replica, Server, Unit, UnitSpec
 from services.controller.core.fleet import Fleet
-from services.controller.core.memory import Memory
+from services.controller.core.memory import NOTHING, Memory
 from services.controller.core.sizing import reservation
 
 
@@ -53,6 +54,28 @@ class Room:
         slots = sum(replica.slots for replica in staying) + self._slots
         most = self._server.max_models
         return memory.fits(taken, self._server.budget) and not 0 < most < slots
+
+
+def too_full(fleet: Fleet, server: Server, members: tuple[UnitSpec, ...]) -> bool:
+    """Return whether a server obviously has no room for `members`. Only a quick look: where it does
+    not say so, there may be none all the same."""
+    if len(members) > 1 or not members[0].size_known:
+        return False
+    account = fleet.accounts[server.id]
+    planned, leaving = account.planned, account.leaving
+    need = reservation(members[0], server.budget, fleet.limits)
+    for name, limit in server.budget.items():
+        if planned.get(name, 0) - leaving.get(name, 0) + need.get(name, 0) > limit:
+            return True
+    return False
+
+
+def least(fleet: Fleet, members: tuple[UnitSpec, ...]) -> Memory:
+    """The bytes and the slots that a newcomer takes at least, on any server: nothing where some of
+    it may be there already, or is of unknown size."""
+    if len(members) > 1 or not members[0].size_known:
+        return NOTHING
+    return {**reservation(members[0], NOTHING, fleet.limits), SLOTS: members[0].slots}
 
 
 def need_of(fleet: Fleet, server: str, wanted: set[Unit], missing: tuple[UnitSpec, ...]) -> Memory:

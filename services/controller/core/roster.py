@@ -13,7 +13,7 @@ from typing import Final
 
 LOOK_AT_ALL: Final = 32  # servers; with no more than that, every one is looked at
 ROOMY: Final = (2, 32)  # servers; with more, so many are looked at for room: at first, and at last
-CHEAP: Final = 64  # servers; with more, at most so many are looked at for victims
+CHEAP: Final = 32  # servers; with more, at most so many are looked at for victims
 INFINITY: Final = float("inf")
 
 

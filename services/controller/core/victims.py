@@ -292,6 +292,11 @@ def _conflicts(fleet: Fleet, server: str, spec: UnitSpec) -> Iterator[tuple[Repl
             yield replica, "has a different config"
         elif replica.unit.version < unit.version and fleet.callers(replica.unit, server):
             yield replica, f"is called without a version, and {unit} is newer"
+    here = fleet.replicas[server]
+    for other in fleet.known.versions.get(unit.model, ()):
+        if other.version < unit.version and other not in here:
+            for user in fleet.callers(other, server):
+                yield here[user], f"calls {other} without a version, and {unit} is newer"
     for part in spec.unversioned:
         for replica in fleet.of_model_on(part.model, server):
             if replica.unit.version > part.version:
