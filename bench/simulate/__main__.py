@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bench.simulate import compare, costs, files, report, traces
+from bench.simulate import advice, compare, costs, files, journal, report, traces
 from bench.simulate.compare import PEERS, Case, Row
 from bench.simulate.costs import GIB, Costs
 from bench.simulate.traces import Shape
@@ -57,6 +57,9 @@ def main(words: Sequence[str]) -> int:
     about = _about(given, cases)
     for name, text in about.items():
         console.print(f"{name}: {text}", highlight=False)
+    if given.memory:
+        _advise(cases, given, console)
+        return 0
     rows = _run(cases, given, console)
     if given.scale:
         size = bytes_per_model(cases[0].hardware, cases[0].costs)
@@ -97,11 +100,29 @@ def _run(cases: Sequence[Case], given: argparse.Namespace, console: Console) -> 
     return rows
 
 
+def _advise(cases: Sequence[Case], given: argparse.Namespace, console: Console) -> None:
+    for case in cases:
+        found = advice.outcomes(case, given.policy, lambda requests: None)
+        console.print("", report.drawn(advice.sheet(case.name, found)))
+        if given.plot:
+            advice.plot(given.plot, case.name, found)
+    console.print(
+        "\ncold s: seconds, over all requests that waited for a load; saved: of those of the first "
+        "row; p99.9, max: the wait that one in a thousand exceeded, and the longest, in seconds.",
+        highlight=False,
+    )
+
+
 def _cases(given: argparse.Namespace) -> Iterator[Case]:
     """What is to be run. Raises Unreadable, OSError, ValueError."""
     if given.csv:
-        found = files.trace(given.csv)
-        table = _costs(given, found.names)
+        if journal.is_journal(given.csv):
+            found, table = journal.read(given.csv)
+            if given.costs:
+                table = files.costs(given.costs, found.names)
+        else:
+            found = files.trace(given.csv)
+            table = _costs(given, found.names)
         requests = len(found.requests.times)
         yield Case(
             given.csv.name,
@@ -213,7 +234,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     some, count, real = _some_of, _above_zero(int), _above_zero(float)
     add = parser.add_argument
     add("--trace", type=some(list(traces.GENERATORS)), metavar="NAME,…", help="zipf, diurnal, …")
-    add("--csv", type=Path, metavar="FILE", help="a trace instead: lines of time,model")
+    add("--csv", type=Path, metavar="FILE", help="a trace instead: lines of time,model, or events")
     add("--costs", type=Path, metavar="FILE", help="lines of model,bytes,load_seconds")
     add("--servers", type=count)
     add("--budget", type=_size, help="bytes on each server, such as 24GiB (a third of all fits)")
@@ -226,6 +247,10 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     add("--warmup", type=float, help="share of the requests that is not counted")
     add("--seed", type=int, default=0)
     add("--peers", action=argparse.BooleanOptionalAction, help="also other policies, in one pool")
+    add("--memory", action="store_true", help="what 10 to 50 %% more memory would save, instead")
+    add(
+        "--plot", type=Path, metavar="FILE", help="with --memory: draw cold seconds by memory (SVG)"
+    )
     add("--scale", action="store_true", help="1,000 servers, 100,000 models; how fast it decides")
     add("--events", action="store_true", help="what the engine's time goes to")
     add("--json", type=Path, metavar="FILE", help="write all figures there")

@@ -158,9 +158,9 @@ def pooled(policy: Policy, requests: Requests, costs: Costs, budget: int, warm: 
             ready[model] = now + load_seconds[model]
             tally.cold_starts += 1
             tally.load_seconds += load_seconds[model]
-            tally.waited_seconds += load_seconds[model]
+            tally.waited(load_seconds[model])
         elif since > now:
-            tally.waited_seconds += since - now
+            tally.waited(since - now)
         else:
             tally.hits += 1
             tally.bytes_hit += size

@@ -10,8 +10,9 @@ from bench.simulate.compare import BOUND, Row
 
 LEGEND: Final = (
     "hits: of requests, and of their bytes; cold: loads begun; waited: seconds, over all requests "
-    "that waited; loading: seconds, over all loads; pool: one cache as large as the fleet; bound: "
-    "what no pool can beat."
+    "that waited; p99.9: the wait that one in a thousand exceeded; max: the longest wait; "
+    "loading: seconds, over all loads; pool: one cache as large as the fleet; bound: what no pool "
+    "can beat."
 )
 SPEED_LEGEND: Final = (
     "decisions: requests by CPU seconds of the whole simulator; events, misses: by the engine's "
@@ -37,7 +38,10 @@ def sheets(rows: Sequence[Row], *, events: bool) -> Iterator[Sheet]:
 
 
 def _policies(trace: str, rows: Sequence[Row]) -> Sheet:
-    columns = ("policy", "hits", "bytes", "cold", "waited s", "loading s", "evicted")
+    columns = (
+        *("policy", "hits", "bytes", "cold", "waited s", "p99.9 s", "max s", "loading s"),
+        "evicted",
+    )
     refused = any(row.tally.refused for row in rows)
     found = []
     for row in rows:
@@ -48,6 +52,8 @@ def _policies(trace: str, rows: Sequence[Row]) -> Sheet:
             f"{tally.byte_hit_rate:.2%}",
             f"{tally.cold_starts}",
             f"{tally.waited_seconds:.0f}",
+            "" if row.policy == BOUND else f"{tally.quantile(0.999):.1f}",
+            "" if row.policy == BOUND else f"{tally.longest_wait:.1f}",
             f"{tally.load_seconds:.0f}",
             "" if row.policy == BOUND else f"{tally.evictions}",
         )
@@ -90,7 +96,7 @@ def _events(row: Row) -> Sheet:
 
 def drawn(sheet: Sheet) -> Table:
     table = Table(
-        title=sheet.title, title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False
+        title=sheet.title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False
     )
     for number, column in enumerate(sheet.columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=True)

@@ -2,9 +2,9 @@
 
 This is the only module that knows the engine. It does for it what the Controller's loop, a Router
 and the servers do: it carries instructions out, in the time that the cost table gives, and keeps
-the Router's table of what is READY where. Simplified: a request takes no time once its model is
-READY, so nothing is ever in flight when a replica is withdrawn, and demand never calls for copies;
-messages take no time either, and no load fails.
+the Router's table of what is READY where. A request is in flight for `REQUEST_SECONDS` once its
+model is READY, and a replica that is withdrawn has drained when the last one is over. Simplified:
+demand never calls for copies, messages take no time, and no load fails.
 """
 
 import heapq
@@ -31,6 +31,7 @@ TICK_SECONDS: Final = 0.5
 IDLE_SECONDS: Final = 1.0  # between ticks while nobody waits, heartbeats while nothing is used
 HISTORY_HEARTBEATS: Final = 400  # that tell of the use of what is resident when it begins
 DEADLINE_SECONDS: Final = 120.0  # of every request
+REQUEST_SECONDS: Final = 0.1  # that each is in flight on its replica
 ROUTER: Final = "router"
 ENGINE_POLICIES: Final = tuple(POLICIES)
 
@@ -87,11 +88,13 @@ class World:
         # What a heartbeat tells: requests for each model since the last, and when the last one was.
         self._uses: Counter[int] = Counter()
         self._last: dict[int, float] = {}
+        self._served: dict[int, float] = {}  # when the last request for each model began
         self._missed: list[int] = []
         self._now = 0.0
         self._models: list[int] = []
         self._times: list[float] = []
         self._noted = 0
+        self._come = 0  # requests of `_models` that have come
         self._due: list[tuple[float, int, ev.Event | str]] = []
         self._wakes_at = math.inf  # when the engine is woken next
 
@@ -118,7 +121,7 @@ class World:
         tally.requests += len(requests.models)
         self._models = requests.models.tolist()
         self._times = (requests.times + self._began).tolist()
-        self._noted = 0
+        self._noted = self._come = 0
         where, due = self._where, self._due
         misses, missed_bytes = 0, 0
         for at, model in enumerate(self._models):
@@ -128,6 +131,7 @@ class World:
             if not where[model]:
                 misses += 1
                 missed_bytes += self._sizes[model]
+                self._come = at
                 self._miss(model, now)
         self._note(len(self._models))
         asked = int(self._total[requests.models].sum())
@@ -160,6 +164,7 @@ class World:
 
     def _pass(self, until: float, at: int) -> None:
         """Let happen what is due `until` then; the requests before number `at` have come."""
+        self._come = at
         while self._due[0][0] <= until:
             self._now, _, what = heapq.heappop(self._due)
             if what is _HEARTBEAT:
@@ -191,9 +196,13 @@ class World:
 
     def _note(self, upto: int) -> None:
         """Count the requests before number `upto` as uses."""
+        if upto == self._noted:
+            return
         models = self._models[self._noted : upto]
         self._uses.update(models)
-        self._last.update(zip(models, self._times[self._noted : upto], strict=True))
+        last = dict(zip(models, self._times[self._noted : upto], strict=True))
+        self._last.update(last)
+        self._served.update(last)
         self._noted = upto
 
     def _heartbeat(self) -> bool:
@@ -239,7 +248,7 @@ class World:
     def _carry_out(self, instructions: Sequence[ev.Instruction], todo: deque[ev.Event]) -> None:
         tally = self.figures.tally
         revision = 0
-        drained: list[ReplicaKey] = []
+        withdrawn: list[ReplicaKey] = []
         for order in instructions:
             match order:
                 case ev.Load():
@@ -256,12 +265,12 @@ class World:
                     key = ReplicaKey(order.server, unit)
                     model = self._number[unit]
                     self._where[model] = tuple(k for k in self._where[model] if k != key)
-                    drained.append(key)
+                    withdrawn.append(key)
                     tally.evictions += 1
                 case ev.Granted():
                     model = self._answered(order.waiter)
                     self._uses[model] += 1
-                    self._last[model] = self._now
+                    self._last[model] = self._served[model] = self._now
                     todo.append(ev.RouterStarted(ROUTER, order.use_lease))
                 case ev.Refused():
                     self._answered(order.waiter)
@@ -272,7 +281,17 @@ class World:
                     pass
         if revision:
             todo.append(ev.RouterAcked(ROUTER, revision))
-            todo.extend(ev.RouterDrained(ROUTER, key, revision) for key in drained)
+            for key in withdrawn:
+                self._drain(key, ev.RouterDrained(ROUTER, key, revision), todo)
+
+    def _drain(self, key: ReplicaKey, drained: ev.RouterDrained, todo: deque[ev.Event]) -> None:
+        """Tell that a replica has drained, once the last request there is over."""
+        self._note(self._come)
+        over = self._served.get(self._number[key.unit], -math.inf) + REQUEST_SECONDS
+        if over > self._now:
+            self._at(over, drained)
+        else:
+            todo.append(drained)
 
     def _answered(self, waiter: int) -> int:
         """The model that it waited for."""
@@ -280,7 +299,7 @@ class World:
         self._waiting[model] -= 1
         if not self._waiting[model]:
             del self._waiting[model]
-        self.figures.tally.waited_seconds += self._now - since
+        self.figures.tally.waited(self._now - since)
         return model
 
 

@@ -19,6 +19,7 @@ from services.common.rpc import RpcServer
 from services.controller.api import diagnostics
 from services.controller.api.servicer import OPEN_METHODS, SERVICE, ControllerServicer
 from services.controller.api.standby import Standby
+from services.controller.core import events as ev
 from services.controller.core.entities import Server
 from services.controller.core.limits import Limits
 from services.controller.core.residency import Engine
@@ -260,6 +261,7 @@ async def acting(
             max_wait=settings.max_wait,
         )
         loop.catalogue_changed(catalogue.entries)
+        loop.feed(ev.UsesRecalled(catalogue.take_used(time.time())))
         work = [loop.tick(), *(watch.run() for watch in watches.values())]
         if measured:
             work += [footprints.run(), statistics.run(QueueTimes(loop.feed).seen)]

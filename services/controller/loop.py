@@ -12,6 +12,7 @@ from services.controller.core import events as ev
 from services.controller.core.residency import Engine
 from services.controller.registry.catalogue import Catalogue, LearnedFootprint
 from services.controller.registry.lease import Fence
+from services.controller.registry.watch import Report, UsedAt
 from services.controller.routers.placements import Placements
 from services.controller.servers.changes import Changes
 from services.controller.telemetry.journal import Journal
@@ -51,7 +52,7 @@ class EngineLoop:
     #: While it is closed, events are held back and nothing is begun on a server.
     fence: Fence = field(default_factory=Fence)
     #: Footprints that are still to be reported to the Registry.
-    learned: asyncio.Queue[ev.Learned] = field(default_factory=asyncio.Queue)
+    learned: asyncio.Queue[Report] = field(default_factory=asyncio.Queue)
     _held: deque[ev.Event] = field(default_factory=deque)
     _waiters: dict[int, asyncio.Future[Answer]] = field(default_factory=dict)
     _numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
@@ -129,6 +130,8 @@ class EngineLoop:
                     instruction.fingerprint,
                 )
                 self.learned.put_nowait(instruction)
+            case ev.Used():
+                self.learned.put_nowait(UsedAt(instruction, time.time() - instruction.idle))
             case ev.Record():
                 self.journal.add(instruction)
 

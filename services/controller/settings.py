@@ -134,7 +134,8 @@ class Settings(BaseSettings):
     """What is evicted first: `lru`, the least recently used, or `gdsf`, what costs least to lose by
     size, load time and use."""
     half_life: Seconds = Field(default=_DEFAULT.half_life_seconds, gt=0)
-    """Time after which a use counts half."""
+    """Time after which a use counts half. Uses are remembered of models that were evicted, and
+    across restarts; they matter with the policy `gdsf`."""
     soft_limit: Share = 0.9
     """Share of a budget beyond which idle models are evicted ahead of need; 1 to evict only when
     the room is needed."""

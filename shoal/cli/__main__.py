@@ -33,6 +33,7 @@ COMMANDS: Final = (
     "shoal.cli.drain:undrain",
     "shoal.cli.explain:explain",
     "shoal.cli.events:events",
+    "shoal.cli.simulate:simulate",
     "shoal.cli.trace:trace",
     "shoal.cli.diagnostics:diagnostics",
 )

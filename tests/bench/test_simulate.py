@@ -4,6 +4,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -11,12 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.simulate import __main__ as simulate
-from bench.simulate import compare, costs, files, peers, report, traces
+from bench.simulate import compare, costs, files, journal, peers, report, traces
 from bench.simulate.compare import Case
 from bench.simulate.costs import Costs
 from bench.simulate.tally import Tally
 from bench.simulate.traces import GENERATORS, Requests, Shape
-from bench.simulate.world import ENGINE_POLICIES, Hardware, World, bytes_per_model
+from bench.simulate.world import (
+    ENGINE_POLICIES,
+    REQUEST_SECONDS,
+    Hardware,
+    World,
+    bytes_per_model,
+)
+from shoal.cli import __main__ as cli
 
 SHAPE = Shape(models=50, requests=20_000, rate=10.0, period=500.0, alpha=1.0, seed=7)
 
@@ -346,3 +354,95 @@ def test_a_section_is_appended_or_replaced(tmp_path: Path) -> None:
     assert results.read_text() == (
         "# Results\n\n## One\n\n1.5\n\n**a**\n\n## Two\n\n2\n\n## Three\n\n3.5\n"
     )
+
+
+# --- what would be saved
+
+
+EVENTS = [
+    {"kind": "QUEUED", "version": "models/a/versions/1", "time": "2026-03-01T12:00:00Z"},
+    {"kind": "LOADING", "version": "models/a/versions/1", "reason": "reserved ram 1.50 GiB"},
+    {"kind": "READY", "version": "models/a/versions/1", "reason": "loaded in 2.00 s"},
+    {"kind": "QUEUED", "version": "models/b/versions/2", "time": "2026-03-01T12:00:09Z"},
+    {"kind": "SERVER_LOST", "version": "", "time": "2026-03-01T12:00:10Z"},
+    {
+        "kind": "LOADING",
+        "version": "models/b/versions/2",
+        "reason": "reserved gpu:0 512 MiB, ram 512 MiB",
+    },
+    {"kind": "READY", "version": "models/b/versions/2", "reason": "loaded in 0.50 s"},
+    {"kind": "QUEUED", "version": "models/never/versions/1", "time": "2026-03-01T12:00:11Z"},
+    {"kind": "QUEUED", "version": "models/a/versions/1", "time": "2026-03-01T12:01:00Z"},
+]
+
+
+@pytest.mark.parametrize("lines", [True, False])
+def test_a_journal_is_a_trace_with_its_costs(tmp_path: Path, lines: bool) -> None:
+    path = tmp_path / "events.json"
+    events = [{"time": "2026-03-01T12:00:05Z", "reason": "", **event} for event in EVENTS]
+    path.write_text(
+        "\n".join(map(json.dumps, events)) if lines else json.dumps({"events": events[::-1]})
+    )
+    assert journal.is_journal(path)
+    found, table_ = journal.read(path)
+    assert found.names == ("a:1", "b:2")
+    assert found.requests.times.tolist() == [0.0, 9.0, 60.0]
+    assert found.requests.models.tolist() == [0, 1, 0]
+    assert table_.bytes.tolist() == [3 << 29, 1 << 30]
+    assert table_.load_seconds.tolist() == [2.0, 0.5]
+
+
+@pytest.mark.parametrize("text", ['{"kind": "QUEUED"\n', '{"events": []}', '{"a": 1}\n[]\n'])
+def test_a_journal_without_loads_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "events.json"
+    path.write_text(text)
+    with pytest.raises(files.Unreadable):
+        journal.read(path)
+
+
+def test_the_command_says_what_more_memory_saves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "trace.csv").write_text("".join(f"{n},m{n % 6}\n" for n in range(120)))
+    (tmp_path / "costs.csv").write_text("".join(f"m{n},100,0.5\n" for n in range(6)))
+    drawn = tmp_path / "memory.svg"
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(
+            [
+                *("simulate", str(tmp_path / "trace.csv"), "--costs", str(tmp_path / "costs.csv")),
+                *("--budget", "400B", "--plot", str(drawn)),
+            ]
+        )
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    lru = {row[1]: row for row in rows if row[:1] == ["lru"]}
+    assert list(lru) == ["+0%", "+10%", "+20%", "+30%", "+40%", "+50%"]
+    assert lru["+0%"][5:7] == ["0", "0%"]
+    assert lru["+50%"][3] == "0", "there is room for all six"
+    assert lru["+50%"][6] == "100%"
+    svg = ET.fromstring(drawn.read_text())
+    lines = svg.findall("{http://www.w3.org/2000/svg}polyline")
+    assert [len(line.attrib["points"].split()) for line in lines] == [6, 6]
+
+
+# --- waits
+
+
+def test_the_longest_waits_stand_beside_the_sums() -> None:
+    tally = Tally(requests=2000)
+    for seconds in (9.0, 1.0, 5.0):
+        tally.waited(seconds)
+    assert tally.waited_seconds == 15.0
+    assert tally.longest_wait == 9.0
+    assert tally.quantile(0.999) == 1.0, "two in two thousand waited longer"
+    assert tally.quantile(0.99) == 0.0
+    assert tally.figures()["wait_p999"] == 1.0
+    assert "waits" not in tally.figures()
+
+
+def test_a_replica_drains_until_its_last_request_is_over() -> None:
+    world = World(Hardware(1, 100), table([100, 100], load=1.0, unload=0.5), "lru")
+    begins = 5.0
+    world.serve(requests((0.0, A), (begins, A), (begins + 0.02, B)))
+    world.finish()
+    waits = sorted(world.figures.tally.waits)
+    assert waits == pytest.approx([1.0, REQUEST_SECONDS - 0.02 + 0.5 + 1.0])

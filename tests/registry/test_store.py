@@ -11,6 +11,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import StatusCode
 from sqlalchemy import insert
 
@@ -300,6 +301,12 @@ async def test_footprints_belong_to_versions_and_are_no_revision(store: Store) -
     )
     expected = Footprint(name, "d", {"gpu:0": 1, "ram": 5}, 9)
     assert await store.list_footprints(Page(9, START)) == [expected]
+    await store.report_footprints([Footprint(name, "d", uses=2.5, used_us=200)])
+    await store.report_footprints([Footprint(name, "d", uses=9.0, used_us=100)])
+    expected = replace(expected, uses=2.5, used_us=200)
+    assert await store.list_footprints(Page(9, START)) == [expected], "the newest uses are kept"
+    await store.report_footprints([Footprint(name, "d", {"ram": 4}, 9)])
+    assert await store.list_footprints(Page(9, START)) == [expected], "beside what it takes"
     assert await store.revision() == 1
     entry = await store.entry("m")
     await put(store, entry.with_version(replace(entry.version(1), pinned=True)))
@@ -443,6 +450,8 @@ async def test_footprints_over_grpc(tmp_path: Path) -> None:
                 config_digest="d",
                 memory={"ram": number},
                 load_duration=Duration(nanos=5000),
+                uses=0.5 * number,
+                last_use_time=Timestamp(seconds=number),
             )
             for number in (1, 2, 3)
         ]
@@ -461,6 +470,9 @@ async def test_footprints_over_grpc(tmp_path: Path) -> None:
             ({"config_digest": ""}, "INVALID_FIELD"),
             ({"memory": {"disk": 1}}, "INVALID_FIELD"),
             ({"load_duration": Duration(seconds=-1)}, "INVALID_FIELD"),
+            ({"last_use_time": Timestamp(seconds=-1)}, "INVALID_FIELD"),
+            ({"uses": -1.0}, "INVALID_FIELD"),
+            ({"uses": float("nan")}, "INVALID_FIELD"),
         ):
             fields: dict[str, Any] = {
                 "version": version_name("m:1"),

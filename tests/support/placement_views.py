@@ -24,7 +24,7 @@ from services.controller.core.states import State
 from services.controller.core.victims import Terms
 from tests.support.residency_world import unit
 
-LIMITS = Limits()
+LIMITS = Limits(loads_per_server=9, loads_per_host=9)  # what leaves, however busy a server is
 NOW = 1000.0
 LEASED = "about to be used"
 SEQUENCE = "in use by a sequence"

@@ -101,7 +101,7 @@ class Explanations:
         for entry in self._journal.evictions(unit):
             ago = max(0.0, time.time() - entry.event.time.ToNanoseconds() / 1e9)
             server = entry.event.server.partition("/")[2]
-            return f"; it was evicted from {server} {ago:.0f} s ago: {entry.event.reason}"
+            return f"; {ago:.0f} s ago it was evicted from {server}: {entry.event.reason}"
         return ""
 
     def _stay(self, stay: Stay) -> wire.ReplicaExplanation:

@@ -1,7 +1,7 @@
 """The sums of what the replicas of a server take, kept as they change."""
 
 from services.controller.core import memory
-from services.controller.core.entities import Replica, Server
+from services.controller.core.entities import Replica, Server, Unit
 from services.controller.core.memory import Memory
 from services.controller.core.states import LEAVING, State
 
@@ -10,6 +10,7 @@ class Account:
     """The sums over a server's replicas, in bytes by resource and in slots."""
 
     __slots__ = (
+        "coming",
         "leaving",
         "leaving_slots",
         "loads",
@@ -32,6 +33,8 @@ class Account:
         self.planned_slots = 0
         self.leaving_slots = 0
         self.queued_slots = 0
+        #: The units of the replicas that are QUEUED or LOADING.
+        self.coming: dict[Unit, None] = {}
         #: Replicas that are LOADING.
         self.loads = 0
         #: Replicas that are QUEUED.
@@ -52,10 +55,18 @@ class Account:
             _add(self.queued, replica.reserved, sign)
             self.queued_slots += slots
             self.waiting += sign
+            self._comes(replica.unit, sign)
         elif state is State.LOADING:
             self.loads += sign
+            self._comes(replica.unit, sign)
         elif sign > 0:
             self.ready_at = max(self.ready_at, replica.since)
+
+    def _comes(self, unit: Unit, sign: int) -> None:
+        if sign > 0:
+            self.coming[unit] = None
+        else:
+            del self.coming[unit]
 
     @property
     def occupied(self) -> Memory:

@@ -11,11 +11,13 @@ class Agenda:
     the first marks.
     """
 
-    __slots__ = ("arrived", "changed", "displaced", "fresh", "timers")
+    __slots__ = ("arrived", "changed", "displaced", "fresh", "timers", "touched")
 
     def __init__(self) -> None:
         #: Servers where a load may start, or a want find a place, that could not before.
         self.changed: dict[str, None] = {}
+        #: Servers whose replicas are not what they were, whether or not that lets anything start.
+        self.touched: dict[str, None] = {}
         #: Wants that are new, have lost their place, or may be over.
         self.fresh: dict[Unit, None] = {}
         #: Units that have become READY somewhere.
@@ -27,6 +29,9 @@ class Agenda:
 
     def look_at_server(self, server: str) -> None:
         self.changed[server] = None
+
+    def touch_server(self, server: str) -> None:
+        self.touched[server] = None
 
     def look_at_want(self, unit: Unit) -> None:
         self.fresh[unit] = None
@@ -42,6 +47,10 @@ class Agenda:
 
     def take_changed(self) -> dict[str, None]:
         taken, self.changed = self.changed, {}
+        return taken
+
+    def take_touched(self) -> dict[str, None]:
+        taken, self.touched = self.touched, {}
         return taken
 
     def take_fresh(self) -> list[Unit]:

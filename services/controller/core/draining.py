@@ -123,9 +123,10 @@ def withdraw(
 
 
 def finish_drains(fleet: Fleet, now: float) -> None:
-    for key in list(fleet.withdrawals.drains):
+    withdrawals = fleet.withdrawals
+    for key in list(withdrawals.drained_by_all) if withdrawals.drained_by_all else ():
         if (
-            fleet.withdrawals.over(key, now)
+            withdrawals.over(key, now)
             and not fleet.holders(key.unit, key.server)
             and not fleet.changing(key)
         ):

@@ -249,8 +249,17 @@ class Tick:
     wall: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class UsesRecalled:
+    """What the Registry kept of the uses of units (`Used`): faded uses as of the last one, and how
+    many seconds ago that was. Comes before any server is found."""
+
+    uses: Mapping[Unit, tuple[float, float]]
+
+
 Event = (
     CatalogueChanged
+    | UsesRecalled
     | ServerFound
     | ServerLost
     | DrainWanted
@@ -368,4 +377,18 @@ class Learned:
     load_seconds: float | None
 
 
-Instruction = Load | Unload | Settle | Granted | Refused | Evicted | Publish | Learned | Record
+@dataclass(frozen=True, slots=True)
+class Used:
+    """Have the Registry keep how much a unit is used: faded `uses` as of the last one, which was
+    `idle` seconds ago."""
+
+    unit: Unit
+    config_digest: str
+    fingerprint: str
+    uses: float
+    idle: float
+
+
+Instruction = (
+    Load | Unload | Settle | Granted | Refused | Evicted | Publish | Learned | Used | Record
+)

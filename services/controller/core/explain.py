@@ -95,7 +95,7 @@ def _stay(fleet: Fleet, replica: Replica, now: float) -> Stay:
 def eviction_turns(fleet: Fleet, server: str) -> dict[Unit, int]:
     """The units that may leave `server` now, each with its turn: 1 for the first."""
     turns: dict[Unit, int] = {}
-    for family in victims.families(fleet, server, set(), Terms()):
+    for _, family in victims.families(fleet, server, set(), Terms()):
         for unit in victims.ensembles_first(fleet, server, set(family) - turns.keys()):
             turns[unit] = len(turns) + 1
     return turns
@@ -164,7 +164,7 @@ def _failed(fleet: Fleet, spec: UnitSpec, now: float) -> tuple[Unit, Failure] | 
 
 def _verdicts(fleet: Fleet, spec: UnitSpec, want: Want | None, now: float) -> tuple[Verdict, ...]:
     """The servers that hold it, then those that could, the best first, then the rest."""
-    terms = placing.terms(want, now) if want is not None else Terms()
+    terms = placing.terms(fleet, want, now) if want is not None else Terms()
     found = [_verdict(fleet, spec, name, terms, now) for name in sorted(fleet.servers)]
     possible = [verdict for verdict in found if verdict.possible]
     possible.sort(key=lambda v: (not v.victims, v.score, v.server), reverse=True)

@@ -14,6 +14,7 @@ from services.controller.core import events as ev
 from services.controller.core.accounts import Account
 from services.controller.core.agenda import Agenda
 from services.controller.core.copies import Pressures
+from services.controller.core.curves import Curve
 from services.controller.core.entities import Replica, ReplicaKey, Server, Unit, UnitSpec, Use
 from services.controller.core.failures import Failures
 from services.controller.core.habits import Habits
@@ -86,6 +87,8 @@ class Fleet:
         self.habits = Habits(limits)
         #: The servers that are worth a look for a newcomer, where there are many.
         self.roster = Roster()
+        #: What room costs on each server, while that is known (`order`).
+        self.curves: dict[str, Curve] = {}
 
     # --- servers ----------------------------------------------------------------------------------
 
@@ -239,7 +242,10 @@ class Fleet:
                 self.agenda.is_displaced(replica.key)
         account.add(replica, 1)
         here[unit] = replica
-        self.agenda.look_at_server(server)
+        if before is not None and before.state is not replica.state and replica.state in CHANGING:
+            self.agenda.touch_server(server)  # a load or an unload that begins makes no room
+        else:
+            self.agenda.look_at_server(server)
         if replica.state is State.READY and (before is None or before.state is not State.READY):
             self.agenda.has_arrived(unit)
             self.uses.ready(replica)
@@ -250,6 +256,10 @@ class Fleet:
         assert amended.state is replica.state, "a replica moves by the table"
         self.put(amended)
         return amended
+
+    def explain(self, replica: Replica, reason: str) -> None:
+        """Say anew why a replica is in its state."""
+        self.replicas[replica.key.server][replica.unit] = replica._replace(reason=reason)
 
     def move(self, replica: Replica, cause: Cause, reason: str, now: float, **more: Any) -> Replica:
         """`more`: other fields that change with the state."""
@@ -272,7 +282,7 @@ class Fleet:
         self.agenda.is_displaced(key)
         self.accounts[server].add(replica, -1)
         del self.replicas[server][unit]
-        self.uses.forget(key)
+        self.uses.forget(replica)
         _discard(self.where, unit, server)
         _discard(self.of_model, unit.model, key)
         self.look_at_host(server)

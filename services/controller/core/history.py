@@ -18,6 +18,7 @@ UNTOLD: Final = {"phases", "weighed"}  # fields that would make a text long, and
 # How many parts the events have that can have any number of them.
 _PARTS: Final[dict[type, Callable[[Any], int]]] = {
     ev.CatalogueChanged: lambda event: len(event.models) + len(event.specs),
+    ev.UsesRecalled: lambda event: len(event.uses),
     ev.ServerFound: lambda event: len(event.resident) + len(event.loading) + len(event.unloading),
     ev.IndexSeen: lambda event: len(event.resident),
     ev.EvictionWanted: lambda event: len(event.units),

@@ -170,6 +170,10 @@ def withdrawals_have_their_drains(fleet: Fleet, now: float) -> Iterator[str]:
         yield f"{key} is draining, and no drain ends it."
     for key in drains.keys() - draining:
         yield f"A drain of {key} goes on, which is not draining."
+    if fleet.withdrawals.drained_by_all.keys() != {
+        key for key in drains if not drains[key].routers
+    }:
+        yield "The drains that wait for no Router are not those that are listed."
     for key, drain in drains.items():
         for router in drain.routers - routers.keys():
             yield f"The drain of {key} waits for {router}, which is not alive."
@@ -263,7 +267,7 @@ def the_roster_is_current(fleet: Fleet, now: float) -> Iterator[str]:
     if len(fleet.servers) <= LOOK_AT_ALL:
         return
     for server, room in fleet.roster.rooms().items():
-        if server not in fleet.agenda.changed and room != placement.room_score(fleet, server):
+        if server not in fleet.agenda.changed and room != placement.room(fleet, server):
             yield f"The roster has {server} with a room of {room}, which is not so."
 
 

@@ -112,6 +112,11 @@ class Knowledge:
         known = spec.load_seconds if spec is not None else None
         return RELOAD_SECONDS if known is None else known
 
+    def size_known(self, unit: Unit) -> bool:
+        """Return whether it is known what `unit` takes; what is not in the catalogue takes what it
+        has."""
+        return unit not in self.specs or self.specs[unit].size_known
+
     def learn_memory(self, unit: Unit, measured: Memory) -> UnitSpec | None:
         """Remember the largest size seen. Returns the new spec, or None where it says the same."""
         spec = self.specs.get(unit)

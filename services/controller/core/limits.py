@@ -18,13 +18,14 @@ class Limits:
 
     Eviction:
     policy             "lru" or "gdsf" (`ranking`)
-    half_life_seconds  after which a use counts half
+    half_life_seconds  after which a use counts half, whether the unit was resident or not
     idle_ttl_seconds   a replica that was not used for so long is evicted; 0 for never
     headroom_idle_seconds  what was used within them is not evicted for the soft limit
 
     Loads:
     loads_per_server, loads_per_host  at the same time
-    aging_seconds      a step of priority counts like having waited so much longer
+    aging_seconds      a step of priority counts like having waited so much longer, and so do four
+                       times as many waiters for a second of loading
     claim_seconds      a want that has waited so long for room has a server kept for it
     backoff_seconds    until a failed load is tried again; doubles with each failure
     max_backoff_seconds
@@ -58,7 +59,7 @@ class Limits:
     leak_bytes: int = 256 << 20
 
     policy: str = "lru"
-    half_life_seconds: float = 600.0
+    half_life_seconds: float = 7 * 86400.0
     idle_ttl_seconds: float = 0.0
     headroom_idle_seconds: float = 30.0
 

@@ -132,14 +132,15 @@ def unload_hung(fleet: Fleet, event: ev.UnloadHung, now: float) -> None:
 def start_loads(fleet: Fleet, server: Server, now: float) -> None:
     if not fleet.accounts[server.id].waiting or not server.accepting:
         return
-    queued = [r for r in fleet.replicas[server.id].values() if r.state is State.QUEUED]
-    full = fleet.accounts[server.id].loads >= fleet.limits.loads_per_server
+    here, account = fleet.replicas[server.id], fleet.accounts[server.id]
+    queued = [here[unit] for unit in account.coming if here[unit].state is State.QUEUED]
+    full = account.loads >= fleet.limits.loads_per_server
     for replica in queued if full else sorted(queued, key=lambda replica: turn(fleet, replica)):
         reason = ITS_TURN if full else obstacle(fleet, replica, server)
         if reason is None:
             start(fleet, replica, now)
         elif reason != replica.reason:
-            fleet.amend(replica, reason=reason)
+            fleet.explain(replica, reason)
 
 
 def turn(fleet: Fleet, replica: Replica) -> tuple[float, Unit]:
@@ -166,17 +167,13 @@ def obstacle(fleet: Fleet, replica: Replica, server: Server) -> str | None:
     if host >= fleet.limits.loads_per_host:
         return "waits for its turn on its host"
     if account.loads:
-        loading = [r.unit for r in here.values() if r.state is State.LOADING]
-        unknown = [u for u in (*loading, replica.unit) if not size_known(fleet, u)]
+        loading = [unit for unit in account.coming if here[unit].state is State.LOADING]
+        unknown = [u for u in (*loading, replica.unit) if not fleet.known.size_known(u)]
         if unknown:
             return f"the size of {unknown[0]} is unknown, so it loads alone"
     if not account.fits(replica.reserved, replica.slots, server):
         return "waits until there is room"
     return None
-
-
-def size_known(fleet: Fleet, unit: Unit) -> bool:
-    return unit not in fleet.known.specs or fleet.known.specs[unit].size_known
 
 
 def start(fleet: Fleet, replica: Replica, now: float) -> None:

@@ -48,8 +48,9 @@ def fits(used: Memory, budget: Memory) -> bool:
 
 def text(vector: Memory) -> str:
     """A vector in words: `gpu:0 300 MiB, ram 1.50 GiB`."""
-    return ", ".join(f"{name} {_size(vector[name])}" for name in sorted(vector)) or "nothing"
+    return ", ".join(f"{name} {size(vector[name])}" for name in sorted(vector)) or "nothing"
 
 
-def _size(amount: int) -> str:
+def size(amount: int) -> str:
+    """A number of bytes in words: `1.50 GiB`."""
     return f"{amount / GIB:.2f} GiB" if amount >= GIB else f"{amount / (1 << 20):.0f} MiB"

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from services.common.errors import ShoalError
-from services.controller.core import demand, draining, memory, placement, victims
+from services.controller.core import demand, draining, memory, placement, slots, victims, words
 from services.controller.core import events as ev
 from services.controller.core.entities import Replica, ReplicaKey, Unit
 from services.controller.core.errors import NeverFits, NoRoom, NoServer
@@ -12,7 +12,7 @@ from services.controller.core.fleet import Fleet
 from services.controller.core.roster import LOOK_AT_ALL
 from services.controller.core.sizing import reservation
 from services.controller.core.states import COMING, Cause, State, after
-from services.controller.core.victims import Blocked, Terms, Wait
+from services.controller.core.victims import Blocked, Later, Terms, Wait
 from services.controller.core.waiting import Purpose, Want
 
 TRIES: Final = 16  # wants in the queue that are tried again at each event
@@ -35,9 +35,18 @@ def place(fleet: Fleet, now: float) -> None:
                 demand.forsake(fleet, want, now)
             try_to_place(fleet, by_unit[want.unit], None, now)
     if wants.unplaced and agenda.changed:
-        changed = [server for server in agenda.changed if fleet.servers[server].accepting]
-        for _, unit in wants.unplaced[:TRIES] if changed else ():
-            try_again(fleet, unit, changed, now)
+        place_queued(fleet, now)
+
+
+def place_queued(fleet: Fleet, now: float) -> None:
+    """Try the wants in the queue, in their turn, on the servers that have changed, while a load
+    could begin there."""
+    possible = [server for server in fleet.agenda.changed if fleet.servers[server].accepting]
+    for _, unit in fleet.wants.unplaced[:TRIES]:
+        possible = [server for server in possible if slots.none_free(fleet, server) is None]
+        if not possible:
+            return
+        try_again(fleet, unit, possible, now)
 
 
 def retry(fleet: Fleet, now: float) -> None:
@@ -84,8 +93,11 @@ def displace_last(fleet: Fleet, server: str, reason: str, now: float) -> bool:
     return True
 
 
-def terms(want: Want, now: float) -> Terms:
-    """The limits of what may be evicted for a want, by its purpose."""
+def terms(fleet: Fleet, want: Want, now: float) -> Terms:
+    """The limits of what may be evicted for a want, by its purpose. A load that would serve nobody
+    in time pushes out nothing that is in use."""
+    if want.too_late:
+        return Terms(idle_since=now - fleet.limits.headroom_idle_seconds)
     if want.purpose >= Purpose.KEPT:
         return Terms()
     if want.purpose is Purpose.COPY:
@@ -97,12 +109,14 @@ def try_to_place(
     fleet: Fleet, want: Want, only: Iterable[str] | None, now: float, *, thorough: bool = False
 ) -> None:
     spec = fleet.known.specs[want.unit]
-    decision = placement.place(fleet, spec, terms(want, now), now, only, thorough=thorough)
+    want = fleet.wants.note_lateness(want, now)
+    limits = terms(fleet, want, now)
+    decision = placement.place(fleet, spec, limits, now, only, thorough=thorough)
     if isinstance(decision, placement.Place):
         take_place(fleet, want, decision, now)
     elif only is not None:
         fleet.wants.enqueue(want)
-    elif want.purpose < Purpose.KEPT and want.unit not in fleet.wants.waiting:
+    elif spare(fleet, want) and not isinstance(decision, Later):
         fleet.wants.drop(want.unit)
     elif not give_up(fleet, want, decision, now):
         want = fleet.wants.by_unit[want.unit]._replace(status=decision.reason)
@@ -110,8 +124,21 @@ def try_to_place(
             want = want._replace(no_server_since=None)
         fleet.wants.put(want)
         fleet.wants.enqueue(want)
-        if now - want.since > fleet.limits.claim_seconds and isinstance(decision, Wait):
+        if now - want.since > fleet.limits.claim_seconds and stuck(fleet, want, decision):
             claim(fleet, want)
+
+
+def spare(fleet: Fleet, want: Want) -> bool:
+    """Return whether a want takes spare room only, and is given up where there is none."""
+    return want.purpose < Purpose.KEPT and want.unit not in fleet.wants.waiting
+
+
+def stuck(fleet: Fleet, want: Want, decision: placement.Decision) -> bool:
+    """Return whether a want needs a server to itself in order to find a place. Whoever waits for
+    loads to end has a turn, and needs none until it has passed."""
+    if isinstance(decision, Later):
+        return fleet.wants.unplaced[0][1] == want.unit
+    return isinstance(decision, Wait)
 
 
 def claim(fleet: Fleet, want: Want) -> None:
@@ -130,7 +157,7 @@ def claim(fleet: Fleet, want: Want) -> None:
         and victims.clears(fleet, server.id, members)
     ]
     if possible:
-        best = max(possible, key=lambda server: (placement.room_score(fleet, server), server))
+        best = max(possible, key=lambda server: (placement.room(fleet, server), server))
         fleet.wants.claim(best, want.unit)
 
 
@@ -168,7 +195,7 @@ def take_place(fleet: Fleet, want: Want, choice: placement.Place, now: float) ->
     trace_id = fleet.wants.trace_of(want.unit)
     if choice.victims:
         weighed = victims.weighed(fleet, server.id, choice.victims, now)
-        fleet.uses.advance_clock(server.id, victims.clock_after(fleet, server.id, weighed))
+        fleet.uses.evicted(choice.cost)
         for unit in choice.victims:
             evict_for(fleet, server.id, unit, want, trace_id, weighed, now)
     fleet.wants.give_claims_back(want.unit)
@@ -212,19 +239,13 @@ def evict_for(
     weighed: tuple[ev.Weighed, ...],
     now: float,
 ) -> None:
-    use = fleet.uses.on[server][unit]
-    idle = now - use.last_used
-    if fleet.uses.by_age:
-        reason = f"least recently used, idle for {idle:.1f} s; makes room for {want.unit}"
-    else:
-        reason = (
-            f"least worth keeping ({use.uses:.2g} recent uses, reloads in "
-            f"{fleet.known.reload_seconds(unit):.2g} s, idle for {idle:.1f} s); "
-            f"makes room for {want.unit}"
-        )
+    replica = fleet.replicas[server][unit]
+    numbers = words.of_replica(victims.numbers(fleet, replica, now))
+    least = "least recently used" if fleet.uses.by_age else "least worth"
+    reason = f"{least} in the fleet ({numbers}); makes room for {want.unit}"
     draining.withdraw(
         fleet,
-        fleet.replicas[server][unit],
+        replica,
         ev.Why.ROOM,
         reason,
         now,

@@ -26,8 +26,15 @@ def catalogue_changed(fleet: Fleet, event: ev.CatalogueChanged, now: float) -> N
         forget_unit(fleet, unit, now)
     for spec in fresh.values():
         put_spec(fleet, spec, now)
+    fleet.curves.clear()  # what may leave has changed
     demand.want_kept(fleet, now)
     fleet.publish(event.models)
+
+
+def uses_recalled(fleet: Fleet, event: ev.UsesRecalled, now: float) -> None:
+    for unit, (uses, idle) in event.uses.items():
+        if unit in fleet.known.specs:
+            fleet.uses.recall(unit, uses, now - idle)
 
 
 def forget_unit(fleet: Fleet, unit: Unit, now: float) -> None:
@@ -41,6 +48,7 @@ def forget_unit(fleet: Fleet, unit: Unit, now: float) -> None:
     fleet.known.remove(unit)
     fleet.failures.clear(unit)
     fleet.habits.forget_unit(unit)
+    fleet.uses.forget_unit(unit)
     for replica in list(fleet.everywhere(unit)):
         if replica.state is State.QUEUED:
             fleet.remove(replica, Cause.ABANDONED, now)
@@ -158,7 +166,7 @@ def adopt(
         digest=spec.digest if spec is not None else "",
         fingerprint=spec.fingerprint if spec is not None else "",
     )
-    fleet.uses.start(replica, now - idle)
+    fleet.uses.start(replica, now - idle, loads=False)
     fleet.put(replica)
     if state is not State.READY:
         fleet.tell(ev.Settle(key, attempt, loading=state is State.LOADING))

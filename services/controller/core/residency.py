@@ -25,6 +25,7 @@ from services.controller.core import (
     draining,
     invariants,
     loading,
+    placement,
     placing,
     reconcile,
     upkeep,
@@ -34,13 +35,13 @@ from services.controller.core.entities import Server
 from services.controller.core.fleet import Fleet
 from services.controller.core.history import History
 from services.controller.core.limits import Limits
-from services.controller.core.placement import room_score
 from services.controller.core.roster import LOOK_AT_ALL
 
 Reaction = Callable[[Fleet, Any, float], None]
 
 REACTIONS: Final[dict[type, Reaction]] = {
     ev.CatalogueChanged: reconcile.catalogue_changed,
+    ev.UsesRecalled: reconcile.uses_recalled,
     ev.ServerFound: reconcile.server_found,
     ev.ServerLost: reconcile.server_lost,
     ev.DrainWanted: reconcile.drain_wanted,
@@ -113,7 +114,6 @@ def _advance(fleet: Fleet, now: float) -> None:
         draining.expire(fleet, now)
         demand.expire(fleet, now)
     demand.finish_evictions(fleet, now)
-    touched: dict[str, None] = {}
     while agenda.changed or agenda.fresh or agenda.arrived or agenda.displaced:
         demand.finish_evictions(fleet, now)  # before the same unit may be placed there again
         demand.settle(fleet, now)  # before anything is evicted: its lease protects what came
@@ -122,16 +122,18 @@ def _advance(fleet: Fleet, now: float) -> None:
         placing.place(fleet, now)
         draining.finish_drains(fleet, now)
         changed = agenda.take_changed()
-        touched |= changed
+        agenda.touched |= changed
         for server in changed:
             loading.start_loads(fleet, fleet.servers[server], now)
     draining.finish_drains(fleet, now)
-    _enrol(fleet, touched)
+    _enrol(fleet, agenda.take_touched())
 
 
 def _enrol(fleet: Fleet, touched: Iterable[str]) -> None:
     """Tell the roster what became of the servers that were touched."""
+    for server in touched:
+        fleet.curves.pop(server, None)
     if len(fleet.servers) > LOOK_AT_ALL:
         for server in touched:
-            lowest = fleet.uses.orders[server].lowest() - fleet.uses.clocks[server]
-            fleet.roster.changed(server, room_score(fleet, server), lowest)
+            room, lowest = placement.room(fleet, server), placement.lowest(fleet, server)
+            fleet.roster.changed(server, room, lowest)

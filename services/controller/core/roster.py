@@ -1,16 +1,20 @@
 """The servers that are worth a look for a newcomer, when there are too many to look at them all.
 
-There are two heaps: the servers with most room, and those whose next victim matters least. An entry
-is a bound, put right when its turn comes: a server that has changed has a newer entry, and use only
-ever makes a victim matter more.
+There are two heaps: the servers with most room, and those whose next victim is worth least. An
+entry is a bound, put right when its turn comes: a server that has changed has a newer entry, and
+use only ever makes a victim worth more. Where no load could begin now, nothing is evicted either:
+such a server is in the first heap alone.
 """
 
 import heapq
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Final
 
 LOOK_AT_ALL: Final = 32  # servers; with no more than that, every one is looked at
-STEPS: Final = (2, 8, 32)  # servers; with more, so many are looked at until one will do
+ROOMY: Final = (2, 32)  # servers; with more, so many are looked at for room: at first, and at last
+CHEAP: Final = 32  # servers; with more, at most so many are looked at for victims
+INFINITY: Final = float("inf")
 
 
 class Roster:
@@ -23,10 +27,12 @@ class Roster:
 
     def changed(self, server: str, room: float, front: float) -> None:
         """Take in what has become of a server. The higher `room`, the better a newcomer does there
-        without an eviction; no victim there matters less than `front`."""
+        without an eviction; no victim there has a lower rank than `front`, which is infinite where
+        nothing is to be evicted now."""
         version = self._versions[server] = self._versions.get(server, 0) + 1
         heapq.heappush(self._roomy, (-room, server, version))
-        heapq.heappush(self._fronts, (front, server, version))
+        if front < INFINITY:
+            heapq.heappush(self._fronts, (front, server, version))
         if len(self._roomy) > 4 * len(self._versions) + 64:
             self._compact()
 
@@ -40,44 +46,36 @@ class Roster:
 
     def roomy(self, count: int) -> list[str]:
         """The `count` servers with most room."""
-        return [server for _, server, _ in self._take(self._roomy, None, count)]
+        found = islice(self._rising(self._roomy, None), count)
+        return [server for _, server in found]
 
-    def cheap(self, front: Callable[[str], float], count: int) -> list[str]:
-        """The `count` servers whose next victim matters least. `front` gives how much it matters
-        now."""
-        return [server for _, server, _ in self._take(self._fronts, front, count)]
+    def cheap(self, front: Callable[[str], float]) -> Iterator[tuple[float, str]]:
+        """The servers in the order of their next victims, the one worth least first, each with its
+        rank. `front` gives the rank as it is now, infinity where nothing may leave. The roster is
+        not to be told or asked of anything until the iterator is closed."""
+        return self._rising(self._fronts, front)
 
-    def _take(
-        self,
-        heap: list[tuple[float, str, int]],
-        now: Callable[[str], float] | None,
-        count: int,
-    ) -> list[tuple[float, str, int]]:
-        taken: list[tuple[float, str, int]] = []
-        for entry in self._current(heap, now):
-            taken.append(entry)
-            if len(taken) == count:
-                break
-        for entry in taken:
-            heapq.heappush(heap, entry)
-        return taken
-
-    def _current(
+    def _rising(
         self, heap: list[tuple[float, str, int]], now: Callable[[str], float] | None
-    ) -> Iterator[tuple[float, str, int]]:
-        while heap:
-            entry = heap[0]
-            bound, server, version = entry
-            if bound == float("inf"):
-                return
-            heapq.heappop(heap)
-            if version != self._versions[server]:
-                continue
-            actual = bound if now is None else now(server)
-            if actual > bound:
-                heapq.heappush(heap, (actual, server, version))
-            else:
-                yield entry
+    ) -> Iterator[tuple[float, str]]:
+        taken: list[tuple[float, str, int]] = []
+        try:
+            while heap:
+                entry = heapq.heappop(heap)
+                bound, server, version = entry
+                if version != self._versions[server]:
+                    continue
+                actual = bound if now is None else now(server)
+                if actual > bound:
+                    heapq.heappush(heap, (actual, server, version))
+                    continue
+                taken.append(entry)
+                if bound == INFINITY:
+                    return
+                yield bound, server
+        finally:
+            for entry in taken:
+                heapq.heappush(heap, entry)
 
     def _compact(self) -> None:
         for heap in (self._roomy, self._fronts):

@@ -3,17 +3,27 @@
 from dataclasses import replace
 from typing import Final
 
-from services.controller.core import accounts, blame, copies, demand, draining, placing, victims
+from services.controller.core import (
+    accounts,
+    blame,
+    copies,
+    demand,
+    draining,
+    placing,
+    victims,
+)
 from services.controller.core import events as ev
 from services.controller.core.copies import Pressure
 from services.controller.core.entities import Health, Replica, ReplicaKey, Server, Unit
 from services.controller.core.fleet import Fleet
 from services.controller.core.placement import Place, place
+from services.controller.core.slots import none_free
 from services.controller.core.states import COMING, State
-from services.controller.core.victims import Terms
+from services.controller.core.victims import Later, Terms
 from services.controller.core.waiting import Purpose
 
 AT_A_TICK: Final = 64  # servers that are looked after
+TOLD_AT_A_TICK: Final = 64  # units whose uses are told
 STRANGER_SECONDS: Final = 30.0  # a model that is not in the catalogue may be about to be
 CALM_SECONDS: Final = 1.0  # no headroom is made so soon after a load
 BUSY_SECONDS: Final = 10.0  # a replica used within them is moved before it leaves
@@ -37,6 +47,7 @@ def tick(fleet: Fleet, event: ev.Tick, now: float) -> None:
         else:
             make_headroom(fleet, server, now)
     predict(fleet, event.wall, now)
+    tell_uses(fleet, now)
     placing.retry(fleet, now)
     fleet.forget_departed(now, fleet.limits.router_seconds)
 
@@ -189,6 +200,8 @@ def make_headroom(fleet: Fleet, server: Server, now: float) -> None:
         return
     if account.busy or now - account.ready_at < CALM_SECONDS:
         return  # an unload would take its share of what the newcomer's first requests need
+    if none_free(fleet, server.id) is not None:
+        return  # no load could begin in the room that is made
     terms = Terms(idle_since=now - fleet.limits.headroom_idle_seconds)
     while over := account.excess(server, server.soft, slots):
         family = victims.first_to_free(fleet, server.id, over, terms)
@@ -230,7 +243,7 @@ def moved_first(fleet: Fleet, replica: Replica, now: float) -> bool:
     spec = fleet.known.specs.get(unit)
     if spec is None or demand.hopeless(fleet, unit, now) is not None:
         return False
-    if not isinstance(place(fleet, spec, Terms(), now), Place):
+    if not isinstance(place(fleet, spec, Terms(), now), Place | Later):
         return False
     target = len(fleet.ready(unit)) + 1
     fleet.wants.want(
@@ -242,6 +255,19 @@ def moved_first(fleet: Fleet, replica: Replica, now: float) -> bool:
         why="to be moved off a drained server",
     )
     return True
+
+
+# --- what is to be remembered ---------------------------------------------------------------------
+
+
+def tell_uses(fleet: Fleet, now: float) -> None:
+    """Have some of the uses that have changed kept beyond this Controller's life."""
+    for unit in fleet.uses.take_untold(now, TOLD_AT_A_TICK):
+        spec = fleet.known.specs.get(unit)
+        uses = fleet.uses.total(unit, fleet.where.get(unit, ()))
+        if spec is not None and uses.uses:
+            idle = now - uses.at
+            fleet.tell(ev.Used(unit, spec.config_digest, spec.fingerprint, uses.uses, idle))
 
 
 # --- prediction -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The choice of what has to leave a server for a newcomer.
+"""What has to leave a server for a newcomer.
 
 The victims are chosen before any of them is touched: those that the policy ranks lowest, no more
 than it takes, and none at all if the newcomer would not fit even then.
@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from services.controller.core import memory
 from services.controller.core.entities import Replica, Unit, UnitSpec
 from services.controller.core.events import Weighed
 from services.controller.core.fleet import Fleet
 from services.controller.core.memory import Memory
-from services.controller.core.sizing import reservation
+from services.controller.core.rooms import Room
 from services.controller.core.states import LEAVING, OCCUPYING, State
 
 FIRM: Final = frozenset({"pinned", "its minimum of copies"})
@@ -25,6 +24,12 @@ class Wait:
     """The answer that room will come by itself: something is leaving, or a use lease will end."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Later(Wait):
+    """The answer that room can be made, but not before a load could begin: until then everything
+    stays where it serves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,86 +51,166 @@ class Terms:
 Victims = tuple[Unit, ...]
 
 
-def choose(
+class Opening:
+    """What would have to leave a server for a newcomer, found step by step: what is worth least
+    first, by the policy, beside what cannot be resident together with the newcomer at all."""
+
+    __slots__ = (
+        "_clashing",
+        "_families",
+        "_fleet",
+        "_gone",
+        "_next",
+        "_room",
+        "_wanted",
+        "cost",
+        "server",
+        "units",
+    )
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        server: str,
+        wanted: set[Unit],
+        missing: tuple[UnitSpec, ...],
+        clashing: set[Unit],
+        terms: Terms,
+    ) -> None:
+        self.server = server
+        #: What is to be loaded there, parts first.
+        self.units = missing
+        uses, here = fleet.uses.on[server], fleet.replicas[server]
+        #: The rank of the dearest that leaves so far. What takes no room leaves with its parts.
+        self.cost = max(
+            (uses[unit].rank for unit in clashing if here[unit].slots), default=float("-inf")
+        )
+        self._fleet = fleet
+        self._clashing = clashing
+        self._gone = set(clashing)
+        self._wanted = wanted
+        self._room = Room(fleet, server, wanted, missing)
+        for unit in clashing:
+            self._room.free(unit)
+        self._families = families(fleet, server, wanted | clashing, terms)
+        self._next: tuple[float, frozenset[Unit]] | None = None
+
+    @property
+    def undisturbed(self) -> bool:
+        """Return whether there is room and nothing has to leave."""
+        return not self._gone and self._room.enough()
+
+    def enough(self) -> bool:
+        """Return whether there is room once everything that was taken so far has left."""
+        return self._room.enough()
+
+    def next_rank(self) -> float | None:
+        """The rank of what would leave next; None where nothing else may leave."""
+        if self._next is None:
+            self._next = next(self._families, None)
+        return self._next[0] if self._next is not None else None
+
+    def take(self) -> None:
+        """Have that leave, too."""
+        assert self._next is not None
+        rank, family = self._next
+        self._next = None
+        for unit in family - self._gone:
+            self._room.free(unit)
+        self._gone |= family
+        self.cost = max(self.cost, rank)
+
+    def victims(self) -> Victims:
+        """The units that have to leave, ensembles before their parts: what was taken, without those
+        that turn out to be able to stay, the dearest first."""
+        if len(self._gone) - len(self._clashing) > 1:
+            self._spare()
+        return ensembles_first(self._fleet, self.server, self._gone)
+
+    def _spare(self) -> None:
+        # The last one taken may be so large that some before it can stay.
+        uses, gone, room = self._fleet.uses.on[self.server], self._gone, self._room
+        by_worth = sorted(gone - self._clashing, key=lambda u: (uses[u].rank, u), reverse=True)
+        for unit in by_worth:
+            if unit not in gone:
+                continue
+            with_parts = [
+                other for other in gone if other == unit or _needs(self._fleet, unit, other)
+            ]
+            for part in with_parts:
+                room.keep(part)
+            if room.enough() and not self._clashing.intersection(with_parts):
+                gone.difference_update(with_parts)
+            else:
+                for part in with_parts:
+                    room.free(part)
+
+    def refusal(self) -> Wait | Blocked:
+        """The reason why all that may leave is not enough, and whether waiting can help."""
+        wanted = self._wanted
+        firm = [
+            replica
+            for unit, replica in self._fleet.replicas[self.server].items()
+            if unit in wanted or _held(self._fleet, replica, FIRM)
+        ]
+        if self._room.fits_beside(firm):
+            return Wait(f"everything on {self.server} is about to be used or about to leave")
+        names = ", ".join(sorted(str(r.unit) for r in firm if r.unit not in wanted))
+        taken = (
+            f"what is kept there: {names}"
+            if names
+            else "its own parts, which are too large together"
+        )
+        return Blocked(f"the room on {self.server} is taken by {taken}")
+
+
+def opening(
     fleet: Fleet,
     server: str,
     members: tuple[UnitSpec, ...],
     missing: tuple[UnitSpec, ...],
     terms: Terms,
-) -> Victims | Wait | Blocked:
-    """The units that have to leave `server` for `missing`; ensembles before their parts."""
+) -> Opening | Wait | Blocked:
+    """What would have to leave `server` for `missing`, to be found; or what stands in the way."""
     wanted = {member.unit for member in members}
     clashing = _clashing(fleet, server, wanted, missing)
     if not isinstance(clashing, set):
         return clashing
-    if any(fleet.uses.on[server][unit].last_used > terms.idle_since for unit in clashing):
-        return Wait(f"{server} holds another version that cannot be beside it, which is in use")
-    room = _Room(fleet, server, wanted, missing)
-    gone = set(clashing)
-    for unit in gone:
-        room.free(unit)
-    if not room.enough() and terms.evict:
-        _evict_until_enough(fleet, server, wanted, gone, clashing, room, terms)
-    if not room.enough():
-        return room.refusal(wanted) if terms.evict else Wait(f"{server} has no spare room")
-    if gone and not terms.evict:
-        return Wait(f"{server} holds another version that cannot be beside it")
-    return ensembles_first(fleet, server, gone)
-
-
-def _evict_until_enough(
-    fleet: Fleet,
-    server: str,
-    wanted: set[Unit],
-    gone: set[Unit],
-    clashing: set[Unit],
-    room: "_Room",
-    terms: Terms,
-) -> None:
-    for family in families(fleet, server, wanted | gone, terms):
-        for unit in family - gone:
-            room.free(unit)
-        gone |= family
-        if room.enough():
-            break
-    else:
-        return
-    # The last one taken may be so large that some before it can stay: most valuable first.
-    uses = fleet.uses.on[server]
-    for unit in sorted(gone - clashing, key=lambda u: (uses[u].rank, u), reverse=True):
-        if unit not in gone:
-            continue
-        with_parts = [other for other in gone if other == unit or _needs(fleet, unit, other)]
-        for part in with_parts:
-            room.keep(part)
-        if room.enough() and not clashing.intersection(with_parts):
-            gone.difference_update(with_parts)
-        else:
-            for part in with_parts:
-                room.free(part)
+    if clashing:
+        if not terms.evict:
+            return Wait(f"{server} holds another version that cannot be beside it")
+        if any(fleet.uses.on[server][unit].last_used > terms.idle_since for unit in clashing):
+            return Wait(f"{server} holds another version that cannot be beside it, which is in use")
+    return Opening(fleet, server, wanted, missing, clashing, terms)
 
 
 def families(
     fleet: Fleet, server: str, excluded: set[Unit], terms: Terms
-) -> Iterator[frozenset[Unit]]:
-    """The families that can leave, the lowest rank first: a unit and all that need it there."""
-    here = fleet.replicas[server]
-    for _, unit in in_order(fleet, server):
-        if unit in excluded or fleet.uses.on[server][unit].last_used > terms.idle_since:
+) -> Iterator[tuple[float, frozenset[Unit]]]:
+    """The families that can leave, with their ranks, the lowest first: a unit and all that need it
+    there."""
+    here, uses, known = fleet.replicas[server], fleet.uses.on[server], fleet.known
+    for rank, unit in in_order(fleet, server):
+        if unit in excluded or uses[unit].last_used > terms.idle_since:
             continue
-        spec = fleet.known.specs.get(unit)
+        if unit not in known.users:
+            family = frozenset((unit,))
+        else:
+            family = frozenset(fleet.family(unit, server))
+            if family & excluded:
+                continue
+        spec = known.specs.get(unit)
         if spec is not None and spec.ensemble:
             continue  # on its own it frees nothing
-        family = fleet.family(unit, server)
-        if not family & excluded and all(may_leave(fleet, here[member]) for member in family):
-            yield frozenset(family)
+        if all(may_leave(fleet, here[member]) for member in family):
+            yield rank, family
 
 
 def first_to_free(fleet: Fleet, server: str, over: Memory, terms: Terms) -> frozenset[Unit] | None:
     """The first family that can leave and takes some of what the server has too much of. "models"
     in `over` stands for the number of models."""
     here = fleet.replicas[server]
-    for family in families(fleet, server, set(), terms):
+    for _, family in families(fleet, server, set(), terms):
         for unit in family:
             replica = here[unit]
             if (replica.slots and "models" in over) or any(map(replica.reserved.get, over)):
@@ -150,11 +235,10 @@ def may_leave(fleet: Fleet, replica: Replica) -> bool:
 
 
 def front(fleet: Fleet, server: str) -> float:
-    """How much the next victim of `server` matters, over the server's clock; infinity when nothing
-    there may leave."""
+    """The rank of the first replica that may leave `server`; infinity when none may."""
     for rank, unit in in_order(fleet, server):
         if may_leave(fleet, fleet.replicas[server][unit]):
-            return rank - fleet.uses.clocks[server]
+            return rank
     return float("inf")
 
 
@@ -171,24 +255,6 @@ def weighed(fleet: Fleet, server: str, victims: Victims, now: float) -> tuple[We
         elif not left:
             break
     return tuple(found)
-
-
-def clock_after(fleet: Fleet, server: str, weighed: tuple[Weighed, ...]) -> float:
-    """The server's clock once the victims among `weighed` are evicted: their highest rank, but not
-    above the rank of anything that could have left and stays, which would otherwise seem to matter
-    less than nothing. With the policy "lru" a rank is a time, the same on all servers, and needs
-    no clock."""
-    if fleet.uses.by_age:
-        return fleet.uses.clocks[server]
-    here = fleet.replicas[server]
-    evicted = [row.numbers["rank"] for row in weighed if row.evicted]
-    spared = [
-        row.numbers["rank"]
-        for row in weighed
-        if not row.evicted and may_leave(fleet, here[row.unit])
-    ]
-    highest = max(evicted, default=fleet.uses.clocks[server])
-    return max(fleet.uses.clocks[server], min([highest, *spared]))
 
 
 def numbers(fleet: Fleet, replica: Replica, now: float) -> dict[str, float]:
@@ -226,6 +292,11 @@ def _conflicts(fleet: Fleet, server: str, spec: UnitSpec) -> Iterator[tuple[Repl
             yield replica, "has a different config"
         elif replica.unit.version < unit.version and fleet.callers(replica.unit, server):
             yield replica, f"is called without a version, and {unit} is newer"
+    here = fleet.replicas[server]
+    for other in fleet.known.versions.get(unit.model, ()):
+        if other.version < unit.version and other not in here:
+            for user in fleet.callers(other, server):
+                yield here[user], f"calls {other} without a version, and {unit} is newer"
     for part in spec.unversioned:
         for replica in fleet.of_model_on(part.model, server):
             if replica.unit.version > part.version:
@@ -272,70 +343,6 @@ def ensembles_first(fleet: Fleet, server: str, gone: set[Unit]) -> Victims:
     return tuple(sorted(gone, key=lambda unit: (len(fleet.holders(unit, server)), unit)))
 
 
-class _Room:
-    """A count of whether a server has room for the newcomers, as replicas are counted out."""
-
-    def __init__(
-        self, fleet: Fleet, server: str, wanted: set[Unit], missing: tuple[UnitSpec, ...]
-    ) -> None:
-        self._fleet = fleet
-        self._server = fleet.servers[server]
-        self._here = fleet.replicas[server]
-        self._slots = sum(member.slots for member in missing)
-        account = fleet.accounts[server]
-        self._need = _need(fleet, server, wanted, missing)
-        planned, leaving, need = account.planned, account.leaving, self._need
-        self._over = {
-            name: planned.get(name, 0) - leaving.get(name, 0) + need.get(name, 0) - limit
-            for name, limit in self._server.budget.items()
-        }
-        most = self._server.max_models
-        self._slots_over = account.staying_slots + self._slots - most if most else 0
-
-    def enough(self) -> bool:
-        if self._slots_over > 0:
-            return False
-        for over in self._over.values():  # noqa: SIM110  all() takes twice as long
-            if over > 0:
-                return False
-        return True
-
-    def free(self, unit: Unit) -> None:
-        self._count(unit, -1)
-
-    def keep(self, unit: Unit) -> None:
-        self._count(unit, 1)
-
-    def _count(self, unit: Unit, sign: int) -> None:
-        replica = self._here[unit]
-        for name in self._over:
-            self._over[name] += sign * replica.reserved.get(name, 0)
-        if self._server.max_models:
-            self._slots_over += sign * replica.slots
-
-    def refusal(self, wanted: set[Unit]) -> Wait | Blocked:
-        """The reason why all victims together are not enough, and whether waiting can help."""
-        server = self._server
-        firm = [
-            replica
-            for unit, replica in self._here.items()
-            if unit in wanted or _held(self._fleet, replica, FIRM)
-        ]
-        room = memory.plus(memory.total(replica.reserved for replica in firm), self._need)
-        slots = sum(replica.slots for replica in firm) + self._slots
-        if not memory.fits(room, server.budget) or (
-            server.max_models and slots > server.max_models
-        ):
-            names = ", ".join(sorted(str(r.unit) for r in firm if r.unit not in wanted))
-            taken = (
-                f"what is kept there: {names}"
-                if names
-                else "its own parts, which are too large together"
-            )
-            return Blocked(f"the room on {server.id} is taken by {taken}")
-        return Wait(f"everything on {server.id} is about to be used or about to leave")
-
-
 def _held(fleet: Fleet, replica: Replica, reasons: frozenset[str]) -> bool:
     """Return whether a replica, or something that needs it on its server, is protected for one of
     `reasons`."""
@@ -347,30 +354,8 @@ def _held(fleet: Fleet, replica: Replica, reasons: frozenset[str]) -> bool:
 def clears(fleet: Fleet, server: str, members: tuple[UnitSpec, ...]) -> bool:
     """Return whether there will be room for `members` once what is under way is over. A sequence
     counts as staying: it may last for any time."""
-    known, here = fleet.servers[server], fleet.replicas[server]
+    here = fleet.replicas[server]
     wanted = {member.unit for member in members}
     lasting = FIRM | {"in use by a sequence"}
     stays = [r for unit, r in here.items() if unit not in wanted and _held(fleet, r, lasting)]
-    need = _need(fleet, server, set(), members)
-    slots = sum(replica.slots for replica in stays) + sum(member.slots for member in members)
-    room = memory.plus(memory.total(replica.reserved for replica in stays), need)
-    return memory.fits(room, known.budget) and not 0 < known.max_models < slots
-
-
-def _need(fleet: Fleet, server: str, wanted: set[Unit], missing: tuple[UnitSpec, ...]) -> Memory:
-    """Bytes that `missing` needs together. Where guesses add up to more than there is beside what
-    `wanted` has there already, they are cut: the parts load one by one, and are measured."""
-    budget, limits = fleet.servers[server].budget, fleet.limits
-    if len(missing) == 1 and missing[0].size_known:
-        return reservation(missing[0], budget, limits)
-    total = memory.total([reservation(member, budget, limits) for member in missing])
-    if all(member.size_known for member in missing):
-        return total
-    sure = memory.total(
-        reservation(member, budget, limits) for member in missing if member.size_known
-    )
-    here = fleet.replicas[server]
-    there = memory.total(here[unit].reserved for unit in wanted if unit in here)
-    most = {name: limit - there.get(name, 0) for name, limit in budget.items()}
-    cut = {name: min(amount, most.get(name, amount)) for name, amount in total.items()}
-    return memory.highest(cut, sure)
+    return Room(fleet, server, set(), members).fits_beside(stays)

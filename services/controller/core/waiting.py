@@ -74,11 +74,16 @@ class Want(NamedTuple):
     load_began: float | None = None
     #: Since when no server that could hold it takes anything.
     no_server_since: float | None = None
+    #: Whether nobody who waits for it could be served by a load that began now.
+    too_late: bool = False
 
-    def order(self, priority: int, limits: Limits) -> tuple[float, Unit]:
-        """The turn of the want; the lowest comes first. A step of urgency or of priority counts
-        like `aging_seconds` of waiting, so what is less urgent waits longer, but not for ever."""
-        return (self.since - limits.aging_seconds * (self.purpose + priority), self.unit)
+    def order(self, steps: float, limits: Limits) -> tuple[float, Unit]:
+        """The turn of the want; the lowest comes first. A step of urgency counts like
+        `aging_seconds` of waiting, so what is less urgent waits longer, but not for ever. What
+        comes too late comes last."""
+        if self.too_late:
+            return (float("inf"), self.unit)
+        return (self.since - limits.aging_seconds * (self.purpose + steps), self.unit)
 
     def unplaced(self, status: str) -> "Want":
         """The same want without its place."""

@@ -1,14 +1,19 @@
 """Everything that is wanted, who waits for it, and the queue of what has found no place."""
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from heapq import heappop, heappush
+from typing import Final
 
 from services.controller.core.agenda import Agenda
-from services.controller.core.entities import ReplicaKey, Unit
+from services.controller.core.entities import ReplicaKey, Unit, UnitSpec
 from services.controller.core.knowledge import Knowledge
 from services.controller.core.limits import Limits
 from services.controller.core.waiting import Purpose, Waiter, Want
+
+URGENT: Final = 1.0  # steps of priority that the waiters for a second of loading make at most
+SHORTEST_SECONDS: Final = 0.01  # a load is taken to last at least so long
 
 
 class Wants:
@@ -123,7 +128,30 @@ class Wants:
     def order(self, want: Want) -> tuple[float, Unit]:
         """The turn of a want; the lowest comes first."""
         spec = self._known.specs.get(want.unit)
-        return want.order(spec.priority if spec is not None else 0, self._limits)
+        if spec is None:
+            return want.order(0.0, self._limits)
+        waiters = max(1, len(self.waiting.get(want.unit, ())))
+        return want.order(spec.priority + self._urgency(spec, waiters), self._limits)
+
+    def _urgency(self, spec: UnitSpec, waiters: int) -> float:
+        """Waiters for a second of loading, as steps of priority: four times as many are a step, and
+        at most `URGENT` steps either way."""
+        seconds = sum(self._known.reload_seconds(member.unit) for member in self._known.group(spec))
+        steps = math.log(waiters / max(seconds, SHORTEST_SECONDS), 4)
+        return min(URGENT, max(-URGENT, steps))
+
+    def note_lateness(self, want: Want, now: float) -> Want:
+        """Find out whether anybody who waits could be served by a load that began now. A request
+        that was refused because it could not waits no longer."""
+        spec = self._known.specs[want.unit]
+        seconds = spec.load_seconds or 0.0
+        waiting = self.waiting.get(want.unit, {}).values()
+        too_late = want.purpose is Purpose.REQUEST and not any(
+            now + seconds <= waiter.deadline for waiter in waiting
+        )
+        if too_late != want.too_late:
+            want = self.by_unit[want.unit] = want._replace(too_late=too_late)
+        return want
 
     def enqueue(self, want: Want) -> None:
         """Have a want that found no place tried again in its turn."""
@@ -134,6 +162,12 @@ class Wants:
         turn = self.turns.pop(unit, None)
         if turn is not None:
             del self.unplaced[bisect_left(self.unplaced, turn)]
+
+    def _requeue(self, unit: Unit) -> None:
+        """Put a want that waits in the queue into its right place: its waiters have changed."""
+        if unit in self.turns:
+            self.leave_queue(unit)
+            self.enqueue(self.by_unit[unit])
 
     def some_unplaced(self, most: int) -> list[Unit]:
         """The next `most` wants in the queue, in rotation: the first of it may wait for long."""
@@ -162,6 +196,9 @@ class Wants:
     def wait(self, waiter: Waiter, unit: Unit) -> None:
         """Have `waiter` wait for `unit`, which is wanted."""
         self.waiting.setdefault(unit, {})[waiter.id] = waiter
+        self._requeue(unit)
+        if self.by_unit[unit].too_late:  # perhaps not for this one
+            self._agenda.look_at_want(unit)
         self.asked[waiter.id] = unit
         last = waiter.deadline - self._limits.answer_margin_seconds
         heappush(self.deadlines, (last, waiter.id))
@@ -192,7 +229,9 @@ class Wants:
             return
         waiting = self.waiting[unit]
         del waiting[id_]
-        if not waiting:
+        if waiting:
+            self._requeue(unit)
+        else:
             del self.waiting[unit]
             self._agenda.look_at_want(unit)  # is it still wanted?
 

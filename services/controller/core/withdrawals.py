@@ -17,6 +17,7 @@ class Withdrawals:
         "_agenda",
         "_limits",
         "awaited",
+        "drained_by_all",
         "drains",
         "lease_ends",
         "lease_keys",
@@ -43,6 +44,8 @@ class Withdrawals:
         self.silent_at = float("-inf")
         #: The DRAINING replicas, and what each of them waits for.
         self.drains: dict[ReplicaKey, Drain] = {}
+        #: Those of `drains` that wait for no Router.
+        self.drained_by_all: dict[ReplicaKey, None] = {}
         #: The use leases of each replica that neither started nor ran out. Never an empty set.
         self.use_leases: dict[ReplicaKey, set[str]] = {}
         #: When each use lease runs out, in seconds of the engine's clock: a heap. It also has
@@ -62,12 +65,12 @@ class Withdrawals:
             self.awaited.discard(router)
         self._watch_routers(now)
         for key, drain in self.drains.items():
-            self.drains[key] = replace(drain, routers=drain.routers | {router})
+            self._put(key, replace(drain, routers=drain.routers | {router}))
 
     def leave(self, router: str) -> RouterView:
         """Forget a Router: no withdrawal waits for it any longer. Returns what was known of it."""
         for key, drain in self.drains.items():
-            self.drains[key] = replace(drain, routers=drain.routers - {router})
+            self._put(key, replace(drain, routers=drain.routers - {router}))
         return self.routers.pop(router)
 
     def heard(self, router: str, now: float) -> bool:
@@ -86,7 +89,7 @@ class Withdrawals:
         view = self.routers[router] = replace(self.routers[router], in_use=in_use)
         for key, drain in list(self.drains.items()):
             if router in drain.routers and has_drained(view, key, drain.revision):
-                self.drains[key] = replace(drain, routers=drain.routers - {router})
+                self._put(key, replace(drain, routers=drain.routers - {router}))
 
     def all_back(self, now: float) -> bool:
         """Return whether no Router can send by an earlier Controller's table without having joined
@@ -121,7 +124,7 @@ class Withdrawals:
     def begin(self, key: ReplicaKey, revision: int, now: float) -> None:
         """Wait until every Router has drained a replica that is withdrawn at `revision`."""
         self.end_use_leases(key)
-        self.drains[key] = Drain(revision, frozenset(self.routers))
+        self._put(key, Drain(revision, frozenset(self.routers)))
         if self.unload_from > now:
             self._agenda.timers.at(self.unload_from)
 
@@ -129,7 +132,14 @@ class Withdrawals:
         """A Router that has applied `revision` has nothing in flight on the replica."""
         drain = self.drains.get(key)
         if drain is not None and revision >= drain.revision:
-            self.drains[key] = replace(drain, routers=drain.routers - {router})
+            self._put(key, replace(drain, routers=drain.routers - {router}))
+
+    def _put(self, key: ReplicaKey, drain: Drain) -> None:
+        self.drains[key] = drain
+        if drain.routers:
+            self.drained_by_all.pop(key, None)
+        else:
+            self.drained_by_all[key] = None
 
     def over(self, key: ReplicaKey, now: float) -> bool:
         """Return whether no Router can send to a replica that is being withdrawn."""
@@ -137,10 +147,12 @@ class Withdrawals:
 
     def end(self, key: ReplicaKey) -> None:
         del self.drains[key]
+        del self.drained_by_all[key]
 
     def forget(self, key: ReplicaKey) -> None:
         """The replica is gone, and all that Routers had to do with it."""
         self.drains.pop(key, None)
+        self.drained_by_all.pop(key, None)
         self.end_use_leases(key)
         for name, view in self.routers.items():
             if key in view.in_use:

@@ -52,13 +52,15 @@ class Defaults:
 class Catalogue:
     """The models that exist, and what was learned of them.
 
-    `entries`: by model name. `learned`: by unit, unregistered ones included. `gone`: units that are
-    no longer registered, and may still be resident.
+    `entries`: by model name. `learned`: by unit, unregistered ones included. `used`: by unit, its
+    faded uses as of the last one, in seconds since the epoch, as the Registry kept them. `gone`:
+    units that are no longer registered, and may still be resident.
     """
 
     defaults: Defaults = field(default_factory=Defaults)
     entries: dict[str, registry.CatalogEntry] = field(default_factory=dict)
     learned: dict[Unit, LearnedFootprint] = field(default_factory=dict)
+    used: dict[Unit, tuple[float, float]] = field(default_factory=dict)
     gone: set[Unit] = field(default_factory=set)
 
     def replace(
@@ -104,6 +106,15 @@ class Catalogue:
                 seconds or None,
                 footprint.fingerprint,
             )
+            if footprint.HasField("last_use_time"):
+                at = footprint.last_use_time.ToNanoseconds() / 1e9
+                self.used[Unit(*name)] = (footprint.uses, at)
+
+    def take_used(self, now: float) -> dict[Unit, tuple[float, float]]:
+        """Return faded uses and seconds since the last one, by unit, as of `now` in seconds since
+        the epoch. Whoever takes them keeps them from here on."""
+        used, self.used = self.used, {}
+        return {unit: (uses, max(0.0, now - at)) for unit, (uses, at) in used.items()}
 
     def version(self, unit: Unit) -> registry.ModelVersion | None:
         """Return what the Registry says of the unit; None where it is not registered."""

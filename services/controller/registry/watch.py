@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import grpc
 import structlog
 
-from services.controller.core.events import Learned
+from services.controller.core.entities import Unit
+from services.controller.core.events import Learned, Used
 from services.controller.registry.catalogue import Catalogue
 from shoal.names import version_name
 from shoal.registry.v1 import registry_service_pb2 as wire
@@ -103,14 +104,28 @@ class RegistryWatch:
         self._changed.set()
 
 
-async def report(stub: Any, queue: "asyncio.Queue[Learned]") -> None:
+class UsedAt(NamedTuple):
+    """A unit's uses, the last of them at `last_used` in seconds since the epoch."""
+
+    used: Used
+    last_used: float
+
+    @property
+    def unit(self) -> Unit:
+        return self.used.unit
+
+
+Report = Learned | UsedAt
+
+
+async def report(stub: Any, queue: "asyncio.Queue[Report]") -> None:
     """Report what was learned to the Registry, for ever; while it is away, wait for it."""
     while True:
         batch = [await queue.get()]
         await asyncio.sleep(GATHER_SECONDS)
         while not queue.empty():
             batch.append(queue.get_nowait())
-        newest = {learned.unit: learned for learned in batch}
+        newest = {(type(learned), learned.unit): learned for learned in batch}
         request = wire.ReportFootprintsRequest(footprints=map(_footprint, newest.values()))
         await _until_done(functools.partial(stub.ReportFootprints, request, timeout=CALL_SECONDS))
 
@@ -128,7 +143,17 @@ async def _until_done(call: Callable[[], Awaitable[object]]) -> None:
             return
 
 
-def _footprint(learned: Learned) -> types_pb2.Footprint:
+def _footprint(learned: Report) -> types_pb2.Footprint:
+    if isinstance(learned, UsedAt):
+        used = learned.used
+        footprint = types_pb2.Footprint(
+            version=version_name(*used.unit),
+            config_digest=used.config_digest,
+            fingerprint=used.fingerprint,
+            uses=used.uses,
+        )
+        footprint.last_use_time.FromMicroseconds(round(learned.last_used * 1e6))
+        return footprint
     footprint = types_pb2.Footprint(
         version=version_name(*learned.unit),
         config_digest=learned.config_digest,

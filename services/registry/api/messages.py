@@ -1,5 +1,6 @@
 """Conversions between catalogue values and protobuf messages."""
 
+import math
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -140,6 +141,9 @@ def footprint(known: Footprint) -> types.Footprint:
         fingerprint=known.fingerprint,
     )
     message.load_duration.FromMicroseconds(known.load_us)
+    if known.used_us:
+        message.uses = known.uses
+        message.last_use_time.FromMicroseconds(known.used_us)
     return message
 
 
@@ -149,12 +153,19 @@ def footprint_of(index: int, message: types.Footprint) -> Footprint:
     load_us = message.load_duration.ToMicroseconds()
     if load_us < 0:
         raise InvalidField(field=f"{field}.load_duration", problem="it is negative")
+    used_us = message.last_use_time.ToMicroseconds()
+    if used_us < 0:
+        raise InvalidField(field=f"{field}.last_use_time", problem="it is before 1970")
+    if not (math.isfinite(message.uses) and message.uses >= 0):
+        raise InvalidField(field=f"{field}.uses", problem="it is negative or no number")
     return Footprint(
         validation.version_name(f"{field}.version", message.version),
         validation.token(f"{field}.config_digest", message.config_digest, required=True),
         validation.memory(f"{field}.memory", message.memory),
         load_us,
         validation.token(f"{field}.fingerprint", message.fingerprint),
+        message.uses if used_us else 0.0,
+        used_us,
     )
 
 

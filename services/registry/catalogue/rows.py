@@ -124,13 +124,21 @@ def footprint_row(footprint: Footprint) -> dict[str, Any]:
         "config_digest": footprint.config_digest,
         "memory": dict(footprint.memory),
         "load_us": footprint.load_us,
+        "uses": footprint.uses,
+        "used_us": footprint.used_us,
     }
 
 
 def footprint_of(row: Row) -> Footprint:
     version = ModelVersionName(row["model"], row["number"])
     return Footprint(
-        version, row["config_digest"], row["memory"], row["load_us"], row["fingerprint"]
+        version,
+        row["config_digest"],
+        row["memory"],
+        row["load_us"],
+        row["fingerprint"],
+        row["uses"],
+        row["used_us"],
     )
 
 

@@ -8,6 +8,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Float,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
@@ -105,6 +106,8 @@ footprints = Table(
     Column("config_digest", String(64), nullable=False),
     Column("memory", JSON, nullable=False),
     Column("load_us", BigInteger, nullable=False),
+    Column("uses", Float, nullable=False, server_default="0"),
+    Column("used_us", BigInteger, nullable=False, server_default="0"),
     ForeignKeyConstraint(
         ["model", "number"], ["versions.model", "versions.number"], ondelete="CASCADE"
     ),

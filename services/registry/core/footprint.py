@@ -1,4 +1,4 @@
-"""The memory that a version takes, as observed while it runs."""
+"""The memory that a version takes, as observed while it runs, and how much it is used."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,7 +10,8 @@ from shoal.names import ModelVersionName
 class Footprint:
     """A version's peak memory in bytes by resource, and the microseconds of its last load.
 
-    `fingerprint` is the version's at that time, or empty if it is not known.
+    `fingerprint` is the version's at that time, or empty if it is not known. `uses` are faded as of
+    `used_us`, the last one in microseconds since the epoch; 0 if it is not known.
     """
 
     version: ModelVersionName
@@ -18,15 +19,21 @@ class Footprint:
     memory: Mapping[str, int] = field(default_factory=dict)
     load_us: int = 0
     fingerprint: str = ""
+    uses: float = 0.0
+    used_us: int = 0
 
 
 def merged(known: Footprint | None, reported: Footprint) -> Footprint:
     """Return the footprint after a report: a peak never falls while the config stays the same.
 
     A Controller that took over a resident version has not seen its peak, so its smaller figure must
-    not replace the known one.
+    not replace the known one. Uses count for any config, and the newest are kept.
     """
-    if known is None or known.config_digest != reported.config_digest:
+    if known is None:
+        return reported
+    newest = max(known, reported, key=lambda footprint: footprint.used_us)
+    reported = replace(reported, uses=newest.uses, used_us=newest.used_us)
+    if known.config_digest != reported.config_digest:
         return reported
     memory = {
         resource: max(known.memory.get(resource, 0), reported.memory.get(resource, 0))

@@ -1261,8 +1261,9 @@ class ReportFootprintsRequest(_message.Message):
     FOOTPRINTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def footprints(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Footprint]:
-        """For each version and config, the highest amounts that were reported are kept. Footprints of
-        versions that are not registered are ignored.
+        """For each version and config, the highest amounts that were reported are kept, and for each
+        version the uses with the newest last_use_time. Footprints of versions that are not registered
+        are ignored.
         """
 
     def __init__(

@@ -535,7 +535,7 @@ Global___Arm: _TypeAlias = Arm  # noqa: Y015
 
 @_typing.final
 class Footprint(_message.Message):
-    """The memory that a version was measured to take while it ran."""
+    """What a version was seen to take while it ran, and how much it was used."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -564,6 +564,8 @@ class Footprint(_message.Message):
     MEMORY_FIELD_NUMBER: _builtins.int
     LOAD_DURATION_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    USES_FIELD_NUMBER: _builtins.int
+    LAST_USE_TIME_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """"models/{model}/versions/{version}"."""
     config_digest: _builtins.str
@@ -571,6 +573,10 @@ class Footprint(_message.Message):
     fingerprint: _builtins.str
     """The version's fingerprint when it was learned. It counts only for that fingerprint. Empty: not
     known.
+    """
+    uses: _builtins.float
+    """Uses as of last_use_time, each of which counts half after every half-life of the Controller's.
+    They count for any config.
     """
     @_builtins.property
     def memory(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
@@ -580,6 +586,10 @@ class Footprint(_message.Message):
     def load_duration(self) -> _duration_pb2.Duration:
         """Duration of the last load."""
 
+    @_builtins.property
+    def last_use_time(self) -> _timestamp_pb2.Timestamp:
+        """Time of the last use. Not set: not known, and neither are the uses."""
+
     def __init__(
         self,
         *,
@@ -588,10 +598,12 @@ class Footprint(_message.Message):
         memory: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         load_duration: _duration_pb2.Duration | None = ...,
         fingerprint: _builtins.str = ...,
+        uses: _builtins.float = ...,
+        last_use_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["load_duration", b"load_duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_use_time", b"last_use_time", "load_duration", b"load_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_digest", b"config_digest", "fingerprint", b"fingerprint", "load_duration", b"load_duration", "memory", b"memory", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_digest", b"config_digest", "fingerprint", b"fingerprint", "last_use_time", b"last_use_time", "load_duration", b"load_duration", "memory", b"memory", "uses", b"uses", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

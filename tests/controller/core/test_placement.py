@@ -6,14 +6,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from services.controller.core import memory, placement
+from services.controller.core import memory, order, placement
 from services.controller.core.entities import (
     Health,
     UnitSpec,
 )
 from services.controller.core.fleet import Fleet
-from services.controller.core.limits import Limits
-from services.controller.core.placement import Closed, Never, Place, place, reason, score
+from services.controller.core.placement import Closed, Never, Place, place, reason, room_score
 from services.controller.core.sizing import reservation
 from services.controller.core.states import State
 from services.controller.core.victims import Blocked, Terms, Wait
@@ -203,14 +202,22 @@ def test_the_weights_add_up_to_one() -> None:
 @given(case=crowded(ensembles=True), now=st.floats(-100, 1e9))
 def test_every_score_is_between_0_and_1(policy: str, case: Case, now: float) -> None:
     newcomer, here, listed = case
-    fleet = fleet_of([here], [newcomer, *listed], Limits(policy=policy))
+    fleet = fleet_of([here], [newcomer, *listed], replace(LIMITS, policy=policy))
     decision = place(fleet, newcomer, Terms(), now)
     assume(isinstance(decision, Place))
     chosen = placed(decision)
     for _, measure in placement.SCORES:
-        assert 0 <= measure(fleet, "t0", chosen.units, chosen.victims, now) <= 1
-    assert score(fleet, "t0", chosen.units, chosen.victims, now) == pytest.approx(chosen.score)
+        assert 0 <= measure(fleet, "t0", newcomer.unit) <= 1
     assert 0 <= chosen.score <= 1 + 1e-9
+    if chosen.victims:
+        takes_room = [each for each in chosen.victims if fleet.replicas["t0"][each].slots]
+        dearest = max(fleet.uses.on["t0"][each].rank for each in takes_room)
+        assert chosen.cost == dearest
+        assert chosen.score == pytest.approx(order.score(fleet, dearest, now))
+        assert chosen.score <= 0.5, "room comes first"
+    else:
+        score = room_score(fleet, "t0", newcomer.unit)
+        assert chosen.score == pytest.approx(0.5 + score / 2)
 
 
 def test_a_server_with_room_is_better_than_one_with_a_victim() -> None:

@@ -100,14 +100,14 @@ def test_gdsf_has_the_big_unused_leave_before_the_small_expensive_used() -> None
 
 
 def test_by_last_use_a_victim_is_as_old_on_one_server_as_on_another() -> None:
-    """However much was evicted from either: there are no clocks of servers in it."""
+    """However much was evicted from either: there is no clock in it."""
     world = World(
         [spec(f"m{i}", 60) for i in range(8)], [Server(f"t{i}", "h", {"ram": 100}) for i in (0, 1)]
     )
     for i in range(8):
         world.resident(f"m{i}")
         world.pass_time(1.0)
-    assert set(world.fleet.uses.clocks.values()) == {0.0}
+    assert world.fleet.uses.clock == 0.0
     assert world.ready() == {"m6", "m7"}
     assert front(world.fleet, world.granted(7).key.server) < front(
         world.fleet, world.granted(8).key.server

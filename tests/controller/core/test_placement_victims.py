@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from services.controller.core.entities import (
     Unit,
 )
-from services.controller.core.limits import Limits
 from services.controller.core.placement import Place
 from services.controller.core.states import State
 from services.controller.core.victims import Blocked, Terms, Wait
@@ -19,6 +18,7 @@ from tests.support.placement_views import (
     KEPT,
     LEASED,
     LEAVING,
+    LIMITS,
     NOW,
     PINNED,
     A,
@@ -155,7 +155,7 @@ def test_victims_are_never_more_than_needed(policy: str, case: Case) -> None:
     newcomer, here, listed = case
     specs = known(*listed)
     choices = [each for each in every_choice(here, specs) if enough(each, newcomer, here, specs)]
-    decision = decide(newcomer, here, more=listed, limits=Limits(policy=policy))
+    decision = decide(newcomer, here, more=listed, limits=replace(LIMITS, policy=policy))
     if not choices:
         assert isinstance(decision, Wait | Blocked)
         return

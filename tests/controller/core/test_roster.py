@@ -1,9 +1,12 @@
 """The few servers that are looked at out of many, against a sort of all of them."""
 
+from collections.abc import Callable
+from itertools import islice
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.controller.core.roster import Roster
+from services.controller.core.roster import INFINITY, Roster
 
 COUNT = 3
 NAMES = [f"t{i}" for i in range(12)]
@@ -16,6 +19,13 @@ def best(values: dict[str, float], found: list[str], *, highest: bool) -> bool:
     """Whether `found` are the `COUNT` best of `values`, whichever of equals."""
     ranked = sorted(values.values(), reverse=highest)[:COUNT]
     return len(set(found)) == len(found) and [values[name] for name in found] == ranked
+
+
+def cheap(roster: Roster, front: Callable[[str], float]) -> list[str]:
+    """The first `COUNT` servers in the order of their next victims, each with its rank."""
+    found = list(islice(roster.cheap(front), COUNT))
+    assert [rank for rank, _ in found] == [front(name) for _, name in found]
+    return [name for _, name in found]
 
 
 @given(changes)
@@ -38,8 +48,23 @@ def test_the_servers_whose_next_victim_matters_least(
         roster.changed(name, room, front)
         fronts[name] = front
     now = {name: front + used.get(name, 0.0) for name, front in fronts.items()}
-    assert best(now, roster.cheap(now.__getitem__, COUNT), highest=False)
-    assert best(now, roster.cheap(now.__getitem__, COUNT), highest=False)
+    assert best(now, cheap(roster, now.__getitem__), highest=False)
+    assert best(now, cheap(roster, now.__getitem__), highest=False), "asking changes nothing"
+
+
+@given(changes, st.sets(names))
+def test_busy_servers_are_named_only_for_their_room(
+    history: list[tuple[str, float, float]], busy: set[str]
+) -> None:
+    roster, fronts = Roster(), dict[str, float]()
+    for name, room, front in history:
+        roster.changed(name, room, front)
+        fronts[name] = front
+    for name in sorted(busy & fronts.keys()):
+        roster.changed(name, 0.0, INFINITY)
+        del fronts[name]
+    assert best(fronts, cheap(roster, fronts.__getitem__), highest=False)
+    assert {*fronts, *busy} >= roster.rooms().keys()
 
 
 def test_servers_where_nothing_may_leave_are_not_named() -> None:
@@ -47,8 +72,9 @@ def test_servers_where_nothing_may_leave_are_not_named() -> None:
     for name in NAMES:
         roster.changed(name, 0.0, 0.0)
     free = {"t8", "t9"}
-    found = roster.cheap(lambda name: 1.0 if name in free else float("inf"), COUNT)
+    found = cheap(roster, lambda name: 1.0 if name in free else float("inf"))
     assert set(found) == free
+    assert len(found) == len(free)
 
 
 @given(changes)
@@ -63,4 +89,4 @@ def test_it_does_not_grow_with_time(history: list[tuple[str, float, float]]) -> 
 
 def test_nothing_is_known_at_first() -> None:
     assert Roster().roomy(COUNT) == []
-    assert Roster().cheap(lambda _: 0.0, COUNT) == []
+    assert cheap(Roster(), lambda _: 0.0) == []
