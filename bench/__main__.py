@@ -102,7 +102,7 @@ def _record(section: str) -> None:
 
 def _title(given: argparse.Namespace) -> str:
     day = datetime.now(UTC).date().isoformat()
-    return f"{day}: what the Router costs{', with tracing' if given.otel else ''}"
+    return f"{day}: what the Router and the lane cost{', with tracing' if given.otel else ''}"
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
