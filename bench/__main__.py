@@ -1,4 +1,4 @@
-"""`python -m bench`: direct Triton, a bare relay and the Router, interleaved in one run."""
+"""`python -m bench`: direct Triton, a bare relay, Router and lane, interleaved in one run."""
 
 import argparse
 import json
@@ -53,7 +53,12 @@ def _run(given: argparse.Namespace, console: Console) -> tuple[list[Sample], dic
     # Nothing is drawn while there is something to measure: that would cost CPU, too.
     progress = Progress(console=console, transient=True, auto_refresh=False)
     processes = min(given.processes, given.rounds)
-    chosen = [one for one in WORKLOADS if not given.only or one.name in given.only]
+    chosen = [
+        one
+        for one in WORKLOADS
+        if one.name in (given.only or (one.name,))
+        and (given.generator == "h2load" or not one.http)  # bench/generator.py speaks HTTP/2 alone
+    ]
     models = dict.fromkeys(one.model for one in chosen)
     with (
         running(processes, models, traced=given.otel, registered=given.registered) as subjects,
@@ -71,6 +76,11 @@ def _run(given: argparse.Namespace, console: Console) -> tuple[list[Sample], dic
             "load": f"{generator}; {given.rounds} rounds there and back, {given.seconds:g} s each "
             f"after half of that to warm up, by turns to {processes} processes of each relay and "
             "Router",
+            **(
+                {"churn": f"{rate:.1f} loads and evictions a second"}
+                if (rate := subjects.churned())
+                else {}
+            ),
         }
 
 
@@ -92,7 +102,7 @@ def _record(section: str) -> None:
 
 def _title(given: argparse.Namespace) -> str:
     day = datetime.now(UTC).date().isoformat()
-    return f"{day}: what the Router costs{', with tracing' if given.otel else ''}"
+    return f"{day}: what the Router and the lane cost{', with tracing' if given.otel else ''}"
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -106,7 +116,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
         type=int,
         default=0,
         metavar="N",
-        help="also the Router of a stack that has N models registered, instead of 10",
+        help="also Router and lane of a stack that has N models registered, instead of 10",
     )
     parser.add_argument("--rounds", type=int, help="there and back, each (5)")
     parser.add_argument(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from bench.rounds import percentile
-from bench.workloads import Workload
+from bench.workloads import Workload, http_request
 
 GENERATORS: Final = ("h2load", "python")
 _ROOT: Final = Path(__file__).resolve().parents[1]
@@ -58,6 +58,12 @@ def grpc_call(
     )
 
 
+def http_call(address: str, workload: Workload) -> Call:
+    """The workload's call over HTTP/1.1."""
+    body, headers = http_request(workload)
+    return Call(f"http://{address}/v2/models/{workload.model}/infer", headers, body, http1=True)
+
+
 def available() -> str:
     return "h2load" if shutil.which("h2load") else "python"
 
@@ -72,7 +78,7 @@ def described(generator: str) -> str:
 
 def send(generator: str, address: str, workload: Workload, message: bytes, calls: int) -> Load:
     """Makes the workload's call with `message`, a serialized ModelInferRequest, so many times; a
-    call of several turns by bench/generator.py always.
+    call of several turns by bench/generator.py always. One over HTTP needs h2load, and no message.
 
     Raises Failed."""
     run = _h2load if generator == "h2load" and workload.turns == 1 else _python
@@ -100,7 +106,8 @@ def _python(address: str, workload: Workload, message: bytes, calls: int) -> Loa
 
 
 def _h2load(address: str, workload: Workload, message: bytes, calls: int) -> Load:
-    return h2load(grpc_call(address, workload, message), workload, calls)[0]
+    call = http_call(address, workload) if workload.http else grpc_call(address, workload, message)
+    return h2load(call, workload, calls)[0]
 
 
 def h2load(call: Call, workload: Workload, calls: int) -> tuple[Load, int]:

@@ -1,5 +1,6 @@
 """One sample after the other, and the count that shows that every request was answered."""
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -31,7 +32,7 @@ def measure(
     """
     rates: dict[tuple[Workload, str], float] = {}
     for workload in workloads:
-        for variant in subjects.variants[workload.model]:
+        for variant in subjects.of(workload, 0).values():
             calls = max(1, WARM_UP // workload.answers) * workload.in_flight
             rates[workload, variant.name] = _sample(generator, 0, workload, variant, calls).rate
     for number in range(1, rounds + 1):
@@ -71,11 +72,13 @@ def _sample(
     generator: str, number: int, workload: Workload, variant: Variant, calls: int
 ) -> Sample:
     message = request(workload.floats, workload.model)
+    address = variant.at(workload)
     behind = variant.triton
     answered = behind.answered()
     triton = behind.clock.seconds()
     proxy = variant.proxy.seconds() if variant.proxy else 0.0
-    sent = load.send(generator, variant.address, workload, message, calls)
+    with behind.churn.going() if workload.churn else contextlib.nullcontext():
+        sent = load.send(generator, address, workload, message, calls)
     proxy = variant.proxy.seconds() - proxy if variant.proxy else 0.0
     triton = behind.clock.seconds() - triton
     _all_answered(variant, answered + calls * workload.requests)

@@ -1,11 +1,13 @@
-"""What is measured: a Triton, reached directly, through the bare relay and through Routers."""
+"""What is measured: a Triton, reached directly, through the bare relay, Routers and the lane."""
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -14,8 +16,9 @@ from typing import Any, Final, NamedTuple
 import grpc
 from tritonclient.grpc import service_pb2
 
+from bench.churn import Churn
 from bench.cpu import Clock
-from bench.load import Failed
+from bench.load import Failed, http_call
 from bench.rounds import DIRECT, RELAY
 from bench.workloads import (
     MODEL,
@@ -24,14 +27,17 @@ from bench.workloads import (
     Workload,
     is_right,
     is_right_in_stream,
+    is_right_over_http,
+    other,
     request,
     write_repository,
 )
 from services.embedded import launcher, tracing
 from services.embedded.background import BackgroundStack
-from services.embedded.ports import pick
+from services.embedded.ports import LOOPBACK, pick
 from services.embedded.settings import StackSettings
 
+LANE: Final = "lane"
 ROUTER: Final = "router"  # that traces nothing
 ROUTER_1: Final = "router, 1 %"
 ROUTER_100: Final = "router, 100 %"
@@ -47,21 +53,28 @@ _FEW: Final = 10  # models
 
 class Behind(NamedTuple):
     """A Triton. `clock`: its CPU time, with its models'. `answered`: requests so far that it has
-    answered without an error."""
+    answered without an error. `churn`: another model of its stack's."""
 
     clock: Clock
     answered: Callable[[], int]
+    churn: Churn
 
 
 class Variant(NamedTuple):
-    """`proxy`: the CPU time of what stands in front of `triton`. `traced`: it tells of requests,
-    also when they are over."""
+    """`address`, `http`: its ports for gRPC and for HTTP, "" if it has none. `proxy`: the CPU time
+    of what stands in front of `triton`; the lane's has the Router's in it, which reads the lane's
+    journal. `traced`: it tells of requests, also when they are over."""
 
     name: str
     address: str
+    http: str
     proxy: Clock | None
     triton: Behind
     traced: bool = False
+
+    def at(self, workload: Workload) -> str:
+        """The `host:port` that the workload goes to; "" if there is none."""
+        return self.http if workload.http else self.address
 
 
 class Subjects(NamedTuple):
@@ -75,8 +88,16 @@ class Subjects(NamedTuple):
         one up to a tenth slower than another one."""
         alike: dict[str, list[Variant]] = {}
         for variant in self.variants[workload.model]:
-            alike.setdefault(variant.name, []).append(variant)
+            if variant.at(workload):
+                alike.setdefault(variant.name, []).append(variant)
         return {name: found[number % len(found)] for name, found in alike.items()}
+
+    def churned(self) -> float:
+        """How often a second another model came and went while there was churn; 0 if never."""
+        all_variants = itertools.chain.from_iterable(self.variants.values())
+        churns = {variant.triton.churn for variant in all_variants}
+        seconds = sum(churn.seconds for churn in churns)
+        return sum(churn.turns for churn in churns) / seconds if seconds else 0.0
 
 
 @contextlib.contextmanager
@@ -106,10 +127,11 @@ def alone(model: str, processes: int = 1, *, traced: bool) -> Iterator[tuple[Var
     """Direct Triton that serves the `model`, and all variants in front of it. The rest is as for
     `running`."""
     with contextlib.ExitStack() as stack:
-        up, own = stack.enter_context(_stack(model, _FEW, ROUTER))
-        (triton,) = up.announced().tritons.values()
-        relays = [stack.enter_context(_relay(triton, own.triton)) for _ in range(processes)]
-        variants = [Variant(DIRECT, triton, None, own.triton), *relays, own]
+        up, own = stack.enter_context(_stack(model, _FEW, ROUTER, LANE))
+        triton = own[0].triton
+        direct = Variant(DIRECT, *_triton(up), None, triton)
+        relays = [stack.enter_context(_relay(direct.address, triton)) for _ in range(processes)]
+        variants = [direct, *relays, *own]
         further: list[tuple[str, Mapping[str, str]]] = [(ROUTER, {})] * (processes - 1)
         if traced:
             to = stack.enter_context(_collector())
@@ -117,7 +139,7 @@ def alone(model: str, processes: int = 1, *, traced: bool) -> Iterator[tuple[Var
                 settings = tracing.plan(StackSettings(trace_ratio=ratio), {}, to).variables
                 further += [(name, settings)] * processes
         for name, settings in further:
-            variants.append(stack.enter_context(_router(up, own.triton, name, settings)))
+            variants.append(stack.enter_context(_router(up, triton, name, settings)))
         for variant in variants:
             _check(variant, model)
         yield tuple(variants)
@@ -125,37 +147,51 @@ def alone(model: str, processes: int = 1, *, traced: bool) -> Iterator[tuple[Var
 
 @contextlib.contextmanager
 def _knowing(registered: int, processes: int) -> Iterator[tuple[Variant, ...]]:
-    """The Routers of a stack that has so many models registered."""
+    """The Routers and the lane of a stack that has so many models registered."""
     name = f"{registered} models"
     with contextlib.ExitStack() as stack:
-        up, own = stack.enter_context(_stack(MODEL, registered, name))
+        up, own = stack.enter_context(_stack(MODEL, registered, name, f"{LANE}, {name}"))
         others = [
-            stack.enter_context(_router(up, own.triton, name, {})) for _ in range(processes - 1)
+            stack.enter_context(_router(up, own[0].triton, name, {})) for _ in range(processes - 1)
         ]
-        for variant in others:
+        for variant in (*own, *others):
             _check(variant, MODEL)
-        yield own, *others
+        yield *own, *others
 
 
 @contextlib.contextmanager
-def _stack(model: str, registered: int, name: str) -> Iterator[tuple[BackgroundStack, Variant]]:
-    """With the `model` resident, and so many registered. Triton traces nothing: release 24.10 ends
-    when it traces every request of many."""
+def _stack(
+    model: str, registered: int, router_name: str, lane_name: str
+) -> Iterator[tuple[BackgroundStack, tuple[Variant, ...]]]:
+    """A stack with the `model` resident, and so many registered; its Router by itself, and its lane
+    where that runs. Triton traces nothing: release 24.10 ends when it traces every request of
+    many."""
     with contextlib.ExitStack() as stack:
         repository = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shoal-bench-")))
         write_repository(repository, model, registered - 1)
         given = (f"--repository={repository}", "--no-otlp")
         up = stack.enter_context(BackgroundStack(*given, start_within=_STACK_WITHIN))
         announced = up.announced()
-        _check(Variant(name, up.router_grpc, None, _NOTHING), model)  # makes the model resident
-        (metrics,) = announced.endpoints["triton_metrics"].values()
+        at = announced.endpoints
+        (metrics,) = at["triton_metrics"].values()
         clock = Clock(announced.pid_of("triton-0"), with_children=True)
-        behind = Behind(clock, lambda: _answered(metrics, model))
-        router = Clock(announced.pid_of("router"))
-        yield up, Variant(name, up.router_grpc, router, behind)
+        own = at["router_own_grpc"], at["router_own_http"]
+        churn = Churn(own[0], up.controller, other(0))
+        behind = Behind(clock, lambda: _answered(metrics, model), churn)
+        pid = announced.pid_of("router")
+        found = [Variant(router_name, *own, Clock(pid), behind)]
+        if LANE in announced.parts:
+            proxy = Clock(announced.pid_of(LANE), pid)
+            found.append(Variant(lane_name, up.router_grpc, up.router_http, proxy, behind))
+        _check(found[0], model)  # makes the model resident
+        yield up, tuple(found)
 
 
-_NOTHING: Final = Behind(Clock(), lambda: 0)
+def _triton(up: BackgroundStack) -> tuple[str, str]:
+    """Where the stack's Triton listens for gRPC and, if it does, for HTTP."""
+    (address,) = up.tritons.values()
+    (http,) = up.announced().endpoints["triton_http"].values() or ("",)
+    return address, http
 
 
 @contextlib.contextmanager
@@ -165,7 +201,7 @@ def _relay(upstream: str, triton: Behind) -> Iterator[Variant]:
         address = relay.stdout.readline().decode().strip()
         if not address:
             raise Failed("the relay did not start")
-        yield Variant(RELAY, address, Clock(relay.pid), triton)
+        yield Variant(RELAY, address, "", Clock(relay.pid), triton)
 
 
 @contextlib.contextmanager
@@ -191,7 +227,8 @@ def _router(
     }
     with process([sys.executable, "-P", "-m", "services.router"], settings) as router:
         traced = "OTEL_TRACES_SAMPLER" in settings
-        yield Variant(name, f"127.0.0.1:{grpc_port}", Clock(router.pid), triton, traced)
+        at = f"{LOOPBACK}:{grpc_port}", f"{LOOPBACK}:{http_port}"
+        yield Variant(name, *at, Clock(router.pid), triton, traced)
 
 
 @contextlib.contextmanager
@@ -226,33 +263,39 @@ def end(process: "subprocess.Popen[bytes]") -> None:
 def _check(variant: Variant, model: str) -> None:
     """Waits until it answers, and compares an answer of every workload's."""
     deadline = time.monotonic() + _START_WITHIN
-    with grpc.insecure_channel(variant.address, options=_OPTIONS) as channel:
-        for workload in WORKLOADS:
-            if workload.model != model:
-                continue
-            while True:
-                try:
-                    right = _asked(channel, workload)
-                    break
-                except grpc.RpcError as error:
-                    if time.monotonic() > deadline:
-                        raise Failed(f"{variant.name} does not answer: {error}") from error
-                    time.sleep(_POLL)
-            if not right:
-                raise Failed(f"{variant.name} answers {workload.title} with other numbers")
+    for workload in WORKLOADS:
+        if workload.model != model or not variant.at(workload):
+            continue
+        while True:
+            try:
+                right = _asked(variant.at(workload), workload)
+                break
+            except (grpc.RpcError, urllib.error.URLError) as error:
+                if time.monotonic() > deadline:
+                    raise Failed(f"{variant.name} does not answer: {error}") from error
+                time.sleep(_POLL)
+        if not right:
+            raise Failed(f"{variant.name} answers {workload.title} with other numbers")
 
 
-def _asked(channel: grpc.Channel, workload: Workload) -> bool:
+def _asked(address: str, workload: Workload) -> bool:
     """Whether one request of the workload got all its answers, and the right ones."""
+    if workload.http:
+        call = http_call(address, workload)
+        headers = dict(header.split(": ", 1) for header in call.headers)
+        asked = urllib.request.Request(call.url, call.body, headers)
+        with urllib.request.urlopen(asked, timeout=_START_WITHIN) as response:
+            return is_right_over_http(workload, response.read())
     message = request(workload.floats, workload.model)
-    if workload.path != STREAM_INFER:
-        infer: Any = channel.unary_unary(workload.path)
-        return is_right(workload.floats, infer(message, timeout=_START_WITHIN))
-    stream: Any = channel.stream_stream(workload.path)
-    replies = list(stream(iter([message]), timeout=_START_WITHIN))
-    return len(replies) == workload.replies and all(
-        is_right_in_stream(workload.floats, reply) for reply in replies
-    )
+    with grpc.insecure_channel(address, options=_OPTIONS) as channel:
+        if workload.path != STREAM_INFER:
+            infer: Any = channel.unary_unary(workload.path)
+            return is_right(workload.floats, infer(message, timeout=_START_WITHIN))
+        stream: Any = channel.stream_stream(workload.path)
+        replies = list(stream(iter([message]), timeout=_START_WITHIN))
+        return len(replies) == workload.replies and all(
+            is_right_in_stream(workload.floats, reply) for reply in replies
+        )
 
 
 def version(address: str) -> str:

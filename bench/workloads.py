@@ -1,5 +1,6 @@
 """What is sent: requests to two identity models, in several sizes and numbers, some in streams."""
 
+import json
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -12,6 +13,10 @@ REPLIES: Final = 32
 
 INFER: Final = "/inference.GRPCInferenceService/ModelInfer"
 STREAM_INFER: Final = "/inference.GRPCInferenceService/ModelStreamInfer"
+
+OVER_GRPC: Final = "gRPC"
+AS_JSON: Final = "JSON"  # over HTTP/1.1, and so is the next one
+AS_BINARY: Final = "binary"
 
 _CONFIG: Final = """\
 name: "bench_identity"
@@ -65,7 +70,8 @@ class TritonPythonModel:
 class Workload(NamedTuple):
     """`floats`: length of the FP32 tensor. `in flight` is connections × streams. A call is a stream
     where it has several requests, or several `replies` to each: so many `turns`, each with so many
-    requests at once."""
+    requests at once. `form`: the protocol, and how it writes the tensor. `churn`: another model is
+    loaded and evicted again and again meanwhile."""
 
     name: str
     title: str
@@ -76,6 +82,13 @@ class Workload(NamedTuple):
     at_once: int = 1
     turns: int = 1
     replies: int = 1
+    form: str = OVER_GRPC
+    churn: bool = False
+
+    @property
+    def http(self) -> bool:
+        """Whether it goes over HTTP/1.1, where a connection has one request at a time."""
+        return self.form != OVER_GRPC
 
     @property
     def in_flight(self) -> int:
@@ -117,6 +130,18 @@ WORKLOADS: Final = (
         at_once=10,
         replies=REPLIES,
     ),
+    Workload(
+        "many-churn",
+        "64 B, 64 in flight (8 × 8), while another model is loaded and evicted",
+        *(16, 8, 8),
+        churn=True,
+    ),
+    Workload("http-alone", "64 B as JSON over HTTP, 1 in flight", 16, 1, 1, form=AS_JSON),
+    Workload("http-json", "64 B as JSON over HTTP, 64 connections", 16, 64, 1, form=AS_JSON),
+    Workload("http-binary", "64 B as binary over HTTP, 64 connections", 16, 64, 1, form=AS_BINARY),
+    Workload(
+        "http-large", "600 KB as binary over HTTP, 4 connections", 153_600, 4, 1, form=AS_BINARY
+    ),
 )
 
 
@@ -124,11 +149,16 @@ def write_repository(folder: Path, model: str = MODEL, others: int = 0) -> None:
     """A Triton model repository with one of the models alone, and so many `others` that are never
     asked."""
     config, program = (_CONFIG, _PROGRAM) if model == MODEL else (_TOKENS_CONFIG, _TOKENS_PROGRAM)
-    for name in (model, *(f"bench_other_{number:05}" for number in range(others))):
+    for name in (model, *map(other, range(others))):
         version = folder / name / "1"
         version.mkdir(parents=True)
         (folder / name / "config.pbtxt").write_text(config.replace(model, name))
         (version / "model.py").write_text(program)
+
+
+def other(number: int) -> str:
+    """The name of one of the models that are never asked but to have them loaded."""
+    return f"bench_other_{number:05}"
 
 
 def framed(message: bytes) -> bytes:
@@ -142,6 +172,31 @@ def request(floats: int, model: str = MODEL) -> bytes:
     message.inputs.add(name="INPUT", datatype="FP32", shape=[1, floats])
     message.raw_input_contents.append(_numbers(floats))
     return bytes(message.SerializeToString())
+
+
+def http_request(workload: Workload) -> tuple[bytes, tuple[str, ...]]:
+    """The body of a request over HTTP with a tensor FP32 [1, floats], and its headers, each as
+    `name: value`."""
+    tensor = {"name": "INPUT", "datatype": "FP32", "shape": [1, workload.floats]}
+    numbers = _numbers(workload.floats)
+    if workload.form == AS_JSON:
+        data = np.frombuffer(numbers, "<f4").tolist()
+        body = json.dumps({"inputs": [{**tensor, "data": data}]}).encode()
+        return body, ("content-type: application/json",)
+    sized = {**tensor, "parameters": {"binary_data_size": len(numbers)}}
+    head = {"inputs": [sized], "parameters": {"binary_data_output": True}}
+    text = json.dumps(head).encode()
+    size = f"inference-header-content-length: {len(text)}"
+    return text + numbers, ("content-type: application/octet-stream", size)
+
+
+def is_right_over_http(workload: Workload, answer: bytes) -> bool:
+    """Whether the body of an answer over HTTP has the tensor that was sent."""
+    numbers = _numbers(workload.floats)
+    if workload.form == AS_BINARY:
+        return answer.endswith(numbers)
+    data = json.loads(answer)["outputs"][0]["data"]
+    return np.array(data, "<f4").tobytes() == numbers
 
 
 def is_right(floats: int, answer: bytes) -> bool:

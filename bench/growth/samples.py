@@ -40,7 +40,7 @@ MEASURES: Final = {
     ),
 }
 JUDGED: Final = ("router", "controller", "registry")
-SHOWN: Final = ("triton-0",)  # not ours, and beside them
+SHOWN: Final = ("triton-0", "lane")  # not ours, and beside them
 
 
 class Sample(NamedTuple):
@@ -57,7 +57,9 @@ class Sampler:
         announced = stack.announced()
         self._began = time.monotonic()
         self._processes = {
-            part: psutil.Process(announced.pid_of(part)) for part in (*JUDGED, *SHOWN)
+            part: psutil.Process(announced.pid_of(part))
+            for part in (*JUDGED, *SHOWN)
+            if part in announced.parts  # there may be no lane
         }
         self._metrics = {
             "router": stack.router_http,

@@ -1,4 +1,4 @@
-"""`python -m bench.peers`: direct Triton, a bare relay, the Router and its peers, interleaved."""
+"""`python -m bench.peers`: direct Triton, a bare relay, Shoal and its peers, interleaved."""
 
 import argparse
 import json
@@ -114,7 +114,7 @@ def _keep(given: argparse.Namespace, found: Found) -> None:
         plot.draw(given.plot, sums)
     if given.record:
         plot.draw(PLOT, sums)
-        title = f"{datetime.now(UTC).date().isoformat()}: the Router and its peers"
+        title = f"{datetime.now(UTC).date().isoformat()}: Shoal and its peers"
         section = report.section(title, found.about, sums, found.rows, PLOT.name)
         RESULTS.write_text(f"{RESULTS.read_text().strip()}\n\n{section}")
 

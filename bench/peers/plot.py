@@ -7,19 +7,21 @@ from typing import Any, Final
 
 from bench.peers.catalog import PEERS, PROXY
 from bench.rounds import DIRECT, RELAY, Summary
-from bench.subjects import ROUTER
+from bench.subjects import LANE, ROUTER
 from bench.workloads import WORKLOADS
 
-OWN: Final = "Shoal's Router"
+OWN: Final = "Shoal: the lane, and the Router by itself"
 FRONT: Final = "other proxies in front of the same Triton"
 SERVERS: Final = "model servers, running the model themselves"
 COLOURS: Final = {OWN: "#0b6e8f", FRONT: "#9aa9b2", SERVERS: "#d08c3c"}
 
 _LABELS: Final = {
-    ROUTER: "Shoal Router",
+    LANE: "Shoal",
+    ROUTER: "Shoal's Router alone",
     RELAY: "bare Python relay",
     **{peer.name: peer.title for peer in PEERS},
 }
+_OURS: Final = (LANE, ROUTER)
 _PROXIES: Final = {RELAY, *(peer.name for peer in PEERS if peer.role == PROXY)}
 
 
@@ -29,15 +31,15 @@ def available() -> bool:
 
 def kind(variant: str) -> str:
     """The key of COLOURS."""
-    if variant == ROUTER:
+    if variant in _OURS:
         return OWN
     return FRONT if variant in _PROXIES else SERVERS
 
 
 def shares(summaries: Sequence[Summary]) -> dict[str, dict[str, float]]:
-    """By workload and variant, the share of direct Triton's rate, the Router first."""
+    """Return the share of direct Triton's rate by workload and variant, Shoal's own first."""
     found: dict[str, dict[str, float]] = {}
-    for one in sorted(summaries, key=lambda one: one.variant != ROUTER):
+    for one in sorted(summaries, key=lambda one: one.variant not in _OURS):
         if one.variant != DIRECT and one.of_direct is not None:
             found.setdefault(one.workload, {})[one.variant] = one.of_direct
     return found

@@ -49,7 +49,7 @@ class Measured(NamedTuple):
 @contextlib.contextmanager
 def running(peers: Sequence[Peer], tell: Tell) -> Iterator[Measured]:
     """Installs what is missing, and starts all. A peer that fails is left out; raises load.Failed
-    when Triton, the relay or the Router does."""
+    when Triton, the relay, the Router or the lane does."""
     left_out: dict[str, str] = {}
     installed = []
     for peer in peers:

@@ -1,6 +1,7 @@
 """The bench's own arithmetic and load generator; no figure is asserted."""
 
 import io
+import json
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +14,13 @@ import pytest
 from rich.console import Console
 from tritonclient.grpc import service_pb2
 
-from bench import report, workloads
+from bench import load, report, workloads
+from bench.churn import Churn
+from bench.cpu import Clock
 from bench.generator import generate
 from bench.http2 import DATA, END_STREAM, Broken, Connection, frame, grpc_headers
 from bench.rounds import Sample, interval, order, percentile, summaries
+from bench.subjects import Behind, Subjects, Variant
 from services.embedded.ports import LOOPBACK
 
 PATH = workloads.INFER
@@ -127,6 +131,49 @@ def test_a_stream_sends_all_its_requests_each_with_an_id() -> None:
         ids.append(asked.id)
         body = body[5 + size :]
     assert len(set(ids)) == stream.at_once
+
+
+@pytest.mark.parametrize(
+    "workload",
+    [one for one in workloads.WORKLOADS if one.http],
+    ids=lambda workload: workload.name,
+)
+def test_requests_over_http_are_answered_with_what_was_sent(workload: workloads.Workload) -> None:
+    call = load.http_call("h:1", workload)
+    assert call.http1
+    assert call.url == f"http://h:1/v2/models/{workload.model}/infer"
+    headers = dict(header.split(": ") for header in call.headers)
+    size = int(headers.get("inference-header-content-length", len(call.body)))
+    (asked,) = json.loads(call.body[:size])["inputs"]
+    assert asked["shape"] == [1, workload.floats]
+    output = {"name": "OUTPUT", "shape": asked["shape"]}
+    if workload.form == workloads.AS_JSON:
+        right = json.dumps({"outputs": [{**output, "data": asked["data"]}]}).encode()
+        wrong = right.replace(b"1.0", b"1.5")
+    else:
+        assert asked["parameters"] == {"binary_data_size": 4 * workload.floats}
+        assert len(call.body) == size + 4 * workload.floats
+        right = json.dumps({"outputs": [output]}).encode() + call.body[size:]
+        wrong = right[:-1]
+    assert workloads.is_right_over_http(workload, right)
+    assert not workloads.is_right_over_http(workload, wrong)
+
+
+def test_a_variant_is_asked_where_it_listens_and_by_turns_with_those_alike() -> None:
+    behind = Behind(Clock(), lambda: 0, Churn("", "", ""))
+    variants = (
+        Variant("relay", "a:1", "", None, behind),
+        Variant("router", "a:2", "a:3", None, behind),
+        Variant("router", "a:4", "a:5", None, behind),
+    )
+    subjects = Subjects({workloads.MODEL: variants}, "2.51.0")
+    by_form = {one.http: one for one in workloads.WORKLOADS if one.model == workloads.MODEL}
+    over_grpc, over_http = by_form[False], by_form[True]
+    assert list(subjects.of(over_grpc, 0)) == ["relay", "router"]
+    assert list(subjects.of(over_http, 0)) == ["router"]
+    asked = [subjects.of(over_http, number)["router"].at(over_http) for number in range(3)]
+    assert asked == ["a:3", "a:5", "a:3"]
+    assert subjects.churned() == 0.0
 
 
 def test_frames_are_those_of_http2() -> None:

@@ -32,7 +32,14 @@ def sample(variant: str, rate: float) -> Sample:
     return Sample(1, "many", variant, rate, 1e6 / rate, 3e6 / rate, None, 70.0, 5.0)
 
 
-FOUND = summaries([sample("direct", 1000), sample("router", 200), sample("kserve", 300)])
+FOUND = summaries(
+    [
+        sample("direct", 1000),
+        sample("router", 200),
+        sample("lane", 800),
+        sample("kserve", 300),
+    ]
+)
 
 
 def test_h2load_says_how_much_it_received() -> None:
@@ -86,9 +93,11 @@ def test_the_section_has_every_peer_and_why_one_is_left_out() -> None:
     assert "| 10% |" in table[0]
 
 
-def test_the_plot_has_the_router_first_and_not_direct_triton_itself() -> None:
-    assert list(plot.shares(FOUND[::-1])["many"].items()) == [("router", 0.2), ("kserve", 0.3)]
+def test_the_plot_has_shoal_first_and_not_direct_triton_itself() -> None:
+    shown = list(plot.shares(FOUND[::-1])["many"].items())
+    assert shown == [("lane", 0.8), ("router", 0.2), ("kserve", 0.3)]
     assert {plot.kind(name) for name in ("router", "envoy", "ray")} == set(plot.COLOURS)
+    assert plot.kind("lane") == plot.OWN
 
 
 TREE = """\
