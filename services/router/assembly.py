@@ -179,9 +179,10 @@ def _lane(
     statistics: Statistics,
 ) -> "Lane":
     # These import Envoy's protos, which need not be installed without a lane.
+    from services.router.lane.edge import GRPC, HTTP
     from services.router.lane.journal import Journal
     from services.router.lane.lane import Lane
-    from services.router.lane.resources import GRPC, HTTP, Front
+    from services.router.lane.resources import Front
 
     def ended(replica: Replica, seconds: float | None, failed: bool) -> None:
         watch.in_use.end(replica)
@@ -198,8 +199,9 @@ def _lane(
         },
         journal=str(at.journal),
         max_message=settings.max_received_bytes,
-        max_headers=settings.max_header_bytes,
-        max_streams=settings.max_streams,
+        max_body=settings.max_message_bytes,
+        max_json=settings.max_json_bytes,
+        limits=settings.limits,
     )
     journal = Journal(at.journal, watch.in_use.begin, ended)
     return Lane(watch, front, settings.lane_rules, journal, cancellations)

@@ -7,16 +7,21 @@ from importlib.resources import files
 from typing import Any, Final
 from urllib.parse import quote
 
-from services.router.core.routing.lane import HELD_HEADERS, HELD_HTTP_HEADERS, Place
+from services.common.rpc import Limits
+from services.router.core.routing.lane import HELD_HTTP_HEADERS, HELD_PREFIX, Place
 from services.router.lane import probe
+from services.router.lane.edge import (
+    GRPC,
+    HTTP,
+    MARK,
+    PEER,
+    connection_filters,
+    connection_settings,
+)
 from services.router.lane.xds import TYPE as _TYPE
 from services.router.lane.xds import message, parsed
 
-GRPC: Final = "grpc"
-HTTP: Final = "http"
 ROUTER: Final = "router"  # the cluster of the Router itself; `router:http` is its HTTP port
-MARK: Final = "x-shoal-lane"
-PEER: Final = "x-shoal-peer"
 
 LISTENER: Final = "envoy.config.listener.v3.Listener"
 CLUSTER: Final = "envoy.config.cluster.v3.Cluster"
@@ -24,6 +29,7 @@ ROUTES: Final = "envoy.config.route.v3.RouteConfiguration"
 
 _SCRIPT: Final = files(__package__).joinpath("lane.lua").read_text()
 _WINDOW: Final = 256 << 20  # bytes; a stream's largest flow-control window is 2 GiB
+_MOST_JSON: Final = 8 << 20  # bytes; the proxy does nothing else while it looks through them
 _SEPARATOR: Final = ","  # between the servers in a cluster's name; no name has one
 
 _ONCE: Final = {
@@ -89,9 +95,13 @@ class Front:
     router: Mapping[str, str]
     #: The file in which each request to a server is noted twice.
     journal: str
+    #: Bytes of a request that the proxy takes in.
     max_message: int
-    max_headers: int
-    max_streams: int
+    #: Bytes of a request, and of its JSON, from which on the Router refuses it.
+    max_body: int
+    max_json: int
+    #: What clients may use.
+    limits: Limits
 
 
 def listeners(front: Front) -> dict[str, Any]:
@@ -121,19 +131,18 @@ def _listener(name: str, address: str, routes: str, front: Front, *, public: boo
         "stream_idle_timeout": "0s",
         "use_remote_address": False,
         "skip_xff_append": True,
-        "max_request_headers_kb": max(1, -(-front.max_headers // 1024)),
         "normalize_path": False,
-        "http_protocol_options": {"accept_http_10": True},
         "http_filters": [
-            *([_script(routes)] if public else []),
+            *([_script(routes, front)] if public else []),
             {"name": "envoy.filters.http.router", "typed_config": _router_filter(front, public)},
         ],
     }
+    if public:
+        manager |= connection_settings(routes, front.limits, front.max_body)
     if http2:
-        manager["http2_protocol_options"] = {
+        manager["http2_protocol_options"] |= {
             "initial_stream_window_size": max(65535, front.max_message),
             "initial_connection_window_size": max(65535, front.max_message),
-            "max_concurrent_streams": front.max_streams,
         }
     if not public:
         manager["access_log"] = [_log(front.journal, "PROBE %REQ(:PATH)%\n")]
@@ -146,10 +155,11 @@ def _listener(name: str, address: str, routes: str, front: Front, *, public: boo
             "filter_chains": [
                 {
                     "filters": [
+                        *(connection_filters(routes, front.limits) if public else []),
                         {
                             "name": "envoy.filters.network.http_connection_manager",
                             "typed_config": manager,
-                        }
+                        },
                     ]
                 }
             ],
@@ -160,11 +170,17 @@ def _listener(name: str, address: str, routes: str, front: Front, *, public: boo
 _V3: Final = {"resource_api_version": "V3"}
 
 
-def _script(kind: str) -> dict[str, Any]:
+def _script(kind: str, front: Front) -> dict[str, Any]:
     """Return the filter that marks what may go into the lane."""
     script = f"{_SCRIPT}\nenvoy_on_request = {kind}\n"
-    for place, names in (("@HELD@", HELD_HEADERS), ("@HELD_HTTP@", HELD_HTTP_HEADERS)):
-        script = script.replace(place, ", ".join(f'"{name}"' for name in names))
+    for place, value in (
+        ("@HELD_PREFIX@", HELD_PREFIX),
+        ("@HELD_HTTP@", ", ".join(f'"{name}"' for name in HELD_HTTP_HEADERS)),
+        ("@MOST_HEADERS@", str(front.limits.header_bytes)),
+        ("@MOST_BODY@", str(front.max_body)),
+        ("@MOST_JSON@", str(min(front.max_json, _MOST_JSON))),
+    ):
+        script = script.replace(place, value)
     return {
         "name": "envoy.filters.http.lua",
         "typed_config": {
@@ -235,6 +251,8 @@ def _cluster(name: str, kind: str, priorities: Sequence[Sequence[str]]) -> Any:
                 "initial_stream_window_size": _WINDOW,
                 "initial_connection_window_size": _WINDOW,
                 "max_concurrent_streams": _MOST,
+                # gRPC remembers a header with a wrong value, and refuses all that refer to it.
+                **({} if len(priorities) > 1 else {"hpack_table_size": 0}),
             }
         }
     return parsed(
@@ -351,7 +369,7 @@ def _virtual_host(kind: str) -> dict[str, Any]:
         "name": "all",
         "domains": ["*"],
         "retry_policy": _RETRY[kind],
-        "request_headers_to_remove": [MARK, "x-forwarded-proto"],
+        "request_headers_to_remove": [MARK, "x-forwarded-proto", "user-agent"],
         "matcher": {
             "matcher_tree": {
                 "input": {
