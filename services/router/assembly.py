@@ -194,8 +194,8 @@ def _lane(
         http=at.http,
         probes={GRPC: at.grpc_probe, HTTP: at.http_probe},
         router={
-            GRPC: f"127.0.0.1:{settings.grpc_port}",
-            HTTP: f"127.0.0.1:{settings.http_port}",
+            GRPC: f"{settings.own_host}:{settings.grpc_port}",
+            HTTP: f"{settings.own_host}:{settings.http_port}",
         },
         journal=str(at.journal),
         max_message=settings.max_received_bytes,

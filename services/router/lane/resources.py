@@ -419,7 +419,9 @@ def _on_match(route: dict[str, Any]) -> dict[str, Any]:
 
 def _address(address: str) -> dict[str, Any]:
     host, _, port = address.rpartition(":")
-    return {"socket_address": {"address": host.strip("[]"), "port_value": int(port)}}
+    host = host.strip("[]")
+    both = {"ipv4_compat": True} if host == "::" else {}
+    return {"socket_address": {"address": host, "port_value": int(port), **both}}
 
 
 def _is_ip(address: str) -> bool:
