@@ -73,7 +73,8 @@ class Lane:
         self._places: dict[str, _Places] = {}
         #: The addresses of each cluster of servers, by kind of port and the servers' names.
         self._clusters: dict[_Cluster, tuple[str, ...]] = {}
-        self._untimed: frozenset[str] = frozenset()
+        #: The servers that may get requests with a deadline, as far as they have been asked.
+        self._timed: frozenset[str] = frozenset()
         #: Names the revisions of this process.
         self._run = uuid.uuid4().hex[:8]
         self._revision = 0
@@ -137,6 +138,7 @@ class Lane:
         what is only added need not be waited for."""
         taken = changed = False
         wanted: set[_Cluster] = set()
+        untimed = self._untimed
         for model in models:
             before = self._places.get(model, {})
             after = self._placed(model)
@@ -150,7 +152,7 @@ class Lane:
                 del self._places[model]
             for kind, routes in self._routes.items():
                 found = after.get(kind, ())
-                routes.update(model, found, self._untimed)
+                routes.update(model, found, untimed)
                 wanted.update((kind, place.servers) for _, place in found)
         if readdressed or not wanted <= self._clusters.keys():
             self._address_clusters(wanted)
@@ -158,6 +160,10 @@ class Lane:
             self._revision += 1
             self._discovery.offer(ROUTES, self._route_resources)
         return taken
+
+    @property
+    def _untimed(self) -> frozenset[str]:
+        return frozenset(self._watch.table.addresses) - self._timed
 
     def _placed(self, model: str) -> _Places:
         table = self._watch.table
@@ -260,11 +266,11 @@ class Lane:
         while True:
             addresses = dict(self._watch.table.addresses)
             borne = await asyncio.gather(*map(self._cancellations.bears, addresses.values()))
-            untimed = frozenset(
-                server for server, bears in zip(addresses, borne, strict=True) if not bears
+            timed = frozenset(
+                server for server, bears in zip(addresses, borne, strict=True) if bears
             )
-            if untimed != self._untimed:
-                self._untimed = untimed
+            if timed != self._timed:
+                self._timed, untimed = timed, frozenset(addresses) - timed
                 for model, placed in self._places.items():
                     for kind, routes in self._routes.items():
                         routes.update(model, placed.get(kind, ()), untimed)
