@@ -18,6 +18,7 @@ _OWN_PREFIXES: Final = ("x-envoy-", "triton-grpc-protocol-")
 _HEADERS_BEYOND: Final = 16
 _ENTRY_BYTES: Final = 32  # overhead of a header, in RFC 9113, 6.5.2
 _MOST_HEADERS_KB: Final = 8192
+_MAX_HEADER_LIST_SIZE: Final = 6  # a setting of HTTP/2: what clients should keep to
 
 _HTTP: Final = HttpLimits()
 _DEADLINE_EXCEEDED: Final = "4"
@@ -65,6 +66,9 @@ def connection_settings(kind: str, limits: Limits, most_body: int) -> dict[str, 
         settings["http2_protocol_options"] = {
             # A wrong header ends its call, not all calls of the connection.
             "override_stream_error_on_invalid_http_message": True,
+            "custom_settings_parameters": [
+                {"identifier": _MAX_HEADER_LIST_SIZE, "value": limits.header_bytes}
+            ],
             **({} if limits.streams is None else {"max_concurrent_streams": limits.streams}),
         }
     else:

@@ -79,6 +79,8 @@ _LEAVE: Final = {
     "max_ejection_time": "1s",
     "max_ejection_percent": 100,
 }
+# Shorter than the servers' own: nothing is sent on a connection that a server is about to close.
+_CONNECTION: Final = {"idle_timeout": "10s"}
 _RETRIES: Final = {"budget_percent": {"value": 20.0}, "min_retry_concurrency": 128}
 
 
@@ -278,6 +280,7 @@ def _cluster(name: str, kind: str, priorities: Sequence[Sequence[str]]) -> Any:
                 "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                     "@type": _TYPE + "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
                     "explicit_http_config": protocol,
+                    "common_http_protocol_options": _CONNECTION,
                 }
             },
             "load_assignment": {
