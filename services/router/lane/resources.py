@@ -29,6 +29,8 @@ ROUTES: Final = "envoy.config.route.v3.RouteConfiguration"
 
 _SCRIPT: Final = files(__package__).joinpath("lane.lua").read_text()
 _WINDOW: Final = 256 << 20  # bytes; a stream's largest flow-control window is 2 GiB
+_PREFIX: Final = 5  # bytes in front of a message
+_MOST_BODY: Final = 128 << 20  # bytes of a request in the lane, which is copied to add its version
 _MOST_JSON: Final = 8 << 20  # bytes; the proxy does nothing else while it looks through them
 _SEPARATOR: Final = ","  # between the servers in a cluster's name; no name has one
 
@@ -153,7 +155,7 @@ def _listener(name: str, address: str, routes: str, front: Front, *, public: boo
         {
             "name": name,
             "address": _address(address),
-            "per_connection_buffer_limit_bytes": front.max_message,
+            "per_connection_buffer_limit_bytes": front.max_message + _PREFIX,
             "filter_chains": [
                 {
                     "filters": [
@@ -179,7 +181,7 @@ def _script(kind: str, front: Front) -> dict[str, Any]:
         ("@HELD_PREFIX@", HELD_PREFIX),
         ("@HELD_HTTP@", ", ".join(f'"{name}"' for name in HELD_HTTP_HEADERS)),
         ("@MOST_HEADERS@", str(front.limits.header_bytes)),
-        ("@MOST_BODY@", str(front.max_body)),
+        ("@MOST_BODY@", str(min(front.max_body, _MOST_BODY))),
         ("@MOST_JSON@", str(min(front.max_json, _MOST_JSON))),
     ):
         script = script.replace(place, value)
