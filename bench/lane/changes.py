@@ -13,7 +13,7 @@ from bench.cpu import Clock
 from bench.lane.proxy import HOLDERS, KINDS, Proxy
 from services.router.core.routing.lane import Place
 from services.router.core.routing.routes import Target
-from services.router.lane.resources import Routes
+from services.router.lane.routes import Routes
 
 MIB: Final = 1 << 20
 Start = Callable[[Path], AbstractAsyncContextManager[Proxy]]

@@ -15,12 +15,15 @@ import grpc
 from google.protobuf import json_format
 
 from bench.load import Failed
+from services.common.rpc import Limits
 from services.embedded import lane
 from services.embedded.ports import LOOPBACK, pick
 from services.router.lane import resources
 from services.router.lane.discovery import Discovery, Resources
+from services.router.lane.edge import GRPC, HTTP
 from services.router.lane.probe import NoProxy, Probe
-from services.router.lane.resources import CLUSTER, GRPC, HTTP, LISTENER, ROUTES, Front
+from services.router.lane.resources import CLUSTER, LISTENER, ROUTES, Front
+from services.router.lane.routes import Routes
 from services.router.lane.xds import TYPE, message
 
 SERVERS: Final = ("triton-0", "triton-1")
@@ -123,7 +126,7 @@ async def by_files(envoy: Path) -> AsyncIterator[Proxy]:
         watched = folder / "routes"
         watched.mkdir()
         teller = _Files(watched)
-        teller.offer({kind: resources.Routes(kind).serialized("none") for kind in KINDS})
+        teller.offer({kind: Routes(kind).serialized("none") for kind in KINDS})
         command = lane.command(envoy, folder, f"{LOOPBACK}:9")  # for its options
         bootstrap = folder / "files.json"
         bootstrap.write_text(json.dumps(_static(front, watched)))
@@ -163,9 +166,12 @@ def _front(folder: Path) -> Front:
         dict(zip(KINDS, others[:2], strict=True)),
         dict(zip(KINDS, others[2:], strict=True)),
         str(folder / "journal"),
+        trace_ratio=0.0,
+        router_workers=1,
         max_message=256 << 20,
-        max_headers=64 << 10,
-        max_streams=1000,
+        max_body=256 << 20,
+        max_json=64 << 20,
+        limits=Limits(),
     )
 
 

@@ -12,6 +12,8 @@ from services.embedded.errors import BadSettings
 NODE: Final = "shoal"
 DISCOVERY: Final = "discovery"
 _DRAIN_SECONDS: Final = 5  # until connections of a closed listener are closed
+# A client that cancels most of its requests keeps its connection.
+_RUNTIME: Final = {"overload.premature_reset_total_stream_count": 1_000_000_000}
 _FLUSH_MS: Final = 10  # until the journal's lines are written
 
 
@@ -69,6 +71,9 @@ def bootstrap(discovery: str) -> Mapping[str, Any]:
                     }
                 ],
             },
+        },
+        "layered_runtime": {
+            "layers": [{"name": "limits", "static_layer": dict(_RUNTIME)}],
         },
         "static_resources": {
             "clusters": [

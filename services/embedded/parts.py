@@ -19,6 +19,7 @@ from services.embedded.part import Part
 from services.embedded.ports import LOOPBACK, Claims
 from services.embedded.runs import Run
 from services.embedded.settings import StackSettings
+from services.embedded.triton_options import shows_headers
 from services.embedded.tritonserver import ADMIN_METADATA, TritonSpec, command, environment
 
 COLLECTOR: Final = "collector"
@@ -174,6 +175,8 @@ def _controller(
     secret: str,
     part: str,
 ) -> Part:
+    # The Router has all requests sent over gRPC, by which alone models see headers.
+    http = {} if shows_headers(settings.triton_option) else endpoints.triton_http
     servers = [
         {
             "id": server,
@@ -181,7 +184,7 @@ def _controller(
             "memory_budget": {"ram": budget},
             "max_models": settings.max_models,
             "local": True,
-            **({"http_address": http} if (http := endpoints.triton_http.get(server)) else {}),
+            **({"http_address": http[server]} if server in http else {}),
             "auto_complete": False,
         }
         for server, address in endpoints.tritons.items()
@@ -233,10 +236,12 @@ def _lane_setting(common: _Common, endpoints: Endpoints) -> dict[str, object]:
     """Return the setting that tells the Router of the proxy in front, if there is one."""
     if not endpoints.lane_discovery:
         return {}
+    host = common.base.get("SHOAL_ROUTER_HOST") or LOOPBACK
+    host = f"[{host}]" if ":" in host else host
     setting = {
         "discovery": endpoints.lane_discovery,
-        "grpc": endpoints.router_grpc,
-        "http": endpoints.router_http,
+        "grpc": f"{host}:{_port(endpoints.router_grpc)}",
+        "http": f"{host}:{_port(endpoints.router_http)}",
         "grpc_probe": endpoints.lane_grpc_probe,
         "http_probe": endpoints.lane_http_probe,
         "journal": str(common.run.folder / "lane.journal"),

@@ -93,6 +93,11 @@ def _check(option: str) -> str:
     return option
 
 
+def shows_headers(options: Sequence[str]) -> bool:
+    """Return whether models see headers, which they can only of requests over gRPC."""
+    return any(option.startswith("--grpc-header-forward-pattern=") for option in options)
+
+
 def words(text: str) -> list[str]:
     """Return the options in an environment variable, which are quoted as in a shell."""
     return shlex.split(text)

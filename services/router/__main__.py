@@ -57,7 +57,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     shared = settings.worker is not None
     tuning.process(batch=settings.batch_scheduling)
     async with AsyncExitStack() as stack:
-        listener = stack.enter_context(listen(settings.host, settings.http_port, shared=shared))
+        listener = stack.enter_context(listen(settings.own_host, settings.http_port, shared=shared))
         controllers = {
             address: ControllerServiceStub(
                 await stack.enter_async_context(channels.control(address))
@@ -168,7 +168,7 @@ async def _begin(
             if not watch.synchronized.is_set() and await kept.restore(watch.table):
                 watch.synchronized.set()
     await watch.synchronized.wait()
-    await rpc.start(settings.host, settings.grpc_port)
+    await rpc.start(settings.own_host, settings.grpc_port)
     await rpc.set_ready(True)
 
 

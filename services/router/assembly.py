@@ -180,9 +180,10 @@ def _lane(
     statistics: Statistics,
 ) -> "Lane":
     # These import Envoy's protos, which need not be installed without a lane.
+    from services.router.lane.edge import GRPC, HTTP
     from services.router.lane.journal import Journal
     from services.router.lane.lane import Lane
-    from services.router.lane.resources import GRPC, HTTP, Front
+    from services.router.lane.resources import Front
 
     def ended(replica: Replica, seconds: float | None, failed: bool) -> None:
         watch.in_use.end(replica)
@@ -194,15 +195,16 @@ def _lane(
         http=at.http,
         probes={GRPC: at.grpc_probe, HTTP: at.http_probe},
         router={
-            GRPC: f"127.0.0.1:{settings.grpc_port}",
-            HTTP: f"127.0.0.1:{settings.http_port}",
+            GRPC: f"{settings.own_host}:{settings.grpc_port}",
+            HTTP: f"{settings.own_host}:{settings.http_port}",
         },
         journal=str(at.journal),
         trace_ratio=telemetry.root_ratio(),
         router_workers=settings.workers,
         max_message=settings.max_received_bytes,
-        max_headers=settings.max_header_bytes,
-        max_streams=settings.max_streams,
+        max_body=settings.max_message_bytes,
+        max_json=settings.max_json_bytes,
+        limits=settings.limits,
     )
     journal = Journal(at.journal, watch.in_use.begin, ended)
     return Lane(watch, front, settings.lane_rules, journal, cancellations)

@@ -18,6 +18,7 @@ from services.router.core.rest.browsers import BrowserPolicy
 from services.router.core.routing.lane import LaneRules
 
 MIB = 1 << 20
+LOOPBACK = "127.0.0.1"
 MAX_MESSAGE = 2**31 - 1  # bytes; what tritonclient allows itself
 # A request beyond the limit by no more than this is refused by the Router, a larger one by gRPC.
 EXCESS = 64 * MIB
@@ -95,7 +96,7 @@ class Settings(BaseSettings):
         env_prefix="SHOAL_ROUTER_", extra="forbid", use_attribute_docstrings=True
     )
 
-    host: str = "127.0.0.1"
+    host: str = LOOPBACK
     """Address to listen on. Beyond loopback, administrative calls are accepted only from trusted
     proxies."""
     server_name: str = "triton"
@@ -228,6 +229,11 @@ class Settings(BaseSettings):
             grace=self.connection_grace,
             idle=self.connection_idle,
         )
+
+    @property
+    def own_host(self) -> str:
+        """Where this process listens: behind the lane's proxy, on loopback."""
+        return self.host if self.lane is None else LOOPBACK
 
     @property
     def lane_rules(self) -> LaneRules:

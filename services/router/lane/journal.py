@@ -87,6 +87,7 @@ class Journal:
             for _ in range(count):
                 self._ended(replica, None, True)
         self._in_flight.clear()
+        self._tell_ended()
 
     async def until_idle(self) -> None:
         """Wait until nothing is under way."""
@@ -144,6 +145,9 @@ class Journal:
         if status not in _REPEATED and micros.isdigit():
             seconds = int(micros) / 1e6
         self._ended(replica, seconds, status != b"0")
+        self._tell_ended()
+
+    def _tell_ended(self) -> None:
         self._ended_one.set()
         self._ended_one.clear()
 

@@ -1,14 +1,17 @@
 -- Finds out which model an inference request asks for, and marks it for the lane.
 --
 -- A request without a mark goes to the Router, and so does every request that this cannot read, or
--- that asks for what only the Router can do. An error in here has the same effect, because the mark
--- is removed first. The mark is VERSION/MODEL for gRPC, as the request names them, and the path for
--- HTTP.
+-- that asks for what only the Router can do. An error in here has the same effect, because a mark of
+-- the caller's own is removed before. The mark is VERSION/MODEL for gRPC, as the request names them,
+-- and the path for HTTP.
 
 local INFER = "/inference.GRPCInferenceService/ModelInfer"
 local MARK = "x-shoal-lane"
-local HELD = {@HELD@} -- headers that leave a request to the Router
+local HELD_PREFIX = "@HELD_PREFIX@" -- of headers that leave a request to the Router
 local HELD_HTTP = {@HELD_HTTP@}
+local MOST_HEADERS = @MOST_HEADERS@ -- bytes, counted as HTTP/2 does
+local MOST_BODY = @MOST_BODY@ -- bytes
+local MOST_JSON = @MOST_JSON@ -- bytes
 local SIZE_HEADER = "inference-header-content-length"
 -- What leaves a request to the Router wherever it stands in the JSON. An escape could hide it.
 local HELD_WORDS = {"\\", "shared_memory", "classification", "sequence_", "priority"}
@@ -16,9 +19,13 @@ local WINDOW = 4096 -- bytes that are read at first
 local MOST_FIELD = 65536 -- bytes of a field that is read; larger ones are left to the Router
 local MOST_FIELDS = 256
 local MOST_ELEMENTS = 2 ^ 48 -- of a tensor; see services/router/core/wire/request.py
+local MOST_INPUT_FIELDS = 256
+local MOST_DIMENSIONS = 64
+local MOST_NESTED = 4096 -- arrays or objects in the JSON, which Triton reads by recursion
 local MOST_KNOWN = 4096
+local ENTRY = 32 -- bytes of overhead of a header, in RFC 9113, 6.5.2
 
-local MODEL, VERSION, PARAMETER, INPUT, OUTPUT, CONTENTS = 10, 18, 34, 42, 50, 58 -- tags
+local MODEL, VERSION, ID, PARAMETER, INPUT, OUTPUT, CONTENTS = 10, 18, 26, 34, 42, 50, 58 -- tags
 local SHAPE, SHAPE_ITEM = 26, 24 -- tags of an input
 
 local RATIO = @RATIO@ -- share of the requests in the lane that are traced
@@ -29,10 +36,11 @@ math.randomseed(os.time() + tonumber(string.match(tostring({}), "0x(%x+)"), 16) 
 local byte, char, find, floor, sub = string.byte, string.char, string.find, math.floor, string.sub
 local gmatch, match = string.gmatch, string.match
 
--- Returns the number at `at` and the position after it, or nil. Numbers beyond 2^53 are not exact.
-local function varint(text, at)
+-- Returns the number at `at`, which has at most `most` bytes, and the position after it, or nil.
+-- Numbers beyond 2^53 are not exact.
+local function varint(text, at, most)
   local value, scale = 0, 1
-  for _ = 1, 10 do
+  for _ = 1, most do
     local part = byte(text, at)
     if part == nil then return nil end
     at = at + 1
@@ -48,31 +56,34 @@ end
 local function plain_input(text)
   if find(text, "shared_memory", 1, true) then return false end
   local at, size, tag, value = 1, #text, nil, nil
-  local elements = 1
+  local elements, dimensions, left = 1, 0, MOST_INPUT_FIELDS
   while at <= size do
-    tag, at = varint(text, at)
-    if tag == nil then return false end
+    tag, left = byte(text, at), left - 1
+    at = at + 1
     if tag == SHAPE_ITEM then
-      value, at = varint(text, at)
+      value, at = varint(text, at, 10)
       if value == nil or value > MOST_ELEMENTS then return false end
       if value > 1 then elements = elements * value end
-    elseif tag % 8 == 2 then
-      value, at = varint(text, at)
+      dimensions = dimensions + 1
+    elseif tag % 8 == 2 and tag > 7 and tag < 128 and left >= 0 then
+      value, at = varint(text, at, 5)
       if value == nil or at + value > size + 1 then return false end
       local stop = at + value
       if tag == SHAPE then
         while at < stop do
-          value, at = varint(text, at)
+          value, at = varint(text, at, 10)
           if value == nil or value > MOST_ELEMENTS then return false end
           if value > 1 then elements = elements * value end
+          dimensions = dimensions + 1
         end
+        if at > stop then return false end
       end
       at = stop
     else
       return false
     end
   end
-  return elements <= MOST_ELEMENTS
+  return elements <= MOST_ELEMENTS and dimensions <= MOST_DIMENSIONS
 end
 
 local known, count = {}, 0 -- whether inputs are plain; a model's are alike from request to request
@@ -108,8 +119,8 @@ local function names(body, size)
       text, start = body:getBytes(at - 1, left < 11 and left or 11), 1
     end
     tag = byte(text, start)
-    if tag % 8 ~= 2 or tag >= 128 then return nil end
-    length, stop = varint(text, start + 1)
+    if tag % 8 ~= 2 or tag < 8 or tag >= 128 then return nil end
+    length, stop = varint(text, start + 1, 5)
     if length == nil then return nil end
     at = at + stop - start
     if tag ~= CONTENTS then
@@ -120,10 +131,13 @@ local function names(body, size)
       else
         value = length > 0 and body:getBytes(at - 1, length) or ""
       end
-      if tag == MODEL then
-        model = value
-      elseif tag == VERSION then
-        version = value
+      if tag <= ID then
+        if find(value, "[\128-\255]") then return nil end -- it may not be UTF-8
+        if tag == MODEL then
+          model = value
+        elseif tag == VERSION then
+          version = value
+        end
       elseif tag == INPUT then
         if not is_plain(value) then return nil end
       elseif tag == OUTPUT then
@@ -141,11 +155,50 @@ local function names(body, size)
   return nil
 end
 
-local function holds(headers, names)
-  for _, name in ipairs(names) do
-    if headers:get(name) then return true end
+-- What headers of each name say: nothing here, when the caller gives up, how messages are compressed,
+-- or that the Router has to look at the request.
+local PLAIN, DEADLINE, ENCODING, HELD = 1, 2, 3, 4
+local GRPC = {
+  ["grpc-accept-encoding"] = PLAIN, ["grpc-timeout"] = DEADLINE, ["grpc-encoding"] = ENCODING,
+}
+local HTTP = {}
+for _, name in ipairs(HELD_HTTP) do HTTP[name] = HELD end
+
+-- Returns what headers of that name say over gRPC. A server takes offence at some whose values are
+-- wrong, and then at all that follow on the connection, whoever sends them.
+local function grpc_class(name)
+  if sub(name, 1, #HELD_PREFIX) == HELD_PREFIX then return HELD end
+  if sub(name, 1, 5) == "grpc-" or sub(name, -4) == "-bin" then return HELD end
+  return PLAIN
+end
+
+local function http_class(name)
+  return sub(name, 1, #HELD_PREFIX) == HELD_PREFIX and HELD or PLAIN
+end
+
+local names_known = 0
+
+-- Returns whether the caller has set a deadline, or nil if the Router has to look at the request.
+local function deadline(headers, classes, classify)
+  local size, timed = 0, false
+  for name, value in pairs(headers) do
+    size = size + #name + #value + ENTRY
+    local class = classes[name]
+    if class == nil then
+      class = classify(name)
+      if names_known < MOST_KNOWN then
+        classes[name], names_known = class, names_known + 1
+      end
+    end
+    if class == DEADLINE then
+      timed = true
+      if #value > 9 or not find(value, "^[1-9]%d*[HMSmun]$") then return nil end
+    elseif class == HELD or class == ENCODING and value ~= "identity" then
+      return nil
+    end
   end
-  return false
+  if size > MOST_HEADERS then return nil end
+  return timed
 end
 
 local function random_hex(words)
@@ -184,13 +237,13 @@ end
 
 local function grpc(handle)
   local headers = handle:headers()
-  headers:remove(MARK)
-  if headers:get(":path") ~= INFER or holds(headers, HELD) or is_traced(headers) then return end
-  local timed = headers:get("grpc-timeout") ~= nil
+  if headers:get(":path") ~= INFER or headers:get(":method") ~= "POST" then return end
+  local timed = deadline(headers, GRPC, grpc_class)
+  if timed == nil or is_traced(headers) then return end
   local body = handle:body()
   if body == nil then return end
   local size = body:length()
-  if size < 5 then return end
+  if size < 5 or size > MOST_BODY + 5 then return end
   local version, model = names(body, size)
   if version == nil or find(model, "[^%w_.+@-]") or find(version, "[^%w_-]") then return end
   local route = mark(handle, version .. "/" .. model, timed)
@@ -223,23 +276,33 @@ local function plain_shapes(json)
     if stop == nil then return true end
     local first, last, list = find(json, "^%s*:%s*%[([%d%s,]*)%]", stop + 1)
     if first == nil then return false end
-    local elements = 1
+    local elements, dimensions = 1, 0
     for number in gmatch(list, "%d+") do
       local value = tonumber(number)
       if value > 1 then elements = elements * value end
+      dimensions = dimensions + 1
     end
-    if elements > MOST_ELEMENTS then return false end
+    if elements > MOST_ELEMENTS or dimensions > MOST_DIMENSIONS then return false end
     at = last + 1
   end
 end
 
+-- Returns whether there are so many of a bracket that they might be nested too deeply.
+local function is_nested(json, bracket)
+  local at = 0
+  for _ = 1, MOST_NESTED do
+    at = find(json, bracket, at + 1, true)
+    if at == nil then return false end
+  end
+  return true
+end
+
 local function http(handle)
   local headers = handle:headers()
-  headers:remove(MARK)
   local path = headers:get(":path")
   if headers:get(":method") ~= "POST" or sub(path, 1, 11) ~= "/v2/models/"
-    or sub(path, -6) ~= "/infer" or holds(headers, HELD) or holds(headers, HELD_HTTP)
-    or is_traced(headers) or not is_own(headers:get(":authority"))
+    or sub(path, -6) ~= "/infer" or not is_own(headers:get(":authority"))
+    or deadline(headers, HTTP, http_class) == nil or is_traced(headers)
   then
     return
   end
@@ -252,11 +315,11 @@ local function http(handle)
     length = tonumber(match(given, "^%d+$"))
     if length == nil or length > size then return end
   end
-  if length == 0 then return end
+  if length == 0 or length > MOST_JSON or size > MOST_BODY then return end
   local json = body:getBytes(0, length)
   for _, word in ipairs(HELD_WORDS) do
     if find(json, word, 1, true) then return end
   end
-  if not plain_shapes(json) then return end
+  if not plain_shapes(json) or is_nested(json, "[") or is_nested(json, "{") then return end
   mark(handle, path, false)
 end

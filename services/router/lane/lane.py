@@ -19,12 +19,11 @@ from services.router.control.placement_watch import PlacementWatch
 from services.router.core.routing.lane import LaneRules, Place, places
 from services.router.core.routing.table import Change
 from services.router.lane.discovery import Discovery, Resources
+from services.router.lane.edge import GRPC, HTTP
 from services.router.lane.journal import Journal
 from services.router.lane.probe import NoProxy, Probe
 from services.router.lane.resources import (
     CLUSTER,
-    GRPC,
-    HTTP,
     LISTENER,
     ROUTES,
     Front,

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Final
 
-from services.router.core.routing.lane import HELD_HEADERS, HELD_HTTP_HEADERS
+from services.common.rpc import Limits
+from services.router.core.routing.lane import HELD_HTTP_HEADERS, HELD_PREFIX
+from services.router.lane.edge import GRPC, HTTP, connection_filters, connection_settings
 from services.router.lane.xds import TYPE, parsed
 
-GRPC: Final = "grpc"
-HTTP: Final = "http"
 ROUTER: Final = "router"  # the cluster of the Router itself; `router:http` is its HTTP port
-MARK: Final = "x-shoal-lane"
 
 LISTENER: Final = "envoy.config.listener.v3.Listener"
 CLUSTER: Final = "envoy.config.cluster.v3.Cluster"
@@ -20,6 +19,9 @@ ROUTES: Final = "envoy.config.route.v3.RouteConfiguration"
 
 _SCRIPT: Final = files(__package__).joinpath("lane.lua").read_text()
 _WINDOW: Final = 256 << 20  # bytes; a stream's largest flow-control window is 2 GiB
+_PREFIX: Final = 5  # bytes in front of a message
+_MOST_BODY: Final = 128 << 20  # bytes of a request in the lane, which is copied to add its version
+_MOST_JSON: Final = 8 << 20  # bytes; the proxy does nothing else while it looks through them
 _SEPARATOR: Final = ","  # between the servers in a cluster's name; no name has one
 
 # Of one connection to a Router of several processes, among which the kernel divides connections.
@@ -39,6 +41,8 @@ _LEAVE: Final = {
     "max_ejection_time": "1s",
     "max_ejection_percent": 100,
 }
+# Shorter than the servers' own: nothing is sent on a connection that a server is about to close.
+_CONNECTION: Final = {"idle_timeout": "10s"}
 _RETRIES: Final = {"budget_percent": {"value": 20.0}, "min_retry_concurrency": 128}
 
 
@@ -59,9 +63,13 @@ class Front:
     trace_ratio: float
     #: Router processes that share its ports.
     router_workers: int
+    #: Bytes of a request that the proxy takes in.
     max_message: int
-    max_headers: int
-    max_streams: int
+    #: Bytes of a request, and of its JSON, from which on the Router refuses it.
+    max_body: int
+    max_json: int
+    #: What clients may use.
+    limits: Limits
 
 
 def listeners(front: Front) -> dict[str, Any]:
@@ -91,19 +99,18 @@ def _listener(name: str, address: str, routes: str, front: Front, *, public: boo
         "stream_idle_timeout": "0s",
         "use_remote_address": False,
         "skip_xff_append": True,
-        "max_request_headers_kb": max(1, -(-front.max_headers // 1024)),
         "normalize_path": False,
-        "http_protocol_options": {"accept_http_10": True},
         "http_filters": [
-            *([_script(routes, front.trace_ratio)] if public else []),
+            *([_script(routes, front)] if public else []),
             {"name": "envoy.filters.http.router", "typed_config": _router_filter(front, public)},
         ],
     }
+    if public:
+        manager |= connection_settings(routes, front.limits, front.max_body)
     if http2:
-        manager["http2_protocol_options"] = {
+        manager["http2_protocol_options"] |= {
             "initial_stream_window_size": max(65535, front.max_message),
             "initial_connection_window_size": max(65535, front.max_message),
-            "max_concurrent_streams": front.max_streams,
         }
     if not public:
         manager["access_log"] = [_log(front.journal, "PROBE %REQ(:PATH)%\n")]
@@ -112,14 +119,15 @@ def _listener(name: str, address: str, routes: str, front: Front, *, public: boo
         {
             "name": name,
             "address": _address(address),
-            "per_connection_buffer_limit_bytes": front.max_message,
+            "per_connection_buffer_limit_bytes": front.max_message + _PREFIX,
             "filter_chains": [
                 {
                     "filters": [
+                        *(connection_filters(routes, front.limits) if public else []),
                         {
                             "name": "envoy.filters.network.http_connection_manager",
                             "typed_config": manager,
-                        }
+                        },
                     ]
                 }
             ],
@@ -130,12 +138,18 @@ def _listener(name: str, address: str, routes: str, front: Front, *, public: boo
 _V3: Final = {"resource_api_version": "V3"}
 
 
-def _script(kind: str, trace_ratio: float) -> dict[str, Any]:
+def _script(kind: str, front: Front) -> dict[str, Any]:
     """Return the filter that marks what may go into the lane."""
     script = f"{_SCRIPT}\nenvoy_on_request = {kind}\n"
-    script = script.replace("@RATIO@", str(trace_ratio))
-    for place, names in (("@HELD@", HELD_HEADERS), ("@HELD_HTTP@", HELD_HTTP_HEADERS)):
-        script = script.replace(place, ", ".join(f'"{name}"' for name in names))
+    for place, value in (
+        ("@RATIO@", str(front.trace_ratio)),
+        ("@HELD_PREFIX@", HELD_PREFIX),
+        ("@HELD_HTTP@", ", ".join(f'"{name}"' for name in HELD_HTTP_HEADERS)),
+        ("@MOST_HEADERS@", str(front.limits.header_bytes)),
+        ("@MOST_BODY@", str(min(front.max_body, _MOST_BODY))),
+        ("@MOST_JSON@", str(min(front.max_json, _MOST_JSON))),
+    ):
+        script = script.replace(place, value)
     return {
         "name": "envoy.filters.http.lua",
         "typed_config": {
@@ -229,6 +243,8 @@ def _cluster(
                 "initial_stream_window_size": _WINDOW,
                 "initial_connection_window_size": _WINDOW,
                 "max_concurrent_streams": streams,
+                # gRPC remembers a header with a wrong value, and refuses all that refer to it.
+                **({} if len(priorities) > 1 else {"hpack_table_size": 0}),
             }
         }
     return parsed(
@@ -254,6 +270,7 @@ def _cluster(
                 "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                     "@type": TYPE + "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
                     "explicit_http_config": protocol,
+                    "common_http_protocol_options": _CONNECTION,
                 }
             },
             "load_assignment": {
@@ -274,7 +291,9 @@ def _cluster(
 
 def _address(address: str) -> dict[str, Any]:
     host, _, port = address.rpartition(":")
-    return {"socket_address": {"address": host.strip("[]"), "port_value": int(port)}}
+    host = host.strip("[]")
+    both = {"ipv4_compat": True} if host == "::" else {}
+    return {"socket_address": {"address": host, "port_value": int(port), **both}}
 
 
 def _is_ip(address: str) -> bool:

@@ -6,10 +6,10 @@ from urllib.parse import quote
 
 from services.router.core.routing.lane import Place
 from services.router.lane import probe
-from services.router.lane.resources import GRPC, HTTP, MARK, ROUTER, ROUTES, cluster_name
+from services.router.lane.edge import GRPC, HTTP, MARK, PEER
+from services.router.lane.resources import ROUTER, ROUTES, cluster_name
 from services.router.lane.xds import TYPE, message, parsed
 
-PEER: Final = "x-shoal-peer"
 _MOST_BUFFERED: Final = 1 << 20  # bytes of a request, to send it again while the Router is away
 
 _ONCE: Final = {
@@ -121,7 +121,7 @@ def _virtual_host(kind: str) -> dict[str, Any]:
         "name": "all",
         "domains": ["*"],
         "retry_policy": _RETRY[kind],
-        "request_headers_to_remove": [MARK, "x-forwarded-proto"],
+        "request_headers_to_remove": [MARK, "x-forwarded-proto", "user-agent"],
         "matcher": {
             "matcher_tree": {
                 "input": {

@@ -56,8 +56,8 @@ class Workers:
         """Run the workers until `stop` is set. Raises PortTaken, OSError, process.Failed."""
         settings = self._settings
         with ExitStack() as stack:
-            grpc_port = stack.enter_context(reserve(settings.host, settings.grpc_port))
-            http_port = stack.enter_context(reserve(settings.host, settings.http_port))
+            grpc_port = stack.enter_context(reserve(settings.own_host, settings.grpc_port))
+            http_port = stack.enter_context(reserve(settings.own_host, settings.http_port))
             folder = stack.enter_context(socket_folder(settings.workers))
             environment = {
                 "SHOAL_ROUTER_GRPC_PORT": str(grpc_port.getsockname()[1]),

@@ -14,15 +14,10 @@ from services.router.core.routing.table import Table
 
 ANY_MODEL: Final = "*"
 
-#: Headers that leave a request to the Router: it alone knows what they mean.
-HELD_HEADERS: Final = (
-    "x-shoal-priority",
-    "x-shoal-explain",
-    "x-shoal-subject",
-    "x-shoal-tenant",
-    "x-shoal-roles",
-)
-#: The same for HTTP: deadlines, compressed bodies, and requests of web pages.
+#: Headers whose names begin like this leave a request to the Router: it alone knows what they mean.
+HELD_PREFIX: Final = "x-shoal-"
+#: So do these over HTTP: deadlines, compressed bodies, requests of web pages, and answers with the
+#: server's own load.
 HELD_HTTP_HEADERS: Final = (
     "x-request-timeout",
     "grpc-timeout",
@@ -30,6 +25,7 @@ HELD_HTTP_HEADERS: Final = (
     "content-encoding",
     "origin",
     "sec-fetch-site",
+    "endpoint-load-metrics-format",
 )
 
 
@@ -74,7 +70,7 @@ def held_by(headers: Mapping[str, str], sequence: str) -> str:
     the id of its sequence, or ""."""
     if sequence:
         return "it is part of a sequence"
-    found = next((name for name in HELD_HEADERS if name in headers), None)
+    found = next((name for name in headers if name.startswith(HELD_PREFIX)), None)
     return f"it has the header {found}" if found else ""
 
 
