@@ -46,3 +46,22 @@ class Curve:
         if last < 0:
             return -INFINITY
         return self._ranks[min(last, len(self._ranks) - 1)] if self._ranks else INFINITY
+
+
+class Curves:
+    """The curves that are known. Use makes replicas worth more, so a curve is a bound until
+    something else has changed on its server."""
+
+    __slots__ = ("by_server",)
+
+    def __init__(self) -> None:
+        self.by_server: dict[str, Curve] = {}
+
+    def put(self, server: str, curve: Curve) -> None:
+        self.by_server[server] = curve
+
+    def forget(self, server: str) -> None:
+        self.by_server.pop(server, None)
+
+    def forget_all(self) -> None:
+        self.by_server.clear()

@@ -14,7 +14,7 @@ from services.controller.core import events as ev
 from services.controller.core.accounts import Account
 from services.controller.core.agenda import Agenda
 from services.controller.core.copies import Pressures
-from services.controller.core.curves import Curve
+from services.controller.core.curves import Curves
 from services.controller.core.entities import Replica, ReplicaKey, Server, Unit, UnitSpec, Use
 from services.controller.core.failures import Failures
 from services.controller.core.habits import Habits
@@ -87,8 +87,8 @@ class Fleet:
         self.habits = Habits(limits)
         #: The servers that are worth a look for a newcomer, where there are many.
         self.roster = Roster()
-        #: What room costs on each server, while that is known (`order`).
-        self.curves: dict[str, Curve] = {}
+        #: What room costs on each server, as far as that is known.
+        self.curves = Curves()
 
     # --- servers ----------------------------------------------------------------------------------
 

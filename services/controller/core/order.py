@@ -63,11 +63,11 @@ def by_cost(fleet: Fleet, servers: Iterable[str], need: Memory) -> list[tuple[fl
 
 
 def curve_of(fleet: Fleet, server: str) -> Curve:
-    """What room costs on a server. It is worked out anew only when something there has changed: use
-    makes replicas worth more, so what was worked out before is still a bound."""
-    agenda, curve = fleet.agenda, fleet.curves.get(server)
+    """What room costs on a server; worked out anew only when something there has changed."""
+    agenda, curve = fleet.agenda, fleet.curves.by_server.get(server)
     if curve is None or server in agenda.changed or server in agenda.touched:
-        curve = fleet.curves[server] = Curve(_free(fleet, server), _leaving(fleet, server))
+        curve = Curve(_free(fleet, server), _leaving(fleet, server))
+        fleet.curves.put(server, curve)
     return curve
 
 

@@ -14,7 +14,7 @@ from typing import Final
 from services.controller.core import memory, order, rooms, slots, victims
 from services.controller.core.entities import Server, Unit, UnitSpec
 from services.controller.core.fleet import Fleet
-from services.controller.core.roster import CHEAP, INFINITY, LOOK_AT_ALL, ROOMY
+from services.controller.core.roster import INFINITY, LOOK_AT_ALL, STEPS
 from services.controller.core.sizing import certain
 from services.controller.core.states import LEAVING
 from services.controller.core.victims import Blocked, Later, Opening, Terms, Wait
@@ -115,11 +115,11 @@ def _among_few(
 ) -> Place | None:
     """The best of the servers with most room, and of those whose next victims are worth least."""
     roster = fleet.roster
-    for count in ROOMY:
-        best = _roomiest(fleet, members, roster.roomy(count), terms)
+    for roomy, cheap in STEPS:
+        best = _roomiest(fleet, members, roster.roomy(roomy), terms)
         if best is None and terms.evict:
-            cheap = islice(roster.cheap(lambda name: front(fleet, name)), CHEAP)
-            best = _at_cost(fleet, members, [server for _, server in cheap], terms, now)
+            found = islice(roster.cheap(lambda name: front(fleet, name)), cheap)
+            best = _at_cost(fleet, members, [server for _, server in found], terms, now)
         if best is not None:
             return best
     return None

@@ -26,7 +26,7 @@ def catalogue_changed(fleet: Fleet, event: ev.CatalogueChanged, now: float) -> N
         forget_unit(fleet, unit, now)
     for spec in fresh.values():
         put_spec(fleet, spec, now)
-    fleet.curves.clear()  # what may leave has changed
+    fleet.curves.forget_all()  # what may leave has changed
     demand.want_kept(fleet, now)
     fleet.publish(event.models)
 

@@ -132,7 +132,7 @@ def _advance(fleet: Fleet, now: float) -> None:
 def _enrol(fleet: Fleet, touched: Iterable[str]) -> None:
     """Tell the roster what became of the servers that were touched."""
     for server in touched:
-        fleet.curves.pop(server, None)
+        fleet.curves.forget(server)
     if len(fleet.servers) > LOOK_AT_ALL:
         for server in touched:
             room, lowest = placement.room(fleet, server), placement.lowest(fleet, server)

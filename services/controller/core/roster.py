@@ -12,8 +12,8 @@ from itertools import islice
 from typing import Final
 
 LOOK_AT_ALL: Final = 32  # servers; with no more than that, every one is looked at
-ROOMY: Final = (2, 32)  # servers; with more, so many are looked at for room: at first, and at last
-CHEAP: Final = 32  # servers; with more, at most so many are looked at for victims
+# With more, so many are looked at for room, and so many for victims: at first, and if none will do.
+STEPS: Final = ((2, 8), (32, 32))
 INFINITY: Final = float("inf")
 
 

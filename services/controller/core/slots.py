@@ -31,4 +31,7 @@ def none_for(fleet: Fleet, server: str, units: tuple[UnitSpec, ...]) -> str | No
 
 def busy(fleet: Fleet, server: str) -> int:
     """Loads under way or queued on the server's host."""
-    return sum(fleet.accounts[neighbour].busy for neighbour in fleet.neighbours(server))
+    neighbours = fleet.neighbours(server)
+    if len(neighbours) == 1:
+        return fleet.accounts[server].busy
+    return sum(fleet.accounts[neighbour].busy for neighbour in neighbours)

@@ -5,7 +5,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from services.controller.core import events as ev
-from services.controller.core import order, placement, reconcile
+from services.controller.core import placement, reconcile
 from services.controller.core.entities import (
     ReplicaKey,
     Server,
@@ -14,7 +14,8 @@ from services.controller.core.entities import (
 from services.controller.core.fleet import Fleet
 from services.controller.core.limits import Limits
 from services.controller.core.placement import Place, place
-from services.controller.core.victims import Terms
+from services.controller.core.roster import STEPS
+from services.controller.core.victims import Terms, front
 from tests.support.placement_views import NOW, There, put, server, spec
 from tests.support.residency_world import World
 
@@ -96,10 +97,6 @@ def test_many_servers_get_the_answer_that_a_look_at_all_gives(
         fits = placement.on_server(fleet, (wanted,), quick.server, Terms(), NOW)
         assert fits == quick
         if quick.victims:
-            assert dearest(fleet, quick) == pytest.approx(dearest(fleet, full), rel=order.TIE)
-
-
-def dearest(fleet: Fleet, choice: Place) -> float:
-    """What the dearest victim is worth: with "lru" how long ago it was used."""
-    assert choice.cost == max(fleet.uses.on[choice.server][each].rank for each in choice.victims)
-    return NOW - choice.cost if fleet.uses.by_age else choice.cost
+            lowest = sorted(front(fleet, name) for name in fleet.servers)
+            assert front(fleet, quick.server) <= lowest[STEPS[0][1] - 1], "one of the least"
+            assert quick.cost == max(fleet.uses.on[quick.server][u].rank for u in quick.victims)

@@ -204,7 +204,7 @@ class Residency(RuleBasedStateMachine):
         assert len(digests) == 1
         held = {r.unit for r in occupied}
         assert all(unit <= part for part in new.unversioned for unit in held if unit[0] == part[0])
-        for user in held & self.fleet.known.specs.keys():
+        for user in held & self.specs.keys() & self.fleet.known.specs.keys():
             parts = self.fleet.known.specs[user].unversioned
             assert all(new.unit <= part for part in parts if new.unit.model == part.model)
         assert order.key.unit.version in order.versions
