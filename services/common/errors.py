@@ -95,15 +95,6 @@ class NotServable(ShoalError):
         super().__init__(model=model, version=version, problem=problem.removesuffix("."))
 
 
-class NotCompleted(ShoalError):
-    code, reason = Code.UNAVAILABLE, "NOT_COMPLETED"
-    template = (
-        "model '{model}' version {version} waits for a Triton that runs with auto-completion to "
-        "complete its config: {problem}. Repeat in a moment, or write what is left out into its "
-        "config.pbtxt; `shoal models` shows what waits."
-    )
-
-
 class NoApprovedVersion(ShoalError):
     code, reason = Code.FAILED_PRECONDITION, "NO_APPROVED_VERSION"
     template = (

@@ -4,6 +4,15 @@ from services.common.codes import Code
 from services.common.errors import ShoalError
 
 
+class NotCompleted(ShoalError):
+    code, reason = Code.UNAVAILABLE, "NOT_COMPLETED"
+    template = (
+        "model '{model}' version {version} waits for a Triton that runs with auto-completion to "
+        "complete its config: {problem}. Repeat in a moment, or write what is left out into its "
+        "config.pbtxt; `shoal models` shows what waits."
+    )
+
+
 class NeverFits(ShoalError):
     code, reason = Code.RESOURCE_EXHAUSTED, "NEVER_FITS"
     template = (

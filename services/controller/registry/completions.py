@@ -6,8 +6,8 @@ from typing import Any, Final
 import grpc
 import structlog
 
-from services.common.errors import NotCompleted
 from services.controller.core.entities import Unit
+from services.controller.core.errors import NotCompleted
 from services.controller.registry.catalogue import WAITING, Catalogue
 from services.controller.registry.watch import RegistryWatch
 from shoal.names import version_name
