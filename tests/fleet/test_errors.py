@@ -223,7 +223,8 @@ def test_a_message_larger_than_allowed(stack: Fleet) -> None:
 
 @pytest.mark.parametrize("path", [INFER, STREAM])
 def test_metadata_of_a_client_that_does_not_know_the_limit_yet(stack: Fleet, path: str) -> None:
-    with connected(stack.router_grpc) as (connection,):
+    own = stack.stack.announced().endpoints["router_own_grpc"]  # the lane's proxy knows it
+    with connected(own) as (connection,):
         stream = connection.call([(f"x-{number}", "y") for number in range(300)], path=path)
         connection.data(stream, framed(b""))
         ended = connection.ended(stream)

@@ -68,7 +68,7 @@ def request(model: str, size: int, first: float = 0.0) -> service_pb2.ModelInfer
 
 
 def held(stack: Fleet) -> float:
-    connection = http.client.HTTPConnection(stack.router_http, timeout=SECONDS)
+    connection = http.client.HTTPConnection(own, timeout=SECONDS)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
     connection.close()
@@ -116,11 +116,13 @@ def test_within_a_stream(stack: Fleet, full: list[Any]) -> None:
 
 
 def test_over_http(stack: Fleet, full: list[Any]) -> None:
+    own = stack.stack.announced().endpoints["router_own_http"]  # it holds nothing of the lane's
+
     def post(size: int) -> tuple[int, Any, str | None]:
         given = {"name": "INPUT", "datatype": "FP32", "shape": [size // 4]}
         head = json.dumps({"inputs": [{**given, "parameters": {"binary_data_size": size}}]})
         headers = {"Inference-Header-Content-Length": str(len(head))}
-        connection = http.client.HTTPConnection(stack.router_http, timeout=SECONDS)
+        connection = http.client.HTTPConnection(own, timeout=SECONDS)
         body = head.encode() + bytes(size)
         connection.request("POST", f"/v2/models/{ECHO}/infer", body, headers)
         reply = connection.getresponse()

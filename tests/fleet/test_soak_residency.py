@@ -254,7 +254,7 @@ def check(limit: str, found: Storm, samples: dict[str, Samples]) -> None:
 def test_nobody_is_failed_while_every_model_is_wanted(
     repository: Path, say: Callable[[str], None]
 ) -> None:
-    found, samples, counts = part(repository, LIMITS[0], 150, 5, say)
+    found, samples, counts = part(repository, LIMITS[0], 250, 5, say)
     check(LIMITS[0], found, samples)
     assert counts["evicting"] > PLACES
     assert len(set.union(*(seen.units_seen for seen in samples.values()))) > 2 * PLACES
