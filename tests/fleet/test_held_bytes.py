@@ -68,7 +68,7 @@ def request(model: str, size: int, first: float = 0.0) -> service_pb2.ModelInfer
 
 
 def held(stack: Fleet) -> float:
-    connection = http.client.HTTPConnection(own, timeout=SECONDS)
+    connection = http.client.HTTPConnection(stack.router_http, timeout=SECONDS)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
     connection.close()
