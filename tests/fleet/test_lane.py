@@ -18,11 +18,11 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from bench.residency.models import FLOATS, Model, write_repository
-from services.embedded.background import Announced, BackgroundStack
+from services.embedded.background import BackgroundStack
 from shoal.controller.v1 import controller_service_pb2 as controller
 from shoal.controller.v1 import types_pb2 as kinds
 from shoal.router.v1 import router_service_pb2 as router
-from tests.support.stack import Fleet, sampled, zipf
+from tests.support.stack import Fleet, restarted, sampled, zipf
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.triton
@@ -244,7 +244,7 @@ def test_churn_and_kills_fail_nobody(stack: Fleet) -> None:
         for name in ("triton-0", "lane", "router", "triton-1"):
             before = stack.stack.announced()
             os.kill(before.pid_of(name), signal.SIGKILL)
-            stack.stack.wait_for(_back(before, name), 60)
+            stack.stack.wait_for(restarted(before, name), 60)
             killed.append(name)
             if stop.wait(2.0):
                 return
@@ -281,7 +281,3 @@ def test_churn_and_kills_fail_nobody(stack: Fleet) -> None:
     assert killed == ["triton-0", "lane", "router", "triton-1"]
     assert wrong == []
     assert max(one.most_units for one in samples) <= PLACES
-
-
-def _back(before: Announced, name: str) -> Callable[[Announced], bool]:
-    return lambda now: now.all_ready() and now.starts(name) > before.starts(name)

@@ -35,6 +35,7 @@ from tests.support.stack import (
     example,
     infer,
     refusal,
+    restarted,
     sampled,
     tensors,
     zipf,
@@ -360,7 +361,7 @@ class Killer:
                 before = self._stack.announced()
                 os.kill(before.pid_of(name), signal.SIGKILL)
                 self.kills.append((time.monotonic(), name))
-                self._stack.wait_for(_back(before, name), 60)
+                self._stack.wait_for(restarted(before, name), 60)
                 self.back.append(time.monotonic() - self.kills[-1][0])
         except BaseException as error:
             self.failure = error
@@ -369,10 +370,6 @@ class Killer:
         if self.kills and self._every:
             return max(0.0, self.kills[-1][0] + self._every - time.monotonic())
         return self._every or self._apart
-
-
-def _back(before: Announced, name: str) -> Callable[[Announced], bool]:
-    return lambda now: now.all_ready() and now.starts(name) > before.starts(name)
 
 
 @pytest.mark.soak

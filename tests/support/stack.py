@@ -18,7 +18,7 @@ from tritonclient.utils import np_to_triton_dtype
 from model_repository import examples
 from model_repository.examples import Example
 from services.common.status import error_info
-from services.embedded.background import BackgroundStack
+from services.embedded.background import Announced, BackgroundStack
 from shoal.controller.v1.controller_service_pb2_grpc import ControllerServiceStub
 from shoal.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from shoal.router.v1.router_service_pb2_grpc import RouterServiceStub
@@ -65,6 +65,11 @@ class Fleet:
 
 def fleet(stack: BackgroundStack) -> Fleet:
     return Fleet(stack)
+
+
+def restarted(before: Announced, name: str) -> Callable[[Announced], bool]:
+    """Return what tells whether the part has been started again since, and all parts are ready."""
+    return lambda now: now.all_ready() and now.starts(name) > before.starts(name)
 
 
 def tensors(arrays: dict[str, np.ndarray]) -> list[triton.InferInput]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from services.common.errors import DeadlineBeforeResident, ShoalError
-from services.router.core.admission.gate import Bounds, Gate, Refusal, Refused
+from services.router.core.admission.gate import EVERY_MODEL, Bounds, Gate, Refusal, Refused
 from services.router.core.admission.memory import MemoryBudget
 from services.router.core.admission.priority import Priority, priority_of
 from services.router.core.admission.queues import QueuedRequest
@@ -18,7 +18,6 @@ from services.router.core.errors import Overloaded
 from services.router.core.routing.routes import Target
 from services.router.core.routing.table import Table
 
-EVERY: Final = "*"  # stands for every model without a bound of its own
 MANY: Final = 1000  # gates, beyond which those unused for long are forgotten
 RETRY_SPREAD: Final = 0.5  # random share added to RetryInfo, so that not all return at once
 
@@ -56,9 +55,9 @@ class Admission:
     whatever becomes of it.
 
     `limits` holds the limits of tenants by name. `in_flight` bounds the requests in flight on one
-    replica by model, with `EVERY` for all models not named; where there is no bound, one is found
-    by measuring. `memory_budget` counts the bytes of every request from its arrival until it is
-    answered."""
+    replica by model, with `EVERY_MODEL` for all models not named; where there is no bound, one is
+    found by measuring. `memory_budget` counts the bytes of every request from its arrival until it
+    is answered."""
 
     def __init__(
         self,
@@ -202,7 +201,7 @@ class Admission:
         if len(self.gates) >= self._many:
             self.gates = {key: gate for key, gate in self.gates.items() if not gate.idle(now)}
             self._many = max(MANY, 2 * len(self.gates))
-        fixed = self._in_flight.get(target.model, self._in_flight.get(EVERY))
+        fixed = self._in_flight.get(target.model, self._in_flight.get(EVERY_MODEL))
         gate = self.gates[target] = Gate(self._bounds, fixed)
         return gate
 

@@ -2,6 +2,7 @@
 
 from typing import Any, Final
 
+from services.common.caller import PEER_HEADER
 from services.common.http1 import HttpLimits
 from services.common.rpc import Limits
 from services.router.lane.xds import TYPE
@@ -9,10 +10,9 @@ from services.router.lane.xds import TYPE
 GRPC: Final = "grpc"
 HTTP: Final = "http"
 MARK: Final = "x-shoal-lane"
-PEER: Final = "x-shoal-peer"
 
 #: Headers that no caller may send: they tell the Router or the proxy itself what to do.
-_OWN_HEADERS: Final = (MARK, PEER)
+_OWN_HEADERS: Final = (MARK, PEER_HEADER)
 _OWN_PREFIXES: Final = ("x-envoy-", "triton-grpc-protocol-")
 # The Router refuses headers beyond its limit, in words of its own. The proxy's limit is higher.
 _HEADERS_BEYOND: Final = 16

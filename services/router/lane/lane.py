@@ -166,9 +166,13 @@ class Lane:
         if readdressed or not wanted <= self._clusters.keys():
             self._address_clusters(wanted)
         if changed:
-            self._revision += 1
-            self._discovery.offer(ROUTES, self._route_resources)
+            self._tell_routes()
         return taken
+
+    def _tell_routes(self) -> None:
+        """Tell proxies the routes as they are now, as a new revision."""
+        self._revision += 1
+        self._discovery.offer(ROUTES, self._route_resources)
 
     def _placed(self, model: str) -> _Places:
         table = self._watch.table
@@ -279,8 +283,7 @@ class Lane:
                 for model, placed in self._places.items():
                     for kind, routes in self._routes.items():
                         routes.update(model, placed.get(kind, ()), bearing)
-                self._revision += 1
-                self._discovery.offer(ROUTES, self._route_resources)
+                self._tell_routes()
             await asyncio.sleep(_ASK_SECONDS)
 
 

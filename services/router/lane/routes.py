@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from typing import Any, Final
 from urllib.parse import quote
 
+from services.common.caller import PEER_HEADER
 from services.router.core.routing.lane import Place
 from services.router.lane import probe
-from services.router.lane.edge import GRPC, HTTP, MARK, PEER
+from services.router.lane.edge import GRPC, HTTP, MARK
 from services.router.lane.resources import ROUTER, ROUTES, cluster_name
 from services.router.lane.xds import TYPE, message, parsed
 
@@ -151,7 +152,7 @@ def _to_router(kind: str) -> dict[str, Any]:
         "request_body_buffer_limit": _MOST_BUFFERED,
         "request_headers_to_add": [
             {
-                "header": {"key": PEER, "value": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%"},
+                "header": {"key": PEER_HEADER, "value": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%"},
                 "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
             }
         ],

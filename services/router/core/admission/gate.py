@@ -24,6 +24,7 @@ from services.router.core.admission.priority import Priority
 from services.router.core.admission.queues import AGING_TURNS, Queue, QueuedRequest
 from services.router.core.admission.rate import Meter
 
+EVERY_MODEL: Final = "*"  # stands for every model without a bound of its own
 QUEUE_REQUESTS: Final = 1000
 QUEUE_BYTES: Final = 512 << 20
 QUEUE_SECONDS: Final = 60.0

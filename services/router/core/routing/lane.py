@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from services.common.errors import ShoalError
+from services.router.core.admission.gate import EVERY_MODEL
 from services.router.core.routing.routes import Route, Target, resolve
 from services.router.core.routing.table import Table
-
-ANY_MODEL: Final = "*"
 
 #: Headers whose names begin like this leave a request to the Router: it alone knows what they mean.
 HELD_PREFIX: Final = "x-shoal-"
@@ -95,7 +94,7 @@ def _reason(route: Route, model: str, version: str, target: Target, rules: LaneR
     entry = route.versions.get(target.version)
     if route.arms and not version:
         return "a traffic policy draws the version of each request"
-    if model in rules.limited or ANY_MODEL in rules.limited:
+    if model in rules.limited or EVERY_MODEL in rules.limited:
         return "the Router limits its requests in flight"
     if not route.retry:
         return "its requests must never be repeated"
