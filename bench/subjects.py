@@ -169,7 +169,7 @@ def _stack(
     with contextlib.ExitStack() as stack:
         repository = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shoal-bench-")))
         write_repository(repository, model, registered - 1)
-        given = (f"--repository={repository}", "--no-otlp")
+        given = (f"--repository={repository}", "--no-otlp", "--lane=on")
         up = stack.enter_context(BackgroundStack(*given, start_within=_STACK_WITHIN))
         announced = up.announced()
         at = announced.endpoints

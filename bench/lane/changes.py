@@ -72,9 +72,9 @@ def _place(routes: dict[str, Routes], number: int, *, resident: bool) -> None:
     model = f"model_{number:05}"
     servers = HOLDERS[number % len(HOLDERS)]
     target = Target(model, 1)
-    places = [(version, Place(target, servers, bool(version))) for version in ("", "1")]
+    places = [(version, Place(target, servers)) for version in ("", "1")]
     for one in routes.values():
-        one.update(model, places if resident else (), frozenset())
+        one.update(model, places if resident else ())
 
 
 async def _follow(proxy: Proxy, routes: dict[str, Routes], revision: str) -> int:

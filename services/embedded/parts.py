@@ -221,7 +221,7 @@ def _router(common: _Common, settings: StackSettings, endpoints: Endpoints) -> P
             "SHOAL_ROUTER_DRAIN": drain,
             "SHOAL_ROUTER_GRPC_PORT": _port(endpoints.router_own_grpc),
             "SHOAL_ROUTER_HTTP_PORT": _port(endpoints.router_own_http),
-            **_lane_setting(common, endpoints),
+            **_lane_setting(common, endpoints, settings),
             "SHOAL_ROUTER_CONTROLLER": ",".join(endpoints.controllers.values()),
             "SHOAL_ROUTER_STATE_DIR": str(common.data / "router"),
             "SHOAL_ROUTER_WORKERS": str(settings.router_workers),
@@ -232,7 +232,9 @@ def _router(common: _Common, settings: StackSettings, endpoints: Endpoints) -> P
     return replace(part, stop_within=part.stop_within + _seconds(drain))
 
 
-def _lane_setting(common: _Common, endpoints: Endpoints) -> dict[str, object]:
+def _lane_setting(
+    common: _Common, endpoints: Endpoints, settings: StackSettings
+) -> dict[str, object]:
     """Return the setting that tells the Router of the proxy in front, if there is one."""
     if not endpoints.lane_discovery:
         return {}
@@ -245,6 +247,7 @@ def _lane_setting(common: _Common, endpoints: Endpoints) -> dict[str, object]:
         "grpc_probe": endpoints.lane_grpc_probe,
         "http_probe": endpoints.lane_http_probe,
         "journal": str(common.run.folder / "lane.journal"),
+        "any_release": settings.lane == "on",
     }
     return {"SHOAL_ROUTER_LANE": setting}
 

@@ -80,7 +80,12 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         peers = Peers(own, settings.worker_sockets if shared else None, settings.worker or 0)
         add_RouterServiceServicer_to_server(
             RouterServicer(
-                Explanations(watch, admission, settings.lane_rules if settings.lane else None),
+                Explanations(
+                    watch,
+                    admission,
+                    router.cancellations,
+                    settings.lane_rules if settings.lane else None,
+                ),
                 peers,
             ),
             rpc.services,

@@ -49,6 +49,7 @@ class Router:
     watch: PlacementWatch
     controller: ResidencyClient
     channels: ServerChannels
+    cancellations: Cancellations
     forwarder: Forwarder
     statistics: Statistics
     admission: Admission
@@ -160,6 +161,7 @@ async def assembled(
             watch=watch,
             controller=controller,
             channels=channels,
+            cancellations=cancellations,
             forwarder=forwarder,
             statistics=statistics,
             admission=admission,

@@ -87,6 +87,9 @@ class LaneSettings(BaseModel):
     journal: Path
     """Pipe in which the proxy notes the requests that it sends to servers. It is made if it is not
     there."""
+    any_release: bool = False
+    """Send gRPC requests to servers before release 25.06 as well, which a client that goes away in
+    the middle of one can end."""
 
 
 class Settings(BaseSettings):
@@ -243,7 +246,8 @@ class Settings(BaseSettings):
             closed = "tenants have limits, which the Router keeps"
         elif self.hedge_after is not None:
             closed = "the Router asks a second replica when one takes long"
-        return LaneRules(closed, frozenset(self.in_flight_limits))
+        any_release = self.lane is not None and self.lane.any_release
+        return LaneRules(closed, frozenset(self.in_flight_limits), any_release)
 
     @property
     def browsers(self) -> BrowserPolicy:

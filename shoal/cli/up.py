@@ -45,8 +45,8 @@ def up(
         str | None,
         typer.Option(
             metavar="auto|on|off",
-            help="Have Envoy send what it can straight to the servers. By default if its wheel is "
-            "installed.",
+            help="Have Envoy send what it can straight to the servers: if its wheel is installed "
+            "and the servers bear it (auto), or in any case (on).",
         ),
     ] = None,
     memory_budget: Annotated[

@@ -44,7 +44,7 @@ def asked(repository: Path, servers: int, cold: Container[str]) -> Answers:
     with BackgroundStack(
         f"--repository={repository}",
         f"--servers={servers}",
-        "--memory-budget=16GiB",
+        *("--memory-budget=16GiB", "--lane=on"),
         "--trace-ratio=0",
         "--no-otlp",
         environment={"SHOAL_ROUTER_SHARED_MEMORY": "true"},

@@ -65,7 +65,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
             def laned() -> bool:
                 before = through_lane(fleet)
                 for model in MODELS:
-                    infer(request(model))  # with a deadline, it would go to the Router
+                    infer(request(model))
                 time.sleep(0.1)  # the journal is flushed every 10 ms
                 return through_lane(fleet) == before + len(MODELS)
 

@@ -79,9 +79,9 @@ def test_it_comes_up_and_says_how_to_call_it(lasting: BackgroundStack) -> None:
                 health_pb2.HealthCheckRequest(), timeout=WITHIN_S
             )
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
-    said = lasting.output.read_text()
-    assert f"Router      gRPC {lasting.router_grpc}" in said
-    assert "shoal models" in said
+    said = lasting.output.read_text
+    called = f"Router      gRPC {lasting.router_grpc}"
+    wait_until(lambda: called in said() and "shoal models" in said(), 10, "the way to call it")
 
 
 def test_the_admin_key_is_the_controller_s_alone(lasting: BackgroundStack) -> None:

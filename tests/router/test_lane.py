@@ -58,6 +58,9 @@ class Probed:
         """As a Probe has it."""
 
 
+OPEN = LaneRules(any_release=True)
+
+
 class Bearing:
     """Knows which servers bear a cancellation, by address."""
 
@@ -104,7 +107,7 @@ def route(*servers: str) -> Route:
 
 
 @asynccontextmanager
-async def world(folder: Path, port: int) -> AsyncIterator[World]:
+async def world(folder: Path, port: int, rules: LaneRules = OPEN) -> AsyncIterator[World]:
     watch = PlacementWatch({}, "router-test", Table(), None)
     journal = Journal(
         folder / "journal", watch.in_use.begin, lambda replica, *_: watch.in_use.end(replica)
@@ -123,7 +126,7 @@ async def world(folder: Path, port: int) -> AsyncIterator[World]:
         limits=Limits(),
     )
     bearing: Any = Bearing()
-    lane = Lane(watch, front, LaneRules(), journal, bearing)
+    lane = Lane(watch, front, rules, journal, bearing)
     made = World(lane, watch, journal, f"127.0.0.1:{port}")
     made.bearing = bearing
     probes: Any = lane._probes
@@ -278,25 +281,17 @@ async def test_a_proxy_that_only_comes_back_keeps_what_it_has_under_way(at: Worl
     assert at.watch.in_use.count(ON_T0) == 1
 
 
-async def test_requests_with_deadlines_wait_until_the_servers_have_been_asked(
-    at: World, monkeypatch: pytest.MonkeyPatch
+async def test_a_server_gets_nothing_over_grpc_until_it_is_known_to_bear_cancellations(
+    tmp_path: Path, unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that has not been asked might end of a request that is cancelled."""
-
-    def timed(one: Proxy) -> bool:
-        packed = entries(one)["/m"].action.typed_config
-        found = type(message("envoy.config.route.v3.Route")).FromString(packed.value)
-        fields = found.metadata.filter_metadata["envoy.filters.http.lua"].fields
-        return not fields["untimed"].bool_value
-
-    async with proxy(at.address) as one:
+    monkeypatch.setattr(module, "_ASK_SECONDS", 0.01)
+    async with world(tmp_path, unused_tcp_port, LaneRules()) as at, proxy(at.address) as one:
         await one.subscribe(CLUSTER, LISTENER, ROUTES)
         await one.until_told(3)
-        assert not timed(one)
+        await turns()
+        assert "/m" not in entries(one)
         at.bearing.borne = set(ADDRESSES.values())
-        monkeypatch.setattr(module, "_ASK_SECONDS", 0.01)
-        at.lane._tasks.start(at.lane._watch_releases())
-        await until(lambda: timed(one))
+        await until(lambda: "/m" in entries(one))
 
 
 async def test_draining_takes_the_listeners_away_and_waits(at: World) -> None:

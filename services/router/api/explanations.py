@@ -7,10 +7,11 @@ from typing import NamedTuple
 from services.router.admission.admission import Admission
 from services.router.control.placement_watch import PlacementWatch
 from services.router.core.admission.priority import HEADER, Priority, priority_of
-from services.router.core.routing.lane import LaneRules, held_by, place
+from services.router.core.routing.lane import LaneRules, held_by, held_over_grpc, place
 from services.router.core.routing.routes import Target, resolve, shares, why
 from services.router.core.routing.sequences import home_server, policy_draw
 from services.router.core.wire.request import Sequence
+from services.router.servers.cancellation import Cancellations
 
 
 class Question(NamedTuple):
@@ -37,13 +38,18 @@ class Explanations:
     """Explains requests. `rules` are those of the lane, or None if there is none."""
 
     def __init__(
-        self, watch: PlacementWatch, admission: Admission, rules: LaneRules | None = None
+        self,
+        watch: PlacementWatch,
+        admission: Admission,
+        cancellations: Cancellations,
+        rules: LaneRules | None = None,
     ) -> None:
         self._watch = watch
         self._admission = admission
+        self._cancellations = cancellations
         self._rules = rules
 
-    def explain(self, asked: Question) -> Explanation:
+    async def explain(self, asked: Question) -> Explanation:
         """Explain a request. Raises what `routes.resolve` raises, and InvalidField for headers that
         have no meaning."""
         found = self._targets(asked)
@@ -58,7 +64,7 @@ class Explanations:
                     f"{priority.label}, waits for its turn"
                 )
         if self._rules is not None:
-            steps.append(self._lane_step(asked, self._rules))
+            steps.append(await self._lane_step(asked, self._rules))
         heard = "is heard from" if self._watch.connected else "is away; the table is kept"
         steps.append(f"the Controller {heard}, at {self._watch.table.revision}")
         arms = tuple((target, share, self._watch.table.servers(target)) for target, share in found)
@@ -94,13 +100,22 @@ class Explanations:
             return f"{target} is resident on {where}: the less busy of two drawn at random is used"
         return f"{target} is resident on {where}: the request is forwarded"
 
-    def _lane_step(self, asked: Question, rules: LaneRules) -> str:
+    async def _lane_step(self, asked: Question, rules: LaneRules) -> str:
         found = held_by(asked.headers, asked.sequence) or place(
             self._watch.table, asked.model, asked.version, rules
         )
         if isinstance(found, str):
             return f"router: {found}"
-        return f"lane: the proxy sends it straight to {' or '.join(found.servers)}"
+        addresses = self._watch.table.addresses
+        bearing = {
+            server
+            for server in found.servers
+            if server in addresses and await self._cancellations.bears(addresses[server])
+        }
+        straight = f"the proxy sends it straight to {' or '.join(found.servers)}"
+        if held := held_over_grpc(found, bearing, rules):
+            return f"lane over HTTP: {straight}; router over gRPC: {held} (see --lane on)"
+        return f"lane: {straight}"
 
     def _sequence_place(self, asked: Question, target: Target) -> str:
         ids = (asked.sequence, int(asked.sequence)) if asked.sequence.isdecimal() else ()

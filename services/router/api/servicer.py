@@ -35,7 +35,7 @@ class RouterServicer(RouterServiceServicer):
     ) -> wire.ExplainRouteResponse:
         headers = {key.lower(): value for key, value in request.headers.items()}
         tenant = headers.get(TENANT_HEADER) or current_caller.get().tenant
-        found = self._explanations.explain(
+        found = await self._explanations.explain(
             Question(request.model, request.version, headers, request.sequence_id, tenant)
         )
         return wire.ExplainRouteResponse(

@@ -178,9 +178,9 @@ end
 
 local names_known = 0
 
--- Returns whether the caller has set a deadline, or nil if the Router has to look at the request.
-local function deadline(headers, classes, classify)
-  local size, timed = 0, false
+-- Returns whether the headers leave nothing to the Router.
+local function plain_headers(headers, classes, classify)
+  local size = 0
   for name, value in pairs(headers) do
     size = size + #name + #value + ENTRY
     local class = classes[name]
@@ -191,14 +191,12 @@ local function deadline(headers, classes, classify)
       end
     end
     if class == DEADLINE then
-      timed = true
-      if #value > 9 or not find(value, "^[1-9]%d*[HMSmun]$") then return nil end
+      if #value > 9 or not find(value, "^[1-9]%d*[HMSmun]$") then return false end
     elseif class == HELD or class == ENCODING and value ~= "identity" then
-      return nil
+      return false
     end
   end
-  if size > MOST_HEADERS then return nil end
-  return timed
+  return size <= MOST_HEADERS
 end
 
 local function random_hex(words)
@@ -213,42 +211,37 @@ local function is_traced(headers)
   return parent ~= nil and match(parent, "^00%-%x+%-%x+%-%x[02468aceACE]$") == nil
 end
 
--- Marks a request if the routes have a place for it. Returns the place's metadata if it is to be
--- sent there.
-local function mark(handle, key, timed)
+-- Marks a request. Returns the number of the version that it is sent to, or nil if it goes to the
+-- Router.
+local function mark(handle, key)
   local headers = handle:headers() -- the object from before `body` is gone
   headers:add(MARK, key)
   handle:clearRouteCache()
-  local route = handle:metadata()
-  if timed and route:get("untimed") then
-    headers:remove(MARK)
-    handle:clearRouteCache()
-    return nil
-  end
-  if route:get("lane") then
+  handle:metadata() -- has the route chosen, whose name is asked for next
+  local number = match(handle:streamInfo():routeName(), ":(%d+)$")
+  if number then
     headers:remove("traceparent") -- a server traces every request that has one
     headers:remove("tracestate")
     if RATIO > 0 and math.random() < RATIO then
       headers:add("traceparent", "00-" .. random_hex(4) .. "-" .. random_hex(2) .. "-01")
     end
   end
-  return route
+  return number
 end
 
 local function grpc(handle)
   local headers = handle:headers()
   if headers:get(":path") ~= INFER or headers:get(":method") ~= "POST" then return end
-  local timed = deadline(headers, GRPC, grpc_class)
-  if timed == nil or is_traced(headers) then return end
+  if not plain_headers(headers, GRPC, grpc_class) or is_traced(headers) then return end
   local body = handle:body()
   if body == nil then return end
   local size = body:length()
   if size < 5 or size > MOST_BODY + 5 then return end
   local version, model = names(body, size)
   if version == nil or find(model, "[^%w_.+@-]") or find(version, "[^%w_-]") then return end
-  local route = mark(handle, version .. "/" .. model, timed)
-  local suffix = route and route:get("suffix")
-  if suffix then
+  local number = mark(handle, version .. "/" .. model)
+  if number and number ~= version then
+    local suffix = char(VERSION, #number) .. number
     local longer = size - 5 + #suffix
     body:setBytes(
       char(
@@ -302,7 +295,7 @@ local function http(handle)
   local path = headers:get(":path")
   if headers:get(":method") ~= "POST" or sub(path, 1, 11) ~= "/v2/models/"
     or sub(path, -6) ~= "/infer" or not is_own(headers:get(":authority"))
-    or deadline(headers, HTTP, http_class) == nil or is_traced(headers)
+    or not plain_headers(headers, HTTP, http_class) or is_traced(headers)
   then
     return
   end
@@ -321,5 +314,5 @@ local function http(handle)
     if find(json, word, 1, true) then return end
   end
   if not plain_shapes(json) or is_nested(json, "[") or is_nested(json, "{") then return end
-  mark(handle, path, false)
+  mark(handle, path)
 end

@@ -16,7 +16,7 @@ import structlog
 
 from services.common.tasks import TaskScope
 from services.router.control.placement_watch import PlacementWatch
-from services.router.core.routing.lane import LaneRules, Place, places
+from services.router.core.routing.lane import LaneRules, Place, held_over_grpc, places
 from services.router.core.routing.table import Change
 from services.router.lane.discovery import Discovery, Resources
 from services.router.lane.edge import GRPC, HTTP
@@ -73,8 +73,9 @@ class Lane:
         self._places: dict[str, _Places] = {}
         #: The addresses of each cluster of servers, by kind of port and the servers' names.
         self._clusters: dict[_Cluster, tuple[str, ...]] = {}
-        #: Servers that bear that a request is cancelled. It is not known of others.
+        #: Servers that survive any cancellation. It is not known of others.
         self._bearing: frozenset[str] = frozenset()
+        self._readdressed = asyncio.Event()
         #: Names the revisions of this process.
         self._run = uuid.uuid4().hex[:8]
         self._revision = 0
@@ -161,7 +162,7 @@ class Lane:
                 del self._places[model]
             for kind, routes in self._routes.items():
                 found = after.get(kind, ())
-                routes.update(model, found, self._bearing)
+                routes.update(model, found)
                 wanted.update((kind, place.servers) for _, place in found)
         if readdressed or not wanted <= self._clusters.keys():
             self._address_clusters(wanted)
@@ -181,14 +182,19 @@ class Lane:
         )
         if not found:
             return {}
-        placed = {GRPC: found}
+        placed = {}
         if HTTP in self._routes:
             placed[HTTP] = tuple(
                 (version, place._replace(servers=servers))
                 for version, place in found
                 if (servers := tuple(s for s in place.servers if s in table.http_addresses))
             )
-        return placed
+        placed[GRPC] = tuple(
+            (version, place)
+            for version, place in found
+            if not held_over_grpc(place, self._bearing, self._rules)
+        )
+        return {kind: some for kind, some in placed.items() if some}
 
     def _address_clusters(self, wanted: Iterable[_Cluster]) -> None:
         """Add clusters, and learn the servers' addresses. None is removed while its servers are
@@ -199,6 +205,7 @@ class Lane:
             self._journal.name_servers(
                 {address: server for server, address in addresses[kind].items()}
             )
+        self._readdressed.set()
         clusters = {
             (kind, servers): tuple(addresses[kind][server] for server in servers)
             for kind, servers in {*wanted, *self._clusters}
@@ -270,9 +277,9 @@ class Lane:
             await self._discovery.answered.wait()
 
     async def _watch_releases(self) -> None:
-        """Look again and again which servers bear that a request is cancelled, as one with a
-        deadline may be."""
+        """Look again and again which servers survive any cancellation."""
         while True:
+            self._readdressed.clear()
             addresses = dict(self._watch.table.addresses)
             borne = await asyncio.gather(*map(self._cancellations.bears, addresses.values()))
             bearing = frozenset(
@@ -280,11 +287,8 @@ class Lane:
             )
             if bearing != self._bearing:
                 self._bearing = bearing
-                for model, placed in self._places.items():
-                    for kind, routes in self._routes.items():
-                        routes.update(model, placed.get(kind, ()), bearing)
-                self._tell_routes()
-            await asyncio.sleep(_ASK_SECONDS)
+                self._update(self._all_models(), readdressed=False)
+            await within(_ASK_SECONDS, self._readdressed.wait())
 
 
 def _serialized(resources: Mapping[str, Any]) -> Resources:

@@ -63,18 +63,15 @@ class Routes:
         #: The keys of each model.
         self._of_model: dict[str, list[str]] = {}
 
-    def update(
-        self, model: str, places: Iterable[tuple[str, Place]], bearing: frozenset[str]
-    ) -> None:
-        """Replace the routes of a model. Only `bearing` servers get requests with a deadline, which
-        may be cancelled."""
+    def update(self, model: str, places: Iterable[tuple[str, Place]]) -> None:
+        """Replace the routes of a model."""
         for key in self._of_model.pop(model, ()):
             self._entries.pop(key, None)
         keys = []
         for version, found in places:
             key = self.key(model, version)
             keys.append(key)
-            self._entries[key].CopyFrom(self._entry(key, found, bearing))
+            self._entries[key].CopyFrom(self._entry(key, found))
         if keys:
             self._of_model[model] = keys
 
@@ -93,20 +90,11 @@ class Routes:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def _entry(self, key: str, found: Place, bearing: frozenset[str]) -> Any:
+    def _entry(self, key: str, found: Place) -> Any:
         route = _ROUTE[self._kind]
-        route.name = str(found.target)
+        route.name = str(found.target)  # the script reads the version's number from it
         route.route.cluster = cluster_name(self._kind, found.servers)
-        fields = route.metadata.filter_metadata["envoy.filters.http.lua"].fields
-        fields.clear()
-        fields["lane"].bool_value = True
-        if self._kind == GRPC:
-            if not found.named:
-                number = str(found.target.version)
-                fields["suffix"].string_value = f"\x12{chr(len(number))}{number}"
-            if not bearing.issuperset(found.servers):
-                fields["untimed"].bool_value = True
-        else:
+        if self._kind == HTTP:
             route.match.Clear()
             route.match.path = key  # a rewrite replaces what was matched
             model = quote(found.target.model, safe="")

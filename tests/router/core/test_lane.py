@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 
-from services.router.core.routing.lane import LaneRules, Place, held_by, place, places
+from services.router.core.routing.lane import (
+    LaneRules,
+    Place,
+    held_by,
+    held_over_grpc,
+    place,
+    places,
+)
 from services.router.core.routing.routes import Arm, Route, Target, VersionRoute
 from services.router.core.routing.table import Revision, Table
 
@@ -30,13 +37,13 @@ def reason(model: Route, version: str = "", rules: LaneRules = OPEN) -> str:
 
 def test_a_resident_version_is_answered_by_its_servers() -> None:
     both = ("t0", "t1")
-    assert place(table(m=route()), "m", "1", OPEN) == Place(Target("m", 1), both, named=True)
+    assert place(table(m=route()), "m", "1", OPEN) == Place(Target("m", 1), both)
 
 
 @pytest.mark.parametrize("version", ["", "best"])
 def test_a_version_that_is_not_named_by_number_is_the_registrys_choice(version: str) -> None:
     found = place(table(m=route(aliases={"best": 2})), "m", version, OPEN)
-    assert found == Place(Target("m", 2), ("t0", "t1"), named=False)
+    assert found == Place(Target("m", 2), ("t0", "t1"))
 
 
 @pytest.mark.parametrize(
@@ -93,6 +100,13 @@ def test_the_places_are_all_that_place_gives() -> None:
     for model, version, one in places(known, [*known.routes, "unknown"], OPEN):
         assert one == place(known, model, version, OPEN)
     assert not list(places(known, known.routes, LaneRules(closed="it is closed")))
+
+
+def test_servers_that_a_cancellation_can_end_get_nothing_over_grpc() -> None:
+    found = Place(Target("m", 1), ("t0", "t1"))
+    assert held_over_grpc(found, {"t0", "t1", "t2"}, OPEN) == ""
+    assert "could end t1, as any Triton before release 25.06" in held_over_grpc(found, {"t0"}, OPEN)
+    assert held_over_grpc(found, (), LaneRules(any_release=True)) == ""
 
 
 def test_a_requests_own_wishes_leave_it_to_the_router() -> None:

@@ -36,15 +36,15 @@ class LaneRules:
     closed: str = ""
     #: Models with a limit on the requests in flight, which the Router counts; `*` is every model.
     limited: Collection[str] = field(default=())
+    #: Whether servers of any release get requests over gRPC.
+    any_release: bool = False
 
 
 class Place(NamedTuple):
-    """Where the lane sends a request. `named` says that the request names the version by the number
-    that a server knows it by, so that nothing must be added to it."""
+    """Where the lane sends a request."""
 
     target: Target
     servers: tuple[str, ...]
-    named: bool
 
 
 def place(table: Table, model: str, version: str, rules: LaneRules) -> Place | str:
@@ -61,7 +61,18 @@ def place(table: Table, model: str, version: str, rules: LaneRules) -> Place | s
     servers = tuple(sorted(server for server in table.servers(target) if server in table.addresses))
     if not servers:
         return f"{target} is not resident"
-    return Place(target, servers, version == str(target.version))
+    return Place(target, servers)
+
+
+def held_over_grpc(found: Place, bearing: Collection[str], rules: LaneRules) -> str:
+    """Return why the Router answers requests over gRPC for what the lane has; "" if it need not.
+    `bearing` are the servers that survive any cancellation: the proxy passes every one on."""
+    if rules.any_release:
+        return ""
+    frail = next((server for server in found.servers if server not in bearing), None)
+    if frail is None:
+        return ""
+    return f"a client that goes away could end {frail}, as any Triton before release 25.06"
 
 
 def held_by(headers: Mapping[str, str], sequence: str) -> str:
