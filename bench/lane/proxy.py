@@ -31,6 +31,7 @@ KINDS: Final = (GRPC, HTTP)
 #: What holds each model: servers in turn, and for every third model both.
 HOLDERS: Final = (SERVERS[:1], SERVERS[1:], SERVERS)
 _ADDRESSES: Final = dict(zip(SERVERS, (f"{LOOPBACK}:9", f"{LOOPBACK}:19"), strict=True))
+HEAP: Final = 1 << 30  # bytes
 _POLL: Final = 0.002  # seconds
 _WITHIN: Final = 60.0  # seconds
 
@@ -110,7 +111,7 @@ async def streamed(envoy: Path) -> AsyncIterator[Proxy]:
         port = server.add_insecure_port(f"{LOOPBACK}:0")
         await server.start()
         try:
-            command = lane.command(envoy, folder, f"{LOOPBACK}:{port}")
+            command = lane.command(envoy, folder, f"{LOOPBACK}:{port}", HEAP)
             async with _running(command, folder, front, teller) as proxy:
                 yield proxy
         finally:
@@ -127,7 +128,7 @@ async def by_files(envoy: Path) -> AsyncIterator[Proxy]:
         watched.mkdir()
         teller = _Files(watched)
         teller.offer({kind: Routes(kind).serialized("none") for kind in KINDS})
-        command = lane.command(envoy, folder, f"{LOOPBACK}:9")  # for its options
+        command = lane.command(envoy, folder, f"{LOOPBACK}:9", HEAP)  # for its options
         bootstrap = folder / "files.json"
         bootstrap.write_text(json.dumps(_static(front, watched)))
         path = command.index("--config-path") + 1

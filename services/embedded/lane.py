@@ -15,6 +15,8 @@ _DRAIN_SECONDS: Final = 5  # until connections of a closed listener are closed
 # A client that cancels most of its requests keeps its connection.
 _RUNTIME: Final = {"overload.premature_reset_total_stream_count": 1_000_000_000}
 _FLUSH_MS: Final = 10  # until the journal's lines are written
+_OVERLOAD: Final = "type.googleapis.com/envoy.extensions.resource_monitors"
+_LARGE: Final = 20  # a stream that holds 2 to this power bytes can be reset
 
 
 def binary() -> Path | None:
@@ -43,9 +45,9 @@ def wanted(setting: str) -> Path | None:
     return found
 
 
-def bootstrap(discovery: str) -> Mapping[str, Any]:
+def bootstrap(discovery: str, heap: int) -> Mapping[str, Any]:
     """Return the configuration that a proxy starts with: where to hear the rest. `discovery` is
-    `host:port`."""
+    `host:port`, and `heap` the bytes of memory that it may take."""
     host, _, port = discovery.rpartition(":")
     ads = {"ads": {}, "resource_api_version": "V3"}
     return {
@@ -75,6 +77,7 @@ def bootstrap(discovery: str) -> Mapping[str, Any]:
         "layered_runtime": {
             "layers": [{"name": "limits", "static_layer": dict(_RUNTIME)}],
         },
+        "overload_manager": _overload(heap),
         "static_resources": {
             "clusters": [
                 {
@@ -113,10 +116,44 @@ def bootstrap(discovery: str) -> Mapping[str, Any]:
     }
 
 
-def command(envoy: Path, folder: Path, discovery: str) -> tuple[str, ...]:
-    """Write the bootstrap into `folder`, and return the command line."""
+def _overload(heap: int) -> Mapping[str, Any]:
+    """Return what to do when the bodies of requests fill the memory: reset the calls that hold
+    most, and accept no more."""
+
+    def action(name: str, **trigger: Any) -> dict[str, Any]:
+        return {
+            "name": f"envoy.overload_actions.{name}",
+            "triggers": [{"name": "envoy.resource_monitors.fixed_heap", **trigger}],
+        }
+
+    return {
+        "refresh_interval": "0.05s",
+        "buffer_factory_config": {"minimum_account_to_track_power_of_two": _LARGE},
+        "resource_monitors": [
+            {
+                "name": "envoy.resource_monitors.fixed_heap",
+                "typed_config": {
+                    "@type": f"{_OVERLOAD}.fixed_heap.v3.FixedHeapConfig",
+                    "max_heap_size_bytes": heap,
+                },
+            }
+        ],
+        "actions": [
+            action(
+                "reset_high_memory_stream",
+                scaled={"scaling_threshold": 0.8, "saturation_threshold": 0.95},
+            ),
+            action("shrink_heap", threshold={"value": 0.9}),
+            action("stop_accepting_requests", threshold={"value": 0.95}),
+        ],
+    }
+
+
+def command(envoy: Path, folder: Path, discovery: str, heap: int) -> tuple[str, ...]:
+    """Write the bootstrap into `folder`, and return the command line. `heap` is the bytes of memory
+    that the proxy may take."""
     path = folder / "lane.json"
-    path.write_text(json.dumps(bootstrap(discovery)))
+    path.write_text(json.dumps(bootstrap(discovery, heap)))
     return (
         str(envoy),
         *("--config-path", str(path)),

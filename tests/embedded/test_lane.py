@@ -41,7 +41,7 @@ def test_a_wheel_that_is_not_installed_is_none(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_bootstrap_says_where_to_hear_the_rest(tmp_path: Path) -> None:
-    words = lane.command(ENVOY, tmp_path, "127.0.0.1:9200")
+    words = lane.command(ENVOY, tmp_path, "127.0.0.1:9200", 1 << 30)
     assert words[0] == str(ENVOY)
     path = words[words.index("--config-path") + 1]
     bootstrap = json.loads(Path(path).read_text())
@@ -50,6 +50,8 @@ def test_the_bootstrap_says_where_to_hear_the_rest(tmp_path: Path) -> None:
     (endpoint,) = group["lb_endpoints"]
     address = endpoint["endpoint"]["address"]["socket_address"]
     assert address == {"address": "127.0.0.1", "port_value": 9200}
+    (memory,) = bootstrap["overload_manager"]["resource_monitors"]
+    assert memory["typed_config"]["max_heap_size_bytes"] == 1 << 30
 
 
 @pytest.mark.parametrize(

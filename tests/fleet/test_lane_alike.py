@@ -3,15 +3,18 @@
 import json
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 import urllib3
+from h2.exceptions import ProtocolError
 
 from bench.residency.models import Model, request, write_repository
 from services.embedded.background import BackgroundStack
@@ -27,6 +30,8 @@ MODEL = MODELS[0]
 DRAWN = 400
 MIB = 1 << 20
 LIMIT = 4 * MIB  # bytes of a message
+HELD = 64 * MIB  # bytes of all
+PROXY = 512 * MIB  # bytes that the proxy may take then, in all
 PLAIN = framed(request(MODEL))
 PATH = f"/v2/models/{MODEL.name}/infer"
 BODY = json.dumps(
@@ -53,7 +58,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     with BackgroundStack(
         f"--repository={folder}",
         *("--lane=on", "--trace-ratio=0", "--no-otlp"),
-        environment={"SHOAL_ROUTER_MAX_MESSAGE_BYTES": str(LIMIT)},
+        environment={
+            "SHOAL_ROUTER_MAX_MESSAGE_BYTES": str(LIMIT),
+            "SHOAL_ROUTER_MAX_HELD_BYTES": str(HELD),
+        },
         start_within=120,
     ) as up:
         fleet = Fleet(up)
@@ -231,6 +239,41 @@ def test_a_request_far_too_large_is_refused_by_the_proxy_in_the_same_form(stack:
     answer = urllib3.request("POST", f"http://{stack.router_http}{PATH}", body=content)
     assert answer.status == 413
     assert "SHOAL_ROUTER_MAX_MESSAGE_BYTES" in answer.json()["error"]
+
+
+def test_bodies_that_never_end_fill_no_memory(stack: Fleet) -> None:
+    """Those that hold most are reset, and nobody else notices."""
+    proxy = psutil.Process(stack.stack.announced().pid_of("lane"))
+    most, answered, stop = 0, 0, threading.Event()
+
+    def ask() -> None:
+        nonlocal most, answered
+        with grpc.insecure_channel(stack.router_grpc) as channel:
+            infer = infer_at(channel)
+            while not stop.wait(0.01):
+                infer(request(MODEL), timeout=30)
+                answered += 1
+                most = max(most, proxy.memory_info().rss)
+
+    def hold(connection: Connection) -> int | None:
+        call = connection.call()
+        with suppress(OSError, ProtocolError):
+            connection.data(call, framed(b"", size=LIMIT) + bytes(60 * MIB), end=False)
+            connection.read(1.0)
+        return connection.ended(call).reset if call in connection.done else None
+
+    with ExitStack() as around, ThreadPoolExecutor(13) as pool:
+        asking = pool.submit(ask)
+        connections = [Connection(stack.router_grpc) for _ in range(12)]
+        for connection in connections:
+            around.callback(connection.close)
+        held = list(pool.map(hold, connections))
+        before = answered
+        wait_until(lambda: answered > before + 50 or asking.done(), 30, "more answers")
+        stop.set()
+        asking.result()
+    assert sum(code is not None for code in held) >= 4
+    assert most < PROXY
 
 
 # --- HTTP -----------------------------------------------------------------------------------------

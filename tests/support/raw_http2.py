@@ -71,7 +71,7 @@ class Connection:
         self.state.initiate_connection()
         self.flush()
         self._ended: dict[int, Ended] = {}
-        self._done: set[int] = set()
+        self.done: set[int] = set()
         self.closed = False
 
     def settled(self) -> "Connection":
@@ -124,7 +124,7 @@ class Connection:
         for part in [content] if isinstance(content, bytes) else content:
             view = memoryview(part)
             while view:
-                if self.closed or stream in self._done or time.monotonic() > until:
+                if self.closed or stream in self.done or time.monotonic() > until:
                     return
                 window = self.state.local_flow_control_window(stream)
                 size = min(window, self.state.max_outbound_frame_size, len(view))
@@ -177,14 +177,14 @@ class Connection:
             self.state.acknowledge_received_data(event.flow_controlled_length, stream)
         elif isinstance(event, h2.events.StreamReset):
             ended.reset = int(event.error_code)
-            self._done.add(stream)
+            self.done.add(stream)
         elif isinstance(event, h2.events.StreamEnded):
-            self._done.add(stream)
+            self.done.add(stream)
 
     def ended(self, stream: int, seconds: float = 10.0) -> Ended:
         """How the call ends; raises TimeoutError if it doesn't."""
         until = time.monotonic() + seconds
-        while stream not in self._done and not self.closed:
+        while stream not in self.done and not self.closed:
             if time.monotonic() > until:
                 raise TimeoutError(f"stream {stream} goes on after {seconds} s")
             self.read(0.5)

@@ -23,6 +23,7 @@ _MAX_HEADER_LIST_SIZE: Final = 6  # a setting of HTTP/2: what clients should kee
 _HTTP: Final = HttpLimits()
 _DEADLINE_EXCEEDED: Final = "4"
 _RESOURCE_EXHAUSTED: Final = "8"
+_TOO_MANY_REQUESTS: Final = 429
 
 
 def connection_filters(kind: str, limits: Limits) -> list[dict[str, Any]]:
@@ -104,9 +105,14 @@ def _local_replies(kind: str, limits: Limits, most_body: int) -> dict[str, Any]:
         "at once, or raise SHOAL_ROUTER_MAX_MESSAGE_BYTES."
     )
     away = "no server can be reached: try again."
+    full = (
+        "the proxy in front of the Router has no memory left for requests: repeat it later, send "
+        "less at once, or raise SHOAL_ROUTER_MAX_HELD_BYTES."
+    )
     if kind == GRPC:
         return {
             "mappers": [
+                _overloaded(full, _RESOURCE_EXHAUSTED),
                 _reply(413, too_large, _RESOURCE_EXHAUSTED),
                 _reply(503, away),
                 _reply(408, "Deadline Exceeded", _DEADLINE_EXCEEDED),
@@ -117,6 +123,7 @@ def _local_replies(kind: str, limits: Limits, most_body: int) -> dict[str, Any]:
     slow = f"the request's head did not arrive within {_HTTP.head_seconds:g} s"
     return {
         "mappers": [
+            _overloaded(full),
             _reply(400, "Invalid HTTP request received."),
             _reply(404, "Not Found"),
             _reply(408, slow),
@@ -132,17 +139,19 @@ def _local_replies(kind: str, limits: Limits, most_body: int) -> dict[str, Any]:
 
 
 def _reply(status: int, text: str, grpc_status: str = "") -> dict[str, Any]:
-    reply: dict[str, Any] = {
-        "filter": {
-            "status_code_filter": {
-                "comparison": {
-                    "op": "EQ",
-                    "value": {"default_value": status, "runtime_key": f"shoal.status_{status}"},
-                }
-            }
-        },
-        "body": {"inline_string": text},
-    }
+    value = {"default_value": status, "runtime_key": f"shoal.status_{status}"}
+    only = {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}}
+    return _answer(only, text, grpc_status)
+
+
+def _overloaded(text: str, grpc_status: str = "") -> dict[str, Any]:
+    """Return the answer to a request that the proxy's overload manager refuses."""
+    reply = _answer({"response_flag_filter": {"flags": ["OM"]}}, text, grpc_status)
+    return reply if grpc_status else {**reply, "status_code": _TOO_MANY_REQUESTS}
+
+
+def _answer(only: dict[str, Any], text: str, grpc_status: str) -> dict[str, Any]:
+    reply: dict[str, Any] = {"filter": only, "body": {"inline_string": text}}
     if grpc_status:
         header = {"header": {"key": "grpc-status", "value": grpc_status}}
         reply["headers_to_add"] = [header]
