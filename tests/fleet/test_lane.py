@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -21,7 +22,10 @@ from bench.residency.models import FLOATS, Model, write_repository
 from services.embedded.background import BackgroundStack
 from shoal.controller.v1 import controller_service_pb2 as controller
 from shoal.controller.v1 import types_pb2 as kinds
+from shoal.registry.v1 import registry_service_pb2 as registry
+from shoal.registry.v1 import types_pb2
 from shoal.router.v1 import router_service_pb2 as router
+from tests.support.results import record
 from tests.support.stack import Fleet, restarted, sampled, zipf
 from tests.support.waiting import wait_until
 
@@ -31,6 +35,7 @@ SERVERS = ("triton-0", "triton-1")
 PLACES = 5  # of each server: a third of the models have a place
 MODELS = tuple(Model(f"lane_{number}", 100 * number + 1) for number in range(30))
 CLIENTS = 8
+KILLED = ("triton-0", "lane", "router", "triton-1")  # in turn
 NUMBERS = np.arange(FLOATS, dtype=np.float32).reshape(1, -1)
 
 # A client whose connection breaks asks again: no proxy can do that for it.
@@ -235,49 +240,122 @@ def evictions(stack: Fleet) -> Iterator[list[str]]:
         channel.close()
 
 
-@pytest.mark.timeout(300)
-def test_churn_and_kills_fail_nobody(stack: Fleet) -> None:
-    stop = threading.Event()
-    killed: list[str] = []
+# --- churn and kills ------------------------------------------------------------------------------
 
-    def kill() -> None:
-        for name in ("triton-0", "lane", "router", "triton-1"):
-            before = stack.stack.announced()
-            os.kill(before.pid_of(name), signal.SIGKILL)
-            stack.stack.wait_for(restarted(before, name), 60)
-            killed.append(name)
-            if stop.wait(2.0):
+
+@dataclass
+class Churned:
+    """What clients and observers saw while parts were killed."""
+
+    answered: int = 0
+    wrong: list[str] = field(default_factory=list)
+    killed: list[str] = field(default_factory=list)
+    evicted: int = 0
+    #: The most units that a server had, as its own index says.
+    most_units: int = 0
+
+
+def ask(stack: Fleet, seed: int, found: Churned, stop: threading.Event) -> None:
+    """Ask for models by Zipf's law until told to stop. No request has a deadline."""
+    with grpc.insecure_channel(stack.router_grpc, options=OPTIONS) as channel:
+        infer: Any = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=service_pb2.ModelInferRequest.SerializeToString,
+            response_deserializer=service_pb2.ModelInferResponse.FromString,
+        )
+        for model in itertools.cycle(zipf(200, MODELS, 1.1, seed)):
+            if stop.is_set():
                 return
+            try:
+                if not is_right(model, infer(request(model))):
+                    found.wrong.append(f"{model.name}: a wrong answer")
+            except grpc.RpcError as error:
+                found.wrong.append(f"{model.name}: {error.code().name} {error.details()}")
+            found.answered += 1
 
-    def ask(seed: int) -> list[str]:
-        wrong: list[str] = []
-        with grpc.insecure_channel(stack.router_grpc, options=OPTIONS) as channel:
-            infer: Any = channel.unary_unary(
-                "/inference.GRPCInferenceService/ModelInfer",
-                request_serializer=service_pb2.ModelInferRequest.SerializeToString,
-                response_deserializer=service_pb2.ModelInferResponse.FromString,
-            )
-            for model in itertools.cycle(zipf(200, MODELS, 1.1, seed)):
-                if stop.is_set():
-                    return wrong
-                try:
-                    if not is_right(model, infer(request(model))):
-                        wrong.append(f"{model.name}: a wrong answer")
-                except grpc.RpcError as error:
-                    wrong.append(f"{model.name}: {error.code().name} {error.details()}")
-        return wrong
 
+def churned(stack: Fleet, until: Callable[[Churned], bool]) -> Churned:
+    """Kill one part after the other, each once all are back, until it is enough."""
+    found, stop = Churned(), threading.Event()
     with contextlib.ExitStack() as around, ThreadPoolExecutor(CLIENTS) as pool:
         samples = [
             around.enter_context(sampled(stack.stack, server, lambda: False, frozenset()))
             for server in SERVERS
         ]
-        clients = [pool.submit(ask, seed) for seed in range(CLIENTS)]
+        evicted = around.enter_context(evictions(stack))
+        clients = [pool.submit(ask, stack, seed, found, stop) for seed in range(CLIENTS)]
         try:
-            kill()
+            for name in itertools.cycle(KILLED):
+                before = stack.stack.announced()
+                os.kill(before.pid_of(name), signal.SIGKILL)
+                stack.stack.wait_for(restarted(before, name), 60)
+                found.killed.append(name)
+                if until(found) or stop.wait(2.0):
+                    break
         finally:
             stop.set()
-        wrong = [text for client in clients for text in client.result()]
-    assert killed == ["triton-0", "lane", "router", "triton-1"]
-    assert wrong == []
-    assert max(one.most_units for one in samples) <= PLACES
+        for client in clients:
+            client.result()
+    found.evicted = len(evicted)
+    found.most_units = max(one.most_units for one in samples)
+    return found
+
+
+@pytest.mark.timeout(300)
+def test_churn_and_kills_fail_nobody(stack: Fleet) -> None:
+    found = churned(stack, lambda found: len(found.killed) == len(KILLED))
+    assert found.wrong == []
+    assert found.most_units <= PLACES
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_twenty_thousand_through_the_lane(stack: Fleet) -> None:
+    began = time.monotonic()
+    found = churned(stack, lambda found: found.answered >= 20_000)
+    figures = {
+        "requests": found.answered,
+        "wrong": len(found.wrong),
+        "seconds": round(time.monotonic() - began, 1),
+        "kills": len(found.killed),
+        "evictions": found.evicted,
+        "most units on a server": found.most_units,
+    }
+    record("Soak: the lane, Zipf 1.1 over 30 models, all parts SIGKILLed in turn", figures)
+    assert found.wrong == []
+    assert found.most_units <= PLACES
+
+
+def is_split(stack: Fleet, model: Model) -> bool:
+    try:
+        return len(stack.router.ExplainRoute(router.ExplainRouteRequest(model=model.name)).arms) > 1
+    except grpc.RpcError:
+        return False
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_seventy_thirty_over_twenty_thousand(stack: Fleet) -> None:
+    """Within the interval that 99.9 % of fair draws fall into."""
+    first, second = MODELS[:2]
+    front = Model("front", 0)
+    stack.registry.CreateModel(
+        registry.CreateModelRequest(model=types_pb2.Model(name="models/front"))
+    )
+    arms = [
+        types_pb2.Arm(target=f"models/{model.name}/versions/1", weight=weight)
+        for model, weight in ((first, 70), (second, 30))
+    ]
+    policy = types_pb2.TrafficPolicy(name="models/front/trafficPolicy", arms=arms)
+    try:
+        stack.registry.SetTrafficPolicy(registry.SetTrafficPolicyRequest(traffic_policy=policy))
+        wait_until(lambda: is_split(stack, front), 10, "the policy reaches the Router")
+        answers = [stack.inference.ModelInfer(request(front), timeout=30) for _ in range(20_000)]
+    finally:
+        stack.registry.DeleteModel(registry.DeleteModelRequest(name="models/front"))
+    share = [is_right(first, answer) for answer in answers].count(True) / len(answers)
+    assert sum(is_right(second, answer) for answer in answers) == round(
+        (1 - share) * len(answers)
+    ), "no answer is another's"
+    record("Soak: 70 to 30 through the front door", {"requests": len(answers), "share": share})
+    assert abs(share - 0.7) < 3.29 * (0.7 * 0.3 / len(answers)) ** 0.5
