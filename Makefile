@@ -65,6 +65,10 @@ soak: setup ## The heavy counts; results go to bench/RESULTS.md
 bench: setup ## Direct Triton against the Router
 	@exec $(BIN)/python -m bench $(ARGS)
 
+.PHONY: bench-lane
+bench-lane: setup ## What a load or an eviction costs the lane's proxy
+	@exec $(BIN)/python -m bench.lane $(ARGS)
+
 .PHONY: bench-peers
 bench-peers: setup .venv/.plot-stamp ## The Router against other servers and proxies
 	@exec $(BIN)/python -m bench.peers $(ARGS)
