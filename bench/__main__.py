@@ -61,7 +61,13 @@ def _run(given: argparse.Namespace, console: Console) -> tuple[list[Sample], dic
     ]
     models = dict.fromkeys(one.model for one in chosen)
     with (
-        running(processes, models, traced=given.otel, registered=given.registered) as subjects,
+        running(
+            processes,
+            models,
+            traced=given.otel,
+            registered=given.registered,
+            resident=given.resident,
+        ) as subjects,
         progress,
     ):
         task = progress.add_task("Measuring", total=samples(subjects, chosen, given.rounds))
@@ -117,6 +123,13 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
         default=0,
         metavar="N",
         help="also Router and lane of a stack that has N models registered, instead of 10",
+    )
+    parser.add_argument(
+        "--resident",
+        type=int,
+        default=1,
+        metavar="N",
+        help="so many of the models of --registered are loaded: all but one are ensembles (1)",
     )
     parser.add_argument("--rounds", type=int, help="there and back, each (5)")
     parser.add_argument(

@@ -9,7 +9,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -21,15 +22,18 @@ from bench.cpu import Clock
 from bench.load import Failed, http_call
 from bench.rounds import DIRECT, RELAY
 from bench.workloads import (
+    INFER,
     MODEL,
     STREAM_INFER,
     WORKLOADS,
     Workload,
+    composed,
     is_right,
     is_right_in_stream,
     is_right_over_http,
     other,
     request,
+    write_ensembles,
     write_repository,
 )
 from services.embedded import launcher, tracing
@@ -49,6 +53,8 @@ _STOP_WITHIN: Final = 15.0
 _POLL: Final = 0.05
 _OPTIONS: Final = (("grpc.max_receive_message_length", -1),)
 _FEW: Final = 10  # models
+_FLOATS: Final = 16  # of a request that has its model loaded
+_LOADS: Final = 16  # such requests at once
 
 
 class Behind(NamedTuple):
@@ -102,11 +108,17 @@ class Subjects(NamedTuple):
 
 @contextlib.contextmanager
 def running(
-    processes: int, models: Collection[str], *, traced: bool, registered: int = 0
+    processes: int,
+    models: Collection[str],
+    *,
+    traced: bool,
+    registered: int = 0,
+    resident: int = 1,
 ) -> Iterator[Subjects]:
     """Starts it all, and checks that every variant gives the right answers. `processes`: of each
     relay and Router. `models`: those that are to be asked. `traced`: with Routers that trace, too.
-    `registered`: with those of a stack that knows so many models, unless 0.
+    `registered`: with those of a stack that knows so many models, unless 0, of which so many are
+    `resident`.
 
     Raises Failed. Decoupled and other models have a Triton each: release 24.10 does not survive
     streams to both.
@@ -117,7 +129,7 @@ def running(
             for model in models
         }
         if registered and MODEL in variants:
-            variants[MODEL] += stack.enter_context(_knowing(registered, processes))
+            variants[MODEL] += stack.enter_context(_knowing(registered, resident, processes))
         direct, *_ = next(iter(variants.values()))
         yield Subjects(variants, version(direct.address))
 
@@ -146,11 +158,14 @@ def alone(model: str, processes: int = 1, *, traced: bool) -> Iterator[tuple[Var
 
 
 @contextlib.contextmanager
-def _knowing(registered: int, processes: int) -> Iterator[tuple[Variant, ...]]:
-    """The Routers and the lane of a stack that has so many models registered."""
+def _knowing(registered: int, resident: int, processes: int) -> Iterator[tuple[Variant, ...]]:
+    """The Routers and the lane of a stack that has so many models registered and resident."""
     name = f"{registered} models"
+    if resident > 1:
+        name += f", {resident} resident"
     with contextlib.ExitStack() as stack:
-        up, own = stack.enter_context(_stack(MODEL, registered, name, f"{LANE}, {name}"))
+        stacked = _stack(MODEL, registered, name, f"{LANE}, {name}", resident)
+        up, own = stack.enter_context(stacked)
         others = [
             stack.enter_context(_router(up, own[0].triton, name, {})) for _ in range(processes - 1)
         ]
@@ -161,14 +176,15 @@ def _knowing(registered: int, processes: int) -> Iterator[tuple[Variant, ...]]:
 
 @contextlib.contextmanager
 def _stack(
-    model: str, registered: int, router_name: str, lane_name: str
+    model: str, registered: int, router_name: str, lane_name: str, resident: int = 1
 ) -> Iterator[tuple[BackgroundStack, tuple[Variant, ...]]]:
     """A stack with the `model` resident, and so many registered; its Router by itself, and its lane
     where that runs. Triton traces nothing: release 24.10 ends when it traces every request of
     many."""
     with contextlib.ExitStack() as stack:
         repository = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shoal-bench-")))
-        write_repository(repository, model, registered - 1)
+        write_repository(repository, model, registered - resident)
+        write_ensembles(repository, resident - 1)
         given = (f"--repository={repository}", "--no-otlp", "--lane=on")
         up = stack.enter_context(BackgroundStack(*given, start_within=_STACK_WITHIN))
         announced = up.announced()
@@ -184,6 +200,7 @@ def _stack(
             proxy = Clock(announced.pid_of(LANE), pid)
             found.append(Variant(lane_name, up.router_grpc, up.router_http, proxy, behind))
         _check(found[0], model)  # makes the model resident
+        _load(own[0], map(composed, range(resident - 1)))
         yield up, tuple(found)
 
 
@@ -258,6 +275,21 @@ def end(process: "subprocess.Popen[bytes]") -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def _load(router: str, models: Iterable[str]) -> None:
+    """Have the models answer once. Raises Failed."""
+
+    def ask(model: str) -> None:
+        if not is_right(_FLOATS, infer(request(_FLOATS, model), timeout=_STACK_WITHIN)):
+            raise Failed(f"{model} gives a wrong answer")
+
+    with grpc.insecure_channel(router) as channel, ThreadPoolExecutor(_LOADS) as pool:
+        infer: Any = channel.unary_unary(INFER)
+        try:
+            list(pool.map(ask, models))
+        except grpc.RpcError as error:
+            raise Failed(f"a model does not load: {error}") from error
 
 
 def _check(variant: Variant, model: str) -> None:

@@ -42,6 +42,22 @@ def answer(request):
     return pb_utils.InferenceResponse([pb_utils.Tensor("OUTPUT", numbers)])
 """
 
+_ENSEMBLE_CONFIG: Final = f"""\
+name: "NAME"
+platform: "ensemble"
+max_batch_size: 64
+input [ {{ name: "INPUT" data_type: TYPE_FP32 dims: [ -1 ] }} ]
+output [ {{ name: "OUTPUT" data_type: TYPE_FP32 dims: [ -1 ] }} ]
+ensemble_scheduling {{
+  step [ {{
+    model_name: "{MODEL}"
+    model_version: -1
+    input_map {{ key: "INPUT" value: "INPUT" }}
+    output_map {{ key: "OUTPUT" value: "OUTPUT" }}
+  }} ]
+}}
+"""
+
 _TOKENS_CONFIG: Final = """\
 name: "bench_tokens"
 backend: "python"
@@ -154,6 +170,19 @@ def write_repository(folder: Path, model: str = MODEL, others: int = 0) -> None:
         version.mkdir(parents=True)
         (folder / name / "config.pbtxt").write_text(config.replace(model, name))
         (version / "model.py").write_text(program)
+
+
+def write_ensembles(folder: Path, count: int) -> None:
+    """Add so many ensembles that consist of MODEL: they are loaded, and take next to no memory."""
+    for number in range(count):
+        name = composed(number)
+        (folder / name / "1").mkdir(parents=True)
+        (folder / name / "config.pbtxt").write_text(_ENSEMBLE_CONFIG.replace("NAME", name))
+
+
+def composed(number: int) -> str:
+    """The name of one of the ensembles."""
+    return f"bench_composed_{number:05}"
 
 
 def other(number: int) -> str:
