@@ -119,11 +119,14 @@ def zipf(count: int, items: Sequence[Any], exponent: float, seed: int) -> list[A
 
 
 def admin_key(server: psutil.Process) -> str:
-    """Return the admin key from the server's own command line."""
+    """Return the admin key from the server's own command line.
+
+    Raises LookupError if it has none, as in the moment in which it starts or ends.
+    """
     for argument in server.cmdline():
         if "admin-key=" in argument:
             return argument.rpartition("admin-key=")[2]
-    raise AssertionError("no admin key on the server's command line")
+    raise LookupError("no admin key on the server's command line")
 
 
 @dataclass
