@@ -28,6 +28,7 @@ from services.controller.core import (
     placement,
     placing,
     reconcile,
+    slots,
     upkeep,
 )
 from services.controller.core import events as ev
@@ -113,6 +114,7 @@ def _advance(fleet: Fleet, now: float) -> None:
     if agenda.timers.due(now):
         draining.expire(fleet, now)
         demand.expire(fleet, now)
+        slots.note_overdue(fleet, now)
     demand.finish_evictions(fleet, now)
     while agenda.changed or agenda.fresh or agenda.arrived or agenda.displaced:
         demand.finish_evictions(fleet, now)  # before the same unit may be placed there again
