@@ -34,7 +34,7 @@ from services.registry.core.catalogue import (
     VersionState,
 )
 from services.registry.core.errors import LeaseHeld
-from services.registry.core.footprint import Footprint
+from services.registry.core.footprint import Footprint, LoadFailure
 from services.registry.core.residency import Residency
 from shoal.names import ModelVersionName
 from shoal.registry.v1 import registry_service_pb2 as pb
@@ -311,6 +311,31 @@ async def test_footprints_belong_to_versions_and_are_no_revision(store: Store) -
     entry = await store.entry("m")
     await put(store, entry.with_version(replace(entry.version(1), pinned=True)))
     assert await store.list_footprints(Page(9, START)) == [expected]
+    await put(store, entry.with_version(replace(entry.version(1), fingerprint="other")))
+    assert await store.list_footprints(Page(9, START)) == []
+
+
+async def test_the_failure_of_a_load_is_kept_until_it_has_loaded_or_its_files_change(
+    store: Store,
+) -> None:
+    async def kept() -> LoadFailure | None:
+        (footprint,) = await store.list_footprints(Page(9, START))
+        return footprint.failure
+
+    await put(store, full_entry())
+    name = ModelVersionName("m", 1)
+    failure = LoadFailure("t0", "no weights", 2, 5_000_000, set_aside=False)
+    await store.report_footprints([Footprint(name, "d", failure=failure)])
+    assert await kept() == failure
+    await store.report_footprints([Footprint(name, "d", {"ram": 5}, 7)])
+    assert await kept() == failure, "a report that says nothing of it"
+    await store.report_footprints([Footprint(name, "d", failure=LoadFailure())])
+    assert await kept() is None
+    await store.report_footprints([Footprint(name, "d", failure=failure)])
+    await store.report_footprints([Footprint(name, "other", {"ram": 5}, 7)])
+    assert await kept() is None, "it was of another config"
+    await store.report_footprints([Footprint(name, "other", failure=failure)])
+    entry = await store.entry("m")
     await put(store, entry.with_version(replace(entry.version(1), fingerprint="other")))
     assert await store.list_footprints(Page(9, START)) == []
 

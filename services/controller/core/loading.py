@@ -6,6 +6,7 @@ from services.controller.core import (
     demand,
     draining,
     memory,
+    recall,
     reconcile,
     slots,
     victims,
@@ -25,7 +26,7 @@ def loaded(fleet: Fleet, event: ev.Loaded, now: float) -> None:
     if replica is None:
         return
     unit = replica.unit
-    if not replica.broken and fleet.failures.clear(unit):
+    if not replica.broken and recall.forget(fleet, unit):
         fleet.publish(user.model for user in fleet.known.with_users(unit))
     fleet.learn_load(replica, event.seconds)
     want = fleet.wants.by_unit.get(unit)
@@ -100,6 +101,7 @@ def failed(fleet: Fleet, replica: Replica, cause: str, now: float, took: float =
         max(limits.max_backoff_seconds, 10 * HUNG * took),
     )
     failure = fleet.failures.add(unit, server, cause, backoff, now)
+    recall.failed(fleet, unit, failure, now)
     fleet.record(
         ev.Kind.LOAD_FAILED,
         cause,

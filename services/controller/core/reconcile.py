@@ -6,7 +6,16 @@ from dataclasses import replace
 from typing import Final
 
 from services.common.errors import VersionNotFound
-from services.controller.core import accounts, demand, draining, memory, placing, slots, victims
+from services.controller.core import (
+    accounts,
+    demand,
+    draining,
+    memory,
+    placing,
+    recall,
+    slots,
+    victims,
+)
 from services.controller.core import events as ev
 from services.controller.core.entities import Health, Replica, ReplicaKey, Server, Unit, UnitSpec
 from services.controller.core.fleet import Fleet
@@ -128,6 +137,8 @@ def server_found(fleet: Fleet, event: ev.ServerFound, now: float) -> None:
     for unit in sorted(event.resident):
         key = ReplicaKey(server.id, unit)
         adopt(fleet, key, Cause.ADOPTED, found, now, event.idle.get(unit, 0.0))
+        if unit not in event.outdated and recall.forget(fleet, unit):
+            fleet.publish(user.model for user in fleet.known.with_users(unit))
     for unit in sorted(event.outdated & event.resident):
         resident = fleet.replicas[server.id][unit]
         if resident.state is State.READY:

@@ -27,6 +27,7 @@ from services.controller.core import (
     loading,
     placement,
     placing,
+    recall,
     reconcile,
     slots,
     upkeep,
@@ -43,6 +44,7 @@ Reaction = Callable[[Fleet, Any, float], None]
 REACTIONS: Final[dict[type, Reaction]] = {
     ev.CatalogueChanged: reconcile.catalogue_changed,
     ev.UsesRecalled: reconcile.uses_recalled,
+    ev.FailuresRecalled: recall.recalled,
     ev.ServerFound: reconcile.server_found,
     ev.ServerLost: reconcile.server_lost,
     ev.DrainWanted: reconcile.drain_wanted,
