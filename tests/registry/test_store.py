@@ -2,6 +2,8 @@
 
 import asyncio
 import itertools
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import StatusCode
@@ -386,6 +389,29 @@ async def test_migrations_make_the_tables_that_the_code_knows(store: Store, url:
         )
     await engine.dispose()
     assert difference == []
+
+
+def test_the_newest_revision_is_told_by_the_names_of_files() -> None:
+    scripts = ScriptDirectory(str(Path(migrate.__file__).parents[1] / "migrations"))
+    assert migrate.newest() == scripts.get_current_head()
+
+
+def test_a_database_that_is_up_to_date_is_opened_without_alembic(tmp_path: Path) -> None:
+    code = (
+        "import asyncio, sys\n"
+        "from services.registry.catalogue.store import Store\n"
+        "async def start(): await (await Store.open(sys.argv[1])).close()\n"
+        "asyncio.run(start())\n"
+        "print('alembic' in sys.modules)"
+    )
+    url = f"sqlite:///{tmp_path}/registry.db"
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", code, url], capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(2)
+    ]
+    assert told == ["True\n", "False\n"]
 
 
 async def test_a_name_may_be_as_long_as_a_file_name(store: Store) -> None:
