@@ -503,6 +503,13 @@ async def test_footprints_over_grpc(tmp_path: Path) -> None:
                 load_duration=Duration(nanos=5000),
                 uses=0.5 * number,
                 last_use_time=Timestamp(seconds=number),
+                failure=types.LoadFailure(
+                    server="t0",
+                    cause="no weights",
+                    count=number,
+                    retry_time=Timestamp(seconds=number),
+                    set_aside=number > 1,
+                ),
             )
             for number in (1, 2, 3)
         ]
@@ -522,6 +529,9 @@ async def test_footprints_over_grpc(tmp_path: Path) -> None:
             ({"memory": {"disk": 1}}, "INVALID_FIELD"),
             ({"load_duration": Duration(seconds=-1)}, "INVALID_FIELD"),
             ({"last_use_time": Timestamp(seconds=-1)}, "INVALID_FIELD"),
+            ({"failure": types.LoadFailure(cause="x" * 4097)}, "INVALID_FIELD"),
+            ({"failure": types.LoadFailure(count=-1)}, "INVALID_FIELD"),
+            ({"failure": types.LoadFailure(retry_time=Timestamp(seconds=-1))}, "INVALID_FIELD"),
             ({"uses": -1.0}, "INVALID_FIELD"),
             ({"uses": float("nan")}, "INVALID_FIELD"),
         ):
