@@ -262,6 +262,7 @@ async def acting(
         )
         loop.catalogue_changed(catalogue.entries)
         loop.feed(ev.UsesRecalled(catalogue.take_used(time.time())))
+        loop.feed(ev.FailuresRecalled(catalogue.take_failed(time.time())))
         work = [loop.tick(), *(watch.run() for watch in watches.values())]
         if measured:
             work += [footprints.run(), statistics.run(QueueTimes(loop.feed).seen)]

@@ -12,7 +12,7 @@ from services.controller.core import events as ev
 from services.controller.core.residency import Engine
 from services.controller.registry.catalogue import Catalogue, LearnedFootprint
 from services.controller.registry.lease import Fence
-from services.controller.registry.watch import Report, UsedAt
+from services.controller.registry.watch import FailedAt, Report, UsedAt
 from services.controller.routers.placements import Placements
 from services.controller.servers.changes import Changes
 from services.controller.telemetry.journal import Journal
@@ -132,6 +132,9 @@ class EngineLoop:
                 self.learned.put_nowait(instruction)
             case ev.Used():
                 self.learned.put_nowait(UsedAt(instruction, time.time() - instruction.idle))
+            case ev.Failed():
+                wait = instruction.failing.wait if instruction.failing is not None else 0.0
+                self.learned.put_nowait(FailedAt(instruction, time.time() + wait))
             case ev.Record():
                 self.journal.add(instruction)
 

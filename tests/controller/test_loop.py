@@ -170,6 +170,22 @@ async def test_a_load_that_hangs_is_visible_and_no_other_waits(
 
 
 @pytest.mark.triton
+async def test_a_load_of_unknown_size_that_hangs_keeps_no_other_from_loading(
+    triton_server: DirectTriton,
+) -> None:
+    budget = {"ram": 4 * GIB}
+    patience = Limits(slow_load_seconds=0.5)
+    async with controller(triton_server, patience, budget=budget) as alone:
+        async with asyncio.TaskGroup() as tasks:
+            hanging = tasks.create_task(alone.resident(Unit("hangs", 1)))
+            await alone.until(lambda: alone.told(Kind.LOADING, "models/hangs"))
+            waiting = tasks.create_task(alone.resident(Unit("a", 1)))
+            assert isinstance(await waiting, ev.Granted)
+            assert not hanging.done()
+        assert isinstance(hanging.result(), ev.Granted), "it hung for a while only"
+
+
+@pytest.mark.triton
 async def test_who_waits_is_answered_by_the_deadline_and_not_at_the_next_tick(
     triton_server: DirectTriton, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import itertools
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import StatusCode
@@ -34,7 +37,7 @@ from services.registry.core.catalogue import (
     VersionState,
 )
 from services.registry.core.errors import LeaseHeld
-from services.registry.core.footprint import Footprint
+from services.registry.core.footprint import Footprint, LoadFailure
 from services.registry.core.residency import Residency
 from shoal.names import ModelVersionName
 from shoal.registry.v1 import registry_service_pb2 as pb
@@ -315,6 +318,31 @@ async def test_footprints_belong_to_versions_and_are_no_revision(store: Store) -
     assert await store.list_footprints(Page(9, START)) == []
 
 
+async def test_the_failure_of_a_load_is_kept_until_it_has_loaded_or_its_files_change(
+    store: Store,
+) -> None:
+    async def kept() -> LoadFailure | None:
+        (footprint,) = await store.list_footprints(Page(9, START))
+        return footprint.failure
+
+    await put(store, full_entry())
+    name = ModelVersionName("m", 1)
+    failure = LoadFailure("t0", "no weights", 2, 5_000_000, set_aside=False)
+    await store.report_footprints([Footprint(name, "d", failure=failure)])
+    assert await kept() == failure
+    await store.report_footprints([Footprint(name, "d", {"ram": 5}, 7)])
+    assert await kept() == failure, "a report that says nothing of it"
+    await store.report_footprints([Footprint(name, "d", failure=LoadFailure())])
+    assert await kept() is None
+    await store.report_footprints([Footprint(name, "d", failure=failure)])
+    await store.report_footprints([Footprint(name, "other", {"ram": 5}, 7)])
+    assert await kept() is None, "it was of another config"
+    await store.report_footprints([Footprint(name, "other", failure=failure)])
+    entry = await store.entry("m")
+    await put(store, entry.with_version(replace(entry.version(1), fingerprint="other")))
+    assert await store.list_footprints(Page(9, START)) == []
+
+
 async def test_the_lease_outlives_the_process(store: Store, url: str, clock: Clock) -> None:
     assert (await store.hold_lease("a", "1", 10 * SECOND)).epoch == 1
     other = await Store.open(url, clock)
@@ -361,6 +389,29 @@ async def test_migrations_make_the_tables_that_the_code_knows(store: Store, url:
         )
     await engine.dispose()
     assert difference == []
+
+
+def test_the_newest_revision_is_told_by_the_names_of_files() -> None:
+    scripts = ScriptDirectory(str(Path(migrate.__file__).parents[1] / "migrations"))
+    assert migrate.newest() == scripts.get_current_head()
+
+
+def test_a_database_that_is_up_to_date_is_opened_without_alembic(tmp_path: Path) -> None:
+    code = (
+        "import asyncio, sys\n"
+        "from services.registry.catalogue.store import Store\n"
+        "async def start(): await (await Store.open(sys.argv[1])).close()\n"
+        "asyncio.run(start())\n"
+        "print('alembic' in sys.modules)"
+    )
+    url = f"sqlite:///{tmp_path}/registry.db"
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", code, url], capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(2)
+    ]
+    assert told == ["True\n", "False\n"]
 
 
 async def test_a_name_may_be_as_long_as_a_file_name(store: Store) -> None:
@@ -452,6 +503,13 @@ async def test_footprints_over_grpc(tmp_path: Path) -> None:
                 load_duration=Duration(nanos=5000),
                 uses=0.5 * number,
                 last_use_time=Timestamp(seconds=number),
+                failure=types.LoadFailure(
+                    server="t0",
+                    cause="no weights",
+                    count=number,
+                    retry_time=Timestamp(seconds=number),
+                    set_aside=number > 1,
+                ),
             )
             for number in (1, 2, 3)
         ]
@@ -471,6 +529,9 @@ async def test_footprints_over_grpc(tmp_path: Path) -> None:
             ({"memory": {"disk": 1}}, "INVALID_FIELD"),
             ({"load_duration": Duration(seconds=-1)}, "INVALID_FIELD"),
             ({"last_use_time": Timestamp(seconds=-1)}, "INVALID_FIELD"),
+            ({"failure": types.LoadFailure(cause="x" * 4097)}, "INVALID_FIELD"),
+            ({"failure": types.LoadFailure(count=-1)}, "INVALID_FIELD"),
+            ({"failure": types.LoadFailure(retry_time=Timestamp(seconds=-1))}, "INVALID_FIELD"),
             ({"uses": -1.0}, "INVALID_FIELD"),
             ({"uses": float("nan")}, "INVALID_FIELD"),
         ):

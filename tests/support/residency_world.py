@@ -62,6 +62,7 @@ class World:
         self.records: list[ev.Record] = []
         self.pending: list[Order] = []
         self.learned: list[ev.Learned] = []
+        self.failed: list[ev.Failed] = []
         self._waiter = 0
         self.register(*specs)
         for server in list(self.fleet.servers.values()):
@@ -81,6 +82,8 @@ class World:
                     self.records.append(instruction)
                 case ev.Learned():
                     self.learned.append(instruction)
+                case ev.Failed():
+                    self.failed.append(instruction)
                 case ev.Publish():
                     pass
 

@@ -14,6 +14,7 @@ class Account:
         "leaving",
         "leaving_slots",
         "loads",
+        "overdue",
         "planned",
         "planned_slots",
         "queued",
@@ -35,8 +36,10 @@ class Account:
         self.queued_slots = 0
         #: The units of the replicas that are QUEUED or LOADING.
         self.coming: dict[Unit, None] = {}
-        #: Replicas that are LOADING.
+        #: Replicas that are LOADING, without those that are overdue.
         self.loads = 0
+        #: Replicas that are LOADING and overdue.
+        self.overdue = 0
         #: Replicas that are QUEUED.
         self.waiting = 0
         #: When a replica became READY last, in seconds of the engine's clock.
@@ -57,7 +60,10 @@ class Account:
             self.waiting += sign
             self._comes(replica.unit, sign)
         elif state is State.LOADING:
-            self.loads += sign
+            if replica.overdue:
+                self.overdue += sign
+            else:
+                self.loads += sign
             self._comes(replica.unit, sign)
         elif sign > 0:
             self.ready_at = max(self.ready_at, replica.since)
@@ -87,7 +93,7 @@ class Account:
 
     @property
     def busy(self) -> int:
-        """Loads under way or waiting for their turn."""
+        """Loads under way, without those that are overdue, or waiting for their turn."""
         return self.loads + self.waiting
 
     def fits(self, more: Memory, slots: int, server: Server) -> bool:

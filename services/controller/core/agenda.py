@@ -1,5 +1,7 @@
 """What the engine has to look at again: before it is done with the present event, or at a time."""
 
+import heapq
+
 from services.controller.core.entities import ReplicaKey, Unit
 from services.controller.core.timers import Timers
 
@@ -11,7 +13,7 @@ class Agenda:
     the first marks.
     """
 
-    __slots__ = ("arrived", "changed", "displaced", "fresh", "timers", "touched")
+    __slots__ = ("arrived", "changed", "displaced", "fresh", "loads", "timers", "touched")
 
     def __init__(self) -> None:
         #: Servers where a load may start, or a want find a place, that could not before.
@@ -24,6 +26,9 @@ class Agenda:
         self.arrived: dict[Unit, None] = {}
         #: Replicas that are gone, or are leaving.
         self.displaced: dict[ReplicaKey, None] = {}
+        #: When to look at each load that is under way, the earliest first: seconds of the engine's
+        #: clock, and the number of the load.
+        self.loads: list[tuple[float, int, ReplicaKey]] = []
         #: When something becomes due though nothing happens, on the engine's clock.
         self.timers = Timers()
 
@@ -44,6 +49,18 @@ class Agenda:
 
     def is_displaced(self, key: ReplicaKey) -> None:
         self.displaced[key] = None
+
+    def look_at_load(self, when: float, attempt: int, key: ReplicaKey) -> None:
+        heapq.heappush(self.loads, (when, attempt, key))
+        self.timers.at(when)
+
+    def take_loads(self, now: float) -> list[tuple[int, ReplicaKey]]:
+        """Return the loads that are to be looked at by now."""
+        taken = []
+        while self.loads and self.loads[0][0] <= now:
+            _, attempt, key = heapq.heappop(self.loads)
+            taken.append((attempt, key))
+        return taken
 
     def take_changed(self) -> dict[str, None]:
         taken, self.changed = self.changed, {}

@@ -180,6 +180,8 @@ class Replica(NamedTuple):
     fingerprint: str = ""
     #: Whether it does not answer though the index says READY, or leaves as soon as it is READY.
     broken: bool = False
+    #: Whether its load takes far longer than expected, so that others no longer wait for it.
+    overdue: bool = False
 
     @property
     def unit(self) -> Unit:

@@ -14,6 +14,10 @@ from services.controller.core.records import Kind as Kind
 from services.controller.core.records import Record as Record
 from services.controller.core.records import Weighed as Weighed
 from services.controller.core.records import Why as Why
+from services.controller.core.remembered import Failed as Failed
+from services.controller.core.remembered import Failing as Failing
+from services.controller.core.remembered import Learned as Learned
+from services.controller.core.remembered import Used as Used
 
 # --- events ---------------------------------------------------------------------------------------
 
@@ -257,9 +261,18 @@ class UsesRecalled:
     uses: Mapping[Unit, tuple[float, float]]
 
 
+@dataclass(frozen=True, slots=True)
+class FailuresRecalled:
+    """What the Registry kept of the loads that failed (`Failed`). Comes before any server is
+    found."""
+
+    failures: Mapping[Unit, Failing]
+
+
 Event = (
     CatalogueChanged
     | UsesRecalled
+    | FailuresRecalled
     | ServerFound
     | ServerLost
     | DrainWanted
@@ -365,30 +378,5 @@ class Publish:
     servers: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Learned:
-    """Have the Registry keep a unit's size (bytes by resource) and load time, now better known.
-    They belong to the config and the files of that digest and fingerprint."""
-
-    unit: Unit
-    config_digest: str
-    fingerprint: str
-    memory: Memory
-    load_seconds: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Used:
-    """Have the Registry keep how much a unit is used: faded `uses` as of the last one, which was
-    `idle` seconds ago."""
-
-    unit: Unit
-    config_digest: str
-    fingerprint: str
-    uses: float
-    idle: float
-
-
-Instruction = (
-    Load | Unload | Settle | Granted | Refused | Evicted | Publish | Learned | Used | Record
-)
+Remember = Learned | Used | Failed
+Instruction = Load | Unload | Settle | Granted | Refused | Evicted | Publish | Remember | Record

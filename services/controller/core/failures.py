@@ -50,6 +50,10 @@ class Failures:
         failure = self.by_unit[unit] = Failure(server, cause, until, count, set_aside)
         return failure
 
+    def recall(self, unit: Unit, failure: Failure) -> None:
+        """Take in what is known of a failure from before."""
+        self.by_unit[unit] = failure
+
     def clear(self, unit: Unit) -> bool:
         """Forget that `unit` failed: it has loaded, its files have changed, or it is gone. Returns
         whether it had."""

@@ -12,11 +12,11 @@ from services.controller.core.accounts import Account
 from services.controller.core.entities import ReplicaKey, Unit
 from services.controller.core.fleet import Fleet
 from services.controller.core.roster import LOOK_AT_ALL
-from services.controller.core.states import State
+from services.controller.core.states import COMING, State
 from services.controller.core.timers import STEP_SECONDS
 
 SUMS: Final = ("planned", "leaving", "queued")
-COUNTS: Final = ("planned_slots", "leaving_slots", "queued_slots", "loads", "waiting")
+COUNTS: Final = ("planned_slots", "leaving_slots", "queued_slots", "loads", "overdue", "waiting")
 
 
 def check(fleet: Fleet, now: float) -> list[str]:
@@ -271,6 +271,18 @@ def the_roster_is_current(fleet: Fleet, now: float) -> Iterator[str]:
             yield f"The roster has {server} with a room of {room}, which is not so."
 
 
+def loads_are_looked_at(fleet: Fleet, now: float) -> Iterator[str]:
+    """Every load under way is looked at when it is overdue, and those that are do not count."""
+    looked_at = {(attempt, key) for _, attempt, key in fleet.agenda.loads}
+    for here in fleet.replicas.values():
+        for replica in here.values():
+            if replica.state is not State.LOADING:
+                if replica.overdue and replica.state in COMING:
+                    yield f"{replica.key} is overdue, and not loading."
+            elif not replica.overdue and (replica.attempt, replica.key) not in looked_at:
+                yield f"{replica.key} is loading, and nobody will see that it is overdue."
+
+
 def it_will_be_woken(fleet: Fleet, now: float) -> Iterator[str]:
     limits, withdrawals = fleet.limits, fleet.withdrawals
     held = {lease for leases in withdrawals.use_leases.values() for lease in leases}
@@ -288,6 +300,7 @@ def it_will_be_woken(fleet: Fleet, now: float) -> Iterator[str]:
         for waiting in fleet.wants.waiting.values()
         for waiter in waiting.values()
     ]
+    due += [(when, f"the load of {key} is overdue") for when, _, key in fleet.agenda.loads]
     if not due:
         return
     first, what = min(due)
@@ -314,5 +327,6 @@ INVARIANTS: Final = (
     places_are_wanted,
     claims_are_waited_for,
     the_roster_is_current,
+    loads_are_looked_at,
     it_will_be_woken,
 )

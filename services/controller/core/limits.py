@@ -24,6 +24,8 @@ class Limits:
 
     Loads:
     loads_per_server, loads_per_host  at the same time
+    slow_load_seconds  a load that takes longer, and far longer than it is known to, is overdue:
+                       others no longer wait for it
     aging_seconds      a step of priority counts like having waited so much longer, and so do four
                        times as many waiters for a second of loading
     claim_seconds      a want that has waited so long for room has a server kept for it
@@ -65,6 +67,7 @@ class Limits:
 
     loads_per_server: int = 2
     loads_per_host: int = 4
+    slow_load_seconds: float = 5.0
     aging_seconds: float = 10.0
     claim_seconds: float = 2.0
     backoff_seconds: float = 5.0

@@ -6,7 +6,9 @@ from services.controller.core import (
     demand,
     draining,
     memory,
+    recall,
     reconcile,
+    slots,
     victims,
 )
 from services.controller.core import events as ev
@@ -16,6 +18,7 @@ from services.controller.core.states import COMING, Cause, State
 from services.controller.core.waiting import Purpose
 
 ITS_TURN: Final = "waits for its turn on its server"
+HUNG: Final = 2  # times as long as its load hung, and a unit is tried again
 
 
 def loaded(fleet: Fleet, event: ev.Loaded, now: float) -> None:
@@ -23,7 +26,7 @@ def loaded(fleet: Fleet, event: ev.Loaded, now: float) -> None:
     if replica is None:
         return
     unit = replica.unit
-    if not replica.broken and fleet.failures.clear(unit):
+    if not replica.broken and recall.forget(fleet, unit):
         fleet.publish(user.model for user in fleet.known.with_users(unit))
     fleet.learn_load(replica, event.seconds)
     want = fleet.wants.by_unit.get(unit)
@@ -31,7 +34,9 @@ def loaded(fleet: Fleet, event: ev.Loaded, now: float) -> None:
         fleet.habits.loaded_ahead(replica.key, now)
     reason = f"loaded in {event.seconds:.2f} s"
     fleet.uses.start(replica, now)
-    ready = fleet.move(replica, Cause.LOADED, reason, now, load_seconds=event.seconds)
+    ready = fleet.move(
+        replica, Cause.LOADED, reason, now, load_seconds=event.seconds, overdue=False
+    )
     fleet.record(
         ev.Kind.READY,
         reason,
@@ -78,16 +83,25 @@ def load_hung(fleet: Fleet, event: ev.LoadHung, now: float) -> None:
     what is reserved for it until it is unloaded."""
     replica = fleet.at(event.key, event.attempt, State.LOADING)
     if replica is not None:
-        failed(fleet, replica, event.cause, now)
+        failed(fleet, replica, event.cause, now, took=now - replica.since)
         draining.unload(fleet, replica, Cause.LOAD_HUNG, event.cause, now)
         fleet.look_at_host(replica.key.server)
 
 
-def failed(fleet: Fleet, replica: Replica, cause: str, now: float) -> None:
-    """Keep the unit from being tried for a while, and tell those that wait for it why."""
+def failed(fleet: Fleet, replica: Replica, cause: str, now: float, took: float = 0.0) -> None:
+    """Keep the unit from being tried for a while, and tell those that wait for it why.
+
+    `took`: seconds of a load that hung, which may cost its server a restart. Such a unit is left
+    alone for longer than that, or it would take one server after another.
+    """
     unit, server = replica.unit, replica.key.server
-    backoff = (fleet.limits.backoff_seconds, fleet.limits.max_backoff_seconds)
+    limits = fleet.limits
+    backoff = (
+        max(limits.backoff_seconds, HUNG * took),
+        max(limits.max_backoff_seconds, 10 * HUNG * took),
+    )
     failure = fleet.failures.add(unit, server, cause, backoff, now)
+    recall.failed(fleet, unit, failure, now)
     fleet.record(
         ev.Kind.LOAD_FAILED,
         cause,
@@ -167,7 +181,11 @@ def obstacle(fleet: Fleet, replica: Replica, server: Server) -> str | None:
     if host >= fleet.limits.loads_per_host:
         return "waits for its turn on its host"
     if account.loads:
-        loading = [unit for unit in account.coming if here[unit].state is State.LOADING]
+        loading = [
+            unit
+            for unit in account.coming
+            if here[unit].state is State.LOADING and not here[unit].overdue
+        ]
         unknown = [u for u in (*loading, replica.unit) if not fleet.known.size_known(u)]
         if unknown:
             return f"the size of {unknown[0]} is unknown, so it loads alone"
@@ -179,7 +197,7 @@ def obstacle(fleet: Fleet, replica: Replica, server: Server) -> str | None:
 def start(fleet: Fleet, replica: Replica, now: float) -> None:
     attempt = fleet.next_attempt()
     server, unit = replica.key
-    fleet.move(replica, Cause.STARTED, "loading", now, attempt=attempt)
+    slots.expect(fleet, fleet.move(replica, Cause.STARTED, "loading", now, attempt=attempt))
     versions = tuple(sorted({*fleet.applied(replica.key), unit.version}))
     fleet.tell(ev.Load(replica.key, attempt, versions))
     fleet.record(

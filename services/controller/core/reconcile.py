@@ -6,7 +6,16 @@ from dataclasses import replace
 from typing import Final
 
 from services.common.errors import VersionNotFound
-from services.controller.core import accounts, demand, draining, memory, placing, victims
+from services.controller.core import (
+    accounts,
+    demand,
+    draining,
+    memory,
+    placing,
+    recall,
+    slots,
+    victims,
+)
 from services.controller.core import events as ev
 from services.controller.core.entities import Health, Replica, ReplicaKey, Server, Unit, UnitSpec
 from services.controller.core.fleet import Fleet
@@ -128,6 +137,8 @@ def server_found(fleet: Fleet, event: ev.ServerFound, now: float) -> None:
     for unit in sorted(event.resident):
         key = ReplicaKey(server.id, unit)
         adopt(fleet, key, Cause.ADOPTED, found, now, event.idle.get(unit, 0.0))
+        if unit not in event.outdated and recall.forget(fleet, unit):
+            fleet.publish(user.model for user in fleet.known.with_users(unit))
     for unit in sorted(event.outdated & event.resident):
         resident = fleet.replicas[server.id][unit]
         if resident.state is State.READY:
@@ -152,7 +163,6 @@ def adopt(
     state = after(State.ABSENT, cause)
     budget = fleet.servers[key.server].budget
     reserved = reservation(spec, budget, fleet.limits) if spec is not None else {}
-    slots = spec.slots if spec is not None else 1
     attempt = fleet.next_attempt()
     replica = Replica(
         key,
@@ -162,12 +172,14 @@ def adopt(
         reason,
         reason,
         attempt,
-        slots=slots,
+        slots=spec.slots if spec is not None else 1,
         digest=spec.digest if spec is not None else "",
         fingerprint=spec.fingerprint if spec is not None else "",
     )
     fleet.uses.start(replica, now - idle, loads=False)
     fleet.put(replica)
+    if state is State.LOADING:
+        slots.expect(fleet, replica)
     if state is not State.READY:
         fleet.tell(ev.Settle(key, attempt, loading=state is State.LOADING))
         kind = ev.Kind.LOADING if state is State.LOADING else ev.Kind.UNLOADING
@@ -288,11 +300,26 @@ def measured(fleet: Fleet, event: ev.Measured, now: float) -> None:
     leaked = leak(server, event, here.values())
     server = fleet.measure_server(server, event.total, leaked)
     account = fleet.accounts[server.id]
-    if server.accepting and not account.loads and not account.leaving_slots:
+    if account.overdue:
+        reserve_for_overdue(fleet, server, event)
+    loads = account.loads or account.overdue
+    if server.accepting and not loads and not account.leaving_slots:
         beyond = memory.text({n: size for n, size in leaked.items() if too_much(fleet, server, n)})
         if beyond != "nothing":
             reason = f"{beyond} not given back by models that are gone"
             drain_server(fleet, server.id, reason, restart=True, now=now)
+
+
+def reserve_for_overdue(fleet: Fleet, server: Server, event: ev.Measured) -> None:
+    """Reserve for a load of unknown size that is overdue whatever the server takes beyond its
+    models. Others may load beside it, so a guess that it has outgrown must not hold room for
+    them."""
+    for unit, replica in fleet.replicas[server.id].items():
+        if replica.overdue and unit not in event.units and not fleet.known.size_known(unit):
+            reserved = memory.plus(replica.reserved, server.leaked)
+            if reserved != replica.reserved:
+                fleet.amend(replica, reserved=reserved)
+            return
 
 
 def leak(server: Server, event: ev.Measured, here: Iterable[Replica]) -> memory.Memory:

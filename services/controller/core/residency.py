@@ -27,7 +27,9 @@ from services.controller.core import (
     loading,
     placement,
     placing,
+    recall,
     reconcile,
+    slots,
     upkeep,
 )
 from services.controller.core import events as ev
@@ -42,6 +44,7 @@ Reaction = Callable[[Fleet, Any, float], None]
 REACTIONS: Final[dict[type, Reaction]] = {
     ev.CatalogueChanged: reconcile.catalogue_changed,
     ev.UsesRecalled: reconcile.uses_recalled,
+    ev.FailuresRecalled: recall.recalled,
     ev.ServerFound: reconcile.server_found,
     ev.ServerLost: reconcile.server_lost,
     ev.DrainWanted: reconcile.drain_wanted,
@@ -113,6 +116,7 @@ def _advance(fleet: Fleet, now: float) -> None:
     if agenda.timers.due(now):
         draining.expire(fleet, now)
         demand.expire(fleet, now)
+        slots.note_overdue(fleet, now)
     demand.finish_evictions(fleet, now)
     while agenda.changed or agenda.fresh or agenda.arrived or agenda.displaced:
         demand.finish_evictions(fleet, now)  # before the same unit may be placed there again

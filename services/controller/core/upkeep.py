@@ -10,6 +10,7 @@ from services.controller.core import (
     demand,
     draining,
     placing,
+    recall,
     victims,
 )
 from services.controller.core import events as ev
@@ -66,7 +67,7 @@ def forgive(fleet: Fleet, now: float) -> None:
     """Publish the units that failed to load and may be tried again: they can be served again."""
     for unit in fleet.failures.forgive(now, fleet.limits.max_backoff_seconds):
         if fleet.ready(unit):  # another copy of it failed
-            fleet.failures.clear(unit)
+            recall.forget(fleet, unit)
         fleet.publish((unit.model,))
 
 
@@ -94,6 +95,7 @@ def set_aside(fleet: Fleet, unit: Unit, server: str, why: str, now: float) -> No
     seconds = fleet.limits.set_aside_seconds
     for_long = (seconds, 10 * seconds)
     failure = fleet.failures.add(unit, server, why, for_long, now, set_aside=True)
+    recall.failed(fleet, unit, failure, now)
     fleet.record(ev.Kind.SET_ASIDE, why, server=server, unit=unit)
     draining.withdraw_all(fleet, unit, ev.Why.SET_ASIDE, f"set aside: {why}", now)
     for user in fleet.known.with_users(unit):

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 
 from services.controller.core.entities import Unit, UnitSpec
+from services.controller.core.events import Failing
 from services.controller.core.memory import Memory
 from services.controller.triton.config import serving
 from shoal.names import parse_model_name, parse_version_name
@@ -13,6 +15,7 @@ from shoal.registry.v1 import types_pb2 as registry
 
 INVALID = registry.VERSION_STATE_INVALID
 WAITING = registry.VERSION_STATE_WAITING
+LONGEST_SECONDS: Final = 3600.0  # that a failure is recalled for: clocks of hosts may differ
 ANSWERABLE = frozenset({registry.VERSION_STATE_APPROVED, registry.VERSION_STATE_PENDING})
 
 
@@ -54,7 +57,8 @@ class Catalogue:
 
     `entries`: by model name. `learned`: by unit, unregistered ones included. `used`: by unit, its
     faded uses as of the last one, in seconds since the epoch, as the Registry kept them. `gone`:
-    units that are no longer registered, and may still be resident.
+    units that are no longer registered, and may still be resident. `failed`: by unit, what the
+    Registry kept of the failure of its last load.
     """
 
     defaults: Defaults = field(default_factory=Defaults)
@@ -62,6 +66,7 @@ class Catalogue:
     learned: dict[Unit, LearnedFootprint] = field(default_factory=dict)
     used: dict[Unit, tuple[float, float]] = field(default_factory=dict)
     gone: set[Unit] = field(default_factory=set)
+    failed: dict[Unit, registry.Footprint] = field(default_factory=dict)
 
     def replace(
         self, entries: Iterable[registry.CatalogEntry], removed: Iterable[str], *, all_: bool
@@ -109,12 +114,25 @@ class Catalogue:
             if footprint.HasField("last_use_time"):
                 at = footprint.last_use_time.ToNanoseconds() / 1e9
                 self.used[Unit(*name)] = (footprint.uses, at)
+            if footprint.failure.cause:
+                self.failed[Unit(*name)] = footprint
 
     def take_used(self, now: float) -> dict[Unit, tuple[float, float]]:
         """Return faded uses and seconds since the last one, by unit, as of `now` in seconds since
         the epoch. Whoever takes them keeps them from here on."""
         used, self.used = self.used, {}
         return {unit: (uses, max(0.0, now - at)) for unit, (uses, at) in used.items()}
+
+    def take_failed(self, now: float) -> dict[Unit, Failing]:
+        """Return the failures of loads that the Registry kept, as of `now` in seconds since the
+        epoch, without those of other files or configs. Whoever takes them keeps them from here
+        on."""
+        failed, self.failed = self.failed, {}
+        return {
+            unit: _failing(footprint.failure, now)
+            for unit, footprint in failed.items()
+            if (version := self.version(unit)) is not None and _is_of(footprint, version)
+        }
 
     def version(self, unit: Unit) -> registry.ModelVersion | None:
         """Return what the Registry says of the unit; None where it is not registered."""
@@ -192,6 +210,18 @@ class Catalogue:
             priority=asked.priority,
             required_labels=dict(asked.required_labels),
         )
+
+
+def _is_of(footprint: registry.Footprint, version: registry.ModelVersion) -> bool:
+    """Return whether a footprint was learned with the version's present config and files."""
+    fingerprints = ("", version.fingerprint)
+    same_config = footprint.config_digest == version.config_digest
+    return same_config and footprint.fingerprint in fingerprints
+
+
+def _failing(failure: registry.LoadFailure, now: float) -> Failing:
+    wait = min(failure.retry_time.ToMicroseconds() / 1e6 - now, LONGEST_SECONDS)
+    return Failing(failure.server, failure.cause, failure.count, failure.set_aside, wait)
 
 
 def _incomplete(version: registry.ModelVersion) -> bool:

@@ -10,7 +10,7 @@ import grpc
 import structlog
 
 from services.controller.core.entities import Unit
-from services.controller.core.events import Learned, Used
+from services.controller.core.events import Failed, Learned, Used
 from services.controller.registry.catalogue import Catalogue
 from shoal.names import version_name
 from shoal.registry.v1 import registry_service_pb2 as wire
@@ -20,6 +20,7 @@ CALL_SECONDS: Final = 5.0
 GATHER_SECONDS: Final = 1.0  # what is learned in this time is reported in one call
 RETRY_SECONDS: Final = 0.5
 PAGE: Final = 1000
+CAUSE_CHARACTERS: Final = 1000  # that are kept of why a load failed
 
 _log = structlog.get_logger(__name__)
 
@@ -115,7 +116,19 @@ class UsedAt(NamedTuple):
         return self.used.unit
 
 
-Report = Learned | UsedAt
+class FailedAt(NamedTuple):
+    """The failure of a unit's last load, with when it may be tried again: `retry_at` in seconds
+    since the epoch."""
+
+    failed: Failed
+    retry_at: float
+
+    @property
+    def unit(self) -> Unit:
+        return self.failed.unit
+
+
+Report = Learned | UsedAt | FailedAt
 
 
 async def report(stub: Any, queue: "asyncio.Queue[Report]") -> None:
@@ -144,6 +157,8 @@ async def _until_done(call: Callable[[], Awaitable[object]]) -> None:
 
 
 def _footprint(learned: Report) -> types_pb2.Footprint:
+    if isinstance(learned, FailedAt):
+        return _failed(learned.failed, learned.retry_at)
     if isinstance(learned, UsedAt):
         used = learned.used
         footprint = types_pb2.Footprint(
@@ -163,3 +178,23 @@ def _footprint(learned: Report) -> types_pb2.Footprint:
     if learned.load_seconds is not None:
         footprint.load_duration.FromMilliseconds(round(learned.load_seconds * 1000))
     return footprint
+
+
+def _failed(failed: Failed, retry_at: float) -> types_pb2.Footprint:
+    footprint = types_pb2.Footprint(
+        version=version_name(*failed.unit),
+        config_digest=failed.config_digest,
+        fingerprint=failed.fingerprint,
+    )
+    footprint.failure.SetInParent()  # without a cause: it has loaded
+    if failed.failing is not None:
+        failing = failed.failing
+        footprint.failure.server = failing.server
+        footprint.failure.cause = _cut(failing.cause)
+        footprint.failure.count, footprint.failure.set_aside = failing.count, failing.set_aside
+        footprint.failure.retry_time.FromMicroseconds(round(retry_at * 1e6))
+    return footprint
+
+
+def _cut(cause: str) -> str:
+    return cause if len(cause) <= CAUSE_CHARACTERS else cause[: CAUSE_CHARACTERS - 1] + "…"

@@ -18,7 +18,7 @@ from services.registry.core.catalogue import (
     Version,
     VersionState,
 )
-from services.registry.core.footprint import Footprint
+from services.registry.core.footprint import Footprint, LoadFailure
 from services.registry.core.residency import Residency, checked, idle_ttl_us
 from services.registry.core.rules import etag
 from services.registry.formats.config import is_decoupled, is_stateful, number_of_steps
@@ -144,6 +144,11 @@ def footprint(known: Footprint) -> types.Footprint:
     if known.used_us:
         message.uses = known.uses
         message.last_use_time.FromMicroseconds(known.used_us)
+    if known.failure is not None:
+        failure = known.failure
+        message.failure.server, message.failure.cause = failure.server, failure.cause
+        message.failure.count, message.failure.set_aside = failure.count, failure.set_aside
+        message.failure.retry_time.FromMicroseconds(failure.retry_us)
     return message
 
 
@@ -166,7 +171,19 @@ def footprint_of(index: int, message: types.Footprint) -> Footprint:
         validation.token(f"{field}.fingerprint", message.fingerprint),
         message.uses if used_us else 0.0,
         used_us,
+        _failure_of(field, message.failure) if message.HasField("failure") else None,
     )
+
+
+def _failure_of(field: str, message: types.LoadFailure) -> LoadFailure:
+    retry_us = message.retry_time.ToMicroseconds()
+    if message.count < 0:
+        raise InvalidField(field=f"{field}.failure.count", problem="it is negative")
+    if retry_us < 0:
+        raise InvalidField(field=f"{field}.failure.retry_time", problem="it is before 1970")
+    cause = validation.bounded(f"{field}.failure.cause", message.cause)
+    server = validation.bounded(f"{field}.failure.server", message.server)
+    return LoadFailure(server, cause, message.count, retry_us, message.set_aside)
 
 
 def retry_policy_of(number: int) -> RetryPolicy:

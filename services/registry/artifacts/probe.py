@@ -8,13 +8,12 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Final
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInput
 from tritonclient.grpc.service_pb2 import ModelInferRequest
-from tritonclient.utils import serialize_byte_tensor, triton_to_np_dtype
 
 from services.registry.formats.refusal import Unservable
+from shoal.tensors import pack_elements
 
 PROBE_FILE: Final = "shoal_probe.json"
 MAX_TEXT: Final = 2**20  # bytes of the file
@@ -165,9 +164,8 @@ def _content(given: _Input) -> bytes:
             )
     try:
         if given.datatype == "BYTES":
-            return _packed([value.encode() for value in values])
-        with np.errstate(over="raise"):
-            return np.array(values, dtype=triton_to_np_dtype(given.datatype)).tobytes()
+            return pack_elements(value.encode() for value in values)
+        return _numbers(given.datatype, values)
     except (ArithmeticError, ValueError) as error:
         raise _unservable(f"input {given.name!r} has an unusable element: {error}") from None
 
@@ -184,11 +182,12 @@ def _flat(given: _Input) -> list[Any]:
     return rows
 
 
-def _packed(elements: Sequence[bytes]) -> bytes:
-    array = np.empty(len(elements), dtype=np.object_)
-    array[:] = elements
-    packed = serialize_byte_tensor(array)
-    return bytes(packed.item()) if packed.size else b""
+def _numbers(datatype: str, values: Sequence[Any]) -> bytes:
+    import numpy as np  # few models have a probe
+    from tritonclient.utils import triton_to_np_dtype
+
+    with np.errstate(over="raise"):
+        return np.array(values, dtype=triton_to_np_dtype(datatype)).tobytes()
 
 
 def _first(error: ValidationError) -> str:

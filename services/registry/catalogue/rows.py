@@ -18,7 +18,7 @@ from services.registry.core.catalogue import (
     Version,
     VersionState,
 )
-from services.registry.core.footprint import Footprint
+from services.registry.core.footprint import Footprint, LoadFailure
 from services.registry.core.residency import Residency
 from services.registry.core.traffic import parse_target
 from shoal.names import ModelVersionName
@@ -126,6 +126,7 @@ def footprint_row(footprint: Footprint) -> dict[str, Any]:
         "load_us": footprint.load_us,
         "uses": footprint.uses,
         "used_us": footprint.used_us,
+        "failure": asdict(footprint.failure) if footprint.failure else None,
     }
 
 
@@ -139,6 +140,7 @@ def footprint_of(row: Row) -> Footprint:
         row["fingerprint"],
         row["uses"],
         row["used_us"],
+        LoadFailure(**row["failure"]) if row["failure"] else None,
     )
 
 

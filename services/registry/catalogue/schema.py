@@ -108,6 +108,7 @@ footprints = Table(
     Column("load_us", BigInteger, nullable=False),
     Column("uses", Float, nullable=False, server_default="0"),
     Column("used_us", BigInteger, nullable=False, server_default="0"),
+    Column("failure", JSON(none_as_null=True)),  # of the last load, if it failed
     ForeignKeyConstraint(
         ["model", "number"], ["versions.model", "versions.number"], ondelete="CASCADE"
     ),

@@ -1,4 +1,5 @@
-"""The memory that a version takes, as observed while it runs, and how much it is used."""
+"""The memory that a version takes, as observed while it runs, how much it is used, and why it could
+not be loaded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -7,11 +8,27 @@ from shoal.names import ModelVersionName
 
 
 @dataclass(frozen=True, slots=True)
+class LoadFailure:
+    """The failure of a version's last load, the `count`-th in a row.
+
+    It is not tried again before `retry_us`, in microseconds since the epoch. If `set_aside`, its
+    requests crash servers. An empty `cause` means that it has been loaded since.
+    """
+
+    server: str = ""
+    cause: str = ""
+    count: int = 0
+    retry_us: int = 0
+    set_aside: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Footprint:
     """A version's peak memory in bytes by resource, and the microseconds of its last load.
 
     `fingerprint` is the version's at that time, or empty if it is not known. `uses` are faded as of
-    `used_us`, the last one in microseconds since the epoch; 0 if it is not known.
+    `used_us`, the last one in microseconds since the epoch; 0 if it is not known. `failure` is None
+    if nothing is known of one.
     """
 
     version: ModelVersionName
@@ -21,6 +38,7 @@ class Footprint:
     fingerprint: str = ""
     uses: float = 0.0
     used_us: int = 0
+    failure: LoadFailure | None = None
 
 
 def merged(known: Footprint | None, reported: Footprint) -> Footprint:
@@ -28,7 +46,11 @@ def merged(known: Footprint | None, reported: Footprint) -> Footprint:
 
     A Controller that took over a resident version has not seen its peak, so its smaller figure must
     not replace the known one. Uses count for any config, and the newest are kept.
+    A failure stands until the version is said to have been loaded.
     """
+    if reported.failure is not None and not reported.failure.cause:
+        known = replace(known, failure=None) if known is not None else None
+        reported = replace(reported, failure=None)
     if known is None:
         return reported
     newest = max(known, reported, key=lambda footprint: footprint.used_us)
@@ -39,4 +61,9 @@ def merged(known: Footprint | None, reported: Footprint) -> Footprint:
         resource: max(known.memory.get(resource, 0), reported.memory.get(resource, 0))
         for resource in sorted({*known.memory, *reported.memory})
     }
-    return replace(reported, memory=memory, load_us=reported.load_us or known.load_us)
+    return replace(
+        reported,
+        memory=memory,
+        load_us=reported.load_us or known.load_us,
+        failure=reported.failure or known.failure,
+    )

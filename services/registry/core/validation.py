@@ -79,9 +79,14 @@ def update_mask(paths: Collection[str], allowed: Collection[str]) -> frozenset[s
 
 def description(text: str) -> str:
     """Check the length of a description. Raises InvalidField."""
+    return bounded("model.description", text)
+
+
+def bounded(field: str, text: str) -> str:
+    """Check the length of a text for people. Raises InvalidField."""
     if len(text) > MAX_DESCRIPTION:
         raise InvalidField(
-            field="model.description",
+            field=field,
             problem=f"{len(text)} characters are more than the {MAX_DESCRIPTION} allowed",
         )
     return text

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import onnx
 from google.protobuf.message import DecodeError
 
 from shoal.protobuf import fields
@@ -108,6 +107,8 @@ def _name(data: mmap.mmap, tensor: slice) -> str:
 
 
 def _tensor(raw: bytes) -> Tensor:
+    import onnx  # takes longer than everything else here, and numpy
+
     info: Any = onnx.ValueInfoProto.FromString(raw)
     kind = info.type.WhichOneof("value")
     if kind != "tensor_type":

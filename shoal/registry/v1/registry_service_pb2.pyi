@@ -1262,8 +1262,8 @@ class ReportFootprintsRequest(_message.Message):
     @_builtins.property
     def footprints(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Footprint]:
         """For each version and config, the highest amounts that were reported are kept, and for each
-        version the uses with the newest last_use_time. Footprints of versions that are not registered
-        are ignored.
+        version the uses with the newest last_use_time, and the last failure until one without a cause
+        is reported. Footprints of versions that are not registered are ignored.
         """
 
     def __init__(

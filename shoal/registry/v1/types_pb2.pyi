@@ -566,6 +566,7 @@ class Footprint(_message.Message):
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     USES_FIELD_NUMBER: _builtins.int
     LAST_USE_TIME_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """"models/{model}/versions/{version}"."""
     config_digest: _builtins.str
@@ -590,6 +591,13 @@ class Footprint(_message.Message):
     def last_use_time(self) -> _timestamp_pb2.Timestamp:
         """Time of the last use. Not set: not known, and neither are the uses."""
 
+    @_builtins.property
+    def failure(self) -> Global___LoadFailure:
+        """Why the version could not be loaded the last time. It counts only for the config and the
+        fingerprint that it was seen with. In a report: not set if there is nothing to say of it, and
+        with an empty cause once the version has been loaded.
+        """
+
     def __init__(
         self,
         *,
@@ -600,14 +608,55 @@ class Footprint(_message.Message):
         fingerprint: _builtins.str = ...,
         uses: _builtins.float = ...,
         last_use_time: _timestamp_pb2.Timestamp | None = ...,
+        failure: Global___LoadFailure | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_use_time", b"last_use_time", "load_duration", b"load_duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "last_use_time", b"last_use_time", "load_duration", b"load_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_digest", b"config_digest", "fingerprint", b"fingerprint", "last_use_time", b"last_use_time", "load_duration", b"load_duration", "memory", b"memory", "uses", b"uses", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_digest", b"config_digest", "failure", b"failure", "fingerprint", b"fingerprint", "last_use_time", b"last_use_time", "load_duration", b"load_duration", "memory", b"memory", "uses", b"uses", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Footprint: _TypeAlias = Footprint  # noqa: Y015
+
+@_typing.final
+class LoadFailure(_message.Message):
+    """The failure of a version's last load."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    RETRY_TIME_FIELD_NUMBER: _builtins.int
+    SET_ASIDE_FIELD_NUMBER: _builtins.int
+    server: _builtins.str
+    """The server that it was seen on, or empty."""
+    cause: _builtins.str
+    """In words, cut if they are many."""
+    count: _builtins.int
+    """The number of failures in a row."""
+    set_aside: _builtins.bool
+    """Whether its load succeeded, and its requests crash servers."""
+    @_builtins.property
+    def retry_time(self) -> _timestamp_pb2.Timestamp:
+        """When the version may be tried again."""
+
+    def __init__(
+        self,
+        *,
+        server: _builtins.str = ...,
+        cause: _builtins.str = ...,
+        count: _builtins.int = ...,
+        retry_time: _timestamp_pb2.Timestamp | None = ...,
+        set_aside: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_time", b"retry_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "count", b"count", "retry_time", b"retry_time", "server", b"server", "set_aside", b"set_aside"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadFailure: _TypeAlias = LoadFailure  # noqa: Y015
 
 @_typing.final
 class CatalogEntry(_message.Message):

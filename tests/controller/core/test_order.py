@@ -214,7 +214,7 @@ def test_the_soft_limit_makes_no_room_where_no_load_could_begin() -> None:
         for i in range(2)
     ]
     specs = [sized("a", 100), sized("b", 100), sized("c", 300)]
-    limits = replace(LIMITS, loads_per_host=1, headroom_idle_seconds=5.0)
+    limits = replace(LIMITS, loads_per_host=1, headroom_idle_seconds=5.0, slow_load_seconds=60.0)
     world = World(specs, both, limits)
     home = world.resident("a").server
     world.feed(ev.IndexSeen(home, frozenset({unit("a"), unit("b")}), world.now))

@@ -40,6 +40,7 @@ LIMITS = Limits(
     copy_down_seconds=2.0,
     copy_in_flight=1.0,
     headroom_idle_seconds=1.0,
+    slow_load_seconds=1.0,
 )
 limits = st.builds(
     lambda **drawn: replace(LIMITS, **drawn),
