@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+from services.common.memory import total_memory
 from services.embedded.errors import BadSettings
 
 NODE: Final = "shoal"
@@ -16,6 +17,10 @@ _DRAIN_SECONDS: Final = 5  # until connections of a closed listener are closed
 _RUNTIME: Final = {"overload.premature_reset_total_stream_count": 1_000_000_000}
 _FLUSH_MS: Final = 10  # until the journal's lines are written
 _OVERLOAD: Final = "type.googleapis.com/envoy.extensions.resource_monitors"
+# Memory for bodies, a part of the machine's and at least so many bytes; and the proxy's own.
+_HELD_PART: Final = 8
+_HELD_LEAST: Final = 1 << 30
+_OWN: Final = 256 << 20
 _LARGE: Final = 20  # a stream that holds 2 to this power bytes can be reset
 
 
@@ -114,6 +119,13 @@ def bootstrap(discovery: str, heap: int) -> Mapping[str, Any]:
             ]
         },
     }
+
+
+def heap(variables: Mapping[str, str]) -> int:
+    """Return the bytes of memory that the proxy may take where the Router has these variables."""
+    given = variables.get("SHOAL_ROUTER_MAX_HELD_BYTES", "")
+    held = int(given) if given.isdecimal() else max(total_memory() // _HELD_PART, _HELD_LEAST)
+    return held + _OWN
 
 
 def _overload(heap: int) -> Mapping[str, Any]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Final
 
 from services.common import programs
-from services.common.memory import total_memory
 from services.embedded import fleet, lane, leftovers, machine, readiness, tracing
 from services.embedded.backends import assemble
 from services.embedded.completing import Completing
@@ -36,10 +35,6 @@ SELFCHECK_MODEL: Final = "shoal-selfcheck"
 _STOP_WITHIN: Final = {ROUTER: 10.0, LANE: 4.0, CONTROLLER: 6.0, REGISTRY: 6.0, COLLECTOR: 4.0}
 # Seconds for which the Router is not ready before it refuses requests.
 _DRAIN: Final = 0.5
-# Memory of the proxy: a part of the machine's for bodies, at least so many bytes, and its own.
-_LANE_PART: Final = 8
-_LANE_LEAST: Final = 1 << 30
-_LANE_OWN: Final = 256 << 20
 _TRITON_EXIT: Final = 5  # seconds that Triton itself gives requests in flight
 _TRITON_STOP_WITHIN: Final = 12.0
 
@@ -257,19 +252,12 @@ def _lane_setting(
     return {"SHOAL_ROUTER_LANE": setting}
 
 
-def _lane_heap(variables: Mapping[str, str]) -> int:
-    """Return the bytes of memory of the proxy: the Router's limit, and what it takes itself."""
-    given = variables.get("SHOAL_ROUTER_MAX_HELD_BYTES", "")
-    held = int(given) if given.isdecimal() else max(total_memory() // _LANE_PART, _LANE_LEAST)
-    return held + _LANE_OWN
-
-
 def _lane(common: _Common, envoy: Path, endpoints: Endpoints) -> Part:
     kept = {key: value for key, value in common.base.items() if not key.startswith("SHOAL_")}
     return Part(
         name=LANE,
         command=lane.command(
-            envoy, common.run.folder, endpoints.lane_discovery, _lane_heap(common.base)
+            envoy, common.run.folder, endpoints.lane_discovery, lane.heap(common.base)
         ),
         environment=common.marked(LANE, kept),
         log=common.log(LANE),

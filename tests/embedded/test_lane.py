@@ -54,6 +54,11 @@ def test_the_bootstrap_says_where_to_hear_the_rest(tmp_path: Path) -> None:
     assert memory["typed_config"]["max_heap_size_bytes"] == 1 << 30
 
 
+def test_the_proxy_may_take_what_the_router_may_hold_and_its_own() -> None:
+    assert lane.heap({"SHOAL_ROUTER_MAX_HELD_BYTES": "1000"}) == (256 << 20) + 1000
+    assert lane.heap({}) >= (1 << 30) + (256 << 20)
+
+
 @pytest.mark.parametrize(
     ("options", "shown"),
     [
