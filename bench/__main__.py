@@ -13,11 +13,11 @@ from rich.progress import Progress
 
 from bench import load, machine, report
 from bench.measure import measure, samples
+from bench.results import RESULTS, record
 from bench.rounds import Sample, Summary, summaries
 from bench.subjects import running
 from bench.workloads import WORKLOADS
 
-RESULTS: Final = Path(__file__).with_name("RESULTS.md")
 PROCESSES: Final = 3
 QUIET: Final = 0.5  # load average above which the figures are noisy from the start
 
@@ -43,7 +43,7 @@ def main(words: Sequence[str]) -> int:
     if given.json:
         given.json.write_text(json.dumps(_content(about, found, measured), indent=1) + "\n")
     if given.record:
-        _record(report.section(_title(given), about, found))
+        record(report.section(_title(given), about, found))
     return 0
 
 
@@ -101,14 +101,15 @@ def _content(
     }
 
 
-def _record(section: str) -> None:
-    before = RESULTS.read_text().strip() if RESULTS.exists() else "# Results"
-    RESULTS.write_text(f"{before}\n\n{section}")
-
-
 def _title(given: argparse.Namespace) -> str:
     day = datetime.now(UTC).date().isoformat()
-    return f"{day}: what the Router and the lane cost{', with tracing' if given.otel else ''}"
+    more = [
+        *(["with tracing"] if given.otel else []),
+        *([f"with {given.registered} models registered"] if given.registered else []),
+        *([f"{given.resident} of them resident"] if given.resident > 1 else []),
+        *([f"only {' and '.join(given.only)}"] if given.only else []),
+    ]
+    return ", ".join((f"{day}: what the Router and the lane cost", *more))
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:

@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bench import machine
-from bench.__main__ import RESULTS
 from bench.growth import models, plot, report
 from bench.growth.load import Load
 from bench.growth.samples import JUDGED, Sample, Sampler
 from bench.residency.report import section, shown
+from bench.results import RESULTS, record
 from services.embedded.background import BackgroundStack
 
 EVERY: Final = 2.0  # seconds between samples
@@ -57,7 +57,7 @@ def main(words: Sequence[str]) -> int:
         console.print(f"{name}: {text}", highlight=False)
     _keep(given, run.samples, about, console)
     if given.record:
-        _record(section(_title(), about, [report.table(found)]))
+        record(section(_title(), about, [report.table(found)]))
     complaints = [*(f"wrong: {problem}" for problem in run.problems), *report.complaints(found)]
     for complaint in complaints:
         console.print(complaint, style="red", markup=False)
@@ -116,11 +116,6 @@ def _keep(
         plot.draw(samples, f"Mixed load, {about['load'].partition(':')[0]}", *paths)
     elif paths:
         console.print("Nothing is drawn: that needs `pip install 'shoal[plot]'`.", markup=False)
-
-
-def _record(text: str) -> None:
-    with RESULTS.open("a") as file:
-        file.write(f"\n{text}")
 
 
 def _title() -> str:

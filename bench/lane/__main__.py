@@ -10,11 +10,12 @@ from typing import Final
 from rich.console import Console
 
 from bench import machine
-from bench.__main__ import QUIET, RESULTS
+from bench.__main__ import QUIET
 from bench.lane import changes, proxy
 from bench.lane.changes import MIB, Cost
 from bench.load import Failed
 from bench.residency import report
+from bench.results import RESULTS, record
 from services.embedded import lane
 
 RESIDENT: Final = (100, 1000, 5000)
@@ -62,7 +63,7 @@ def main(words: Sequence[str]) -> int:
     if given.record:
         day = datetime.now(UTC).date().isoformat()
         section = report.section(f"{day}: what a change costs the lane", about, [table])
-        RESULTS.write_text(f"{RESULTS.read_text().strip()}\n\n{section}")
+        record(section)
     return 0
 
 

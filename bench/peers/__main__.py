@@ -14,10 +14,11 @@ from rich.progress import Progress
 
 from bench import load, machine
 from bench import report as plain
-from bench.__main__ import QUIET, RESULTS
+from bench.__main__ import QUIET
 from bench.peers import environments, measure, plot, report
 from bench.peers.catalog import PEERS
 from bench.peers.subjects import WORKLOADS, Measured, running
+from bench.results import RESULTS, record
 from bench.rounds import Sample, summaries
 
 PLOT: Final = RESULTS.with_name("peers.svg")
@@ -116,7 +117,7 @@ def _keep(given: argparse.Namespace, found: Found) -> None:
         plot.draw(PLOT, sums)
         title = f"{datetime.now(UTC).date().isoformat()}: Shoal and its peers"
         section = report.section(title, found.about, sums, found.rows, PLOT.name)
-        RESULTS.write_text(f"{RESULTS.read_text().strip()}\n\n{section}")
+        record(section)
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from bench import load, machine
-from bench.__main__ import QUIET, RESULTS
+from bench.__main__ import QUIET
 from bench.residency import cold, loss, report, warm
 from bench.residency.report import Table
+from bench.results import RESULTS, record
 
 MEASUREMENTS: Final = ("cold", "warm", "loss")
 _TITLES: Final = {
@@ -49,7 +50,7 @@ def main(words: Sequence[str]) -> int:
         if given.json:
             _keep(given.json, name, about, found)
         if given.record:
-            _record(report.section(f"{_today()}: {_TITLES[name]}", about, found.tables))
+            record(report.section(f"{_today()}: {_TITLES[name]}", about, found.tables))
     return 0
 
 
@@ -129,11 +130,6 @@ def _keep(path: Path, name: str, about: Mapping[str, str], found: Result) -> Non
     at = datetime.now(UTC).isoformat(timespec="seconds")
     content[name] = {"at": at, **about, "samples": found.samples}
     path.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def _record(section: str) -> None:
-    before = RESULTS.read_text().strip() if RESULTS.exists() else "# Results"
-    RESULTS.write_text(f"{before}\n\n{section}")
 
 
 def _today() -> str:

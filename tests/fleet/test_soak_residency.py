@@ -305,8 +305,8 @@ def test_twenty_thousand_in_all(pytestconfig: pytest.Config) -> None:
         unit = "units" if "models" in limit else "MiB"
         most = f"most {unit} on a server"
         record(
-            "Soak: 16 clients, Zipf 1.1 over 30 units and an ensemble, two Tritons",
-            {"limit of each": limit, **total, most: max(one[most] for one in own)},
+            f"Soak: 16 clients, Zipf 1.1 over 30 units and an ensemble, two Tritons with {limit}",
+            {**total, most: max(one[most] for one in own)},
         )
     assert sum(one["requests"] for one in found) >= PARTS * PART_REQUESTS
 

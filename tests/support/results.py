@@ -3,16 +3,14 @@
 import datetime as dt
 import platform
 from collections.abc import Mapping
-from pathlib import Path
 
-RESULTS = Path(__file__).resolve().parents[2] / "bench" / "RESULTS.md"
+from bench import results
 
 
 def record(title: str, figures: Mapping[str, object]) -> None:
-    """Append a section: what ran, when, on what, and its figures."""
+    """Add a section, in the place of one with the same title: what ran, when, on what, figures."""
     today = dt.datetime.now(dt.UTC).date()
     machine = f"{platform.machine()}, Python {platform.python_version()}"
-    lines = [f"\n## {title}\n\n{today}, {machine}\n", "| figure | value |", "|---|---|"]
+    lines = [f"## {title}\n\n{today}, {machine}\n", "| figure | value |", "|---|---|"]
     lines += [f"| {name.replace('_', ' ')} | {value} |" for name, value in figures.items()]
-    with RESULTS.open("a") as file:
-        file.write("\n".join(lines) + "\n")
+    results.record("\n".join(lines))
