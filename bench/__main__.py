@@ -155,7 +155,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples there")
     parser.add_argument(
-        "--record", action="store_true", help=f"append the results to bench/{RESULTS.name}"
+        "--record", action="store_true", help=f"put the results into bench/{RESULTS.name}"
     )
     given = parser.parse_args(words)
     given.rounds = given.rounds or (2 if given.quick else 5)

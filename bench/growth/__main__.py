@@ -132,7 +132,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--record",
         action="store_true",
-        help=f"append the results to bench/{RESULTS.name}, and draw bench/{PLOT.name}",
+        help=f"put the results into bench/{RESULTS.name}, and draw bench/{PLOT.name}",
     )
     given = parser.parse_args(words)
     if given.minutes < 0.5:

@@ -93,7 +93,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--changes", type=int, default=40, help="for each row (%(default)s)")
     parser.add_argument(
-        "--record", action="store_true", help=f"append the results to bench/{RESULTS.name}"
+        "--record", action="store_true", help=f"put the results into bench/{RESULTS.name}"
     )
     return parser.parse_args(words)
 

@@ -138,7 +138,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--record",
         action="store_true",
-        help=f"append the results to bench/{RESULTS.name}, and draw bench/{PLOT.name}",
+        help=f"put the results into bench/{RESULTS.name}, and draw bench/{PLOT.name}",
     )
     given = parser.parse_args(words)
     if not shutil.which("h2load"):

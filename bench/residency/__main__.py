@@ -166,7 +166,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples there")
     parser.add_argument("--add", action="store_true", help="to the samples that FILE has")
     parser.add_argument(
-        "--record", action="store_true", help=f"append the results to bench/{RESULTS.name}"
+        "--record", action="store_true", help=f"put the results into bench/{RESULTS.name}"
     )
     given = parser.parse_args(words)
     if unknown := set(given.measurements) - set(MEASUREMENTS):
