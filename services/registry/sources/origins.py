@@ -17,4 +17,8 @@ def origin_of(source: Source, settings: OriginSettings) -> Origin:
             from services.registry.sources.buckets import Buckets
 
             return Buckets(settings)
+        case "https":
+            from services.registry.sources.https import Https
+
+            return Https(settings)
     raise InvalidSource(source=source, problem="it was uploaded, so it cannot be fetched")
