@@ -118,6 +118,13 @@ def checked_path(path: str) -> str:
     return path
 
 
+def hub_parts(locator: str) -> tuple[str, str, str]:
+    """Return the repository, the revision ("" if there is none) and the path of an hf:// source."""
+    found = _HUB.fullmatch(locator)
+    assert found is not None, locator
+    return found["name"], found["revision"] or "", found["path"] or ""
+
+
 def shown(text: str) -> str:
     """Return a text for messages: short, and without characters that a line cannot hold."""
     clean = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -21,4 +21,12 @@ def origin_of(source: Source, settings: OriginSettings) -> Origin:
             from services.registry.sources.https import Https
 
             return Https(settings)
+        case "hf":
+            from services.registry.sources.hub import Hub
+
+            return Hub(settings)
+        case "mlflow":
+            from services.registry.sources.mlflow_server import Mlflow
+
+            return Mlflow(settings)
     raise InvalidSource(source=source, problem="it was uploaded, so it cannot be fetched")
