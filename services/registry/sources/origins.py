@@ -29,4 +29,8 @@ def origin_of(source: Source, settings: OriginSettings) -> Origin:
             from services.registry.sources.mlflow_server import Mlflow
 
             return Mlflow(settings)
+        case "oci":
+            from services.registry.sources.oci_registry import Oci
+
+            return Oci(settings)
     raise InvalidSource(source=source, problem="it was uploaded, so it cannot be fetched")

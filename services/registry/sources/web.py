@@ -95,7 +95,7 @@ class Web:
                         raise _unexpected(reply.status, source)
                     yield reply
                     return
-            elsewhere = self._redirected(url, target, source)
+            elsewhere = self.followed(url, target, source)
             if elsewhere.origin() != url.origin():
                 wanted.pop("Authorization", None)
             url = elsewhere
@@ -162,7 +162,8 @@ class Web:
         token = self._settings.tokens.get(_authority(url))
         return {} if token is None else {"Authorization": f"Bearer {token.get_secret_value()}"}
 
-    def _redirected(self, url: "URL", target: str, source: Source) -> "URL":
+    def followed(self, url: "URL", target: str, source: Source) -> "URL":
+        """Return where a server leads to from a URL. Raises SourceForbidden unless it is HTTPS."""
         from yarl import URL
 
         try:
@@ -170,14 +171,14 @@ class Web:
             authority = _authority(elsewhere)
         except ValueError:
             raise SourceUnavailable(
-                source=source, problem="it redirects to what is no address"
+                source=source, problem="it leads to what is no address"
             ) from None
         if elsewhere.scheme != "https" and not (
             elsewhere.scheme == "http" and authority in self._settings.plain_hosts
         ):
             raise SourceForbidden(
                 source=source,
-                problem=f"it redirects to {elsewhere.scheme}://{authority}, which is not HTTPS",
+                problem=f"it leads to {elsewhere.scheme}://{authority}, which is not HTTPS",
             )
         return elsewhere
 
