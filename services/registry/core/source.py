@@ -257,5 +257,6 @@ def _forms() -> str:
 
 def _invalid(text: str, problem: str) -> InvalidSource:
     """Return the error; its text repeats nothing that may be a credential."""
-    masked = re.sub(r"(?s)^([^:/]*://|)[^@]*:.*@", r"\1…@", text)
+    secret = r"[^@]*" if problem is _NO_CREDENTIALS else r"[^@]*:.*"
+    masked = re.sub(rf"(?s)^([^:/]*://|){secret}@", r"\1…@", text)
     return InvalidSource(source=shown(re.sub(r"(?s)[?#].*", "?…", masked)), problem=problem)

@@ -13,6 +13,10 @@ def origin_of(source: Source, settings: OriginSettings) -> Origin:
     upload: nobody can fetch it again.
     """
     match source.scheme:
+        case "file":
+            from services.registry.sources.folder import Folder
+
+            return Folder(settings)
         case "s3" | "gs" | "az":
             from services.registry.sources.buckets import Buckets
 
