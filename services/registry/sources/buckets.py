@@ -45,7 +45,11 @@ class Buckets:
     service (`AWS_*`, `GOOGLE_*`, `AZURE_*`).
     """
 
-    def __init__(self, settings: OriginSettings) -> None:
+    def __init__(self, scheme: str, settings: OriginSettings) -> None:
+        try:
+            import obstore.store  # noqa: F401
+        except ImportError:
+            raise ExtraMissing(scheme=scheme, extra=scheme) from None
         self._settings = settings
 
     async def resolve(self, source: Source) -> Listing:
@@ -91,10 +95,8 @@ class Buckets:
             raise _told(error, source) from None
 
     def _store(self, scheme: str, bucket: str) -> "ObjectStore":
-        try:
-            from obstore.store import AzureStore, GCSStore, S3Store
-        except ImportError:
-            raise ExtraMissing(scheme=scheme, extra=scheme) from None
+        from obstore.store import AzureStore, GCSStore, S3Store
+
         client: ClientConfig = {
             "connect_timeout": timedelta(seconds=self._settings.connect_timeout),
             "read_timeout": timedelta(seconds=self._settings.idle_timeout),

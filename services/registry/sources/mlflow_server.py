@@ -136,7 +136,7 @@ class _InBucket:
     def __init__(self, source: Source, place: Source, settings: OriginSettings) -> None:
         self._source = source
         self._place = place
-        self._buckets = Buckets(settings)
+        self._buckets = Buckets(place.scheme, settings)
 
     async def files(self) -> list[RemoteFile]:
         return list((await self._buckets.resolve(self._place)).files)

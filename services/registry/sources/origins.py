@@ -20,7 +20,7 @@ def origin_of(source: Source, settings: OriginSettings) -> Origin:
         case "s3" | "gs" | "az":
             from services.registry.sources.buckets import Buckets
 
-            return Buckets(settings)
+            return Buckets(source.scheme, settings)
         case "https":
             from services.registry.sources.https import Https
 
