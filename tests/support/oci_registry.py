@@ -65,6 +65,7 @@ class SmallRegistry:
         self.manifests: dict[str, tuple[str, bytes]] = {}
         self.elsewhere = ""  # where it redirects those who want a blob
         self.wants_token = False
+        self.realm = ""  # who gives tokens, if not the registry itself
         self.seen: list[web.Request] = []
         self._uploads: dict[str, bytes] = {}
 
@@ -105,7 +106,8 @@ class SmallRegistry:
     def _check(self, request: web.Request) -> None:
         self.seen.append(request)
         if self.wants_token and request.headers.get("Authorization") != f"Bearer {TOKEN}":
-            challenge = f'Bearer realm="http://{self.host}/token",service="s",scope="pull"'
+            realm = self.realm or f"http://{self.host}/token"
+            challenge = f'Bearer realm="{realm}",service="s",scope="pull"'
             raise web.HTTPUnauthorized(headers={"WWW-Authenticate": challenge})
 
     async def _manifest(self, request: web.Request) -> web.Response:

@@ -29,6 +29,8 @@ _UNPACK: Final = "io.deis.oras.content.unpack"
 # The type that oras-py gives to folders, without saying that they are to be unpacked.
 _FOLDER: Final = "application/vnd.oci.image.layer.v1.tar+gzip"
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+_MAX_TEXT: Final = 5000  # characters of an annotation
+_MAX_TEXTS: Final = 200  # annotations
 _ARCHIVES: Final[Mapping[str, str]] = {
     "tar": "tar",
     "tar+gzip": "tar+gzip",
@@ -134,7 +136,8 @@ def _blob(said: Any) -> Blob:
 def _texts(said: Any) -> dict[str, str]:
     if not isinstance(said, Mapping):
         return {}
-    return {key: value for key, value in said.items() if isinstance(value, str)}
+    texts = {key: value[:_MAX_TEXT] for key, value in said.items() if isinstance(value, str)}
+    return dict(list(texts.items())[:_MAX_TEXTS])
 
 
 def _object(body: bytes) -> Mapping[str, Any]:

@@ -56,9 +56,6 @@ class _Place:
         prefix = f"{self.inside}/" if self.inside else ""
         return name.removeprefix(prefix) if name.startswith(prefix) else None
 
-    def name(self, path: str, single: bool) -> str:
-        return self.inside if single else f"{self.inside}/{path}" if self.inside else path
-
 
 class Hub:
     """Reads repositories of the hub, as the library downloads them."""
@@ -81,14 +78,12 @@ class Hub:
                 source=source, problem="the hub does not answer in time"
             ) from None
         files = tuple(
-            replace(file, path=path)
+            replace(file, path=path, key=file.path)
             for file in sorted(found, key=lambda file: file.path)
             if (path := place.path(file.path)) is not None
         )
         if not files:
             raise SourceNotFound(source=source, problem=f"nothing is below {place.inside!r}")
-        if any(file.path == place.inside for file in found):
-            about["single"] = "true"
         return Listing(replace(source, revision=commit), files, about)
 
     async def read(
@@ -96,11 +91,12 @@ class Hub:
     ) -> AsyncGenerator[bytes, None]:
         """Yield a file out of the library's cache, into which it is downloaded first."""
         place = _Place.of(listing.source)
-        name = place.name(file.path, "single" in listing.about)
         wanted = threading.Event()
         wanted.set()
         try:
-            path = await in_thread(lambda: _download(place, name, listing.source, wanted.is_set))
+            path = await in_thread(
+                lambda: _download(place, file.key, listing.source, wanted.is_set)
+            )
         finally:
             wanted.clear()
         async for chunk in guarded(of_file(path, start), listing, file, start, self._settings):

@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeGuard, TypeVar
 from urllib.parse import quote, urlsplit
 
 from services.common.errors import ShoalError
@@ -24,7 +24,7 @@ from services.registry.core.errors import (
     UnsafeContent,
 )
 from services.registry.core.mlflow import labels, servable
-from services.registry.core.source import Source, shown
+from services.registry.core.source import Source, checked_path, shown
 from services.registry.sources.buckets import Buckets
 from services.registry.sources.origin import MAX_FILES, Listing, RemoteFile
 from services.registry.sources.settings import OriginSettings
@@ -76,17 +76,14 @@ class Mlflow:
             replace(found[path], path=path.removeprefix(f"{folder}/") if folder else path)
             for path in sorted(paths)
         )
-        about = {**_about(version, description), **({"folder": folder} if folder else {})}
-        return Listing(replace(source, revision=revision), files, about)
+        return Listing(replace(source, revision=revision), files, _about(version, description))
 
     async def read(
         self, listing: Listing, file: RemoteFile, start: int = 0
     ) -> AsyncGenerator[bytes, None]:
         source = listing.source
         _, uri = await self._asked(source, lambda: _version(source, self._server))
-        folder = listing.about.get("folder", "")
-        inside = replace(file, path=f"{folder}/{file.path}" if folder else file.path)
-        chunks = self._artifacts(source, uri).read(inside, start)
+        chunks = self._artifacts(source, uri).read(file, start)
         async for chunk in guarded(chunks, listing, file, start, self._settings):
             yield chunk
 
@@ -158,6 +155,7 @@ class _Served:
     async def files(self) -> list[RemoteFile]:
         found: list[RemoteFile] = []
         folders = [""]
+        seen = 0
         while folders:
             folder = folders.pop()
             path = "/".join(filter(None, (self._root, folder)))
@@ -165,11 +163,14 @@ class _Served:
             for one in (await self._blocking(answer.json)).get("files", ()):
                 inside = "/".join(filter(None, (folder, one["path"])))
                 if one.get("is_dir"):
-                    folders.append(inside)
+                    folders.append(checked_path(inside))
                 else:
                     size = one.get("file_size")
-                    found.append(RemoteFile(inside, None if size is None else int(size)))
-            if len(found) + len(folders) > MAX_FILES:
+                    found.append(
+                        RemoteFile(inside, None if size is None else int(size), key=inside)
+                    )
+            seen += 1
+            if seen + len(found) + len(folders) > MAX_FILES:
                 raise UnsafeContent(
                     path=self._source, problem=f"it has more than {MAX_FILES} files"
                 )
@@ -179,7 +180,7 @@ class _Served:
         if start == file.size:
             return
         headers = {"Range": f"bytes={start}-"} if start else {}
-        path = quote(f"/{self._root}/{file.path}")
+        path = quote(f"/{self._root}/{file.key}")
         answer = await self._get(path, stream=True, extra_headers=headers)
         try:
             skip = 0 if answer.status_code == 206 else start
@@ -270,16 +271,21 @@ def _about(version: "ModelVersion", description: Mapping[str, Any]) -> dict[str,
     flavors = description.get("flavors")
     said = {
         "name": version.name,
-        "version": version.version,
+        "version": str(version.version),
         "run_id": version.run_id,
         "description": version.description,
-        "flavors": ",".join(map(str, flavors)) if isinstance(flavors, Mapping) else "",
+        "flavors": ",".join(filter(_is_text, flavors)) if isinstance(flavors, Mapping) else "",
         "mlflow_version": description.get("mlflow_version"),
         "inputs": signature.get("inputs"),
         "outputs": signature.get("outputs"),
         **labels((version.tags or {}).items()),
     }
-    return {key: str(value)[:_MAX_TAG] for key, value in said.items() if value}
+    return {key: value[:_MAX_TAG] for key, value in said.items() if value and _is_text(value)}
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    """Return whether a value is a text. YAML can hold what grows without end as one."""
+    return isinstance(value, str)
 
 
 def _told(error: Exception, source: Source) -> ShoalError:

@@ -44,6 +44,8 @@ _MAX_DOCUMENT: Final = 4 * 2**20  # bytes of a manifest, a config or a token
 _CHALLENGE: Final = re.compile(r'(\w+)="([^"]*)"')
 # Where docker.io really answers.
 _ALIASES: Final = {"docker.io": "registry-1.docker.io"}
+# What `docker login` calls it in its file.
+_KEYS: Final = {"docker.io": "https://index.docker.io/v1/"}
 
 
 class Oci:
@@ -203,7 +205,8 @@ def _docker_credentials(host: str) -> str:
     folder = os.environ.get("DOCKER_CONFIG") or Path("~/.docker").expanduser()
     try:
         auths: Any = json.loads(Path(folder, "config.json").read_bytes()).get("auths", {})
-        found = auths.get(host) or auths.get(f"https://{host}") or {}
+        names = (host, f"https://{host}", _KEYS.get(host, host))
+        found: Any = next((auths[name] for name in names if name in auths), {})
         if "auth" in found:
             return str(found["auth"])
         return base64.b64encode(f"{found['username']}:{found['password']}".encode()).decode()

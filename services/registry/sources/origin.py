@@ -27,6 +27,7 @@ class RemoteFile:
     digest: str = ""  # "sha256:<hex>" where the origin knows it
     etag: str = ""  # tells whether the file is unchanged, where there is no digest
     archive: Archive = ""
+    key: str = ""  # where its origin finds it, if not at its path
 
     def __post_init__(self) -> None:
         checked_path(self.path)

@@ -146,6 +146,7 @@ class Web:
 
         timeout = aiohttp.ClientTimeout(
             total=None,
+            connect=self._settings.connect_timeout,
             sock_connect=self._settings.connect_timeout,
             sock_read=self._settings.idle_timeout,
         )

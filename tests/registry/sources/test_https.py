@@ -147,6 +147,14 @@ async def test_a_file_that_was_written_since(site: Site) -> None:
         await listed(listing.source)
 
 
+async def test_a_file_that_may_be_another_one_by_now(site: Site) -> None:
+    tokens = {f"localhost:{site.port}": SecretStr("the-token")}
+    listing = await listed(site.source("friends.onnx"), tokens=tokens)
+    assert listing.source.revision == ""
+    with pytest.raises(SourceChanged, match="a fetch of it cannot go on"):
+        await content(listing, 3, tokens=tokens)
+
+
 async def test_a_file_that_is_not_there(site: Site) -> None:
     with pytest.raises(SourceNotFound):
         await listed(site.source("nothing.onnx"))

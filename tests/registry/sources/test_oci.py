@@ -332,6 +332,16 @@ async def test_a_layer_larger_than_allowed(small: SmallRegistry) -> None:
         await content(listing, max_bytes=1000)
 
 
+async def test_a_realm_at_a_private_address(
+    small: SmallRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    text = pushed(small, [layer(small, MODEL)])
+    small.wants_token, small.realm = True, "https://10.0.0.1/token"
+    with pytest.raises(SourceForbidden, match=r"leads to 10\.0\.0\.1, which is private"):
+        await listed(text)
+
+
 async def test_a_redirect_to_a_private_address(small: SmallRegistry) -> None:
     text = pushed(small, [layer(small, MODEL)])
     small.elsewhere = "https://169.254.169.254/latest/meta-data"
