@@ -34,6 +34,7 @@ _RETRIES: Final = 3
 _STATUS: Final = re.compile(r"status(?: code)?: (\d{3})")
 _TELLING: Final = re.compile(
     r"NoSuchBucket|NoSuchKey|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken"
+    r"|PermanentRedirect|AuthorizationHeaderMalformed|Account must be specified|credential error"
     r"|dns error|[Cc]onnection refused|timed out|certificate|status(?: code)?: \d{3}",
 )
 

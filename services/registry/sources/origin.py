@@ -75,7 +75,7 @@ class Origin(Protocol):
         """List the files at a source, pinned.
 
         A source without a revision means what is there. One with a revision means that content:
-        raises SourceChanged where it is no longer there.
+        raises SourceChanged or SourceNotFound where it is no longer there.
         """
         ...
 

@@ -26,6 +26,7 @@ REPOSITORY = {
     "fleet/resnet/2/model.onnx": b"two",
     "fleet/bert/1/model.onnx": b"",
     "fleet/bert/labels with spaces & ünï.txt": b"a",
+    "fleet/bert/50%25 a+b#c?d=e~@.txt": b"b",
     "fleets/other/1/model.onnx": b"not below the prefix",
 }
 
@@ -117,6 +118,21 @@ async def test_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) ->
     source = parse("s3://models/fleet")
     with pytest.raises(SourceUnavailable, match="s3://models/fleet cannot be read"):
         await origin_of(source, OriginSettings(idle_timeout=0.5)).resolve(source)
+
+
+async def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    source = parse("az://container/x")
+    with pytest.raises(SourceUnavailable, match="Account must be specified"):
+        await origin_of(source, OriginSettings()).resolve(source)
+
+
+async def test_a_file_that_is_gone(origin: Origin, server: str) -> None:
+    put(server, {"leaving/model.onnx": b"x"})
+    listing = await origin.resolve(parse("s3://models/leaving"))
+    obstore.delete(bucket(server), "leaving/model.onnx")
+    with pytest.raises(SourceChanged, match=r"model\.onnx is gone"):
+        await content(origin.read(listing, listing.files[0]))
 
 
 async def test_a_file_larger_than_allowed(origin: Origin) -> None:

@@ -1,5 +1,6 @@
 """Models of the Hugging Face hub: from its cache, and from a hub on this host."""
 
+import asyncio
 import hashlib
 import os
 import subprocess
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_hub_download
 
 from services.registry.core.errors import (
     SourceChanged,
@@ -51,6 +52,10 @@ def cached(folder: Path) -> None:
         path.symlink_to(os.path.relpath(repository / "blobs" / blob, path.parent))
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
+
+
+def contents(folder: Path, pattern: str) -> list[bytes]:
+    return [path.read_bytes() for path in folder.rglob(pattern) if path.is_file()]
 
 
 async def listed(text: str, revision: str = "") -> Listing:
@@ -207,6 +212,15 @@ async def test_a_repository_on_the_hub(hub: SmallHub) -> None:
     for file in listing.files:
         assert await content(listing, file.path) == FILES[file.path]
         assert file.size == len(FILES[file.path])
+
+
+async def test_what_was_downloaded_leaves_the_cache_again(hub: SmallHub, tmp_path: Path) -> None:
+    listing = await listed("hf://acme/small")
+    await asyncio.to_thread(hf_hub_download, "acme/small", "config.json", revision=COMMIT)
+    for path in ("config.json", "onnx/model.onnx"):
+        await content(listing, path)
+    assert contents(tmp_path, "snapshots/*/**/*") == [FILES["config.json"]]
+    assert contents(tmp_path, "blobs/*") == [FILES["config.json"]]
 
 
 async def test_a_branch_is_pinned_to_its_commit(hub: SmallHub) -> None:
