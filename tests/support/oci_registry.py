@@ -65,6 +65,7 @@ class SmallRegistry:
         self.manifests: dict[str, tuple[str, bytes]] = {}
         self.elsewhere = ""  # where it redirects those who want a blob
         self.wants_token = False
+        self.token = TOKEN
         self.realm = ""  # who gives tokens, if not the registry itself
         self.seen: list[web.Request] = []
         self._uploads: dict[str, bytes] = {}
@@ -101,11 +102,11 @@ class SmallRegistry:
         self.seen.append(request)
         if request.headers.get("Authorization") != f"Basic {USER}":
             raise web.HTTPUnauthorized
-        return web.json_response({"token": TOKEN})
+        return web.json_response({"token": self.token})
 
     def _check(self, request: web.Request) -> None:
         self.seen.append(request)
-        if self.wants_token and request.headers.get("Authorization") != f"Bearer {TOKEN}":
+        if self.wants_token and request.headers.get("Authorization") != f"Bearer {self.token}":
             realm = self.realm or f"http://{self.host}/token"
             challenge = f'Bearer realm="{realm}",service="s",scope="pull"'
             raise web.HTTPUnauthorized(headers={"WWW-Authenticate": challenge})

@@ -69,7 +69,9 @@ class Buckets:
             raise SourceChanged(source=source, problem="files were added, removed or written")
         return Listing(replace(source, revision=revision), tuple(files))
 
-    def read(self, listing: Listing, file: RemoteFile, start: int = 0) -> AsyncIterator[bytes]:
+    def read(
+        self, listing: Listing, file: RemoteFile, start: int = 0
+    ) -> AsyncGenerator[bytes, None]:
         chunks = self._chunks(listing, file, start)
         return guarded(chunks, listing, file, start, self._settings)
 

@@ -7,6 +7,7 @@ what the cache holds can be read.
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -92,7 +93,8 @@ class Hub:
     ) -> AsyncGenerator[bytes, None]:
         """Yield a file out of the library's cache, into which it is downloaded first.
 
-        What this has downloaded leaves the cache once it was read: nobody else counts its bytes.
+        The first chunk comes once the download has ended. What this has downloaded leaves the cache
+        when it has been read: nobody else counts its bytes.
         """
         place = _Place.of(listing.source)
         wanted = threading.Event()
@@ -103,8 +105,10 @@ class Hub:
             )
         finally:
             wanted.clear()
-        async for chunk in guarded(of_file(path, start), listing, file, start, self._settings):
-            yield chunk
+        content = of_file(path, start)
+        async with aclosing(guarded(content, listing, file, start, self._settings)) as chunks:
+            async for chunk in chunks:
+                yield chunk
         if fresh:
             await asyncio.to_thread(_forget, path)
 

@@ -35,9 +35,9 @@ async def guarded(
     """Yield the chunks of a file from byte `start` on, and close the stream whatever happens.
 
     Raises SourceUnavailable if no chunk comes in time or the stream ends before the file does,
-    SourceChanged if there is no such file,
-    SourceTooLarge if it goes on after the file's end, and ContentMismatch if a file that is read
-    from its first byte to its last has not the digest that it is listed with.
+    SourceTooLarge if it goes on after the file's end, SourceChanged if the file is gone, and
+    ContentMismatch if a file that is read from its first byte to its last has not the digest that
+    it is listed with.
     """
     limit = settings.max_bytes if file.size is None else file.size
     if limit > settings.max_bytes:

@@ -8,8 +8,14 @@ from collections.abc import Iterator
 import pytest
 from mlflow import MlflowClient
 
-from services.registry.core.errors import SourceForbidden, SourceNotFound, SourceUnavailable
+from services.registry.core.errors import (
+    ContentMismatch,
+    SourceForbidden,
+    SourceNotFound,
+    SourceUnavailable,
+)
 from services.registry.core.source import Source, parse
+from services.registry.sources import mlflow_server as mlflow_server_module
 from services.registry.sources.origin import Listing
 from services.registry.sources.origins import origin_of
 from services.registry.sources.settings import OriginSettings
@@ -110,6 +116,23 @@ async def test_artifacts_in_a_bucket(server: str, monkeypatch: pytest.MonkeyPatc
         client.create_registered_model("stored")
         client.create_model_version("stored", "s3://models/runs/1")
         assert await contents(await listed("mlflow://stored/1")) == {"model.onnx": rows()}
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        b"[]",
+        b"\xff",
+        b"a: [",
+        b"[" * 3000,
+        b"a: &a {x: 1}\n"
+        + b"".join(b"%c: &%c {<<: [*%c, *%c]}\n" % (n + 1, n + 1, n, n) for n in range(97, 121)),
+    ],
+    ids=["list", "bytes", "broken", "deep", "merges"],
+)
+def test_a_description_that_is_none(description: bytes) -> None:
+    with pytest.raises(ContentMismatch, match="MLmodel"):
+        mlflow_server_module._description(description)
 
 
 @pytest.mark.parametrize(

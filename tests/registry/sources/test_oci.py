@@ -239,6 +239,20 @@ async def test_a_registry_that_wants_a_token(
     assert TOKEN not in repr(listing)
 
 
+async def test_a_token_that_has_expired(
+    small: SmallRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"auths": {small.host: {"auth": USER}}}))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    source = parse(pushed(small, [layer(small, MODEL)]))
+    small.wants_token = True
+    origin = origin_of(source, settings(small.host))
+    listing = await origin.resolve(source)
+    small.token = "another-token"
+    chunks = origin.read(listing, listing.files[0])
+    assert b"".join([chunk async for chunk in chunks]) == MODEL
+
+
 async def test_a_token_stays_with_its_registry(
     small: SmallRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
