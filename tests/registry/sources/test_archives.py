@@ -123,7 +123,8 @@ NAMES = [
     ("a//b", "an empty part"),
     ("a\x01b", "control characters"),
     ("a" * 256, "more than 255 bytes"),
-    ("/".join(["abcdefghi"] * 103), "more than 1024 bytes"),
+    ("/".join(["abcdefghijk"] * 99), "more than 1024 bytes"),
+    ("/".join(["a"] * 101), "more than 100 parts"),
 ]
 
 
@@ -193,6 +194,25 @@ def test_too_many_members(attempt: Any, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(archives, "MAX_FILES", 3)
     with pytest.raises(UnsafeContent, match="more than 3 members"):
         attempt(tar_of(*(member(f"f{number}") for number in range(4))))
+
+
+def test_folders_count_as_members(attempt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "MAX_FILES", 8)
+    assert attempt(tar_of(member("a/b/c/d/e/f"))) == {"a/b/c/d/e/f": b""}
+
+
+def test_too_many_folders(attempt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "MAX_FILES", 5)
+    with pytest.raises(UnsafeContent, match="more than 5 members"):
+        attempt(tar_of(member("a/b/c/d/e/f")))
+
+
+def test_a_zip_packed_by_another_method(attempt: Any) -> None:
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("a", b"x")
+    with pytest.raises(UnsafeContent, match="another method than deflate"):
+        attempt(written.getvalue(), "zip")
 
 
 def test_a_header_as_large_as_memory(attempt: Any) -> None:

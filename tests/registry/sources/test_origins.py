@@ -94,5 +94,5 @@ def test_files_that_cannot_lie_together(paths: list[str], problem: str) -> None:
 
 def test_more_files_than_a_listing_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(origin, "MAX_FILES", 2)
-    with pytest.raises(UnsafeContent, match="more than 2 files"):
+    with pytest.raises(UnsafeContent, match="more than 2 files and folders"):
         Listing(Source("s3", "b"), tuple(RemoteFile(f"f{number}", 1) for number in range(3)))
