@@ -188,6 +188,17 @@ async def test_a_private_address_is_refused(site: Site, host: str) -> None:
     assert site.seen == []
 
 
+async def test_a_private_address_behind_a_proxy_is_refused(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", "http://user:s3cret@127.0.0.1:9")
+    with pytest.raises(SourceForbidden, match=r"leads to 10\.0\.0\.1, which is private"):
+        await listed(parse("https://10.0.0.1/model.onnx"))
+    with pytest.raises(SourceUnavailable) as caught:
+        await listed(parse("https://models.example/model.onnx"))
+    assert "s3cret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::ffff:127.0.0.1]"])
 async def test_a_redirect_to_a_private_address_is_refused(site: Site, host: str) -> None:
     site.to = f"https://{host}:{site.port}/model.onnx"
