@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
+from pathlib import Path
 
 import obstore
 import pytest
@@ -17,7 +18,9 @@ from services.registry.core.source import Source, parse
 from services.registry.sources.origin import Listing, Origin, RemoteFile
 from services.registry.sources.origins import origin_of
 from services.registry.sources.settings import OriginSettings
+from tests.support.cloud_storage import CloudStorage
 from tests.support.storage import bucket, free_ports, put, s3_server, variables
+from tests.support.web_server import tls
 
 LARGE = bytes(range(256)) * 20_000
 REPOSITORY = {
@@ -149,6 +152,34 @@ async def test_a_reader_may_stop(origin: Origin) -> None:
     async with aclosing(chunks):  # type: ignore[type-var]
         first = await anext(chunks)
     assert LARGE.startswith(first)
+
+
+@pytest.mark.parametrize("scheme", ["gs", "az"])
+async def test_other_clouds(scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate = tls(tmp_path) if scheme == "gs" else None  # Azure's emulator has none
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    async with CloudStorage(REPOSITORY).served(certificate) as storage:
+        for name, value in storage.variables().items():
+            monkeypatch.setenv(name, value)
+        source = parse(f"{scheme}://models/fleet/resnet")
+        origin = origin_of(source, OriginSettings())
+        listing = await origin.resolve(source)
+        assert [file.path for file in listing.files] == [
+            "1/model.onnx",
+            "2/model.onnx",
+            "config.pbtxt",
+        ]
+        file = one(listing, "1/model.onnx")
+        assert await content(origin.read(listing, file)) == LARGE
+        assert await content(origin.read(listing, file, 1000)) == LARGE[1000:]
+        assert await origin.resolve(listing.source) == listing
+        storage.objects["fleet/resnet/1/model.onnx"] = bytes(len(LARGE))
+        with pytest.raises(SourceChanged):
+            await content(origin.read(listing, file))
+        single = await origin.resolve(parse(f"{scheme}://models/fleet/resnet/config.pbtxt"))
+        assert [file.path for file in single.files] == ["config.pbtxt"]
+        with pytest.raises(SourceNotFound):
+            await origin.resolve(parse(f"{scheme}://models/nothing"))
 
 
 def test_a_source_is_what_the_user_wrote() -> None:
