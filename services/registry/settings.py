@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import URL
 
 from services.common.units import Seconds
+from services.registry.sources.settings import OriginSettings
 
 DATABASE_FILE = "registry.db"
 
@@ -39,6 +40,7 @@ class RegistrySettings(BaseSettings):
         env_prefix="SHOAL_REGISTRY_",
         env_parse_none_str="none",
         frozen=True,
+        hide_input_in_errors=True,  # a value that is refused may hold a credential
         use_attribute_docstrings=True,
     )
 
@@ -73,6 +75,8 @@ class RegistrySettings(BaseSettings):
     a preference (OpenVINO, custom ones). With `KIND_AUTO`, Triton uses a GPU if there is one."""
     watch_checkpoint_seconds: Seconds = Field(default=5.0, gt=0)
     """How often an idle watch tells its revision."""
+    origins: OriginSettings = Field(default_factory=OriginSettings)
+    """Addresses and limits of the places that models come from: a JSON object, see below."""
     stop_grace_seconds: Seconds = Field(default=2.0, ge=0)
     """How long a stopping Registry finishes the calls it has begun."""
 

@@ -30,7 +30,7 @@ from services.registry.artifacts.discovery import (
     scan_models,
 )
 from services.registry.artifacts.repository import Problem, find_models, not_a_model
-from services.registry.artifacts.scan import Scan, Source, open_registered, scan_version
+from services.registry.artifacts.scan import ModelFolder, Scan, open_registered, scan_version
 from services.registry.artifacts.staging import Staging
 from services.registry.catalogue.writer import Catalogue
 from services.registry.core import rules
@@ -339,7 +339,7 @@ def _waits(version: Version, fingerprint: str) -> bool:
     return bool(version.incomplete and not version.problem) and version.fingerprint == fingerprint
 
 
-def _check_present(source: Source, number: int) -> None:
+def _check_present(source: ModelFolder, number: int) -> None:
     """Raises InvalidArtifact unless the source holds that version."""
     if not source.bare and number not in source.numbers:
         raise InvalidArtifact(

@@ -32,6 +32,15 @@ def serialized(
     return bytes(model.SerializeToString())
 
 
+def rows(operator: str = "Identity") -> bytes:
+    """Return a graph that applies an operator to rows of 4 floats: `y` of `x`."""
+    return serialized(
+        helper.make_node(operator, ["x"], ["y"]),
+        inputs=[tensor_info("x", onnx.TensorProto.FLOAT, ["batch", 4])],
+        outputs=[tensor_info("y", onnx.TensorProto.FLOAT, ["batch", 4])],
+    )
+
+
 def onnx_model(
     folder: Path, *nodes: onnx.NodeProto, file: str = "model.onnx", **graph: Any
 ) -> None:
