@@ -14,6 +14,7 @@ from services.controller.settings import Settings as ControllerSettings
 from services.embedded.collector.settings import CollectorSettings
 from services.embedded.settings import StackSettings, flag, variable
 from services.registry.settings import RegistrySettings
+from services.registry.sources.settings import OriginSettings
 from services.router.settings import LaneSettings, TenantSettings
 from services.router.settings import Settings as RouterSettings
 from shoal.sizes import format_size
@@ -81,6 +82,7 @@ _TYPES: Final[Mapping[object, str]] = {
     tuple: "list",
     dict: "object",
     LaneSettings: "object",
+    OriginSettings: "object",
 }
 _SHOWN: Final = 1e9  # limits above it are no one's concern
 
@@ -96,6 +98,7 @@ def page() -> str:
         _section("Controller", ControllerSettings, _service_rows(ControllerSettings)),
         _section("Each server", ServerSettings, _object_rows(ServerSettings), level=3),
         _section("Registry", RegistrySettings, _service_rows(RegistrySettings)),
+        _section("Sources of models", OriginSettings, _object_rows(OriginSettings), level=3),
         _section("Embedded collector", CollectorSettings, _service_rows(CollectorSettings)),
         _EVERY_SERVICE,
         _COMMAND_LINE,

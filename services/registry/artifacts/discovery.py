@@ -8,7 +8,7 @@ from pathlib import Path
 import structlog
 
 from services.registry.artifacts.repository import Problem
-from services.registry.artifacts.scan import Fence, Scan, Source, open_source, scan_version
+from services.registry.artifacts.scan import Fence, ModelFolder, Scan, open_source, scan_version
 from services.registry.artifacts.tree import shown
 from services.registry.core.catalogue import Entry, Version, VersionState
 from services.registry.core.errors import InvalidArtifact
@@ -95,6 +95,12 @@ def number_conflict(known: Version | None, found: Found) -> Problem | None:
     """Return a problem if another folder that still exists already has the number."""
     if known is None or known.state is VersionState.INVALID:
         return None
+    if known.digest:
+        return Problem(
+            shown(found.source),
+            f"{known.name} is already registered from {known.provenance}: give this one another "
+            "number",
+        )
     source, other = Path(found.source), Path(known.source)
     if source.resolve() == other.resolve() or not other.exists():
         return None
@@ -114,7 +120,7 @@ def _at(path: str, model: str, versions: list[Version], kind: str, fence: Fence)
         yield Found(model, version.number, path, _scan(source, version.number, kind))
 
 
-def _open(path: Path, model: str, fence: Fence) -> Source:
+def _open(path: Path, model: str, fence: Fence) -> ModelFolder:
     """Raises InvalidArtifact, whatever is wrong: one model's files stop no other model."""
     try:
         return open_source(path, model, fence(path))
@@ -124,7 +130,9 @@ def _open(path: Path, model: str, fence: Fence) -> Source:
         raise _unexpected(path, error) from error
 
 
-def _scan(source: Source, number: int, kind: str, completed: bytes = b"") -> Scan | InvalidArtifact:
+def _scan(
+    source: ModelFolder, number: int, kind: str, completed: bytes = b""
+) -> Scan | InvalidArtifact:
     try:
         return scan_version(source, number, kind, completed)
     except InvalidArtifact as error:

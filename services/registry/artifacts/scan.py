@@ -19,6 +19,7 @@ from services.registry.artifacts.probe import PROBE_FILE
 from services.registry.artifacts.tree import File, Tree, shown
 from services.registry.core.catalogue import Part, PartSource
 from services.registry.core.errors import InvalidArtifact
+from services.registry.core.manifest import is_sha256
 from services.registry.formats.calls import calls
 from services.registry.formats.completion import METHOD, incomplete, merged
 from services.registry.formats.config import (
@@ -85,7 +86,7 @@ class Scan:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ModelFolder:
     """A folder with versions of a model.
 
     `numbers` are its versions, and `strays` the folders that only look like versions. A `bare`
@@ -131,7 +132,7 @@ class Source:
         return self.path if self.bare else self.path / str(number)
 
 
-def open_source(path: Path, model: str, within: tuple[Path, ...] = ()) -> Source:
+def open_source(path: Path, model: str, within: tuple[Path, ...] = ()) -> ModelFolder:
     """Look into a model's folder, or a version's content. Raises InvalidArtifact.
 
     Links may lead into the folders of `within`; without any, they must stay in `path`.
@@ -152,13 +153,13 @@ def open_source(path: Path, model: str, within: tuple[Path, ...] = ()) -> Source
         numbers = (1,)
     if numbers:
         auxiliary = tree.read(path, within, _is_auxiliary)
-        return Source(model, path, numbers, False, config, auxiliary, within, strays)
+        return ModelFolder(model, path, numbers, False, config, auxiliary, within, strays)
     auxiliary = tree.read(path, within, lambda name: name in labels)
     number = names.parse_version(path.name) or 0
-    return Source(model, path, (number,), True, config, auxiliary, within)
+    return ModelFolder(model, path, (number,), True, config, auxiliary, within)
 
 
-def open_registered(path: Path, model: str, number: int, fence: Fence) -> Source:
+def open_registered(path: Path, model: str, number: int, fence: Fence) -> ModelFolder:
     """Look into what is to be registered as version `number` (0: any). Raises InvalidArtifact.
 
     A numbered folder inside a model's folder is that version of the model.
@@ -171,7 +172,7 @@ def open_registered(path: Path, model: str, number: int, fence: Fence) -> Source
     return replace(source, numbers=(own,), bare=False, strays=(), folders=source.numbers)
 
 
-def scan_version(source: Source, number: int, kind: str, completed: bytes = b"") -> Scan:
+def scan_version(source: ModelFolder, number: int, kind: str, completed: bytes = b"") -> Scan:
     """Scan one version of `source`. `kind` is the instance kind if its config gives none.
 
     `completed` is the config as a server has completed it, if it was asked. Raises InvalidArtifact
@@ -273,15 +274,15 @@ def _digest(auxiliary: Tree, path: Path) -> str:
         raise tree.unreadable(path, error) from None
 
 
-def _drafted(source: Source, folder: Path | None, kind: str) -> ModelConfig:
+def _drafted(source: ModelFolder, folder: Path | None, kind: str) -> ModelConfig:
     """Raises Unservable, OSError."""
     if isinstance(source.config, Unservable):
         raise source.config
     beside = {file.relative for file in source.auxiliary.files}
     given = source.config
-    if (
-        given.name == source.path.name
-    ):  # correct where it lies, whatever name it is registered under
+    # A name that is correct where the model lies may differ from the one it is registered under. A
+    # folder in the store has no name of its own.
+    if given.name == source.path.name or is_sha256(source.path.name):
         given = ModelConfig()
         given.CopyFrom(source.config)
         given.name = source.model
@@ -315,7 +316,7 @@ def _read_config(path: Path, within: Iterable[Path]) -> ModelConfig | Unservable
         return error
 
 
-def _read_probe(source: Source, folder: Path, config: ModelConfig) -> bytes:
+def _read_probe(source: ModelFolder, folder: Path, config: ModelConfig) -> bytes:
     """Return the version's own probe, or else the model's, or b"".
 
     Raises Unservable, InvalidArtifact, OSError.
@@ -324,7 +325,7 @@ def _read_probe(source: Source, folder: Path, config: ModelConfig) -> bytes:
     return probe.read(content, config) if content else b""
 
 
-def _probe_text(source: Source, folder: Path) -> bytes:
+def _probe_text(source: ModelFolder, folder: Path) -> bytes:
     for place in dict.fromkeys((folder, source.path)):
         if os.path.lexists(place / PROBE_FILE):
             return _read_file(place, source.within, PROBE_FILE, probe.MAX_TEXT) or b" "
@@ -354,7 +355,7 @@ def _is_ensemble(config: ModelConfig | Unservable) -> bool:
     return not isinstance(config, Unservable) and is_ensemble(config)
 
 
-def _is_own(source: Source, name: str) -> bool:
+def _is_own(source: ModelFolder, name: str) -> bool:
     return name == PROBE_FILE or (source.bare and name == CONFIG_FILE)
 
 

@@ -33,3 +33,83 @@ class LeaseHeld(ShoalError):
         "{holder} holds the controller lease for another {remaining_seconds} s. Only one "
         "Controller acts at a time: ask again after that."
     )
+
+
+# --- sources --------------------------------------------------------------------------------------
+
+
+class InvalidSource(ShoalError):
+    code, reason = Code.INVALID_ARGUMENT, "INVALID_SOURCE"
+    template = "{source!r} is not a source: {problem}."
+
+
+class SourceNotFound(ShoalError):
+    code, reason = Code.NOT_FOUND, "SOURCE_NOT_FOUND"
+    template = "there is nothing at {source}: {problem}."
+
+
+class SourceDenied(ShoalError):
+    code, reason = Code.FAILED_PRECONDITION, "SOURCE_DENIED"
+    template = "{source} may not be read with the Registry's credentials: {problem}."
+
+
+class SourceForbidden(ShoalError):
+    code, reason = Code.FAILED_PRECONDITION, "SOURCE_FORBIDDEN"
+    template = "{source} is not fetched: {problem}."
+
+
+class SourceUnavailable(ShoalError):
+    code, reason = Code.UNAVAILABLE, "SOURCE_UNAVAILABLE"
+    template = "{source} cannot be read: {problem}. Repeat when it answers."
+
+
+class SourceChanged(ShoalError):
+    code, reason = Code.FAILED_PRECONDITION, "SOURCE_CHANGED"
+    template = (
+        "{source} is no longer what it was: {problem}. Register it again to have what is there now."
+    )
+
+
+class SourceTooLarge(ShoalError):
+    code, reason = Code.RESOURCE_EXHAUSTED, "SOURCE_TOO_LARGE"
+    template = "{path} is too large: {problem}."
+
+
+class UnsafeContent(ShoalError):
+    code, reason = Code.INVALID_ARGUMENT, "UNSAFE_CONTENT"
+    template = "{path} is refused: {problem}."
+
+
+class ContentMismatch(ShoalError):
+    code, reason = Code.DATA_LOSS, "CONTENT_MISMATCH"
+    template = "{path} is not what was announced: {problem}."
+
+
+class ExtraMissing(ShoalError):
+    code, reason = Code.FAILED_PRECONDITION, "EXTRA_MISSING"
+    template = (
+        "sources that begin with {scheme}:// need a package that the Registry's environment does "
+        "not have: pip install 'shoal[{extra}]', then start the Registry again."
+    )
+
+
+# --- the store ------------------------------------------------------------------------------------
+
+
+class StoreFull(ShoalError):
+    code, reason = Code.RESOURCE_EXHAUSTED, "STORE_FULL"
+    template = (
+        "the Registry's store has no room for {wanted_for}: {needed} are needed, and {cause}. "
+        "Evict, unpin or delete versions, or raise SHOAL_REGISTRY_STORE_BUDGET; `shoal disk` shows "
+        "who takes what."
+    )
+
+
+class ImportNotFound(ShoalError):
+    code, reason = Code.NOT_FOUND, "IMPORT_NOT_FOUND"
+    template = "there is no import {name!r}: imports that have ended are kept for a day"
+
+
+class UploadIncomplete(ShoalError):
+    code, reason = Code.FAILED_PRECONDITION, "UPLOAD_INCOMPLETE"
+    template = "upload {upload} cannot be used: {problem}. Begin it again to see what is missing."

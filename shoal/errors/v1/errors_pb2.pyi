@@ -165,6 +165,32 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """PERMISSION_DENIED: an HTTP request is for a host name that the Router is not known by."""
     ERROR_REASON_FOREIGN_PAGE: _ErrorReason.ValueType  # 91
     """PERMISSION_DENIED: a web page of another origin may not send this HTTP request."""
+    ERROR_REASON_INVALID_SOURCE: _ErrorReason.ValueType  # 100
+    """INVALID_ARGUMENT: the text does not name a source, or carries a credential."""
+    ERROR_REASON_SOURCE_NOT_FOUND: _ErrorReason.ValueType  # 101
+    """NOT_FOUND: there is nothing at the source."""
+    ERROR_REASON_SOURCE_DENIED: _ErrorReason.ValueType  # 102
+    """FAILED_PRECONDITION: the source may not be read with the credentials that the Registry has."""
+    ERROR_REASON_SOURCE_FORBIDDEN: _ErrorReason.ValueType  # 103
+    """FAILED_PRECONDITION: the source, or where it redirects, lies where the Registry fetches nothing."""
+    ERROR_REASON_SOURCE_UNAVAILABLE: _ErrorReason.ValueType  # 104
+    """UNAVAILABLE: the source does not answer, or breaks off."""
+    ERROR_REASON_SOURCE_CHANGED: _ErrorReason.ValueType  # 105
+    """FAILED_PRECONDITION: what the source had at the wanted revision is no longer there."""
+    ERROR_REASON_SOURCE_TOO_LARGE: _ErrorReason.ValueType  # 106
+    """RESOURCE_EXHAUSTED: a file, or what an archive unpacks to, is larger than it may be."""
+    ERROR_REASON_UNSAFE_CONTENT: _ErrorReason.ValueType  # 107
+    """INVALID_ARGUMENT: a source or an archive in it has files that must not be written."""
+    ERROR_REASON_CONTENT_MISMATCH: _ErrorReason.ValueType  # 108
+    """DATA_LOSS: a file does not have the size or the digest that was announced."""
+    ERROR_REASON_EXTRA_MISSING: _ErrorReason.ValueType  # 109
+    """FAILED_PRECONDITION: a package for sources of that scheme is not installed."""
+    ERROR_REASON_STORE_FULL: _ErrorReason.ValueType  # 110
+    """RESOURCE_EXHAUSTED: the Registry's store has no room for the files."""
+    ERROR_REASON_IMPORT_NOT_FOUND: _ErrorReason.ValueType  # 111
+    """NOT_FOUND: there is no import of that name."""
+    ERROR_REASON_UPLOAD_INCOMPLETE: _ErrorReason.ValueType  # 112
+    """FAILED_PRECONDITION: an upload was not begun, or some of its files have not arrived."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper): ...
 
@@ -303,4 +329,30 @@ ERROR_REASON_UNKNOWN_HOST: ErrorReason.ValueType  # 90
 """PERMISSION_DENIED: an HTTP request is for a host name that the Router is not known by."""
 ERROR_REASON_FOREIGN_PAGE: ErrorReason.ValueType  # 91
 """PERMISSION_DENIED: a web page of another origin may not send this HTTP request."""
+ERROR_REASON_INVALID_SOURCE: ErrorReason.ValueType  # 100
+"""INVALID_ARGUMENT: the text does not name a source, or carries a credential."""
+ERROR_REASON_SOURCE_NOT_FOUND: ErrorReason.ValueType  # 101
+"""NOT_FOUND: there is nothing at the source."""
+ERROR_REASON_SOURCE_DENIED: ErrorReason.ValueType  # 102
+"""FAILED_PRECONDITION: the source may not be read with the credentials that the Registry has."""
+ERROR_REASON_SOURCE_FORBIDDEN: ErrorReason.ValueType  # 103
+"""FAILED_PRECONDITION: the source, or where it redirects, lies where the Registry fetches nothing."""
+ERROR_REASON_SOURCE_UNAVAILABLE: ErrorReason.ValueType  # 104
+"""UNAVAILABLE: the source does not answer, or breaks off."""
+ERROR_REASON_SOURCE_CHANGED: ErrorReason.ValueType  # 105
+"""FAILED_PRECONDITION: what the source had at the wanted revision is no longer there."""
+ERROR_REASON_SOURCE_TOO_LARGE: ErrorReason.ValueType  # 106
+"""RESOURCE_EXHAUSTED: a file, or what an archive unpacks to, is larger than it may be."""
+ERROR_REASON_UNSAFE_CONTENT: ErrorReason.ValueType  # 107
+"""INVALID_ARGUMENT: a source or an archive in it has files that must not be written."""
+ERROR_REASON_CONTENT_MISMATCH: ErrorReason.ValueType  # 108
+"""DATA_LOSS: a file does not have the size or the digest that was announced."""
+ERROR_REASON_EXTRA_MISSING: ErrorReason.ValueType  # 109
+"""FAILED_PRECONDITION: a package for sources of that scheme is not installed."""
+ERROR_REASON_STORE_FULL: ErrorReason.ValueType  # 110
+"""RESOURCE_EXHAUSTED: the Registry's store has no room for the files."""
+ERROR_REASON_IMPORT_NOT_FOUND: ErrorReason.ValueType  # 111
+"""NOT_FOUND: there is no import of that name."""
+ERROR_REASON_UPLOAD_INCOMPLETE: ErrorReason.ValueType  # 112
+"""FAILED_PRECONDITION: an upload was not begun, or some of its files have not arrived."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

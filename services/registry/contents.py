@@ -1,0 +1,98 @@
+"""The files of a source, brought into the store as one version's folder."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from services.registry.core.errors import SourceChanged, SourceNotFound, UploadIncomplete
+from services.registry.core.manifest import Manifest, inside, of_version
+from services.registry.core.provenance import UPLOAD, Provenance
+from services.registry.core.source import Source
+from services.registry.disk import Disk
+from services.registry.sources.origin import Listing, Origin
+from services.registry.storage.fetching import Fetcher, Purpose, Wanted, Work
+
+
+class Contents:
+    """Brings sources into the store. `origin_of` opens the origin of a source."""
+
+    def __init__(self, origin_of: Callable[[Source], Origin], fetcher: Fetcher, disk: Disk) -> None:
+        self._origin_of = origin_of
+        self._fetcher = fetcher
+        self._disk = disk
+
+    async def listing(self, source: Source) -> Listing:
+        """Return what a source has. Raises what its origin raises."""
+        if source.scheme == UPLOAD:
+            return Listing(source, ())
+        return await self._origin_of(source).resolve(source)
+
+    async def gather(
+        self, listing: Listing, folder: str, number: int, purpose: Purpose, work: Work
+    ) -> Manifest:
+        """Have a version's files on disk, and return their manifest.
+
+        `number` 0 stands for the highest version in the source. Raises StoreFull, InvalidArtifact,
+        UploadIncomplete, and what the origin raises.
+        """
+        if listing.source.scheme == UPLOAD:
+            manifest = self._uploaded(listing.source.locator)
+            work.contents.update(manifest.contents)
+        else:
+            manifest = await self._fetched(listing, folder, number, purpose, work)
+        work.digests.add(manifest.digest)
+        await self._fetcher.tasks.complete(asyncio.to_thread(self._disk.trees.make, manifest))
+        return manifest
+
+    async def _fetched(
+        self, listing: Listing, folder: str, number: int, purpose: Purpose, work: Work
+    ) -> Manifest:
+        files = {file.path: file for file in listing.files}
+        paths = of_version(inside(files, folder), number)
+        if not paths:
+            place = f"folder {folder!r} has no files" if folder else "it has no files"
+            raise SourceNotFound(source=listing.source, problem=place)
+        wanted = [Wanted(files[remote], path) for remote, path in paths.items()]
+        origin = self._origin_of(listing.source)
+        items = await self._fetcher.fetch(origin, listing, wanted, purpose, work)
+        return Manifest.of(items)
+
+    def _uploaded(self, digest: str) -> Manifest:
+        manifest = self._disk.trees.manifest(digest)
+        if manifest is None:
+            raise UploadIncomplete(upload=digest, problem="it was not begun, or has been forgotten")
+        missing = [one for one in manifest.contents if one not in self._disk.blobs]
+        if missing:
+            raise UploadIncomplete(
+                upload=digest, problem=f"{len(missing)} of its contents have not arrived"
+            )
+        return manifest
+
+    async def restore(self, provenance: Provenance, purpose: Purpose, work: Work) -> None:
+        """Have files that have left the disk there again, the same ones.
+
+        Raises SourceChanged, StoreFull, ContentMismatch, and what the origin raises.
+        """
+        source, digest = provenance.source, provenance.digest
+        manifest = self._disk.trees.manifest(digest)
+        if manifest is None or not provenance.is_refetchable:
+            raise SourceNotFound(
+                source=source,
+                problem="the Registry has lost the list of its files, or cannot fetch it",
+            )
+        work.digests.add(digest)
+        listing = await self.listing(source)
+        placed = {path: remote for remote, path in _placed(listing, provenance.folder).items()}
+        files = {file.path: file for file in listing.files}
+        wanted: list[Wanted] = []
+        for item in manifest.items:
+            remote = placed.get(item.path)
+            if remote is None:
+                raise SourceChanged(source=source, problem=f"{item.path} is no longer there")
+            wanted.append(Wanted(files[remote], item.path, item.sha256))
+        origin = self._origin_of(source)
+        await self._fetcher.fetch(origin, listing, wanted, purpose, work)
+        await self._fetcher.tasks.complete(asyncio.to_thread(self._disk.trees.make, manifest))
+
+
+def _placed(listing: Listing, folder: str) -> Mapping[str, str]:
+    return inside((file.path for file in listing.files), folder)

@@ -1,0 +1,88 @@
+"""What every origin offers: a listing of the files at a source, and the bytes of each."""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal, Protocol
+
+from services.registry.core.errors import UnsafeContent
+from services.registry.core.source import Source, checked_path, shown
+
+MAX_FILES: Final = 100_000
+
+#: How an archive is packed; "" is a file that is none.
+Archive = Literal["", "tar", "tar+gzip", "tar+zstd", "zip"]
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file at a source.
+
+    An archive is fetched and verified like any other file. Its members, as
+    `services.registry.sources.archives.unpack` yields them, then stand in its place: in the folder
+    of its path.
+    """
+
+    path: str  # relative, "/" between its parts, with nothing in it that leads out of a folder
+    size: int | None  # bytes; None where the origin does not say
+    digest: str = ""  # "sha256:<hex>" where the origin knows it
+    etag: str = ""  # tells whether the file is unchanged, where there is no digest
+    archive: Archive = ""
+
+    def __post_init__(self) -> None:
+        checked_path(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The files of a source at one revision, and what the origin says about them.
+
+    `about` is provenance, such as a run id, a signature, tags, labels and media types.
+    """
+
+    source: Source  # with its revision
+    files: tuple[RemoteFile, ...]
+    about: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse files that cannot lie in one folder together."""
+        if len(self.files) > MAX_FILES:
+            raise UnsafeContent(
+                path=str(self.source), problem=f"it has more than {MAX_FILES} files"
+            )
+        paths: set[str] = set()
+        for file in self.files:
+            if file.path in paths:
+                raise UnsafeContent(
+                    path=shown(file.path), problem="there are two files of that name"
+                )
+            paths.add(file.path)
+        for path in paths:
+            parts = path.split("/")
+            for end in range(1, len(parts)):
+                if (above := "/".join(parts[:end])) in paths:
+                    raise UnsafeContent(path=shown(above), problem="it is both a file and a folder")
+
+
+class Origin(Protocol):
+    """Where files of one scheme come from.
+
+    Every method raises errors of `services.registry.core.errors` only. None of them carries a
+    credential.
+    """
+
+    async def resolve(self, source: Source) -> Listing:
+        """List the files at a source, pinned.
+
+        A source without a revision means what is there. One with a revision means that content:
+        raises SourceChanged where it is no longer there.
+        """
+        ...
+
+    def read(self, listing: Listing, file: RemoteFile, start: int = 0) -> AsyncIterator[bytes]:
+        """Yield the bytes of a file, from byte `start` on, so that a fetch goes on after a break.
+
+        Raises SourceChanged where the file is another one than listed, and SourceTooLarge for one
+        that does not end at its size. Whoever reads compares the digest. Close what is not read to
+        its end (`contextlib.aclosing`).
+        """
+        ...
