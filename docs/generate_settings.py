@@ -195,7 +195,7 @@ def _default(field: FieldInfo) -> str:
         value = value.get_secret_value()
     if value is None or value == Path():
         return ""
-    if value in ("", [], (), {}):
+    if value in ("", [], (), {}) or value == OriginSettings():
         return "empty"
     if isinstance(value, bool):
         return f"`{value}`".lower()
