@@ -33,8 +33,10 @@ def register(
 
     Args:
         model: The model's name.
-        source: A folder on the Registry's host: a model's folder (config.pbtxt and numbered version
-            folders) or the content of one version folder. It is only read.
+        source: A folder on the Registry's host, which is served in place: a model's folder
+            (config.pbtxt and numbered version folders) or the content of one version folder. Or a
+            source such as "s3://bucket/model" or "file:///folder", which is copied into the
+            Registry's store.
         version: The number of the version. 0 means the number of the version folder if there is one
             in `source`, else the next free number.
         pending: Whether the version must be approved before it can be the default.

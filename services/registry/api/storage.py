@@ -225,13 +225,10 @@ def _source(request: pb.StartImportsRequest) -> Source:
     """Return where files come from. Raises InvalidField, InvalidSource."""
     if bool(request.upload) == bool(request.source):
         raise InvalidField(field="source", problem="give either a source or an upload")
-    if not request.upload:
-        source = parse(request.source)
-        if source.scheme != UPLOAD:
-            return source
-    if not is_sha256(request.upload):
+    source = parse(request.source) if request.source else Source(UPLOAD, request.upload)
+    if source.scheme == UPLOAD and not is_sha256(source.locator):
         raise InvalidField(field="upload", problem="it is not what BeginUpload has returned")
-    return Source(UPLOAD, request.upload)
+    return source
 
 
 def _import_id(name: str) -> str:
