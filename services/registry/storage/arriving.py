@@ -1,6 +1,7 @@
 """What arrives, written in a thread while more of it arrives."""
 
 import asyncio
+import contextlib
 from collections.abc import Iterable
 from typing import Final
 
@@ -40,14 +41,16 @@ class Writer:
             await asyncio.shield(self._writing)
 
     async def settle(self) -> None:
-        """Wait until nothing is being written, whatever has become of it."""
+        """Have what was gathered on disk, as far as that goes, and nothing being written."""
+        await self._tasks.complete(self._settle())
+
+    async def _settle(self) -> None:
         if self._writing is not None:
-            await self._tasks.complete(_ended(self._writing))
+            await asyncio.wait((self._writing,))
+        if self._gathered:
+            with contextlib.suppress(OSError):  # whatever broke off the stream is told
+                await asyncio.to_thread(self._write, self._gathered)
 
     def _write(self, batch: Iterable[bytes]) -> None:
         for chunk in batch:
             self._arriving.add(chunk)
-
-
-async def _ended(task: "asyncio.Task[None]") -> None:
-    await asyncio.wait((task,))
