@@ -80,7 +80,8 @@ async def running(settings: RegistrySettings) -> AsyncIterator[Running]:
         intake = Intake(catalogue, staging, repositories, scope)
         disk = Disk(store.storage, trees, room, staging, models, scope)
         fetcher = Fetcher(trees.blobs, room, settings.fetches, scope)
-        contents = Contents(partial(origin_of, settings=settings.origins), fetcher, disk)
+        origins = settings.origins
+        contents = Contents(partial(origin_of, settings=origins), fetcher, disk, origins.max_bytes)
         kind = settings.default_instance_kind
         registrations = Registrations(catalogue, intake, repositories, models, kind, scope)
         imports = Imports(store.storage, contents, registrations, disk, scope)

@@ -1,22 +1,34 @@
 """The files of a source, brought into the store as one version's folder."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 
 from services.registry.core.errors import SourceChanged, SourceNotFound, UploadIncomplete
-from services.registry.core.manifest import Manifest, inside, of_version
+from services.registry.core.manifest import Item, Manifest, inside, of_version, without_top
 from services.registry.core.provenance import UPLOAD, Provenance
 from services.registry.core.source import Source
 from services.registry.disk import Disk
 from services.registry.sources.origin import Listing, Origin
 from services.registry.storage.fetching import Fetcher, Purpose, Wanted, Work
+from services.registry.storage.unpacking import unpacked
 
 
 class Contents:
-    """Brings sources into the store. `origin_of` opens the origin of a source."""
+    """Brings sources into the store.
 
-    def __init__(self, origin_of: Callable[[Source], Origin], fetcher: Fetcher, disk: Disk) -> None:
+    `origin_of` opens the origin of a source. An archive may unpack to `max_unpacked` bytes.
+    """
+
+    def __init__(
+        self,
+        origin_of: Callable[[Source], Origin],
+        fetcher: Fetcher,
+        disk: Disk,
+        max_unpacked: int,
+    ) -> None:
         self._origin_of = origin_of
+        self._max_unpacked = max_unpacked
         self._fetcher = fetcher
         self._disk = disk
 
@@ -47,14 +59,33 @@ class Contents:
         self, listing: Listing, folder: str, number: int, purpose: Purpose, work: Work
     ) -> Manifest:
         files = {file.path: file for file in listing.files}
-        paths = of_version(inside(files, folder), number)
+        paths = inside(files, folder)
         if not paths:
             place = f"folder {folder!r} has no files" if folder else "it has no files"
             raise SourceNotFound(source=listing.source, problem=place)
+        archives = {path: files[remote].archive for remote, path in paths.items()}
+        archives = {path: form for path, form in archives.items() if form}
+        if not archives:
+            paths = of_version(paths, number)
         wanted = [Wanted(files[remote], path) for remote, path in paths.items()]
         origin = self._origin_of(listing.source)
         items = await self._fetcher.fetch(origin, listing, wanted, purpose, work)
-        return Manifest.of(items)
+        if not archives:
+            return Manifest.of(items)
+        found: list[Item] = []
+        for item in items:
+            if form := archives.get(item.path):
+                found += await unpacked(
+                    self._fetcher, item, form, self._max_unpacked, purpose, work
+                )
+                work.temporary.add(item.sha256)
+            else:
+                found.append(item)
+        below = without_top({item.path for item in found})
+        chosen = of_version(below, number)
+        return Manifest.of(
+            replace(item, path=chosen[item.path]) for item in found if item.path in chosen
+        )
 
     def _uploaded(self, digest: str) -> Manifest:
         manifest = self._disk.trees.manifest(digest)
@@ -81,8 +112,15 @@ class Contents:
             )
         work.digests.add(digest)
         listing = await self.listing(source)
-        placed = {path: remote for remote, path in _placed(listing, provenance.folder).items()}
         files = {file.path: file for file in listing.files}
+        placed = {path: remote for remote, path in inside(files, provenance.folder).items()}
+        if any(files[remote].archive for remote in placed.values()):
+            number = manifest.newest_folder
+            again = await self._fetched(listing, provenance.folder, number, purpose, work)
+            if again.digest != digest:
+                raise SourceChanged(source=source, problem="its archive holds other files")
+            await self._fetcher.tasks.complete(asyncio.to_thread(self._disk.trees.make, again))
+            return
         wanted: list[Wanted] = []
         for item in manifest.items:
             remote = placed.get(item.path)
@@ -92,7 +130,3 @@ class Contents:
         origin = self._origin_of(source)
         await self._fetcher.fetch(origin, listing, wanted, purpose, work)
         await self._fetcher.tasks.complete(asyncio.to_thread(self._disk.trees.make, manifest))
-
-
-def _placed(listing: Listing, folder: str) -> Mapping[str, str]:
-    return inside((file.path for file in listing.files), folder)

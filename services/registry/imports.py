@@ -169,6 +169,8 @@ class Imports:
                     await self._move(running, ImportState.FAILED, reason)
             if running.version is None:
                 await self._tasks.complete(self._disk.abandon(work))
+            elif work.temporary:
+                await self._tasks.complete(self._disk.collect())
         finally:
             running.wake()
             self._running.pop(running.known.id, None)

@@ -63,6 +63,8 @@ class Returns:
         try:
             with self._disk.working(version.digest) as work:
                 await self._contents.restore(provenance, purpose, work)
+            if work.temporary:
+                await self._disk.collect()
         except ShoalError as error:
             _log.warning("files not fetched again", version=version.name, why=error.message)
             return f"its files have left the disk and cannot be fetched again: {error.message}"

@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
+import io
 import os
 import random
+import shutil
 import stat
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -258,3 +261,27 @@ async def test_garbage_is_shown_before_it_is_removed(tmp_path: Path, source: Mem
         assert (await known.stub.CollectGarbage(pb.CollectGarbageRequest())).freed_bytes == 100
         assert not stray.exists()
         assert (await known.check("a:1")).problem == ""
+
+
+async def test_an_archive_is_unpacked_and_fetched_again(
+    tmp_path: Path, source: MemorySource
+) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for path, content in model_files("packed").items():
+            member = tarfile.TarInfo(f"packed-2/{path}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    source.models["packed"] = {"model.tar.gz": buffer.getvalue()}
+    settings = {"store_budget": 200 * SIZE, "store_free": 0}
+    async with registry(tmp_path / "data", **settings) as known:
+        last = await add(known, "packed")
+        assert last.state == types.IMPORT_STATE_REGISTERED, last.reason
+        usage = await disk(known)
+        assert usage.used_bytes == sum(map(len, model_files("packed").values()))
+    for lost in ("store/trees", "store/blobs", "staging/packed/1"):
+        shutil.rmtree(tmp_path / "data" / lost)
+    async with registry(tmp_path / "data", **settings) as known:
+        assert (await known.check("packed:1")).problem == ""
+        weights = known.staging / "packed" / "1" / "weights.bin"
+        assert weights.read_bytes() == model_files("packed")["1/weights.bin"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from services.registry.core.errors import SourceUnavailable
 from services.registry.core.source import Source
+from services.registry.sources.archives import form_of
 from services.registry.sources.origin import Listing, RemoteFile
 
 CHUNK = 64 * 1024
@@ -37,6 +38,7 @@ class MemorySource:
             RemoteFile(
                 path,
                 len(content),
+                archive=form_of(path),
                 digest=self.digests.get(path, f"sha256:{hashlib.sha256(content).hexdigest()}"),
             )
             for path, content in self.files(source).items()

@@ -68,6 +68,11 @@ class Manifest:
         """Return the size of each content, by its SHA-256."""
         return {item.sha256: item.size for item in self.items}
 
+    @property
+    def newest_folder(self) -> int:
+        """Return the highest number of a version's folder, or 0 if there is none."""
+        return max((number for item in self.items if (number := _number(item.path))), default=0)
+
 
 def _rows(text: bytes) -> Sequence[tuple[object, object, int]]:
     document = json.loads(text)
@@ -121,6 +126,14 @@ def of_version(paths: Mapping[str, str], number: int) -> dict[str, str]:
             path="the source", problem=f"it has no folder for version {chosen}, only for {listed}"
         )
     return {key: path for key, path in paths.items() if _number(path) in (None, chosen)}
+
+
+def without_top(paths: Collection[str]) -> dict[str, str]:
+    """Return paths without the one folder that all of them lie in, unless that is a version's."""
+    tops = {path.partition("/")[0] for path in paths}
+    if len(tops) == 1 and not any(map(_number, paths)) and all("/" in path for path in paths):
+        return {path: path.partition("/")[2] for path in paths}
+    return {path: path for path in paths}
 
 
 def models_of(

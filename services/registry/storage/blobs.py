@@ -113,19 +113,27 @@ class Blobs:
                 problem=f"its content has the SHA-256 {sha256}, and {expected} was expected",
             )
         size = arriving.finish()
+        self._place(arriving.path, sha256, size)
+        if arriving.key != sha256:
+            _write(self._known / arriving.key, sha256.encode())
+        return sha256
+
+    def take(self, file: Path, sha256: str) -> int:
+        """Make a whole content of a file on the same file system; return its size in bytes."""
+        size = _seal(file)
+        self._place(file, sha256, size)
+        return size
+
+    def _place(self, file: Path, sha256: str, size: int) -> None:
         target = self.path(sha256)
         target.parent.mkdir(exist_ok=True)
         if sha256 in self._sizes:  # links lead to the file that is there
-            arriving.path.unlink()
-        else:
-            arriving.path.replace(target)
-            _sync(target.parent)
-        if arriving.key != sha256:
-            _write(self._known / arriving.key, sha256.encode())
-        if sha256 not in self._sizes:
-            self._sizes[sha256] = size
-            self._size += size
-        return sha256
+            file.unlink()
+            return
+        file.replace(target)
+        _sync(target.parent)
+        self._sizes[sha256] = size
+        self._size += size
 
     def remove(self, sha256: str) -> int:
         """Remove a content, and return the bytes that this frees."""
@@ -175,12 +183,17 @@ class Arriving:
 
     def finish(self) -> int:
         """Have everything on disk, as it will stay; return its size in bytes."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
         self._file.close()
-        self.path.chmod(0o444)
-        os.utime(self.path, ns=(_MTIME_NS, _MTIME_NS))
-        return self.size
+        return _seal(self.path)
+
+
+def _seal(path: Path) -> int:
+    """Have a file on disk, as it will stay; return its size in bytes."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    path.chmod(0o444)
+    os.utime(path, ns=(_MTIME_NS, _MTIME_NS))
+    return path.stat().st_size
 
 
 def _chunks(path: Path) -> Iterator[bytes]:

@@ -21,12 +21,14 @@ from services.registry.storage.room import Free, Room
 class Work:
     """What somebody works with: manifests and contents, which must not leave the disk meanwhile.
 
-    `keys` are those of what it has begun to fetch.
+    `keys` are those of what it has begun to fetch. `temporary` are contents that nobody needs once
+    it has ended, such as archives.
     """
 
     digests: set[str] = field(default_factory=set)
     contents: set[str] = field(default_factory=set)
     keys: set[str] = field(default_factory=set)
+    temporary: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
