@@ -16,12 +16,19 @@ from services.registry.api.completion import completing_calls
 from services.registry.api.controllers import ControllerMethods, split_page
 from services.registry.api.storage import Storage, StorageMethods
 from services.registry.api.storage_messages import digest
+from services.registry.catalogue.lists import (
+    MODEL_FIELDS,
+    MODEL_ORDERS,
+    VERSION_FIELDS,
+    VERSION_ORDERS,
+)
 from services.registry.catalogue.store import Snapshot, wall_clock_us
 from services.registry.catalogue.writer import Catalogue
 from services.registry.completions import Completions
 from services.registry.core import residency, rules, traffic, validation
 from services.registry.core.catalogue import Entry, Model, Move, TrafficPolicy, Version
 from services.registry.core.errors import AlreadyExists
+from services.registry.core.filters import parse_filter, parse_order
 from services.registry.core.provenance import Provenance
 from services.registry.core.source import Source
 from services.registry.registrations import Registration, Registrations
@@ -99,9 +106,12 @@ class RegistryServicer(ControllerMethods, StorageMethods):
     async def ListModels(
         self, request: pb.ListModelsRequest, context: Context
     ) -> pb.ListModelsResponse:
-        page = paging.page("models", request.page_size, request.page_token)
-        entries, more = split_page(await self._store.list_models(page), page)
-        token = paging.token("models", (entries[-1].name, 0)) if more else ""
+        condition = parse_filter(request.filter, MODEL_FIELDS)
+        order = parse_order(request.order_by, MODEL_ORDERS)
+        scope = list_scope("models", request)
+        page = paging.page(scope, request.page_size, request.page_token)
+        entries, more = await self._store.lists.models(page, order, condition)
+        token = paging.token(scope, more) if more else ""
         return pb.ListModelsResponse(models=map(messages.model, entries), next_page_token=token)
 
     async def UpdateModel(
@@ -187,10 +197,12 @@ class RegistryServicer(ControllerMethods, StorageMethods):
     ) -> pb.ListModelVersionsResponse:
         every = request.parent == names.model_name("-")
         model = None if every else validation.model_name("parent", request.parent)
-        page = paging.page(request.parent, request.page_size, request.page_token)
-        versions, more = split_page(await self._store.list_versions(model, page), page)
-        last = (versions[-1].model, versions[-1].number) if more else paging.START
-        token = paging.token(request.parent, last) if more else ""
+        condition = parse_filter(request.filter, VERSION_FIELDS)
+        order = parse_order(request.order_by, VERSION_ORDERS)
+        scope = list_scope(request.parent, request)
+        page = paging.page(scope, request.page_size, request.page_token)
+        versions, more = await self._store.lists.versions(model, page, order, condition)
+        token = paging.token(scope, more) if more else ""
         return pb.ListModelVersionsResponse(
             versions=map(messages.version, versions), next_page_token=token
         )
@@ -350,3 +362,8 @@ class RegistryServicer(ControllerMethods, StorageMethods):
                     yield await asyncio.to_thread(messages.snapshot, item)
                 else:
                     yield messages.delta(item)
+
+
+def list_scope(what: str, request: pb.ListModelsRequest | pb.ListModelVersionsRequest) -> str:
+    """Return the name of a list, whose pages belong to one filter and one order."""
+    return " ".join(filter(None, (what, request.filter, request.order_by)))

@@ -21,16 +21,16 @@ from services.registry.catalogue import migrate, queries, rows
 from services.registry.catalogue.change import Change
 from services.registry.catalogue.connections import connected
 from services.registry.catalogue.database import open_engine
+from services.registry.catalogue.lists import Lists
 from services.registry.catalogue.schema import (
     catalogue,
     footprints,
     lease,
-    models,
     repositories,
     versions,
 )
 from services.registry.catalogue.storage import StorageTables
-from services.registry.core.catalogue import Entry, Version
+from services.registry.core.catalogue import Entry
 from services.registry.core.footprint import Footprint, merged
 from services.registry.core.lease import Followers, Lease, held
 
@@ -55,6 +55,7 @@ class Store:
         self._engine = engine
         self._reader = reader
         self._now_us = now_us
+        self.lists = Lists(reader)
         self.storage = StorageTables(engine, reader, now_us)
 
     @classmethod
@@ -92,38 +93,6 @@ class Store:
         if name not in found:
             raise ModelNotFound(model=name)
         return found[name]
-
-    async def list_models(self, page: Page) -> list[Entry]:
-        """Return models by name, one more than the page holds if there are more."""
-        async with connected(self._reader) as connection:
-            result = await connection.execute(
-                select(models.c.name)
-                .where(models.c.name > page.after[0])
-                .order_by(models.c.name)
-                .limit(page.size + 1)
-            )
-            names = list(result.scalars())
-            found = await queries.entries(connection, names)
-        return [found[name] for name in names]
-
-    async def list_versions(self, model: str | None, page: Page) -> list[Version]:
-        """Return a model's versions, or all with None, by model and number.
-
-        There is one more than the page holds if there are more. Raises ModelNotFound.
-        """
-        query = (
-            select(versions)
-            .where(queries.beyond(versions.c.model, versions.c.number, page.after))
-            .order_by(versions.c.model, versions.c.number)
-            .limit(page.size + 1)
-        )
-        if model is not None:
-            query = query.where(versions.c.model == model)
-        async with connected(self._reader) as connection:
-            if model is not None and not await queries.entries(connection, (model,)):
-                raise ModelNotFound(model=model)
-            result = await connection.execute(query)
-            return [rows.version_of(row) for row in result.mappings()]
 
     @asynccontextmanager
     async def change(self) -> AsyncIterator[Change]:
