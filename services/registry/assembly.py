@@ -98,7 +98,7 @@ async def running(settings: RegistrySettings) -> AsyncIterator[Running]:
             registrations,
             repositories,
             completions,
-            Storage(imports, contents, Uploads(disk, scope), disk),
+            Storage(imports, contents, Uploads(disk, fetcher.locks, scope), disk),
             scope,
             settings.watch_checkpoint_seconds,
         )

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -77,6 +78,12 @@ class Disk:
     def is_present(self, version: Version) -> bool:
         """Return whether a version's files are on disk, as far as the store has them."""
         return not version.digest or self.trees.is_present(version.digest)
+
+    def located(self, version: Version) -> Version:
+        """Return a version whose files are read from where the store lies."""
+        if not version.digest:
+            return version
+        return replace(version, source=str(self.trees.path(version.digest)))
 
     # --- who takes what -----------------------------------------------------------------------
 

@@ -23,6 +23,8 @@ from services.registry.storage.fetching import Purpose, Work
 
 # The shortest time between two messages to somebody who watches an import.
 _TOLD_EVERY: Final = 0.1
+# The most imports that are carried out at a time; others wait for their turn.
+_AT_ONCE: Final = 32
 
 _log = structlog.get_logger(__name__)
 
@@ -66,6 +68,7 @@ class Imports:
         self._tasks = tasks
         self.scope = TaskScope("imports")
         self._running: dict[str, _Running] = {}
+        self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def resume(self) -> None:
         """Go on with the imports that were under way when the last Registry ended."""
@@ -111,7 +114,10 @@ class Imports:
         return known, Progress(known.bytes, known.files, known.bytes, known.files)
 
     async def watch(self, id_: str) -> AsyncGenerator[tuple[Import, Progress]]:
-        """Yield an import whenever it has changed, until it has ended. Raises ImportNotFound."""
+        """Yield an import whenever it has changed, until it has ended.
+
+        Raises ImportNotFound, and NotReady if it is broken off.
+        """
         while (running := self._running.get(id_)) is not None:
             news = running.news
             yield running.known, running.progress
@@ -119,7 +125,10 @@ class Imports:
                 return
             await news.wait()
             await _ended(running, _TOLD_EVERY)
-        yield await self.get(id_)
+        last = await self.get(id_)
+        yield last
+        if not last[0].has_ended:
+            raise NotReady(service="the Registry", cause="it is stopping", retry_after=1.0)
 
     async def finish(self, id_: str) -> Version:
         """Wait for an import's end, and return what it has registered.
@@ -165,7 +174,8 @@ class Imports:
                     await self._move(running, ImportState.FAILED, error.message)
                 except Exception as error:
                     _log.exception("an import failed unexpectedly", name=running.known.name)
-                    reason = f"unexpectedly: {type(error).__name__}: {error}"
+                    # The error's own text is not Shoal's, and could name a credential.
+                    reason = f"an unexpected {type(error).__name__}: see the Registry's log"
                     await self._move(running, ImportState.FAILED, reason)
             if running.version is None:
                 await self._tasks.complete(self._disk.abandon(work))
@@ -176,6 +186,10 @@ class Imports:
             self._running.pop(running.known.id, None)
 
     async def _import(self, running: _Running, work: Work) -> None:
+        async with self._turns:
+            await self._fetch_and_register(running, work)
+
+    async def _fetch_and_register(self, running: _Running, work: Work) -> None:
         known = running.known
         listing = await self._contents.listing(known.source)
         if listing.source != known.source:

@@ -58,7 +58,7 @@ class Returns:
         """Fetch a version's files again. Return why that has failed, or ""."""
         provenance = version.provenance
         assert provenance is not None, version
-        purpose = Purpose(version.name, self._disk.free, _noting(began))
+        purpose = Purpose(version.name, self._disk.free, _noting(began), urgent=True)
         _log.info("files are fetched again", version=version.name, source=str(provenance))
         try:
             with self._disk.working(version.digest) as work:

@@ -14,12 +14,15 @@ from services.registry.storage.blobs import Arriving
 
 
 class Uploads:
-    """The uploads into a store. `tasks` finish a write whose caller goes away."""
+    """The uploads into a store.
 
-    def __init__(self, disk: Disk, tasks: TaskScope) -> None:
+    `contents` are the locks of what arrives there. `tasks` finish a write whose caller goes away.
+    """
+
+    def __init__(self, disk: Disk, contents: KeyedLocks, tasks: TaskScope) -> None:
         self._disk = disk
+        self._contents = contents
         self._tasks = tasks
-        self._contents = KeyedLocks()
 
     async def begin(self, items: Iterable[Item]) -> tuple[str, dict[str, int]]:
         """Note what is to come, or comes again.

@@ -275,12 +275,15 @@ class Versions:
                 await self._intake.adopt(found)
 
     def _on_disk(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Return the entries with those versions that are served in place, or are on disk."""
+        """Return the entries with those versions that are served in place, or are on disk.
+
+        The latter are looked for where the store lies now.
+        """
         return [
             replace(
                 entry,
                 versions={
-                    number: version
+                    number: self._disk.located(version)
                     for number, version in entry.versions.items()
                     if self._disk.is_present(version)
                 },

@@ -96,6 +96,8 @@ def number_conflict(known: Version | None, found: Found) -> Problem | None:
     if known is None or known.state is VersionState.INVALID:
         return None
     if known.digest:
+        if Path(found.source).name == known.digest:  # the store has been moved
+            return None
         return Problem(
             shown(found.source),
             f"{known.name} is already registered from {known.provenance}: give this one another "

@@ -42,15 +42,19 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Purpose:
-    """What files are fetched for: in words, how room is made for it, and who hears how it goes."""
+    """What files are fetched for: in words, how room is made for it, and who hears how it goes.
+
+    What is `urgent`, because a request waits for it, does not queue behind what is not.
+    """
 
     words: str
     free: Free
     tell: Callable[[Progress], None] = lambda progress: None
+    urgent: bool = False
 
 
 class Fetcher:
-    """Fetches files into `blobs`, at most `at_once` at a time in all.
+    """Fetches files into `blobs`, at most `at_once` at a time, and as many that are urgent.
 
     `tasks` finish a write whose caller goes away.
     """
@@ -59,7 +63,7 @@ class Fetcher:
         self.blobs = blobs
         self.room = room
         self.tasks = tasks
-        self.slots = asyncio.Semaphore(at_once)
+        self.slots = {urgent: asyncio.Semaphore(at_once) for urgent in (False, True)}
         self.locks = KeyedLocks()
 
     async def fetch(
@@ -103,7 +107,7 @@ class _Fetch:
     file: Wanted
 
     async def item(self) -> Item:
-        async with self.fetcher.slots:
+        async with self.fetcher.slots[self.purpose.urgent]:
             sha256 = await self._sha256()
         size = self.fetcher.blobs.size_of(sha256)
         self.meter.finished(self.index, size)
