@@ -98,7 +98,7 @@ def page() -> str:
         _section("Controller", ControllerSettings, _service_rows(ControllerSettings)),
         _section("Each server", ServerSettings, _object_rows(ServerSettings), level=3),
         _section("Registry", RegistrySettings, _service_rows(RegistrySettings)),
-        _section("Sources of models", OriginSettings, _object_rows(OriginSettings), level=3),
+        _section("Origins", OriginSettings, _object_rows(OriginSettings), level=3),
         _section("Embedded collector", CollectorSettings, _service_rows(CollectorSettings)),
         _EVERY_SERVICE,
         _COMMAND_LINE,
@@ -193,9 +193,9 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
-    if value is None or value == Path():
+    if value is None or value == Path() or isinstance(value, BaseModel):
         return ""
-    if value in ("", [], (), {}) or value == OriginSettings():
+    if value in ("", [], (), {}):
         return "empty"
     if isinstance(value, bool):
         return f"`{value}`".lower()

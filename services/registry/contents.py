@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from services.registry.core.errors import SourceChanged, SourceNotFound, UploadIncomplete
-from services.registry.core.manifest import Item, Manifest, inside, of_version, without_top
+from services.registry.core.manifest import Item, TreeManifest, inside, of_version, without_top
 from services.registry.core.provenance import UPLOAD, Provenance
 from services.registry.core.source import Source
 from services.registry.disk import Disk
@@ -40,7 +40,7 @@ class Contents:
 
     async def gather(
         self, listing: Listing, folder: str, number: int, purpose: Purpose, work: Work
-    ) -> Manifest:
+    ) -> TreeManifest:
         """Have a version's files on disk, and return their manifest.
 
         `number` 0 stands for the highest version in the source. Raises StoreFull, InvalidArtifact,
@@ -57,7 +57,7 @@ class Contents:
 
     async def _fetched(
         self, listing: Listing, folder: str, number: int, purpose: Purpose, work: Work
-    ) -> Manifest:
+    ) -> TreeManifest:
         files = {file.path: file for file in listing.files}
         paths = inside(files, folder)
         if not paths:
@@ -71,7 +71,7 @@ class Contents:
         origin = self._origin_of(listing.source)
         items = await self._fetcher.fetch(origin, listing, wanted, purpose, work)
         if not archives:
-            return Manifest.of(items)
+            return TreeManifest.of(items)
         found: list[Item] = []
         for item in items:
             if form := archives.get(item.path):
@@ -83,11 +83,11 @@ class Contents:
                 found.append(item)
         below = without_top({item.path for item in found})
         chosen = of_version(below, number)
-        return Manifest.of(
+        return TreeManifest.of(
             replace(item, path=chosen[item.path]) for item in found if item.path in chosen
         )
 
-    def _uploaded(self, digest: str) -> Manifest:
+    def _uploaded(self, digest: str) -> TreeManifest:
         manifest = self._disk.trees.manifest(digest)
         if manifest is None:
             raise UploadIncomplete(upload=digest, problem="it was not begun, or has been forgotten")

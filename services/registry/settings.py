@@ -40,6 +40,7 @@ class RegistrySettings(BaseSettings):
         env_prefix="SHOAL_REGISTRY_",
         env_parse_none_str="none",
         frozen=True,
+        hide_input_in_errors=True,  # a value that is refused may hold a credential
         use_attribute_docstrings=True,
     )
 
@@ -75,7 +76,7 @@ class RegistrySettings(BaseSettings):
     fetches: int = Field(default=8, ge=1, le=256)
     """The number of files that are fetched at a time."""
     origins: OriginSettings = Field(default_factory=OriginSettings)
-    """Where models come from: a JSON object."""
+    """Addresses and limits of the places that models come from: a JSON object, see below."""
     poll_seconds: Seconds = Field(default=0.0, ge=0)
     """How often `repositories` are imported again, to find what has changed in them. 0: never."""
     trusted_proxies: Networks = ()

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable
 from services.common.errors import InvalidField
 from services.common.tasks import TaskScope
 from services.registry.core.errors import ContentMismatch, UploadIncomplete
-from services.registry.core.manifest import Item, Manifest
+from services.registry.core.manifest import Item, TreeManifest
 from services.registry.disk import Disk
 from services.registry.locks import KeyedLocks
 from services.registry.storage.arriving import Writer
@@ -30,7 +30,7 @@ class Uploads:
         Returns the digest of the upload, and how much has arrived of each content that is missing.
         Raises UnsafeContent, InvalidField.
         """
-        manifest = Manifest.of(items)
+        manifest = TreeManifest.of(items)
         if len(manifest.contents) < len({(one.sha256, one.size) for one in manifest.items}):
             raise InvalidField(field="files", problem="one SHA-256 has two sizes")
         await self._tasks.complete(asyncio.to_thread(self._disk.trees.note, manifest))

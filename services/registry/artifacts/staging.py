@@ -33,11 +33,10 @@ from typing import IO, Final
 
 from services.registry.artifacts import bytecode
 from services.registry.artifacts.scan import Scan
-from services.registry.artifacts.tree import CACHE, File, Tree, shown
+from services.registry.artifacts.tree import CACHE, File, Tree, link, shown
 from services.registry.core.catalogue import Entry
 from services.registry.core.errors import InvalidArtifact
 from services.registry.formats.config import CONFIG_FILE, config_text
-from services.registry.storage.trees import link
 from shoal import names
 
 MARKER: Final = ".shoal-staging"

@@ -27,20 +27,20 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class TreeManifest:
     """All files of a version, by path."""
 
     items: tuple[Item, ...]
 
     @classmethod
-    def of(cls, items: Iterable[Item]) -> "Manifest":
+    def of(cls, items: Iterable[Item]) -> "TreeManifest":
         """Make a manifest. Raises UnsafeContent."""
         found = tuple(sorted(items))
         check_paths([item.path for item in found])
         return cls(found)
 
     @classmethod
-    def read(cls, text: bytes) -> "Manifest":
+    def read(cls, text: bytes) -> "TreeManifest":
         """Read what `text` has written. Raises ValueError."""
         try:
             return cls(

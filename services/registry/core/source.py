@@ -118,6 +118,13 @@ def checked_path(path: str) -> str:
     return path
 
 
+def hub_parts(locator: str) -> tuple[str, str, str]:
+    """Return the repository, the revision ("" if there is none) and the path of an hf:// source."""
+    found = _HUB.fullmatch(locator)
+    assert found is not None, locator
+    return found["name"], found["revision"] or "", found["path"] or ""
+
+
 def shown(text: str) -> str:
     """Return a text for messages: short, and without characters that a line cannot hold."""
     clean = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
@@ -250,5 +257,6 @@ def _forms() -> str:
 
 def _invalid(text: str, problem: str) -> InvalidSource:
     """Return the error; its text repeats nothing that may be a credential."""
-    masked = re.sub(r"(?s)^([^:/]*://|)[^@]*:.*@", r"\1…@", text)
+    secret = r"[^@]*" if problem is _NO_CREDENTIALS else r"[^@]*:.*"
+    masked = re.sub(rf"(?s)^([^:/]*://|){secret}@", r"\1…@", text)
     return InvalidSource(source=shown(re.sub(r"(?s)[?#].*", "?…", masked)), problem=problem)

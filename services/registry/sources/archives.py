@@ -16,7 +16,6 @@ from typing import IO, Any, Final, Never, Self
 
 from services.registry.core.errors import (
     ContentMismatch,
-    ExtraMissing,
     SourceTooLarge,
     UnsafeContent,
 )
@@ -251,10 +250,8 @@ def _tar(archive: Path, form: Archive) -> Iterator[tarfile.TarFile]:
 
 @contextmanager
 def _zstd(raw: IO[bytes]) -> Iterator[Any]:
-    try:
-        import zstandard
-    except ImportError:
-        raise ExtraMissing(scheme="oci", extra="oci") from None
+    import zstandard
+
     try:
         with zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(
             raw, read_across_frames=True

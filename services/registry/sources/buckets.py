@@ -45,17 +45,20 @@ class Buckets:
     service (`AWS_*`, `GOOGLE_*`, `AZURE_*`).
     """
 
-    def __init__(self, settings: OriginSettings) -> None:
+    def __init__(self, scheme: str, settings: OriginSettings) -> None:
+        try:
+            import obstore.store  # noqa: F401
+        except ImportError:
+            raise ExtraMissing(scheme=scheme, extra=scheme) from None
         self._settings = settings
 
     async def resolve(self, source: Source) -> Listing:
         bucket, _, prefix = source.locator.partition("/")
-        about = {}
         try:
             store = self._store(source.scheme, bucket)
             files = [file async for file in _below(store, prefix, source)]
             if not files and prefix:
-                files, about = [await _single(store, prefix)], {"object": prefix}
+                files = [await _single(store, prefix)]
         except Exception as error:
             raise _told(error, source) from None
         if not files:
@@ -63,7 +66,7 @@ class Buckets:
         revision = _revision(files)
         if source.revision not in ("", revision):
             raise SourceChanged(source=source, problem="files were added, removed or written")
-        return Listing(replace(source, revision=revision), tuple(files), about)
+        return Listing(replace(source, revision=revision), tuple(files))
 
     def read(self, listing: Listing, file: RemoteFile, start: int = 0) -> AsyncIterator[bytes]:
         chunks = self._chunks(listing, file, start)
@@ -77,24 +80,21 @@ class Buckets:
         if start == file.size:
             return
         source = listing.source
-        bucket, _, prefix = source.locator.partition("/")
-        key = listing.about.get("object") or "/".join(filter(None, (prefix, file.path)))
+        bucket = source.locator.partition("/")[0]
         options: GetOptions = {"if_match": file.etag or None}
         if start:
             options["range"] = {"offset": start}
         try:
             store = self._store(source.scheme, bucket)
-            found = await obstore.get_async(store, key, options=options)
+            found = await obstore.get_async(store, file.key, options=options)
             async for chunk in found.stream(min_chunk_size=CHUNK):
                 yield bytes(chunk)
         except Exception as error:
             raise _told(error, source) from None
 
     def _store(self, scheme: str, bucket: str) -> "ObjectStore":
-        try:
-            from obstore.store import AzureStore, GCSStore, S3Store
-        except ImportError:
-            raise ExtraMissing(scheme=scheme, extra=scheme) from None
+        from obstore.store import AzureStore, GCSStore, S3Store
+
         client: ClientConfig = {
             "connect_timeout": timedelta(seconds=self._settings.connect_timeout),
             "read_timeout": timedelta(seconds=self._settings.idle_timeout),
@@ -110,7 +110,11 @@ class Buckets:
             case "az":
                 return AzureStore(bucket, client_options=client, retry_config=retry)
         endpoint = self._settings.s3_endpoint or next(
-            filter(None, map(os.environ.get, ("AWS_ENDPOINT_URL", "AWS_ENDPOINT"))), None
+            filter(
+                None,
+                map(os.environ.get, ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")),
+            ),
+            None,
         )
         if endpoint is None:
             return S3Store(bucket, client_options=client, retry_config=retry)
@@ -128,7 +132,7 @@ async def _below(store: "ObjectStore", prefix: str, source: Source) -> AsyncIter
             path = one["path"].removeprefix(prefix).removeprefix("/")
             if path:
                 etag = one["e_tag"] or ""
-                found[path] = RemoteFile(path, one["size"], etag=etag)
+                found[path] = RemoteFile(path, one["size"], etag=etag, key=one["path"])
         if len(found) > MAX_FILES:
             raise UnsafeContent(path=source, problem=f"it has more than {MAX_FILES} files")
     folders = {path[:end] for path in found for end, letter in enumerate(path) if letter == "/"}
@@ -143,7 +147,7 @@ async def _single(store: "ObjectStore", key: str) -> RemoteFile:
 
     one = await obstore.head_async(store, key)
     name = key.rpartition("/")[2]
-    return RemoteFile(name, one["size"], etag=one["e_tag"] or "", archive=form_of(name))
+    return RemoteFile(name, one["size"], etag=one["e_tag"] or "", archive=form_of(name), key=key)
 
 
 def _revision(files: Iterable[RemoteFile]) -> str:

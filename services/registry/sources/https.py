@@ -46,6 +46,12 @@ class Https:
     ) -> AsyncGenerator[bytes, None]:
         if start == file.size:
             return
+        if start and not listing.source.revision:
+            raise SourceChanged(
+                source=listing.source,
+                problem="its server does not tell whether the file is still the one that it was, "
+                "so a fetch of it cannot go on",
+            )
         authority, _, path = listing.source.locator.partition("/")
         url = self._web.url(authority, path)
         headers = {"Range": f"bytes={start}-"} if start else {}

@@ -27,6 +27,7 @@ class RemoteFile:
     digest: str = ""  # "sha256:<hex>" where the origin knows it
     etag: str = ""  # tells whether the file is unchanged, where there is no digest
     archive: Archive = ""
+    key: str = ""  # where its origin finds it, if not at its path
 
     def __post_init__(self) -> None:
         checked_path(self.path)
@@ -81,8 +82,9 @@ class Origin(Protocol):
     def read(self, listing: Listing, file: RemoteFile, start: int = 0) -> AsyncIterator[bytes]:
         """Yield the bytes of a file, from byte `start` on, so that a fetch goes on after a break.
 
-        Raises SourceChanged where the file is another one than listed, and SourceTooLarge for one
-        that does not end at its size. Whoever reads compares the digest. Close what is not read to
-        its end (`contextlib.aclosing`).
+        Raises SourceChanged where the file is another one than listed, SourceTooLarge for one that
+        does not end at its size, and ContentMismatch for one that is read from its start and has
+        not the digest that it is listed with. A reader that goes on after a break
+        compares the digest itself. Close what is not read to its end (`contextlib.aclosing`).
         """
         ...

@@ -14,15 +14,27 @@ def origin_of(source: Source, settings: OriginSettings) -> Origin:
     """
     match source.scheme:
         case "file":
-            from services.registry.sources.folders import Folders
+            from services.registry.sources.folder import Folder
 
-            return Folders()
+            return Folder(settings)
         case "s3" | "gs" | "az":
             from services.registry.sources.buckets import Buckets
 
-            return Buckets(settings)
+            return Buckets(source.scheme, settings)
         case "https":
             from services.registry.sources.https import Https
 
             return Https(settings)
+        case "hf":
+            from services.registry.sources.hub import Hub
+
+            return Hub(settings)
+        case "mlflow":
+            from services.registry.sources.mlflow_server import Mlflow
+
+            return Mlflow(settings)
+        case "oci":
+            from services.registry.sources.oci_registry import Oci
+
+            return Oci(settings)
     raise InvalidSource(source=source, problem="it was uploaded, so it cannot be fetched")

@@ -2,6 +2,7 @@
 
 import ipaddress
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
@@ -15,6 +16,14 @@ def _hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(host.lower() for host in hosts)
 
 
+def _url(url: str) -> str:
+    parts = urlsplit(url)
+    if url and (parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc):
+        raise ValueError("write http://host or https://host, without credentials")
+    return url.rstrip("/")
+
+
+Url = Annotated[str, AfterValidator(_url)]
 Hosts = Annotated[tuple[str, ...], AfterValidator(_hosts)]
 
 
@@ -27,9 +36,9 @@ class OriginSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    s3_endpoint: str = ""
+    s3_endpoint: Url = ""
     """URL of the S3 server. By default `AWS_ENDPOINT_URL`, or else Amazon's."""
-    mlflow_uri: str = ""
+    mlflow_uri: Url = ""
     """URL of the MLflow server, without credentials. By default `MLFLOW_TRACKING_URI`."""
     private_hosts: Hosts = ()
     """Hosts and networks at private or loopback addresses from which `https://` and `oci://` may

@@ -1,6 +1,7 @@
 """Streams of bytes with an end: never idle for long, never larger than announced or allowed."""
 
 import asyncio
+import hashlib
 import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
@@ -8,7 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from services.registry.core.errors import SourceTooLarge, SourceUnavailable
+from services.registry.core.errors import (
+    ContentMismatch,
+    SourceTooLarge,
+    SourceUnavailable,
+)
 from services.registry.core.source import shown
 from services.registry.sources.origin import Listing, RemoteFile
 from services.registry.sources.settings import OriginSettings
@@ -27,13 +32,15 @@ async def guarded(
 ) -> AsyncGenerator[bytes, None]:
     """Yield the chunks of a file from byte `start` on, and close the stream whatever happens.
 
-    Raises SourceUnavailable if no chunk comes in time or the stream ends before the file does, and
-    SourceTooLarge if it goes on after the file's end.
+    Raises SourceUnavailable if no chunk comes in time or the stream ends before the file does,
+    SourceTooLarge if it goes on after the file's end, and ContentMismatch if a file that is read
+    from its first byte to its last has not the digest that it is listed with.
     """
     limit = settings.max_bytes if file.size is None else file.size
     if limit > settings.max_bytes:
         raise _too_large(file, settings)
     have = start
+    digest = hashlib.sha256() if file.digest and start == 0 else None
     async with aclosing(chunks):
         while True:
             try:
@@ -47,11 +54,18 @@ async def guarded(
             have += len(chunk)
             if have > limit:
                 raise _too_large(file, settings)
+            if digest is not None:
+                digest.update(chunk)
             yield chunk
     if file.size is not None and have < file.size:
         raise SourceUnavailable(
             source=listing.source,
             problem=f"{shown(file.path)} broke off after {have} of {file.size} bytes",
+        )
+    if digest is not None and file.digest != f"sha256:{digest.hexdigest()}":
+        raise ContentMismatch(
+            path=shown(file.path),
+            problem=f"its digest is sha256:{digest.hexdigest()} and not {file.digest}",
         )
 
 

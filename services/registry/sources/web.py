@@ -88,13 +88,14 @@ class Web:
                     )
                 except Exception as error:
                     raise _failed(error, source, url, refused) from None
+                stack.callback(_cut, reply)
                 target = reply.headers.get("Location")
                 if reply.status not in _REDIRECTS or target is None:
                     if reply.status not in expected:
                         raise _unexpected(reply.status, source)
                     yield reply
                     return
-            elsewhere = self._redirected(url, target, source)
+            elsewhere = self.followed(url, target, source)
             if elsewhere.origin() != url.origin():
                 wanted.pop("Authorization", None)
             url = elsewhere
@@ -145,6 +146,7 @@ class Web:
 
         timeout = aiohttp.ClientTimeout(
             total=None,
+            connect=self._settings.connect_timeout,
             sock_connect=self._settings.connect_timeout,
             sock_read=self._settings.idle_timeout,
         )
@@ -161,7 +163,8 @@ class Web:
         token = self._settings.tokens.get(_authority(url))
         return {} if token is None else {"Authorization": f"Bearer {token.get_secret_value()}"}
 
-    def _redirected(self, url: "URL", target: str, source: Source) -> "URL":
+    def followed(self, url: "URL", target: str, source: Source) -> "URL":
+        """Return where a server leads to from a URL. Raises SourceForbidden unless it is HTTPS."""
         from yarl import URL
 
         try:
@@ -169,14 +172,14 @@ class Web:
             authority = _authority(elsewhere)
         except ValueError:
             raise SourceUnavailable(
-                source=source, problem="it redirects to what is no address"
+                source=source, problem="it leads to what is no address"
             ) from None
         if elsewhere.scheme != "https" and not (
             elsewhere.scheme == "http" and authority in self._settings.plain_hosts
         ):
             raise SourceForbidden(
                 source=source,
-                problem=f"it redirects to {elsewhere.scheme}://{authority}, which is not HTTPS",
+                problem=f"it leads to {elsewhere.scheme}://{authority}, which is not HTTPS",
             )
         return elsewhere
 
@@ -216,6 +219,13 @@ def _proxy(url: "URL", source: Source) -> str | None:
     return proxy
 
 
+def _cut(reply: "ClientResponse") -> None:
+    """Close a connection at once. TLS would first read what its server still sends."""
+    connection = reply.connection  # None once the body has been read
+    if connection is not None and connection.transport is not None:
+        connection.transport.abort()
+
+
 def _unexpected(status: int, source: Source) -> ShoalError:
     match status:
         case 404 | 410:
@@ -230,7 +240,7 @@ def _unexpected(status: int, source: Source) -> ShoalError:
 def _private(source: Source, url: "URL", address: Address) -> SourceForbidden:
     return SourceForbidden(
         source=source,
-        problem=f"{_authority(url)} is at {address}, which is private. Name it in the setting "
+        problem=f"{_authority(url)} leads to {address}, which is private. Name it in the setting "
         "origins.private_hosts if the Registry may fetch from there",
     )
 

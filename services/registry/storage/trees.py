@@ -14,7 +14,8 @@ import os
 import shutil
 from pathlib import Path
 
-from services.registry.core.manifest import Manifest, is_sha256
+from services.registry.artifacts.tree import link
+from services.registry.core.manifest import TreeManifest, is_sha256
 from services.registry.storage.blobs import Blobs
 
 
@@ -27,7 +28,7 @@ class Trees:
         self._trees = root / "trees"
         self._making = root / "making"
         self._serial = itertools.count()
-        self._read: dict[str, Manifest] = {}
+        self._read: dict[str, TreeManifest] = {}
 
     def prepare(self) -> None:
         """Make the folders, and remove what a crash left unfinished."""
@@ -55,16 +56,16 @@ class Trees:
         found = (path.name.removesuffix(".json") for path in self._manifests.glob("*.json"))
         return {digest for digest in found if is_sha256(digest)}
 
-    def manifest(self, digest: str) -> Manifest | None:
+    def manifest(self, digest: str) -> TreeManifest | None:
         """Return a manifest, or None if it is not here or not whole."""
         if digest not in self._read:
             with contextlib.suppress(OSError, ValueError):
-                manifest = Manifest.read((self._manifests / f"{digest}.json").read_bytes())
+                manifest = TreeManifest.read((self._manifests / f"{digest}.json").read_bytes())
                 if manifest.digest == digest:
                     self._read[digest] = manifest
         return self._read.get(digest)
 
-    def note(self, manifest: Manifest) -> None:
+    def note(self, manifest: TreeManifest) -> None:
         """Keep a manifest."""
         path = self._manifests / f"{manifest.digest}.json"
         if self.manifest(manifest.digest) is not None:
@@ -85,7 +86,7 @@ class Trees:
         except OSError:
             return 0.0
 
-    def make(self, manifest: Manifest) -> Path:
+    def make(self, manifest: TreeManifest) -> Path:
         """Make the folder of a manifest, all of whose contents are here, and return it."""
         target = self.path(manifest.digest)
         if target.is_dir():
@@ -118,11 +119,3 @@ class Trees:
         self.remove(digest)
         self._read.pop(digest, None)
         (self._manifests / f"{digest}.json").unlink(missing_ok=True)
-
-
-def link(file: Path, path: Path) -> None:
-    """Make `path` the same file, or a symbolic link to it where the file system has no others."""
-    try:
-        path.hardlink_to(file)
-    except OSError:
-        path.symlink_to(file)

@@ -3,26 +3,26 @@
 import pytest
 
 from services.registry.core.errors import InvalidArtifact, UnsafeContent
-from services.registry.core.manifest import Item, Manifest, inside, models_of, of_version
+from services.registry.core.manifest import Item, TreeManifest, inside, models_of, of_version
 
 SHA = "0" * 64
 
 
 def test_a_manifest_is_known_by_its_content() -> None:
     one, two = Item("a", SHA, 1), Item("b/c", "1" * 64, 2)
-    manifest = Manifest.of([two, one])
-    assert manifest.digest == Manifest.of([one, two]).digest
-    assert Manifest.read(manifest.text) == manifest
+    manifest = TreeManifest.of([two, one])
+    assert manifest.digest == TreeManifest.of([one, two]).digest
+    assert TreeManifest.read(manifest.text) == manifest
     assert (manifest.size, manifest.contents) == (3, {SHA: 1, "1" * 64: 2})
     for text in (b"", b"[]", b"{}", b'{"files": [1]}', b'{"files": [["a"]]}', b"\xff"):
         with pytest.raises(ValueError, match=r".+"):
-            Manifest.read(text)
+            TreeManifest.read(text)
 
 
 @pytest.mark.parametrize("paths", [[], ["../a"], ["a", "a"], ["a", "a/b"], ["/a"], ["a/./b"]])
 def test_files_that_cannot_lie_in_one_folder_are_refused(paths: list[str]) -> None:
     with pytest.raises(UnsafeContent):
-        Manifest.of([Item(path, SHA, 1) for path in paths])
+        TreeManifest.of([Item(path, SHA, 1) for path in paths])
 
 
 def test_other_versions_are_left_out() -> None:
