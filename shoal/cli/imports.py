@@ -88,12 +88,15 @@ def source_text(found: Document) -> str:
 
 
 def model_in(source: str) -> str:
-    """Return the last part of a source, which is the model's name unless one is given.
+    """Return the model's name in a source, for a model that is given none: its last part.
 
     Raises typer.BadParameter.
     """
-    last = source.rstrip("/").rpartition("/")[2]
-    if "://" in source:
+    scheme, fetched, locator = source.rpartition("://")
+    last = locator.rstrip("/").rpartition("/")[2]
+    if scheme == "mlflow":
+        last = re.split("[@/]", locator)[0]
+    elif fetched:
         last = _ARCHIVE.sub("", re.split("[@:]", last)[0])
     if not names.is_model_name(last):
         raise typer.BadParameter(f"{last!r} cannot be a model's name: give one with --name")

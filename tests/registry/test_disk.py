@@ -237,7 +237,7 @@ async def test_no_more_files_are_fetched_at_a_time_than_is_set(
     async with registry(tmp_path / "data", fetches=3) as known:
         last = await add(known, "many")
         assert last.state == types.IMPORT_STATE_REGISTERED
-        assert source.most_open == 3
+        assert 2 <= source.most_open <= 3
 
 
 async def test_full_file_systems_are_left_some_room(tmp_path: Path, source: MemorySource) -> None:
