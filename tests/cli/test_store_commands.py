@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from shoal.cli.imports import model_in
-from tests.cli.test_commands import Shell, run
+from tests.cli.test_commands import run
+from tests.support.cli import Shell
 from tests.support.registry import python_model
 
 __all__ = ["run"]
