@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
@@ -20,6 +20,7 @@ from services.registry.locks import KeyedLocks
 from services.registry.storage.fetching import Work
 from services.registry.storage.room import Room
 from services.registry.storage.trees import Trees
+from shoal import names
 from shoal.names import ModelVersionName
 from shoal.sizes import format_size
 
@@ -94,10 +95,9 @@ class Disk:
             versions.setdefault(version.digest, []).append(version)
         uses = await self._tables.last_uses()
         known = await self._residents_known()
-        manifests = await asyncio.to_thread(self.trees.manifests)
+        manifests = await asyncio.to_thread(self._manifests, versions)
         found: list[Holding] = []
-        for digest in sorted(manifests | versions.keys()):
-            manifest = self.trees.manifest(digest)
+        for digest, (contents, present) in manifests.items():
             having = versions.get(digest, [])
             last = max(
                 [self._checked.get(digest, (0, 0.0))[0]]
@@ -108,22 +108,31 @@ class Disk:
                 Holding(
                     digest,
                     tuple(one.name for one in having),
-                    manifest.contents if manifest else {},
+                    contents,
                     last,
                     disk.why_kept(self._standing(digest, having, known)),
-                    self.trees.is_present(digest),
+                    present,
                 )
             )
         return found
 
+    def _manifests(self, versions: Collection[str]) -> dict[str, tuple[dict[str, int], bool]]:
+        """Return the contents of each manifest, and whether its folder is on disk."""
+        found: dict[str, tuple[dict[str, int], bool]] = {}
+        for digest in sorted(self.trees.manifests() | set(versions)):
+            manifest = self.trees.manifest(digest)
+            contents = manifest.contents if manifest else {}
+            found[digest] = contents, self.trees.is_present(digest)
+        return found
+
     def _standing(self, digest: str, versions: Collection[Version], known: bool) -> Standing:
-        names = {ModelVersionName(one.model, one.number) for one in versions}
+        units = {ModelVersionName(one.model, one.number) for one in versions}
         checked = time.monotonic() - self._checked.get(digest, (0, float("-inf")))[1]
         return Standing(
             registered=bool(versions),
             refetchable=any(one.provenance and one.provenance.is_refetchable for one in versions),
             pinned=any(one.pinned for one in versions),
-            resident=bool(names & (self._residents or frozenset())),
+            resident=bool(units & (self._residents or frozenset())),
             residents_known=known,
             busy=digest in self._digests_in_work()
             or (self._residents is None and checked < _HELD_SECONDS),
@@ -171,29 +180,31 @@ class Disk:
                 await self._leave(one)
         return [*garbage, *choice.leaving]
 
-    async def enforce(self) -> None:
-        """Have the store within its budget, as far as that is possible."""
-        if (over := self.room.over()) and (refused := await self.free(over, "a smaller budget")):
-            _log.warning("the store is over its budget", bytes=over, why=refused)
-
     async def _leave(self, leaving: Leaving) -> None:
         """Have files leave the disk, unless they are in use by now."""
-        models = {name.split("/")[1] for name in leaving.versions}
+        found = filter(None, map(names.parse_version_name, leaving.versions))
+        models = {version.model for version in found}
         async with self._models.hold(models):
             holdings = {one.digest: one for one in await self.holdings()}
             one = holdings.pop(leaving.digest, None)
             if one is None or one.kept or not one.present:
                 return
+            sources = await self._tables.sources(models)
             freed = await self._tasks.complete(
-                asyncio.to_thread(self._remove, one, list(holdings.values()))
+                asyncio.to_thread(self._remove, one, list(holdings.values()), sources)
             )
         self._checked.pop(leaving.digest, None)
         await self._note(Leaving(leaving.digest, leaving.versions, freed, leaving.reason))
 
-    def _remove(self, one: Holding, others: Collection[Holding]) -> int:
+    def _remove(
+        self, one: Holding, others: Collection[Holding], sources: Mapping[str, Mapping[int, str]]
+    ) -> int:
         for name in one.versions:
-            _, model, _, number = name.split("/")
-            self._staging.remove(model, int(number))
+            version = names.parse_version_name(name)
+            assert version is not None, name
+            model, number = version
+            beside = {source for other, source in sources[model].items() if other != number}
+            self._staging.leave(model, number, beside)
         self.trees.remove(one.digest)
         return sum(map(self.blobs.remove, self._unneeded(others).keys() & one.contents.keys()))
 

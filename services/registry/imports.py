@@ -177,7 +177,7 @@ class Imports:
                     # The error's own text is not Shoal's, and could name a credential.
                     reason = f"an unexpected {type(error).__name__}: see the Registry's log"
                     await self._move(running, ImportState.FAILED, reason)
-            if running.version is None:
+            if running.version is None and not running.known.is_upload:
                 await self._tasks.complete(self._disk.abandon(work))
             elif work.temporary:
                 await self._tasks.complete(self._disk.collect())

@@ -325,7 +325,11 @@ class Versions:
             version = entry.version(number)
             rules.check_etag(version.name, etag, version.revision)
             change.put(rules.drop_version(entry, number, await change.users((model,))))
-        await asyncio.to_thread(self._staging.remove, model, number)
+        if version.digest:
+            others = {one.source for one in entry.versions.values() if one.number != number}
+            await asyncio.to_thread(self._staging.leave, model, number, others)
+        else:
+            await asyncio.to_thread(self._staging.remove, model, number)
         return version.digest
 
     async def _delete_model(self, model: str, etag: str) -> set[str]:

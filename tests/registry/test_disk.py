@@ -93,6 +93,35 @@ async def test_files_leave_for_others_and_come_back(tmp_path: Path, source: Memo
         assert source.read_bytes == read  # a warm start copies nothing
 
 
+async def test_files_beside_the_config_leave_with_the_last_version_that_has_them(
+    tmp_path: Path, source: MemorySource
+) -> None:
+    old = {**model_files("old"), "old.txt": b"o" * CHUNK, "both.txt": b"b" * CHUNK}
+    new = {path.replace("1/", "2/"): content for path, content in model_files("new").items()}
+    source.models |= {"old": old, "new": {**new, "both.txt": b"b" * CHUNK}}
+    settings = {"store_budget": 3 * SIZE + SIZE // 2, "store_free": 0}
+    async with registry(tmp_path / "data", **settings) as known:
+        await report(known)
+        for name in ("old", "new"):
+            last = await ended(known, await start(known, f"s3://memory/{name}", "m"))
+            assert last.state == types.IMPORT_STATE_REGISTERED, last.reason
+        staged = known.staging / "m"
+        assert {path.name for path in staged.iterdir()} == {
+            *("1", "2", "both.txt", "old.txt", "config.pbtxt")
+        }
+        await report(known, "m:2")
+        for name in ("a", "b"):
+            await add(known, name)
+        assert {path.name for path in staged.iterdir()} == {"2", "both.txt", "config.pbtxt"}
+        assert on_disk(known) <= settings["store_budget"]
+        assert (await known.check("m:1")).problem == ""
+        assert (staged / "old.txt").exists()
+        await report(known)
+        for name in ("a", "b", "c"):
+            await known.check(f"{name}:1") if name != "c" else await add(known, name)
+        assert not staged.exists()
+
+
 async def test_what_is_resident_or_pinned_stays(tmp_path: Path, source: MemorySource) -> None:
     settings = {"store_budget": 3 * SIZE + SIZE // 2, "store_free": 0}
     async with registry(tmp_path / "data", **settings) as known:
@@ -217,9 +246,8 @@ async def test_damaged_partial_files_do_no_harm(tmp_path: Path, source: MemorySo
     async with registry(tmp_path / "data") as known:
         started = await start(known, "s3://memory/a", "a")
         await source.held.wait()
-    (partial,) = [
-        path for path in files_below(tmp_path / "data/store/partial") if path.stat().st_size
-    ]
+    arrived = files_below(tmp_path / "data/store/partial")
+    partial = max(arrived, key=lambda path: path.stat().st_size)
     with partial.open("r+b") as damaged:
         damaged.write(b"?")
     source.holds.clear()

@@ -437,11 +437,19 @@ async def test_what_older_tables_held_is_kept(url: str) -> None:
 async def test_a_registry_on_each_database(url: str, tmp_path: Path) -> None:
     python_model(tmp_path / "repo", "m", (1, 2))
     settings = {"database_url": url, "repositories": (tmp_path / "repo",)}
+    source = python_model(tmp_path / "other", "fetched")
     async with registry(tmp_path / "data", **settings) as known:
         assert await known.revision() == 1
         assert (await known.model("m")).default_version == 2
+        request = pb.RegisterModelVersionRequest(parent="models/n", source=f"file://{source}")
+        await known.stub.RegisterModelVersion(request)
     async with registry(tmp_path / "data", **settings) as known:
-        assert await known.revision() == 1
+        assert await known.revision() == 2
+        assert (await known.check("n:1")).problem == ""
+        (one,) = (await known.stub.ListImports(pb.ListImportsRequest())).imports
+        assert one.state == types.IMPORT_STATE_REGISTERED
+        assert (await known.version("n:1")).provenance.digest.startswith("sha256:")
+        assert (await known.stub.GetDiskUsage(pb.GetDiskUsageRequest())).used_bytes > 0
 
 
 async def test_a_database_that_is_gone_is_told_as_such(postgres: Path) -> None:

@@ -122,6 +122,22 @@ class Staging:
             with self._workspace() as work:
                 path.rename(work / "old")
 
+    def leave(self, model: str, number: int, others: Collection[str]) -> None:
+        """Remove a version's folder, and what nothing else needs beside it.
+
+        `others` are the sources of the model's other versions.
+        """
+        self.remove(model, number)
+        folder = self.root / model
+        if not folder.is_dir():
+            return
+        if not any(map(_version, folder.iterdir())):
+            self.remove(model)
+            return
+        for relative in _auxiliary_links(folder):
+            if not _is_from(folder, relative, others):
+                (folder / relative).unlink()
+
     def staged(self) -> dict[str, set[int]]:
         """Return the staged version numbers by model."""
         models = (path for path in self.root.iterdir() if path.is_dir() and path.name != INCOMING)

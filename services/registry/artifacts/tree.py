@@ -100,6 +100,8 @@ def link(file: Path, path: Path) -> None:
     """Make `path` the same file, or a symbolic link to it where the file system has no others."""
     try:
         path.hardlink_to(file)
+    except FileNotFoundError:
+        raise
     except OSError:
         path.symlink_to(file)
 

@@ -3,7 +3,7 @@
 These tables change without a new revision of the catalogue.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from sqlalchemy import delete, func, insert, or_, select, update
@@ -36,6 +36,17 @@ class StorageTables:
         async with connected(self._reader) as connection:
             result = await connection.execute(select(versions).where(versions.c.digest != ""))
             return [rows.version_of(row) for row in result.mappings()]
+
+    async def sources(self, models: Collection[str]) -> dict[str, dict[int, str]]:
+        """Return the folders that the versions of some models are read from."""
+        found: dict[str, dict[int, str]] = {model: {} for model in models}
+        query = select(versions.c.model, versions.c.number, versions.c.source)
+        async with connected(self._reader) as connection:
+            for model, number, source in await connection.execute(
+                query.where(versions.c.model.in_(found))
+            ):
+                found[model][number] = source
+        return found
 
     async def last_uses(self) -> dict[tuple[str, int], int]:
         """Return when each version in the store was last used, in microseconds since 1970."""
