@@ -36,6 +36,7 @@ from services.controller.registry.completer import Completer
 from services.controller.registry.completions import Completions, complete
 from services.controller.registry.followers import Followers
 from services.controller.registry.lease import ACTING, EPOCH, Fence, Lease
+from services.controller.registry.residents import Residents
 from services.controller.registry.sources import Sources
 from services.controller.registry.watch import RegistryWatch, report
 from services.controller.routers.placements import Placements
@@ -187,7 +188,8 @@ async def acting(
     engine = Engine(bounds, servers, now, unload_from, followers.inherited)
     view, journal = FleetView(engine.fleet), Journal(epoch)
     followers.current = lambda: view.followers(time.monotonic())
-    sources = Sources(registry, catalogue, watch) if watch is not None else None
+    residents = Residents(registry, lambda: {one.key.unit for one in view.replicas()})
+    sources = Sources(registry, catalogue, watch, residents) if watch is not None else None
     completions = Completions(registry, catalogue, watch) if watch is not None else None
     http_addresses = {one.id: one.http_address for one in settings.servers if one.http_address}
     placements = Placements(view, catalogue, epoch, http_addresses)
@@ -267,7 +269,7 @@ async def acting(
         if measured:
             work += [footprints.run(), statistics.run(QueueTimes(loop.feed).seen)]
         if registry is not None:
-            work.append(report(registry, loop.learned))
+            work += [report(registry, loop.learned), residents.run()]
             completer = Completer(
                 registry, catalogue, view, tritons, loop.ask, settings.load_timeout
             )

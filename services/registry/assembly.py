@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -15,15 +16,29 @@ from services.common.errors import NotReady
 from services.common.rpc import RpcServer
 from services.common.tasks import TaskScope
 from services.registry.api.servicer import NAME, OPEN_METHODS, RegistryServicer
+from services.registry.api.storage import Storage
 from services.registry.artifacts.repository import Problem
 from services.registry.artifacts.staging import Staging
 from services.registry.catalogue.store import Store
 from services.registry.catalogue.watch import CatalogueLog
 from services.registry.catalogue.writer import Catalogue
 from services.registry.completions import Completions
+from services.registry.contents import Contents
 from services.registry.core.errors import InvalidArtifact
+from services.registry.disk import Disk
+from services.registry.imports import Imports
+from services.registry.intake import Intake
+from services.registry.locks import KeyedLocks
+from services.registry.registrations import Registrations
 from services.registry.repositories import Repositories
+from services.registry.returning import Returns
 from services.registry.settings import RegistrySettings
+from services.registry.sources.origins import origin_of
+from services.registry.storage.blobs import Blobs
+from services.registry.storage.fetching import Fetcher
+from services.registry.storage.room import Room
+from services.registry.storage.trees import Trees
+from services.registry.uploads import Uploads
 from services.registry.versions import Versions
 from shoal.registry.v1 import registry_service_pb2_grpc as pb_grpc
 
@@ -48,23 +63,42 @@ async def running(settings: RegistrySettings) -> AsyncIterator[Running]:
     async with contextlib.AsyncExitStack() as stack:
         store = await Store.open(settings.database)
         stack.push_async_callback(store.close)
-        staging = Staging(settings.staging)
+        staging = Staging(settings.staging, settings.store)
         stack.callback(staging.close)
         scope = TaskScope("registry")
         stack.push_async_callback(scope.close, FINISH_SECONDS)
         await asyncio.to_thread(staging.prepare)
+        trees = Trees(settings.store, Blobs(settings.store))
+        await asyncio.to_thread(trees.prepare)
+        room = Room(trees.blobs, settings.store_budget, settings.store_free)
+        room.look()
+        models = KeyedLocks()
         log = CatalogueLog(await store.revision())
         catalogue = Catalogue(store, staging, log, scope)
-        repositories = Repositories(store, settings.repositories, settings.link_roots)
+        repositories = Repositories(store, settings.repositories, settings.link_roots, trees)
         await repositories.load()
-        versions = Versions(catalogue, staging, repositories, settings.default_instance_kind, scope)
+        intake = Intake(catalogue, staging, repositories, scope)
+        disk = Disk(store.storage, trees, room, staging, models, scope)
+        fetcher = Fetcher(trees.blobs, room, settings.fetches, scope)
+        origins = settings.origins
+        contents = Contents(partial(origin_of, settings=origins), fetcher, disk, origins.max_bytes)
+        kind = settings.default_instance_kind
+        registrations = Registrations(catalogue, intake, repositories, models, kind, scope)
+        imports = Imports(store.storage, contents, registrations, disk, scope)
+        stack.push_async_callback(imports.close)
+        returns = Returns(contents, disk, imports.scope)
+        versions = Versions(
+            catalogue, staging, repositories, intake, disk, returns, models, kind, scope
+        )
         server = RpcServer(CallerPolicy(settings.trusted_proxies), open_methods=OPEN_METHODS)
         completions = Completions(catalogue)
         servicer = RegistryServicer(
             catalogue,
             versions,
+            registrations,
             repositories,
             completions,
+            Storage(imports, contents, Uploads(disk, fetcher.locks, scope), disk),
             scope,
             settings.watch_checkpoint_seconds,
         )
@@ -82,7 +116,7 @@ async def running(settings: RegistrySettings) -> AsyncIterator[Running]:
         _log.info("listening", host=settings.host, port=port, metrics_port=metrics_port)
         async with asyncio.TaskGroup() as tasks:
             background = [
-                tasks.create_task(_prepare(versions, repositories, settings, server)),
+                tasks.create_task(_prepare(versions, repositories, imports, settings, server)),
                 tasks.create_task(completions.follow()),
             ]
             yield Running(port, metrics_port)
@@ -91,7 +125,11 @@ async def running(settings: RegistrySettings) -> AsyncIterator[Running]:
 
 
 async def _prepare(
-    versions: Versions, repositories: Repositories, settings: RegistrySettings, server: RpcServer
+    versions: Versions,
+    repositories: Repositories,
+    imports: Imports,
+    settings: RegistrySettings,
+    server: RpcServer,
 ) -> None:
     """Import everything, report ready, and import again every `poll_seconds`."""
     await versions.forget_failed_completions()
@@ -99,6 +137,7 @@ async def _prepare(
     for path in settings.repositories:
         await _import(versions, repositories, path, known=frozenset())
     await versions.remove_unknown()
+    await imports.resume()
     await server.set_ready(True)
     _log.info("ready")
     while settings.poll_seconds:

@@ -31,7 +31,7 @@ _OWN_ERRORS: Final = frozenset(
 
 
 class Intake:
-    """Takes in versions that were found on disk. One call at a time may use it."""
+    """Takes in versions that were found on disk. One call at a time may use it for each model."""
 
     def __init__(
         self, catalogue: Catalogue, staging: Staging, repositories: Repositories, tasks: TaskScope

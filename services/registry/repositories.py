@@ -8,6 +8,7 @@ from services.registry.artifacts.repository import Problem
 from services.registry.artifacts.tree import exists, is_folder, shown
 from services.registry.catalogue.store import Store
 from services.registry.core.catalogue import Entry, Version
+from services.registry.storage.trees import Trees
 from shoal import names
 
 # Problems that are kept of one repository. An import returns all of them.
@@ -20,8 +21,11 @@ class Repositories:
     Links in the first may lead into `link_roots`; links in the others stay in their repository.
     """
 
-    def __init__(self, store: Store, named: Iterable[Path], link_roots: Iterable[Path]) -> None:
+    def __init__(
+        self, store: Store, named: Iterable[Path], link_roots: Iterable[Path], trees: Trees
+    ) -> None:
         self._store = store
+        self._trees = trees
         self._named = frozenset(named)
         self._link_roots = tuple(link_roots)
         self._problems: dict[Path, list[Problem]] = {path: [] for path in self._named}
@@ -40,6 +44,8 @@ class Repositories:
 
     def fence(self, source: Path) -> tuple[Path, ...]:
         """Return the folders that links below a version's source may lead into."""
+        if self._trees.holds(source):
+            return (source, self._trees.blobs.folder)
         repository = self.of(source)
         if repository is None:
             return (source,)

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import URL
 
-from services.common.units import Seconds
+from services.common.units import Bytes, Seconds
 from services.registry.sources.settings import OriginSettings
 
 DATABASE_FILE = "registry.db"
@@ -65,6 +65,18 @@ class RegistrySettings(BaseSettings):
     """Folders that links in `repositories` may lead into, besides their own repository: paths
     separated by `:`, or a JSON list, such as `[]` for none. Links in what callers register or
     import never lead out."""
+    store_dir: Folder | None = None
+    """Folder for the files of versions that are not served in place. By default `store` in
+    `data_dir`. Servers need not see it where it lies on the file system of the staging tree."""
+    store_budget: Bytes | None = None
+    """The most that the store's files may take on disk. Beyond it, what can be fetched again leaves
+    first, the least recently used. `none`: no limit."""
+    store_free: Bytes = 1 << 30
+    """How much of the store's file system is left free, whatever the budget."""
+    fetches: int = Field(default=8, ge=1, le=256)
+    """The number of files that are fetched at a time."""
+    origins: OriginSettings = Field(default_factory=OriginSettings)
+    """Addresses and limits of the places that models come from: a JSON object, see below."""
     poll_seconds: Seconds = Field(default=0.0, ge=0)
     """How often `repositories` are imported again, to find what has changed in them. 0: never."""
     trusted_proxies: Networks = ()
@@ -75,8 +87,6 @@ class RegistrySettings(BaseSettings):
     a preference (OpenVINO, custom ones). With `KIND_AUTO`, Triton uses a GPU if there is one."""
     watch_checkpoint_seconds: Seconds = Field(default=5.0, gt=0)
     """How often an idle watch tells its revision."""
-    origins: OriginSettings = Field(default_factory=OriginSettings)
-    """Addresses and limits of the places that models come from: a JSON object, see below."""
     stop_grace_seconds: Seconds = Field(default=2.0, ge=0)
     """How long a stopping Registry finishes the calls it has begun."""
 
@@ -86,6 +96,10 @@ class RegistrySettings(BaseSettings):
             return self.database_url.get_secret_value()
         file = URL.create("sqlite", database=str(self.data_dir / DATABASE_FILE))
         return file.render_as_string(hide_password=False)
+
+    @property
+    def store(self) -> Path:
+        return self.store_dir or self.data_dir / "store"
 
     @property
     def staging(self) -> Path:

@@ -6,12 +6,11 @@ leaves unknown folders behind, which the next start removes.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from services.common.errors import ModelNotFound
 from services.common.tasks import TaskScope
 from services.registry.adoption import (
     is_changed,
@@ -19,9 +18,7 @@ from services.registry.adoption import (
     still_answering,
     unloadable,
     untold,
-    version_of,
 )
-from services.registry.artifacts import tree
 from services.registry.artifacts.discovery import (
     Found,
     rescan,
@@ -30,34 +27,20 @@ from services.registry.artifacts.discovery import (
     scan_models,
 )
 from services.registry.artifacts.repository import Problem, find_models, not_a_model
-from services.registry.artifacts.scan import ModelFolder, Scan, open_registered, scan_version
+from services.registry.artifacts.scan import Scan
 from services.registry.artifacts.staging import Staging
 from services.registry.catalogue.writer import Catalogue
 from services.registry.core import rules
-from services.registry.core.catalogue import Entry, Model, Version, VersionState
-from services.registry.core.errors import InvalidArtifact
+from services.registry.core.catalogue import Entry, Version
+from services.registry.disk import Disk
 from services.registry.intake import Intake, batches
+from services.registry.locks import KeyedLocks
 from services.registry.repositories import Repositories
+from services.registry.returning import Returns
 from shoal import names
 
 # Models scanned in one batch. Other calls get their turn between batches.
 SCANNED_AT_ONCE: Final = 100
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Registration:
-    """A request to register a version.
-
-    `number` 0 stands for the number of the folder, or else the next free one.
-    """
-
-    model: str
-    path: Path
-    number: int
-    declared_memory: Mapping[str, int]
-    pending: bool
-    request_id: str
-    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +53,9 @@ class Imported:
 
 
 class Versions:
-    """Registers, imports and deletes versions, in the catalogue and in the staging tree.
+    """Imports, checks and deletes versions, in the catalogue and in the staging tree.
 
+    `models` are the locks of models: one call at a time touches what is staged of each.
     `instance_kind` is the one of Triton's KIND_ names that configs without one get. `tasks` finish
     what has begun when a caller goes away.
     """
@@ -81,37 +65,22 @@ class Versions:
         catalogue: Catalogue,
         staging: Staging,
         repositories: Repositories,
+        intake: Intake,
+        disk: Disk,
+        returns: Returns,
+        models: KeyedLocks,
         instance_kind: str,
         tasks: TaskScope,
     ) -> None:
         self._catalogue = catalogue
         self._staging = staging
         self._repositories = repositories
+        self._intake = intake
+        self._disk = disk
+        self._returns = returns
+        self._models = models
         self._kind = instance_kind
         self._tasks = tasks
-        self._intake = Intake(catalogue, staging, repositories, tasks)
-        self._staging_lock = asyncio.Lock()  # one call at a time touches the staging tree
-
-    async def register(self, wanted: Registration) -> Version:
-        """Register one version. Raises InvalidArtifact, AlreadyExists, InvalidField."""
-        async with self._staging_lock:
-            async with self._catalogue.change() as change:
-                known = await change.find(wanted.model)
-                made = await change.remembered(wanted.request_id, wanted.digest)
-            if made:
-                return _made_earlier(known, wanted.model, made)
-            source = await asyncio.to_thread(
-                open_registered,
-                wanted.path,
-                wanted.model,
-                wanted.number,
-                self._repositories.fence,
-            )
-            number = wanted.number or source.newest or rules.next_number(known)
-            _check_present(source, number)
-            rules.check_registrable(known, number)
-            scan = await asyncio.to_thread(scan_version, source, number, self._kind)
-            return await self._tasks.complete(self._register(wanted, known, number, scan))
 
     async def import_repository(self, path: Path) -> Imported:
         """Register every version of every model in the folder; repeating it changes nothing.
@@ -121,27 +90,33 @@ class Versions:
         return answers from before. A new version number has no such past. Raises InvalidArtifact
         when the folder itself cannot be read.
         """
-        async with self._staging_lock:
+        async with self._models.hold((f"the repository {path}",)):
             fence = self._repositories.fence_of_repository(path)
             models, problems = await asyncio.to_thread(find_models, path, fence)
             self._repositories.add(path)
-            found: list[Found] = []
-            for batch in batches(models, SCANNED_AT_ONCE):
-                scanned, strays = await asyncio.to_thread(
-                    scan_models, batch, self._kind, self._repositories.fence
-                )
-                found += scanned
-                problems += strays
             everything = (await self._catalogue.store.snapshot()).entries
-            missing = await asyncio.to_thread(
-                list,
-                rescan_missing(
-                    everything.values(), path, found, self._kind, self._repositories.fence
-                ),
+            known = {name for name, entry in everything.items() if _is_from(entry, path)}
+            async with self._models.hold(known | {name for name, _ in models}):
+                return await self._import(path, models, problems)
+
+    async def _import(
+        self, path: Path, models: Sequence[tuple[str, Path]], problems: list[Problem]
+    ) -> Imported:
+        found: list[Found] = []
+        for batch in batches(models, SCANNED_AT_ONCE):
+            scanned, strays = await asyncio.to_thread(
+                scan_models, batch, self._kind, self._repositories.fence
             )
-            imported = await self._take_over(found, missing, problems)
-            unseen = untold(imported.problems, imported.versions, missing)
-            await self._tasks.complete(self._repositories.keep(path, unseen))
+            found += scanned
+            problems += strays
+        everything = (await self._catalogue.store.snapshot()).entries
+        missing = await asyncio.to_thread(
+            list,
+            rescan_missing(everything.values(), path, found, self._kind, self._repositories.fence),
+        )
+        imported = await self._take_over(found, missing, problems)
+        unseen = untold(imported.problems, imported.versions, missing)
+        await self._tasks.complete(self._repositories.keep(path, unseen))
         return imported
 
     async def refresh(self, model: str) -> Imported:
@@ -150,7 +125,7 @@ class Versions:
         A model that is not registered is looked for in the repositories. If no version of a model
         can be loaded any more, it stays as it was, as in Triton, and the reason is a problem.
         """
-        async with self._staging_lock:
+        async with self._models.hold((model,)):
             entries = await self._catalogue.store.entries({model})
             found: list[Found] = []
             problems: list[Problem] = []
@@ -161,7 +136,7 @@ class Versions:
                 problems += strange
             there = {(one.source, one.number) for one in found}
             again = await asyncio.to_thread(
-                list, rescan(entries.values(), self._kind, self._repositories.fence)
+                list, rescan(self._on_disk(entries.values()), self._kind, self._repositories.fence)
             )
             missing = [one for one in again if (one.source, one.number) not in there]
             kept = still_answering(entries.get(model), [*found, *missing])
@@ -176,20 +151,24 @@ class Versions:
             return [], [problem]
         return scan_models([(folder.name, folder)], self._kind, self._repositories.fence)
 
-    async def check(self, model: str, number: int) -> tuple[Version, str]:
+    async def check(self, model: str, number: int, seconds: float | None) -> tuple[Version, str]:
         """Compare a version's files with what was registered, and take over a change.
 
-        Returns the version, and why its files cannot be loaded, or "". Files that are gone or can
-        no longer be served change nothing in the catalogue: where the version is in memory it still
-        answers. Raises ModelNotFound, VersionNotFound.
+        Files that have left the disk are fetched again, for at most so many seconds, None for as
+        long as it takes. Returns the
+        version, and why its files cannot be loaded, or "". Files that are gone or can no longer be
+        served change nothing in the catalogue: where the version is in memory it still answers.
+        Raises ModelNotFound, VersionNotFound.
         """
         entry = await self._catalogue.store.entry(model)
         known = entry.version(number)
+        if known.digest:
+            return known, await self._check_stored(known, seconds)
         found = await asyncio.to_thread(self._look, entry, known)
         problem = unloadable(found)
         if problem or is_unchanged(known, found):
             return known, problem
-        async with self._staging_lock:
+        async with self._models.hold((model,)):
             entry = await self._catalogue.store.entry(model)
             found = await asyncio.to_thread(self._look, entry, entry.version(number))
             problem = unloadable(found)
@@ -198,13 +177,29 @@ class Versions:
         version = (await self._catalogue.store.entry(model)).version(number)
         return version, problem or version.artifact_problem
 
+    async def _check_stored(self, known: Version, seconds: float | None) -> str:
+        """Have the files of a version in the store on disk and staged. Return why not, or ""."""
+        with self._disk.working(known.digest):
+            if problem := await self._returns.bring_back(known, seconds):
+                return problem
+            self._disk.touch(known.digest)
+            if self._staging.is_staged(known.model, known.number):
+                return ""
+            async with self._models.hold((known.model,)):
+                entry = await self._catalogue.store.entry(known.model)
+                found = await asyncio.to_thread(self._look, entry, entry.version(known.number))
+                if not (problem := unloadable(found)):
+                    await self._intake.adopt([found])
+                    await asyncio.to_thread(self._staging.write_configs, [entry])
+                return problem
+
     async def complete(self, model: str, number: int, fingerprint: str, config: bytes) -> Version:
         """Take in the config that a server has completed for a version that was `fingerprint`.
 
         Files that have changed meanwhile are taken over as they are, and wait anew. Raises
         ModelNotFound, VersionNotFound.
         """
-        async with self._staging_lock:
+        async with self._models.hold((model,)):
             entry = await self._catalogue.store.entry(model)
             if _waits(entry.version(number), fingerprint):
                 found = await asyncio.to_thread(
@@ -269,93 +264,92 @@ class Versions:
         )
 
     async def restore(self) -> None:
-        """Scan everything that is registered again, and stage what is missing."""
-        async with self._staging_lock:
-            entries = list((await self._catalogue.store.snapshot()).entries.values())
-            for batch in batches(entries, SCANNED_AT_ONCE):
+        """Scan everything that is registered and on disk again, and stage what is missing."""
+        entries = list((await self._catalogue.store.snapshot()).entries)
+        for batch in batches(entries, SCANNED_AT_ONCE):
+            async with self._models.hold(batch):
+                known = (await self._catalogue.store.entries(batch)).values()
                 found = await asyncio.to_thread(
-                    list, rescan(batch, self._kind, self._repositories.fence)
+                    list, rescan(self._on_disk(known), self._kind, self._repositories.fence)
                 )
                 await self._intake.adopt(found)
 
+    def _on_disk(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Return the entries with those versions that are served in place, or are on disk.
+
+        The latter are looked for where the store lies now.
+        """
+        return [
+            replace(
+                entry,
+                versions={
+                    number: self._disk.located(version)
+                    for number, version in entry.versions.items()
+                    if self._disk.is_present(version)
+                },
+            )
+            for entry in entries
+        ]
+
     async def remove_unknown(self) -> None:
         """Remove staged folders that belong to no version in the catalogue."""
-        async with self._staging_lock:
-            known = (await self._catalogue.store.snapshot()).entries
-            await self._tasks.complete(asyncio.to_thread(self._remove_all_but, known))
+        for model, numbers in (await asyncio.to_thread(self._staging.staged)).items():
+            async with self._models.hold((model,)):
+                entry = (await self._catalogue.store.entries({model})).get(model)
+                await self._tasks.complete(
+                    asyncio.to_thread(self._remove_all_but, entry, model, numbers)
+                )
 
     async def delete_version(self, model: str, number: int, etag: str) -> None:
         """Delete one version. Raises ModelNotFound, VersionNotFound, EtagMismatch, IllegalState."""
-        async with self._staging_lock:
-            await self._tasks.complete(self._delete_version(model, number, etag))
+        async with self._models.hold((model,)):
+            digest = await self._tasks.complete(self._delete_version(model, number, etag))
+        await self._tasks.complete(self._disk.release({digest}))
 
     async def delete_model(self, model: str, etag: str) -> None:
         """Delete a model and all its versions. Raises ModelNotFound, EtagMismatch, IllegalState."""
-        async with self._staging_lock:
-            await self._tasks.complete(self._delete_model(model, etag))
+        async with self._models.hold((model,)):
+            digests = await self._tasks.complete(self._delete_model(model, etag))
+        await self._tasks.complete(self._disk.release(digests))
 
-    async def _register(
-        self, wanted: Registration, known: Entry | None, number: int, scan: Scan
-    ) -> Version:
-        await asyncio.to_thread(self._intake.stage, known, number, scan)
-        async with self._catalogue.change() as change:
-            entry = await change.find(wanted.model) or Entry(Model(name=wanted.model))
-            version = replace(
-                version_of(scan, number),
-                verdict=VersionState.PENDING if wanted.pending else VersionState.APPROVED,
-                declared_memory=wanted.declared_memory,
-            )
-            change.put(entry.with_version(version))
-            await change.remember(wanted.request_id, wanted.digest, version.name)
-        return (await change.entry(wanted.model)).version(number)
+    def _remove_all_but(self, entry: Entry | None, model: str, numbers: Iterable[int]) -> None:
+        if entry is None:
+            self._staging.remove(model)
+            return
+        for number in set(numbers) - entry.versions.keys():
+            self._staging.remove(model, number)
 
-    def _remove_all_but(self, known: Mapping[str, Entry]) -> None:
-        for model, numbers in self._staging.staged().items():
-            if model not in known:
-                self._staging.remove(model)
-                continue
-            for number in numbers - known[model].versions.keys():
-                self._staging.remove(model, number)
-
-    async def _delete_version(self, model: str, number: int, etag: str) -> None:
+    async def _delete_version(self, model: str, number: int, etag: str) -> str:
         async with self._catalogue.change() as change:
             entry = await change.entry(model)
             version = entry.version(number)
             rules.check_etag(version.name, etag, version.revision)
             change.put(rules.drop_version(entry, number, await change.users((model,))))
-        await asyncio.to_thread(self._staging.remove, model, number)
+        if version.digest:
+            others = {one.source for one in entry.versions.values() if one.number != number}
+            await asyncio.to_thread(self._staging.leave, model, number, others)
+        else:
+            await asyncio.to_thread(self._staging.remove, model, number)
+        return version.digest
 
-    async def _delete_model(self, model: str, etag: str) -> None:
+    async def _delete_model(self, model: str, etag: str) -> set[str]:
         async with self._catalogue.change() as change:
             entry = await change.entry(model)
             rules.check_etag(names.model_name(model), etag, entry.model.revision)
             rules.check_removable(entry, await change.users((model,)))
             change.remove(model)
         await asyncio.to_thread(self._staging.remove, model)
+        return {version.digest for version in entry.versions.values()}
+
+
+def _is_from(entry: Entry, repository: Path) -> bool:
+    """Return whether a version of the model was found in a repository."""
+    return any(
+        repository in (Path(version.source), Path(version.source).parent)
+        for version in entry.versions.values()
+    )
 
 
 def _waits(version: Version, fingerprint: str) -> bool:
     """Return whether a version still waits to be completed as it was."""
     return bool(version.incomplete and not version.problem) and version.fingerprint == fingerprint
-
-
-def _check_present(source: ModelFolder, number: int) -> None:
-    """Raises InvalidArtifact unless the source holds that version."""
-    if not source.bare and number not in source.numbers:
-        raise InvalidArtifact(
-            path=tree.shown(source.path),
-            problem=f"it has no folder for version {number}, only for "
-            f"{', '.join(map(str, source.numbers))}",
-        )
-
-
-def _made_earlier(entry: Entry | None, model: str, name: str) -> Version:
-    """Return the version that an earlier request of the same id made.
-
-    Raises ModelNotFound or VersionNotFound if it has been deleted since.
-    """
-    if entry is None:
-        raise ModelNotFound(model=model)
-    version = names.parse_version_name(name)
-    assert version is not None, name
-    return entry.version(version.version)

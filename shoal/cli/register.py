@@ -1,17 +1,21 @@
 """`shoal register`: register files as a version of a model."""
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from shoal import names
 from shoal.cli.connections import connected
 from shoal.cli.failures import EXIT_REFUSED, complain
+from shoal.cli.imports import bar, fetched_version, finished, model_in, say_started, start
 from shoal.cli.output import Document, JsonFlag, message_json, print_json
 from shoal.cli.propagation import await_router
 from shoal.cli.references import short, version_of
 from shoal.sizes import format_size, parse_size
+
+if TYPE_CHECKING:
+    from shoal.client import Client
 
 STAGING_TIMEOUT: Final = 300.0  # seconds: large files are copied
 
@@ -29,20 +33,28 @@ def parse_memory(text: str) -> tuple[str, int]:
 
 def register(
     context: typer.Context,
-    path: Annotated[
-        Path,
+    source: Annotated[
+        str,
         typer.Argument(
-            metavar="PATH",
-            help="A folder on the Registry's host: a model's folder (config.pbtxt and numbered "
-            "version folders), or the content of one version folder. It is only read.",
+            metavar="SOURCE",
+            help="A folder on the Registry's host, which is served in place: a model's folder "
+            "(config.pbtxt and numbered version folders), or the content of one version folder. Or "
+            "a source that is fetched, such as s3://bucket/model or file:///folder.",
         ),
     ],
-    name: Annotated[str, typer.Option(help="Name of the model; it is created if it is new.")],
+    name: Annotated[
+        str,
+        typer.Option(
+            help="Name of the model; it is created if it is new. By default the last part of "
+            "SOURCE.",
+            show_default=False,
+        ),
+    ] = "",
     version: Annotated[
         int,
         typer.Option(
             min=0,
-            help="Number of the version. 0: the number of the version folder, if PATH has one, "
+            help="Number of the version. 0: the number of the version folder, if SOURCE has one, "
             "else the next free number.",
         ),
     ] = 0,
@@ -58,31 +70,78 @@ def register(
             "repeated. Learned while it runs if not given.",
         ),
     ] = None,
+    upload: Annotated[
+        bool,
+        typer.Option("--upload", help="SOURCE is a folder or a file on this machine: send it."),
+    ] = False,
+    wait: Annotated[
+        bool,
+        typer.Option(
+            "--wait/--no-wait",
+            help="Wait until what is fetched is registered, or return once that is under way.",
+        ),
+    ] = True,
     json: JsonFlag = False,
 ) -> None:
     """Register files as a version of a model, so that it can answer requests.
 
-    Exit status 1 where the version is registered, but cannot be served.
+    Exit status 1 where the version is registered, but cannot be served, or an import has failed.
     """
-    from shoal.registry.v1.registry_service_pb2 import RegisterModelVersionRequest
-
-    request = RegisterModelVersionRequest(
-        parent=names.model_name(name),
-        source=str(path.expanduser().absolute()),
-        version=version,
-        pending=pending,
-        declared_memory=dict(map(parse_memory, memory or ())),
-    )
+    declared = dict(map(parse_memory, memory or ()))
+    model = name or model_in(source)
     with connected(context) as shoal:
-        reply = shoal.call(shoal.registry.RegisterModelVersion, request, timeout=STAGING_TIMEOUT)
-        made = message_json(reply.version)
+        if upload:
+            with bar(f"uploading {model}") as told:
+                path = Path(source).expanduser()
+                try:
+                    sent = shoal.upload(
+                        model,
+                        path,
+                        version=version,
+                        pending=pending,
+                        declared_memory=declared,
+                        progress=told,
+                    )
+                except (OSError, ValueError) as error:
+                    raise typer.BadParameter(str(error)) from error
+            made = fetched_version(shoal, names.version_name(sent.model, sent.version))
+        elif "://" in source:
+            started = start(shoal, names.model_name(model), source, version, pending, declared)
+            if not wait:
+                say_started(started, json)
+                return
+            made = fetched_version(shoal, finished(shoal, started["imports"][0])["version"])
+        else:
+            made = _in_place(shoal, model, source, version, pending, declared)
         usable = made["state"] != "INVALID"
         if usable:
             number = version_of(made["name"])
-            await_router(context, shoal, name, str(number), number)
+            await_router(context, shoal, model, str(number), number)
     _show(made, json)
     if not usable:
         raise typer.Exit(EXIT_REFUSED)
+
+
+def _in_place(
+    shoal: "Client",
+    model: str,
+    path: str,
+    version: int,
+    pending: bool,
+    memory: dict[str, int],
+) -> Document:
+    """Register a folder on the Registry's host. Raises CallFailed."""
+    from shoal.registry.v1.registry_service_pb2 import RegisterModelVersionRequest
+
+    request = RegisterModelVersionRequest(
+        parent=names.model_name(model),
+        source=str(Path(path).expanduser().absolute()),
+        version=version,
+        pending=pending,
+        declared_memory=memory,
+    )
+    reply = shoal.call(shoal.registry.RegisterModelVersion, request, timeout=STAGING_TIMEOUT)
+    return message_json(reply.version)
 
 
 def _show(version: Document, as_json: bool) -> None:

@@ -54,6 +54,7 @@ from shoal.client.resources import (
 )
 from shoal.client.retries import DEFAULT_RETRIES, DEFAULT_TIMEOUT
 from shoal.client.sequences import AsyncSequence, Sequence
+from shoal.client.stored import Departure, DiskHolding, DiskUsage, Import, Provenance
 from shoal.client.sync import Client, connect
 
 __all__ = [
@@ -72,10 +73,14 @@ __all__ = [
     "Candidate",
     "Client",
     "DeadlineExceeded",
+    "Departure",
+    "DiskHolding",
+    "DiskUsage",
     "Event",
     "Eviction",
     "Explanation",
     "FailedPrecondition",
+    "Import",
     "Imported",
     "Internal",
     "InvalidArgument",
@@ -85,6 +90,7 @@ __all__ = [
     "ModelVersion",
     "NotFound",
     "PermissionDenied",
+    "Provenance",
     "Replica",
     "Request",
     "Residency",

@@ -11,20 +11,19 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
-from shoal.client import catalogue, fleet, inference, streaming
+from shoal.client import catalogue, fleet, inference, storage, streaming
 from shoal.client.channels import Services, given
 from shoal.client.errors import CallFailed
 from shoal.client.failover import SeveralAsyncChannels
 from shoal.client.headers import Headers, metadata_of
 from shoal.client.inference import Parameter, Request, Result
-from shoal.client.operations import Attempt, Operation, Pause, attempts, described, run_async
+from shoal.client.operations import Attempt, Operation, Pause, Work, attempts, described, run_async
 from shoal.client.pages import next_page
 from shoal.client.retries import DEFAULT_RETRIES, DEFAULT_TIMEOUT, Limits, Tries
 from shoal.client.sequences import AsyncSequence
@@ -172,6 +171,15 @@ class AsyncClient:
     set_traffic = _method(catalogue.set_traffic)
     clear_traffic = _method(catalogue.clear_traffic)
 
+    # --- the store ----------------------------------------------------------------------------
+
+    upload = _method(storage.upload)
+    start_imports = _method(storage.start_imports)
+    imports = _method(storage.imports)
+    cancel_import = _method(storage.cancel_import)
+    disk_usage = _method(storage.disk_usage)
+    collect_garbage = _method(storage.collect_garbage)
+
     # --- the fleet ----------------------------------------------------------------------------
 
     load = _method(fleet.load)
@@ -264,9 +272,11 @@ class AsyncClient:
         except CallFailed as error:
             raise error.with_traceback(None) from error.__cause__
 
-    async def _do(self, step: Attempt | Pause) -> Any:
+    async def _do(self, step: Attempt | Pause | Work) -> Any:
         if isinstance(step, Pause):
             return await asyncio.sleep(step.seconds)
+        if isinstance(step, Work):
+            return await asyncio.to_thread(step.do)
         call = step.call
         method = self._services.method(call.service, call.method)
         try:
@@ -282,12 +292,7 @@ class AsyncClient:
     async def __aenter__(self) -> "Self":
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
 

@@ -33,8 +33,8 @@ def register(
 
     Args:
         model: The model's name.
-        source: A folder on the Registry's host: a model's folder (config.pbtxt and numbered version
-            folders) or the content of one version folder. It is only read.
+        source: A folder on the Registry's host, which is served in place: a model's (config.pbtxt
+            and numbered folders) or one version's. Or a source to fetch, as "s3://bucket/model".
         version: The number of the version. 0 means the number of the version folder if there is one
             in `source`, else the next free number.
         pending: Whether the version must be approved before it can be the default.
@@ -107,16 +107,24 @@ def _reasons(problems: Iterable[registry.ImportProblem]) -> dict[str, str]:
     return {problem.path: problem.reason for problem in problems}
 
 
-def models(*, timeout: float | None = None) -> Operation[list[resources.Model]]:
-    """Return all models, ordered by name.
+def models(
+    *,
+    filter: str = "",  # noqa: A002
+    order_by: str = "",
+    timeout: float | None = None,
+) -> Operation[list[resources.Model]]:
+    """Return models.
 
     Args:
+        filter: Which models, such as 'labels.team = "search" AND state = APPROVED'; "" for all.
+        order_by: "create_time desc" and the like; "" for the order of names.
         timeout: Seconds for each page of the list. None means the client's own.
 
     Raises:
         CallFailed: The call was refused, or nobody answered.
     """
-    found = yield from all_pages("registry", "ListModels", registry.ListModelsRequest(), timeout)
+    request = registry.ListModelsRequest(filter=filter, order_by=order_by)
+    found = yield from all_pages("registry", "ListModels", request, timeout)
     return [messages.model(one) for page in found for one in page.models]
 
 
@@ -137,18 +145,25 @@ def model(name: str, *, timeout: float | None = None) -> Operation[resources.Mod
 
 
 def versions(
-    model: str = "", *, timeout: float | None = None
+    model: str = "",
+    *,
+    filter: str = "",  # noqa: A002
+    order_by: str = "",
+    timeout: float | None = None,
 ) -> Operation[list[resources.ModelVersion]]:
     """Return the versions of a model.
 
     Args:
         model: The model's name; "" for the versions of all models.
+        filter: Which versions, such as 'format = onnx AND source : "s3"'; "" for all.
+        order_by: "size desc" and the like; "" for the order of names and numbers.
         timeout: Seconds for each page of the list. None means the client's own.
 
     Raises:
         CallFailed: The call was refused, or nobody answered.
     """
-    request = registry.ListModelVersionsRequest(parent=names.model_name(model or "-"))
+    parent = names.model_name(model or "-")
+    request = registry.ListModelVersionsRequest(parent=parent, filter=filter, order_by=order_by)
     found = yield from all_pages("registry", "ListModelVersions", request, timeout)
     return [messages.version(one) for page in found for one in page.versions]
 

@@ -48,10 +48,19 @@ class Pause(NamedTuple):
     seconds: float
 
 
-Operation = Generator[Call | Pause, Any, _T]
+class Work(NamedTuple):
+    """Work on this machine that takes long, such as reading files."""
+
+    do: Callable[[], Any]
 
 
-def attempts(operation: Operation[_T], limits: Limits) -> Generator[Attempt | Pause, Any, _T]:
+Step = Call | Pause | Work
+Operation = Generator[Step, Any, _T]
+
+
+def attempts(
+    operation: Operation[_T], limits: Limits
+) -> Generator[Attempt | Pause | Work, Any, _T]:
     """Carry out an operation, repeating each call as far as its refusals allow.
 
     Returns what the operation returns, and raises what it raises.
@@ -118,8 +127,8 @@ def described(method: _T, operation: Callable[..., Any]) -> _T:
     return method
 
 
-def _answered(step: Call | Pause, limits: Limits) -> Generator[Attempt | Pause, Any, Any]:
-    if isinstance(step, Pause):
+def _answered(step: Step, limits: Limits) -> Generator[Attempt | Pause | Work, Any, Any]:
+    if isinstance(step, Pause | Work):
         return (yield step)
     tries = Tries(
         limits.timeout if step.timeout is None else step.timeout,

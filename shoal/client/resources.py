@@ -7,6 +7,7 @@ are in seconds, times are UTC, and amounts of memory are bytes by resource ("ram
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from shoal.client.stored import Provenance
 from shoal.names import ModelVersionName
 
 Memory = dict[str, int]
@@ -92,7 +93,8 @@ class ModelVersion:
         version: The number of the version.
         state: PENDING, APPROVED, REJECTED, INVALID, or WAITING for a server to complete its config.
         invalid_reason: Why the state is INVALID.
-        source: The folder on the Registry's host that it was registered from.
+        source: The folder on the Registry's host that it is served from, or where its files were
+            fetched from.
         artifact_bytes: The size of its files in bytes.
         declared_memory: The memory that its user says it takes; empty if none was declared.
         requires: Versions that must be resident beside it, such as the steps of an ensemble.
@@ -103,6 +105,7 @@ class ModelVersion:
         create_time: When it was registered.
         etag: Changes with every change of the version.
         waiting_reason: Why the state is WAITING.
+        provenance: Where it comes from; None from a Registry that does not say.
     """
 
     model: str
@@ -120,6 +123,7 @@ class ModelVersion:
     create_time: datetime
     etag: str
     waiting_reason: str = ""
+    provenance: Provenance | None = None
 
 
 @dataclass(frozen=True, slots=True)

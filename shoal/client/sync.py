@@ -2,19 +2,18 @@
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
-from shoal.client import catalogue, fleet, inference, streaming
+from shoal.client import catalogue, fleet, inference, storage, streaming
 from shoal.client.channels import Services, given
 from shoal.client.errors import CallFailed
 from shoal.client.failover import SeveralChannels
 from shoal.client.headers import Headers, metadata_of
 from shoal.client.inference import Parameter, Request, Result
-from shoal.client.operations import Attempt, Operation, Pause, attempts, described, run
+from shoal.client.operations import Attempt, Operation, Pause, Work, attempts, described, run
 from shoal.client.pages import next_page
 from shoal.client.retries import DEFAULT_RETRIES, DEFAULT_TIMEOUT, Limits, Tries
 from shoal.client.sequences import Sequence as InferenceSequence
@@ -209,6 +208,15 @@ class Client:
     set_traffic = _method(catalogue.set_traffic)
     clear_traffic = _method(catalogue.clear_traffic)
 
+    # --- the store ----------------------------------------------------------------------------
+
+    upload = _method(storage.upload)
+    start_imports = _method(storage.start_imports)
+    imports = _method(storage.imports)
+    cancel_import = _method(storage.cancel_import)
+    disk_usage = _method(storage.disk_usage)
+    collect_garbage = _method(storage.collect_garbage)
+
     # --- the fleet ----------------------------------------------------------------------------
 
     load = _method(fleet.load)
@@ -337,10 +345,12 @@ class Client:
             # The traceback would show the steps of this package alone.
             raise error.with_traceback(None) from error.__cause__
 
-    def _do(self, step: Attempt | Pause) -> Any:
+    def _do(self, step: Attempt | Pause | Work) -> Any:
         if isinstance(step, Pause):
             time.sleep(step.seconds)
             return None
+        if isinstance(step, Work):
+            return step.do()
         call = step.call
         method = self._services.method(call.service, call.method)
         try:
@@ -356,12 +366,7 @@ class Client:
     def __enter__(self) -> "Self":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -30,7 +30,7 @@ from shoal.client import (
     connect,
     connect_async,
 )
-from shoal.client.operations import Attempt, Call, Operation, Pause, attempts, run
+from shoal.client.operations import Attempt, Call, Operation, Pause, Work, attempts, run
 from shoal.client.retries import Limits, pause
 from tests.support.clients import KINDS, Seen, echoed, either, scripted, spanned
 
@@ -340,7 +340,8 @@ def test_each_try_has_what_is_left() -> None:
     def operation() -> Operation[str]:
         return (yield Call("inference", "ModelInfer", b"", timeout=9))
 
-    def do(step: Attempt | Pause) -> str | None:
+    def do(step: Attempt | Pause | Work) -> str | None:
+        assert not isinstance(step, Work)
         if isinstance(step, Pause):
             paused.append(step.seconds)
             time.sleep(step.seconds)

@@ -6,11 +6,18 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 
 from services.controller.core.entities import Unit
 from services.controller.registry.catalogue import Catalogue
+from services.controller.registry.residents import Residents
 from services.controller.registry.sources import Sources
 from services.controller.registry.watch import RegistryWatch
+from shoal.registry.v1.registry_service_pb2 import (
+    GetDiskUsageRequest,
+    HoldControllerLeaseRequest,
+    RegisterModelVersionRequest,
+)
 from shoal.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
 from tests.support.cli import NO_REGISTRY
 from tests.support.registry import PYTHON_CODE, Registry, python_model, registry
@@ -19,11 +26,13 @@ UNIT = Unit("m", 1)
 
 
 @asynccontextmanager
-async def followed(known: Registry) -> AsyncIterator[tuple[Sources, Catalogue]]:
+async def followed(
+    known: Registry, residents: Residents | None = None
+) -> AsyncIterator[tuple[Sources, Catalogue]]:
     """Follow the Registry with a catalogue, as a Controller does."""
     catalogue = Catalogue()
     watch = RegistryWatch(known.stub, catalogue)
-    sources = Sources(known.stub, catalogue, watch)
+    sources = Sources(known.stub, catalogue, watch, residents)
     following = asyncio.create_task(watch.run())
     await watch.synchronized.wait()
     yield sources, catalogue
@@ -71,3 +80,38 @@ async def test_without_a_registry_everything_is_loaded_as_it_was() -> None:
         watch.connected = True  # it has gone a moment ago
         assert await sources.problem(UNIT) == ""
         assert await sources.refresh("m") == ""
+
+
+async def test_the_registry_hears_what_has_a_replica_before_it_is_asked_for_files(
+    tmp_path: Path,
+) -> None:
+    source = python_model(tmp_path / "models", "m")
+    held = {UNIT}
+    async with registry(tmp_path / "data") as known:
+        request = RegisterModelVersionRequest(parent="models/m", source=f"file://{source}")
+        await known.stub.RegisterModelVersion(request)
+
+        async def kept() -> str:
+            usage = await known.stub.GetDiskUsage(GetDiskUsageRequest())
+            return str(usage.holdings[0].kept_because)
+
+        residents = Residents(known.stub, lambda: held)
+        async with followed(known, residents) as (sources, _):
+            assert await kept() == ""
+            assert await sources.problem(UNIT) == ""
+            assert await kept() == "a server holds the version or is about to"
+            held.clear()
+            await residents.tell()
+            assert await kept() == ""
+            await known.stub.HoldControllerLease(
+                HoldControllerLeaseRequest(holder="c", incarnation="1", ttl=Duration(seconds=60))
+            )
+    async with registry(tmp_path / "data") as known:
+        # A Controller acts, and has not said yet what is in memory.
+        usage = await known.stub.GetDiskUsage(GetDiskUsageRequest())
+        assert usage.holdings[0].kept_because.startswith("the Controller has not said yet")
+
+
+async def test_a_registry_that_is_away_is_told_later() -> None:
+    async with grpc.aio.insecure_channel(NO_REGISTRY) as channel:
+        await Residents(RegistryServiceStub(channel), lambda: {UNIT}).tell()

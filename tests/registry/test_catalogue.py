@@ -13,6 +13,7 @@ from shoal.registry.v1 import types_pb2 as types
 from tests.support.registry import (
     Registry,
     ensemble,
+    onnx_model,
     python_model,
     refusal,
     registry,
@@ -342,3 +343,41 @@ async def test_versions_are_listed_for_one_model_or_for_all(known: Registry) -> 
         assert refused.metadata["field"] == field
     bad = pb.ListModelVersionsRequest(parent="models/..")
     assert (await refusal(known.stub.ListModelVersions(bad))).reason == "INVALID_NAME"
+
+
+async def test_lists_are_filtered_and_ordered(tmp_path: Path) -> None:
+    onnx_model(tmp_path / "repo" / "graph" / "1" / "model.onnx")
+    python_model(tmp_path / "repo", "code", (1, 2))
+    python_model(tmp_path / "other", "pending")
+    async with registry(tmp_path / "data", repositories=(tmp_path / "repo",)) as known:
+        await known.register("pending", tmp_path / "other" / "pending", pending=True)
+        update = pb.UpdateModelRequest(
+            model=types.Model(name="models/code", labels={"team": "search"})
+        )
+        update.update_mask.paths.append("labels")
+        await known.stub.UpdateModel(update)
+
+        async def models(**asked: Any) -> list[str]:
+            response = await known.stub.ListModels(pb.ListModelsRequest(**asked))
+            return [model.name.removeprefix("models/") for model in response.models]
+
+        assert await models(filter="format = onnx") == ["graph"]
+        assert await models(filter="labels.team = search") == ["code"]
+        assert await models(filter='state = "PENDING"') == ["pending"]
+        assert await models(filter=f'source : "{tmp_path}/repo" AND NOT name = code') == ["graph"]
+        assert (await models(order_by="create_time desc"))[0] == "pending"
+        request = pb.ListModelVersionsRequest(
+            parent="models/-", filter="format = python", order_by="name desc", page_size=2
+        )
+        first = await known.stub.ListModelVersions(request)
+        assert [one.name for one in first.versions] == [
+            version_name("pending:1"),
+            version_name("code:2"),
+        ]
+        request.page_token = first.next_page_token
+        second = await known.stub.ListModelVersions(request)
+        assert [one.name for one in second.versions] == [version_name("code:1")]
+        request.filter = "format = onnx"  # the token is of another list
+        assert (await refusal(known.stub.ListModelVersions(request))).reason == "INVALID_FIELD"
+        refused = await refusal(known.stub.ListModels(pb.ListModelsRequest(filter="size = 3")))
+        assert "'size' is not a field" in refused.message

@@ -458,6 +458,7 @@ async def test_a_client_that_leaves_does_not_stop_a_registration_halfway(tmp_pat
             )
             await asyncio.wait({asyncio.ensure_future(call.code())}, timeout=number / 1000)
             call.cancel()
+        await known.refresh("a")  # which waits for the registrations of that model
         await known.register("z", content)
         seen: dict[str, types.CatalogEntry] = {}
         while "models/z" not in seen:

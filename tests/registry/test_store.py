@@ -37,6 +37,7 @@ from services.registry.core.catalogue import (
     VersionState,
 )
 from services.registry.core.errors import LeaseHeld
+from services.registry.core.filters import Order, parse_filter
 from services.registry.core.footprint import Footprint, LoadFailure
 from services.registry.core.residency import Residency
 from shoal.names import ModelVersionName
@@ -263,15 +264,57 @@ async def test_a_reader_sees_one_moment(store: Store) -> None:
 
 async def test_pages_follow_keys(store: Store) -> None:
     await put(store, *(full_entry(name) for name in ("b", "a", "c")))
-    names = [entry.name for entry in await store.list_models(Page(2, START))]
-    assert names == ["a", "b", "c"]  # one more than asked for
-    rest = await store.list_models(Page(2, ("a", 0)))
-    assert [entry.name for entry in rest] == ["b", "c"]
-    found = await store.list_versions(None, Page(9, ("a", 1)))
+    by_name = Order("name")
+    models, more = await store.lists.models(Page(2, START), by_name, None)
+    assert ([entry.name for entry in models], more) == (["a", "b"], ("b", 0))
+    rest, more = await store.lists.models(Page(2, ("a", 0)), by_name, None)
+    assert ([entry.name for entry in rest], more) == (["b", "c"], None)
+    found, _ = await store.lists.versions(None, Page(9, ("a", 1)), by_name, None)
     assert [(one.model, one.number) for one in found][:2] == [("a", 2**62), ("b", 1)]
-    assert len(await store.list_versions("b", Page(9, START))) == 2
+    versions, _ = await store.lists.versions("b", Page(9, START), by_name, None)
+    assert len(versions) == 2
     with pytest.raises(ModelNotFound):
-        await store.list_versions("nix", Page(9, START))
+        await store.lists.versions("nix", Page(9, START), by_name, None)
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("field", ["name", "create_time", "size"])
+async def test_every_order_has_its_pages(store: Store, field: str, descending: bool) -> None:
+    await put(
+        store,
+        *(
+            Entry(
+                Model(name=name),
+                {
+                    number: version(name, number, artifact_bytes=(number * 7) % 3)
+                    for number in (1, 2, 3)
+                },
+            )
+            for name in ("b", "a", "c")
+        ),
+    )
+    order = Order(field, descending)
+    everything, more = await store.lists.versions(None, Page(99, START), order, None)
+    assert (len(everything), more) == (9, None)
+    keys = [
+        (one.artifact_bytes if field == "size" else 0, one.model, one.number) for one in everything
+    ]
+    assert keys == sorted(keys, reverse=descending)
+    paged: list[Version] = []
+    after: tuple[str, int] | None = START
+    while after is not None:
+        found, after = await store.lists.versions(None, Page(2, after), order, None)
+        paged += found
+    assert paged == everything
+    models: list[Entry] = []
+    after = START
+    condition = parse_filter("name = a OR name = c", ("name",))
+    while after is not None:
+        some, after = await store.lists.models(
+            Page(1, after), Order("create_time", descending), condition
+        )
+        models += some
+    assert [entry.name for entry in models] == (["c", "a"] if descending else ["a", "c"])
 
 
 async def test_requests_are_remembered_for_a_day(store: Store, clock: Clock) -> None:
@@ -428,8 +471,9 @@ async def test_what_older_tables_held_is_kept(url: str) -> None:
     model = rows.model_row(Model(name="m", description="ä"))
     del model["residency"]
     old = rows.version_row(one)
-    for later in ("probe", "parts_waiting", "incomplete", "completion_problem", "scanned"):
-        del old[later]
+    later = ("probe", "parts_waiting", "incomplete", "completion_problem", "scanned")
+    for name in (*later, "digest", "provenance"):
+        del old[name]
     engine, _ = open_engine(url)
     async with engine.begin() as connection:
         await connection.run_sync(migrate.upgrade, "0001")
@@ -444,11 +488,19 @@ async def test_what_older_tables_held_is_kept(url: str) -> None:
 async def test_a_registry_on_each_database(url: str, tmp_path: Path) -> None:
     python_model(tmp_path / "repo", "m", (1, 2))
     settings = {"database_url": url, "repositories": (tmp_path / "repo",)}
+    source = python_model(tmp_path / "other", "fetched")
     async with registry(tmp_path / "data", **settings) as known:
         assert await known.revision() == 1
         assert (await known.model("m")).default_version == 2
+        request = pb.RegisterModelVersionRequest(parent="models/n", source=f"file://{source}")
+        await known.stub.RegisterModelVersion(request)
     async with registry(tmp_path / "data", **settings) as known:
-        assert await known.revision() == 1
+        assert await known.revision() == 2
+        assert (await known.check("n:1")).problem == ""
+        (one,) = (await known.stub.ListImports(pb.ListImportsRequest())).imports
+        assert one.state == types.IMPORT_STATE_REGISTERED
+        assert (await known.version("n:1")).provenance.digest.startswith("sha256:")
+        assert (await known.stub.GetDiskUsage(pb.GetDiskUsageRequest())).used_bytes > 0
 
 
 async def test_a_database_that_is_gone_is_told_as_such(postgres: Path) -> None:

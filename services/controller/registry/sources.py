@@ -13,6 +13,7 @@ import structlog
 
 from services.controller.core.entities import Unit
 from services.controller.registry.catalogue import Catalogue
+from services.controller.registry.residents import Residents
 from services.controller.registry.watch import RegistryWatch
 from shoal.names import model_name, version_name
 from shoal.registry.v1 import registry_service_pb2 as wire
@@ -28,8 +29,15 @@ _log = structlog.get_logger(__name__)
 class Sources:
     """Asks the Registry about files, and waits until the catalogue has what it answers."""
 
-    def __init__(self, stub: Any, catalogue: Catalogue, watch: RegistryWatch) -> None:
+    def __init__(
+        self,
+        stub: Any,
+        catalogue: Catalogue,
+        watch: RegistryWatch,
+        residents: Residents | None = None,
+    ) -> None:
         self._stub = stub
+        self._residents = residents
         self._catalogue = catalogue
         self._watch = watch
 
@@ -38,6 +46,8 @@ class Sources:
         if not self._watch.connected:
             return ""
         registered = self._fingerprint(unit)
+        if self._residents is not None:  # files of what is gone make room for those of the unit
+            await self._residents.tell()
         request = wire.CheckModelVersionRequest(name=version_name(*unit))
         try:
             reply = await self._stub.CheckModelVersion(request, timeout=CHECK_SECONDS)

@@ -3,9 +3,8 @@
 import math
 from typing import Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from services.common.errors import InvalidField
+from services.registry.api.storage_messages import provenance, source_text, timestamp
 from services.registry.artifacts.repository import Problem
 from services.registry.catalogue.store import Snapshot
 from services.registry.catalogue.watch import Delta
@@ -53,8 +52,8 @@ def model(entry: Entry) -> types.Model:
         retry_policy=_RETRY_POLICIES[known.retry_policy],
         default_version=entry.default_version,
         aliases=known.aliases,
-        create_time=_timestamp(known.created_us),
-        update_time=_timestamp(known.updated_us),
+        create_time=timestamp(known.created_us),
+        update_time=timestamp(known.updated_us),
         etag=etag(known.revision),
     )
     if known.policy is not None:
@@ -68,7 +67,8 @@ def version(known: Version) -> types.ModelVersion:
     return types.ModelVersion(
         name=known.name,
         state=_STATES[known.state],
-        source=known.source,
+        source=source_text(known),
+        provenance=provenance(known),
         config=known.config,
         probe=known.probe,
         config_digest=known.config_digest,
@@ -83,7 +83,7 @@ def version(known: Version) -> types.ModelVersion:
         pinned=known.pinned,
         invalid_reason=known.problem,
         waiting_reason=known.waits_for,
-        create_time=_timestamp(known.created_us),
+        create_time=timestamp(known.created_us),
         etag=etag(known.revision),
     )
 
@@ -232,9 +232,3 @@ def _policy(model_name: str, known: TrafficPolicy) -> types.TrafficPolicy:
         arms=[types.Arm(target=str(arm.target), weight=arm.weight) for arm in known.arms],
         etag=etag(known.revision),
     )
-
-
-def _timestamp(us: int) -> Timestamp:
-    stamp = Timestamp()
-    stamp.FromMicroseconds(us)
-    return stamp

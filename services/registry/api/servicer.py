@@ -1,29 +1,39 @@
 """The RegistryService: requests become changes of the catalogue, entries become responses."""
 
 import asyncio
-import hashlib
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from google.protobuf.message import Message
-
 from services.common import paging
-from services.common.rpc import Context
+from services.common.rpc import Context, current_caller, deadline_of
 from services.common.tasks import TaskScope
 from services.registry.api import messages
 from services.registry.api.completion import completing_calls
 from services.registry.api.controllers import ControllerMethods, split_page
-from services.registry.catalogue.store import Snapshot
+from services.registry.api.storage import Storage, StorageMethods
+from services.registry.api.storage_messages import digest
+from services.registry.catalogue.lists import (
+    MODEL_FIELDS,
+    MODEL_ORDERS,
+    VERSION_FIELDS,
+    VERSION_ORDERS,
+)
+from services.registry.catalogue.store import Snapshot, wall_clock_us
 from services.registry.catalogue.writer import Catalogue
 from services.registry.completions import Completions
 from services.registry.core import residency, rules, traffic, validation
-from services.registry.core.catalogue import Entry, Model, Move, TrafficPolicy
+from services.registry.core.catalogue import Entry, Model, Move, TrafficPolicy, Version
 from services.registry.core.errors import AlreadyExists
+from services.registry.core.filters import parse_filter, parse_order
+from services.registry.core.provenance import Provenance
+from services.registry.core.source import Source
+from services.registry.registrations import Registration, Registrations
 from services.registry.repositories import Repositories
-from services.registry.versions import Registration, Versions
+from services.registry.versions import Versions
 from shoal import names
 from shoal.registry.v1 import registry_service_pb2 as pb
 from shoal.registry.v1 import types_pb2 as types
@@ -35,24 +45,31 @@ OPEN_METHODS: Final = frozenset(
     if method.name.startswith(("Get", "List", "Watch"))
 )
 
+# How long before its deadline a check that waits for files is answered.
+ANSWER_SECONDS: Final = 1.0
+
 _MODEL_FIELDS: Final = ("description", "labels", "retry_policy", *residency.PATHS)
 _VERSION_FIELDS: Final = ("declared_memory", "pinned")
 
 
 @completing_calls
-class RegistryServicer(ControllerMethods):
+class RegistryServicer(ControllerMethods, StorageMethods):
     """The RegistryService. A watcher gets a checkpoint after `idle_seconds` without a change."""
 
     def __init__(
         self,
         catalogue: Catalogue,
         versions: Versions,
+        registrations: Registrations,
         repositories: Repositories,
         completions: Completions,
+        storage: Storage,
         tasks: TaskScope,
         idle_seconds: float,
     ) -> None:
         super().__init__(catalogue, versions, completions)
+        self._registrations = registrations
+        self._storage = storage
         self.tasks = tasks
         self._repositories = repositories
         self._idle_seconds = idle_seconds
@@ -71,15 +88,15 @@ class RegistryServicer(ControllerMethods):
             retry_policy=messages.retry_policy_of(request.model.retry_policy),
             residency=messages.residency_of(request.model.residency),
         )
-        digest = _digest(request)
+        known_by = digest(request)
         async with self._catalogue.change() as change:
-            if made := await change.remembered(request_id, digest):
+            if made := await change.remembered(request_id, known_by):
                 await change.entry(made)
             elif await change.find(name) is not None:
                 raise AlreadyExists(name=names.model_name(name), hint="update it instead")
             else:
                 change.put(Entry(model))
-                await change.remember(request_id, digest, name)
+                await change.remember(request_id, known_by, name)
         return pb.CreateModelResponse(model=messages.model(await change.entry(name)))
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
@@ -89,9 +106,12 @@ class RegistryServicer(ControllerMethods):
     async def ListModels(
         self, request: pb.ListModelsRequest, context: Context
     ) -> pb.ListModelsResponse:
-        page = paging.page("models", request.page_size, request.page_token)
-        entries, more = split_page(await self._store.list_models(page), page)
-        token = paging.token("models", (entries[-1].name, 0)) if more else ""
+        condition = parse_filter(request.filter, MODEL_FIELDS)
+        order = parse_order(request.order_by, MODEL_ORDERS)
+        scope = list_scope("models", request)
+        page = paging.page(scope, request.page_size, request.page_token)
+        entries, more = await self._store.lists.models(page, order, condition)
+        token = paging.token(scope, more) if more else ""
         return pb.ListModelsResponse(models=map(messages.model, entries), next_page_token=token)
 
     async def UpdateModel(
@@ -130,17 +150,40 @@ class RegistryServicer(ControllerMethods):
     ) -> pb.RegisterModelVersionResponse:
         model = validation.model_name("parent", request.parent)
         number = validation.version_number(model, request.version) if request.version else 0
+        memory = validation.memory("declared_memory", request.declared_memory)
+        if "://" in request.source:
+            version = await self._import(request)
+            return pb.RegisterModelVersionResponse(version=messages.version(version))
+        path = Path(validation.folder("source", request.source))
         wanted = Registration(
             model=model,
-            path=Path(validation.folder("source", request.source)),
+            path=path,
             number=number,
-            declared_memory=validation.memory("declared_memory", request.declared_memory),
+            declared_memory=memory,
             pending=request.pending,
+            provenance=Provenance(
+                source=Source("file", str(path)),
+                who=current_caller.get().subject,
+                at_us=wall_clock_us(),
+            ),
             request_id=validation.token("request_id", request.request_id),
-            digest=_digest(request),
+            request_digest=digest(request),
         )
-        version = await self._versions.register(wanted)
+        version = await self._registrations.register(wanted)
         return pb.RegisterModelVersionResponse(version=messages.version(version))
+
+    async def _import(self, request: pb.RegisterModelVersionRequest) -> Version:
+        """Import a version, and wait until it is registered."""
+        start = pb.StartImportsRequest(
+            parent=request.parent,
+            source=request.source,
+            version=request.version,
+            declared_memory=request.declared_memory,
+            pending=request.pending,
+            request_id=request.request_id,
+        )
+        (started,) = (await self._start(start)).imports
+        return await self._storage.imports.finish(started.name.removeprefix("imports/"))
 
     async def GetModelVersion(
         self, request: pb.GetModelVersionRequest, context: Context
@@ -154,10 +197,12 @@ class RegistryServicer(ControllerMethods):
     ) -> pb.ListModelVersionsResponse:
         every = request.parent == names.model_name("-")
         model = None if every else validation.model_name("parent", request.parent)
-        page = paging.page(request.parent, request.page_size, request.page_token)
-        versions, more = split_page(await self._store.list_versions(model, page), page)
-        last = (versions[-1].model, versions[-1].number) if more else paging.START
-        token = paging.token(request.parent, last) if more else ""
+        condition = parse_filter(request.filter, VERSION_FIELDS)
+        order = parse_order(request.order_by, VERSION_ORDERS)
+        scope = list_scope(request.parent, request)
+        page = paging.page(scope, request.page_size, request.page_token)
+        versions, more = await self._store.lists.versions(model, page, order, condition)
+        token = paging.token(scope, more) if more else ""
         return pb.ListModelVersionsResponse(
             versions=map(messages.version, versions), next_page_token=token
         )
@@ -297,9 +342,10 @@ class RegistryServicer(ControllerMethods):
     async def CheckModelVersion(
         self, request: pb.CheckModelVersionRequest, context: Context
     ) -> pb.CheckModelVersionResponse:
-        version, problem = await self._versions.check(
-            *validation.version_name("name", request.name)
-        )
+        deadline = deadline_of(context)
+        model, number = validation.version_name("name", request.name)
+        seconds = None if deadline is None else deadline - time.monotonic() - ANSWER_SECONDS
+        version, problem = await self._versions.check(model, number, seconds)
         return pb.CheckModelVersionResponse(version=messages.version(version), problem=problem)
 
     async def WatchCatalog(
@@ -318,6 +364,6 @@ class RegistryServicer(ControllerMethods):
                     yield messages.delta(item)
 
 
-def _digest(request: Message) -> str:
-    content = request.SerializeToString(deterministic=True)
-    return hashlib.sha256(request.DESCRIPTOR.full_name.encode() + b"\0" + content).hexdigest()
+def list_scope(what: str, request: pb.ListModelsRequest | pb.ListModelVersionsRequest) -> str:
+    """Return the name of a list, whose pages belong to one filter and one order."""
+    return " ".join(filter(None, (what, request.filter, request.order_by)))

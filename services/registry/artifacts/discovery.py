@@ -95,6 +95,14 @@ def number_conflict(known: Version | None, found: Found) -> Problem | None:
     """Return a problem if another folder that still exists already has the number."""
     if known is None or known.state is VersionState.INVALID:
         return None
+    if known.digest:
+        if Path(found.source).name == known.digest:  # the store has been moved
+            return None
+        return Problem(
+            shown(found.source),
+            f"{known.name} is already registered from {known.provenance}: give this one another "
+            "number",
+        )
     source, other = Path(found.source), Path(known.source)
     if source.resolve() == other.resolve() or not other.exists():
         return None

@@ -19,6 +19,7 @@ from services.registry.artifacts.probe import PROBE_FILE
 from services.registry.artifacts.tree import File, Tree, shown
 from services.registry.core.catalogue import Part, PartSource
 from services.registry.core.errors import InvalidArtifact
+from services.registry.core.manifest import is_sha256
 from services.registry.formats.calls import calls
 from services.registry.formats.completion import METHOD, incomplete, merged
 from services.registry.formats.config import (
@@ -279,9 +280,9 @@ def _drafted(source: ModelFolder, folder: Path | None, kind: str) -> ModelConfig
         raise source.config
     beside = {file.relative for file in source.auxiliary.files}
     given = source.config
-    if (
-        given.name == source.path.name
-    ):  # correct where it lies, whatever name it is registered under
+    # A name that is correct where the model lies may differ from the one it is registered under. A
+    # folder in the store has no name of its own.
+    if given.name == source.path.name or is_sha256(source.path.name):
         given = ModelConfig()
         given.CopyFrom(source.config)
         given.name = source.model

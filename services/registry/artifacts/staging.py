@@ -2,7 +2,11 @@
 
     <root>/<model>/config.pbtxt     the completed config of the model's newest version
     <root>/<model>/<auxiliary>      links to the files beside the user's config.pbtxt
-    <root>/<model>/<version>/...    real folders; links to the user's files; Python's caches
+    <root>/<model>/<version>/...    real folders; links to the files; Python's caches
+
+Links to a user's files are symbolic, because a hard link to a file that is replaced later would
+keep the old one. Those to files in the store are hard links, which also work for a server that sees
+this tree and not the store. They are symbolic where the file system has no others.
 
 All versions of a model share the one config.pbtxt on disk, although each has its own config in the
 catalogue. So whoever loads a version sends its config along, and the file is for people and tools.
@@ -18,6 +22,8 @@ imported again. Other files are links, and Triton sees changes to them at its ne
 
 import fcntl
 import filecmp
+import itertools
+import os
 import shutil
 import threading
 from collections.abc import Collection, Iterable, Iterator
@@ -27,7 +33,7 @@ from typing import IO, Final
 
 from services.registry.artifacts import bytecode
 from services.registry.artifacts.scan import Scan
-from services.registry.artifacts.tree import CACHE, File, Tree, shown
+from services.registry.artifacts.tree import CACHE, File, Tree, link, shown
 from services.registry.core.catalogue import Entry
 from services.registry.core.errors import InvalidArtifact
 from services.registry.formats.config import CONFIG_FILE, config_text
@@ -44,10 +50,13 @@ class NotStaging(Exception):
 class Staging:
     """The staging tree, owned by one process at a time. Methods block: call them from threads."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, store: Path | None = None) -> None:
         self.root = root.absolute()
+        self._store = os.path.realpath(store) + os.sep if store else None
         self._incoming = self.root / INCOMING
         self._making = threading.Lock()
+        self._workspaces = 0  # in use
+        self._serial = itertools.count()
         self._marker: IO[str] | None = None
 
     def prepare(self) -> None:
@@ -84,10 +93,10 @@ class Staging:
         _check_auxiliary(model, scan, others)
         with self._workspace() as work:
             model.mkdir(exist_ok=True)
-            _link_auxiliary(model, scan, others, work)
-            if not _is_staged(target, scan.files):
+            self._link_auxiliary(model, scan, others, work)
+            if not self._is_staged(target, scan.files):
                 made = work / "made"
-                _fill(made, scan.files, target)
+                self._fill(made, scan.files, target)
                 if target.exists():
                     target.rename(work / "old")
                 made.rename(target)
@@ -113,6 +122,22 @@ class Staging:
             with self._workspace() as work:
                 path.rename(work / "old")
 
+    def leave(self, model: str, number: int, others: Collection[str]) -> None:
+        """Remove a version's folder, and what nothing else needs beside it.
+
+        `others` are the sources of the model's other versions.
+        """
+        self.remove(model, number)
+        folder = self.root / model
+        if not folder.is_dir():
+            return
+        if not any(map(_version, folder.iterdir())):
+            self.remove(model)
+            return
+        for relative in _auxiliary_links(folder):
+            if not _is_from(folder, relative, others):
+                (folder / relative).unlink()
+
     def staged(self) -> dict[str, set[int]]:
         """Return the staged version numbers by model."""
         models = (path for path in self.root.iterdir() if path.is_dir() and path.name != INCOMING)
@@ -121,31 +146,87 @@ class Staging:
             for model in models
         }
 
+    def is_staged(self, model: str, number: int) -> bool:
+        """Return whether a version has a folder here."""
+        return (self.root / model / str(number)).is_dir()
+
     @contextmanager
     def _workspace(self) -> Iterator[Path]:
         """Provide a folder on the root's own file system, and remove it afterwards.
 
-        Triton's index lists it meanwhile, under a name that no model can have.
+        Triton's index lists the folder that it lies in meanwhile, under a name that no model can
+        have.
         """
         with self._making:
             self._incoming.mkdir(exist_ok=True)
-            try:
-                yield self._incoming
-            finally:
-                shutil.rmtree(self._incoming)
+            self._workspaces += 1
+            work = self._incoming / str(next(self._serial))
+            work.mkdir()
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work)
+            with self._making:
+                self._workspaces -= 1
+                if not self._workspaces:
+                    self._incoming.rmdir()
 
+    def _is_staged(self, target: Path, files: Tree) -> bool:
+        if not target.is_dir():
+            return False
+        links = _links(target)
+        if links.keys() != {*files.folders, *(file.relative for file in files.files)}:
+            return False
+        return (
+            all(links[folder] == "" for folder in files.folders)
+            and all(self._leads_to(links[file.relative], file) for file in files.files)
+            and all(_is_cached(target, cache, file) for cache, file in _caches(files))
+        )
 
-def _is_staged(target: Path, files: Tree) -> bool:
-    if not target.is_dir() or _links(target) != _wanted_links(files):
-        return False
-    return all(_is_cached(target, cache, file) for cache, file in _caches(files))
+    def _leads_to(self, link: str, file: File) -> bool:
+        """Return whether a link, as `_link` gives it, is one to the file."""
+        return link == file.real or (self._is_stored(file) and link == _identity(Path(file.real)))
 
+    def _is_stored(self, file: File) -> bool:
+        return self._store is not None and file.real.startswith(self._store)
 
-def _wanted_links(files: Tree) -> dict[str, str]:
-    return {
-        **dict.fromkeys(files.folders, ""),
-        **{file.relative: file.real for file in files.files},
-    }
+    def _place(self, path: Path, file: File) -> None:
+        if self._is_stored(file):
+            link(Path(file.real), path)
+        else:
+            path.symlink_to(file.real)
+
+    def _fill(self, made: Path, files: Tree, target: Path) -> None:
+        """Fill `made`, which will be moved to `target`."""
+        made.mkdir()
+        for folder in files.folders:
+            (made / folder).mkdir()
+        for file in files.files:
+            self._place(made / file.relative, file)
+        for cache, file in _caches(files):
+            _write_cache(made / cache, file, target / file.relative)
+
+    def _link_auxiliary(self, model: Path, scan: Scan, others: Collection[str], work: Path) -> None:
+        """Link auxiliary files, keep those of other sources, and drop those of files now gone."""
+        wanted = {file.relative for file in scan.auxiliary.files}
+        for relative in _auxiliary_links(model):
+            if relative not in wanted and not _is_from(model, relative, others):
+                (model / relative).unlink()
+        for folder in scan.auxiliary.folders:
+            (model / folder).mkdir(exist_ok=True)
+        for file in scan.auxiliary.files:
+            path = model / file.relative
+            if path.is_file() and _is_from(model, file.relative, others):
+                continue
+            if not os.path.lexists(path) or not self._leads_to(_link(path), file):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                part = work / "link"
+                self._place(part, file)
+                part.replace(path)
+        for cache, file in _caches(scan.auxiliary):
+            if not _is_cached(model, cache, file):
+                _write_cache(model / cache, file, model / file.relative)
 
 
 def _version(path: Path) -> int | None:
@@ -153,19 +234,27 @@ def _version(path: Path) -> int | None:
 
 
 def _links(folder: Path) -> dict[str, str]:
-    """Return the target of each link in a staged folder, "" for folders, without caches."""
+    """Return each link in a staged folder, as `_link` gives it, without caches."""
     found: dict[str, str] = {}
     for path in folder.iterdir():
         if path.name == CACHE:
             continue
-        if path.is_symlink():
-            found[path.name] = str(path.readlink())
-        elif path.is_dir():
-            inner = _links(path)
-            found |= {path.name: "", **{f"{path.name}/{name}": to for name, to in inner.items()}}
-        else:
-            found[path.name] = "not a link"
+        found[path.name] = _link(path)
+        if not found[path.name]:
+            found |= {f"{path.name}/{name}": to for name, to in _links(path).items()}
     return found
+
+
+def _link(path: Path) -> str:
+    """Return where a symbolic link leads, "" for a folder, else which file it is."""
+    if path.is_symlink():
+        return str(path.readlink())
+    return "" if path.is_dir() else _identity(path)
+
+
+def _identity(path: Path) -> str:
+    status = path.stat()
+    return f"{status.st_dev}:{status.st_ino}"
 
 
 def _caches(files: Tree) -> Iterator[tuple[str, File]]:
@@ -184,17 +273,6 @@ def _is_cached(folder: Path, cache: str, file: File) -> bool:
         return staged.read(bytecode.HEADER_SIZE) == bytecode.header(source)
 
 
-def _fill(made: Path, files: Tree, target: Path) -> None:
-    """Fill `made`, which will be moved to `target`."""
-    made.mkdir()
-    for folder in files.folders:
-        (made / folder).mkdir()
-    for file in files.files:
-        (made / file.relative).symlink_to(file.real)
-    for cache, file in _caches(files):
-        _write_cache(made / cache, file, target / file.relative)
-
-
 def _write_cache(path: Path, file: File, module: Path) -> None:
     if content := bytecode.compiled(Path(file.real).read_bytes(), module):
         path.parent.mkdir(exist_ok=True)
@@ -204,7 +282,8 @@ def _write_cache(path: Path, file: File, module: Path) -> None:
 def _check_auxiliary(model: Path, scan: Scan, others: Collection[str]) -> None:
     for file in scan.auxiliary.files:
         staged = model / file.relative
-        if staged.is_file() and _is_below(staged, others) and not _same(staged, Path(file.real)):
+        mine = not staged.is_file() or not _is_from(model, file.relative, others)
+        if not mine and not _same(staged, Path(file.real)):
             raise InvalidArtifact(
                 path=shown(file.real),
                 problem=f"another version of model {scan.model!r} has a different file "
@@ -214,41 +293,25 @@ def _check_auxiliary(model: Path, scan: Scan, others: Collection[str]) -> None:
             )
 
 
-def _link_auxiliary(model: Path, scan: Scan, others: Collection[str], work: Path) -> None:
-    """Link auxiliary files, keep the links of other sources, and drop those of files now gone."""
-    wanted = {file.relative for file in scan.auxiliary.files}
-    for relative in _auxiliary_links(model):
-        if relative not in wanted and not _is_below(model / relative, others):
-            (model / relative).unlink()
-    for folder in scan.auxiliary.folders:
-        (model / folder).mkdir(exist_ok=True)
-    for file in scan.auxiliary.files:
-        path = model / file.relative
-        if path.is_file() and _is_below(path, others):
-            continue
-        if not path.is_symlink() or str(path.readlink()) != file.real:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            part = work / "link"
-            part.symlink_to(file.real)
-            part.replace(path)
-    for cache, file in _caches(scan.auxiliary):
-        if not _is_cached(model, cache, file):
-            _write_cache(model / cache, file, model / file.relative)
-
-
 def _auxiliary_links(model: Path) -> list[str]:
     kept = [path for path in model.iterdir() if _version(path) is None and path.name != CACHE]
-    found = [path.name for path in kept if path.is_symlink()]
+    found = [path.name for path in kept if path.name != CONFIG_FILE and _link(path)]
     for path in kept:
         if path.is_dir() and not path.is_symlink():
             found.extend(f"{path.name}/{inner}" for inner, target in _links(path).items() if target)
     return found
 
 
-def _is_below(link: Path, folders: Collection[str]) -> bool:
-    target = link.resolve()
-    return any(target.is_relative_to(Path(folder).resolve()) for folder in folders)
+def _is_from(model: Path, relative: str, folders: Collection[str]) -> bool:
+    """Return whether a file beside the versions is one in these folders."""
+    staged = model / relative
+    if staged.is_symlink():
+        target = staged.resolve()
+        return any(target.is_relative_to(Path(folder).resolve()) for folder in folders)
+    return any(
+        (Path(folder) / relative).is_file() and staged.samefile(Path(folder) / relative)
+        for folder in folders
+    )
 
 
 def _same(one: Path, two: Path) -> bool:

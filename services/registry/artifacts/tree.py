@@ -96,6 +96,16 @@ def exists(path: Path) -> bool:
         return False
 
 
+def link(file: Path, path: Path) -> None:
+    """Make `path` the same file, or a symbolic link to it where the file system has no others."""
+    try:
+        path.hardlink_to(file)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        path.symlink_to(file)
+
+
 def without(tree: Tree, dropped: Callable[[str], bool]) -> Tree:
     """Return the tree without the files whose relative paths `dropped` accepts."""
     return replace(tree, files=tuple(file for file in tree.files if not dropped(file.relative)))

@@ -19,7 +19,10 @@ from services.registry.core.catalogue import (
     VersionState,
 )
 from services.registry.core.footprint import Footprint, LoadFailure
+from services.registry.core.imports import Import, ImportState
+from services.registry.core.provenance import Provenance
 from services.registry.core.residency import Residency
+from services.registry.core.source import Source
 from services.registry.core.traffic import parse_target
 from shoal.names import ModelVersionName
 
@@ -83,6 +86,8 @@ def version_row(version: Version) -> dict[str, Any]:
         "incomplete": version.incomplete,
         "completion_problem": version.completion_problem,
         "scanned": version.scanned,
+        "digest": version.digest,
+        "provenance": _provenance_row(version.provenance),
         "created_us": version.created_us,
         "revision": version.revision,
     }
@@ -93,7 +98,55 @@ def version_of(row: Row) -> Version:
     fields["verdict"] = VersionState(row["verdict"])
     fields["probe"] = row["probe"] or b""
     fields["parts"] = tuple(_part(*part) for part in row["parts"])
+    fields["provenance"] = _provenance_of(fields.pop("digest"), row["provenance"])
     return Version(**fields)
+
+
+def _provenance_row(provenance: Provenance | None) -> dict[str, Any] | None:
+    if provenance is None:
+        return None
+    source = provenance.source
+    return {
+        "source": [source.scheme, source.locator, source.revision],
+        "folder": provenance.folder,
+        "who": provenance.who,
+        "at_us": provenance.at_us,
+        "about": dict(provenance.about),
+    }
+
+
+def _provenance_of(digest: str, row: dict[str, Any] | None) -> Provenance | None:
+    if row is None:
+        return None
+    return Provenance(**{**row, "source": Source(*row["source"]), "digest": digest})
+
+
+def import_row(known: Import) -> dict[str, Any]:
+    source = known.source
+    return {
+        "id": known.id,
+        "model": known.model,
+        "source": [source.scheme, source.locator, source.revision],
+        "folder": known.folder,
+        "number": known.number,
+        "declared_memory": dict(known.declared_memory),
+        "pending": known.pending,
+        "who": known.who,
+        "state": known.state.value,
+        "reason": known.reason,
+        "registered": known.registered,
+        "bytes": known.bytes,
+        "files": known.files,
+        "started_us": known.started_us,
+        "ended_us": known.ended_us,
+    }
+
+
+def import_of(row: Row) -> Import:
+    fields = dict(row)
+    fields["source"] = Source(*row["source"])
+    fields["state"] = ImportState(row["state"])
+    return Import(**fields)
 
 
 def entries_of(models: Iterable[Row], versions: Iterable[Row]) -> dict[str, Entry]:

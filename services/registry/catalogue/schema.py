@@ -73,6 +73,10 @@ versions = Table(
     Column("incomplete", Text, nullable=False, server_default=""),
     Column("completion_problem", Text, nullable=False, server_default=""),
     Column("scanned", String(64), nullable=False, server_default=""),
+    # Of the manifest in the store; empty: served in place.
+    Column("digest", String(64), nullable=False, server_default="", index=True),
+    # {source: [scheme, locator, revision], folder, who, at_us, about}; null: not known
+    Column("provenance", JSON(none_as_null=True)),
     Column("created_us", BigInteger, nullable=False),
     Column("revision", BigInteger, nullable=False),
 )
@@ -112,6 +116,39 @@ footprints = Table(
     ForeignKeyConstraint(
         ["model", "number"], ["versions.model", "versions.number"], ondelete="CASCADE"
     ),
+)
+
+# Versions on their way from a source into the catalogue, and what has become of them.
+imports = Table(
+    "imports",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("model", _NAME, nullable=False),
+    Column("source", JSON, nullable=False),  # [scheme, locator, revision]
+    Column("folder", Text, nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Column("declared_memory", JSON, nullable=False),
+    Column("pending", Boolean, nullable=False),
+    Column("who", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("registered", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("files", Integer, nullable=False),
+    Column("started_us", BigInteger, nullable=False),
+    Column("ended_us", BigInteger, nullable=False),
+)
+
+# Files that have left the store's disk, and why.
+departures = Table(
+    "departures",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("versions", JSON, nullable=False),  # [name]
+    Column("freed", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("at_us", BigInteger, nullable=False),
 )
 
 # Model repositories that were imported.

@@ -7,29 +7,30 @@ their own, which change without a new revision.
 
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import NamedTuple, Self
 
 import structlog
 from sqlalchemy import ColumnElement, delete, func, insert, select, update
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from services.common.errors import ModelNotFound, NotReady
+from services.common.errors import ModelNotFound
 from services.common.paging import Page
 from services.registry.catalogue import migrate, queries, rows
 from services.registry.catalogue.change import Change
+from services.registry.catalogue.connections import connected
 from services.registry.catalogue.database import open_engine
+from services.registry.catalogue.lists import Lists
 from services.registry.catalogue.schema import (
     catalogue,
     footprints,
     lease,
-    models,
     repositories,
     versions,
 )
-from services.registry.core.catalogue import Entry, Version
+from services.registry.catalogue.storage import StorageTables
+from services.registry.core.catalogue import Entry
 from services.registry.core.footprint import Footprint, merged
 from services.registry.core.lease import Followers, Lease, held
 
@@ -54,6 +55,8 @@ class Store:
         self._engine = engine
         self._reader = reader
         self._now_us = now_us
+        self.lists = Lists(reader)
+        self.storage = StorageTables(engine, reader, now_us)
 
     @classmethod
     async def open(cls, url: str, now_us: Callable[[], int] = wall_clock_us) -> Self:
@@ -71,17 +74,17 @@ class Store:
         await self._engine.dispose()
 
     async def revision(self) -> int:
-        async with _connected(self._reader) as connection:
+        async with connected(self._reader) as connection:
             return await queries.revision(connection)
 
     async def snapshot(self) -> Snapshot:
-        async with _connected(self._reader) as connection:
+        async with connected(self._reader) as connection:
             revision = await queries.revision(connection)
             return Snapshot(revision, await queries.all_entries(connection))
 
     async def entries(self, names: Collection[str]) -> dict[str, Entry]:
         """Return the entries of those models that exist."""
-        async with _connected(self._reader) as connection:
+        async with connected(self._reader) as connection:
             return await queries.entries(connection, names)
 
     async def entry(self, name: str) -> Entry:
@@ -91,42 +94,10 @@ class Store:
             raise ModelNotFound(model=name)
         return found[name]
 
-    async def list_models(self, page: Page) -> list[Entry]:
-        """Return models by name, one more than the page holds if there are more."""
-        async with _connected(self._reader) as connection:
-            result = await connection.execute(
-                select(models.c.name)
-                .where(models.c.name > page.after[0])
-                .order_by(models.c.name)
-                .limit(page.size + 1)
-            )
-            names = list(result.scalars())
-            found = await queries.entries(connection, names)
-        return [found[name] for name in names]
-
-    async def list_versions(self, model: str | None, page: Page) -> list[Version]:
-        """Return a model's versions, or all with None, by model and number.
-
-        There is one more than the page holds if there are more. Raises ModelNotFound.
-        """
-        query = (
-            select(versions)
-            .where(queries.beyond(versions.c.model, versions.c.number, page.after))
-            .order_by(versions.c.model, versions.c.number)
-            .limit(page.size + 1)
-        )
-        if model is not None:
-            query = query.where(versions.c.model == model)
-        async with _connected(self._reader) as connection:
-            if model is not None and not await queries.entries(connection, (model,)):
-                raise ModelNotFound(model=model)
-            result = await connection.execute(query)
-            return [rows.version_of(row) for row in result.mappings()]
-
     @asynccontextmanager
     async def change(self) -> AsyncIterator[Change]:
         """Give a change, which is rolled back unless the block commits it."""
-        async with _connected(self._engine) as connection:
+        async with connected(self._engine) as connection:
             # The value stays the same: this locks the row, and with SQLite the file.
             result = await connection.execute(
                 update(catalogue)
@@ -140,7 +111,7 @@ class Store:
 
         Those of versions that are not registered, or have changed since, are dropped.
         """
-        async with _connected(self._engine) as connection:
+        async with connected(self._engine) as connection:
             await self._take_lease_row(connection)
             for footprint in reported:
                 await _report(connection, footprint)
@@ -148,7 +119,7 @@ class Store:
 
     async def list_footprints(self, page: Page) -> list[Footprint]:
         """Return footprints by model and number, one more than the page holds if there are more."""
-        async with _connected(self._reader) as connection:
+        async with connected(self._reader) as connection:
             result = await connection.execute(
                 select(footprints, _learned_with())
                 .where(queries.beyond(footprints.c.model, footprints.c.number, page.after))
@@ -159,7 +130,7 @@ class Store:
 
     async def repositories(self) -> dict[str, list[tuple[str, str]]]:
         """Return the repositories that were imported, each with its (path, reason) problems."""
-        async with _connected(self._reader) as connection:
+        async with connected(self._reader) as connection:
             result = await connection.execute(select(repositories))
             return {
                 row["path"]: [(path, reason) for path, reason in row["problems"]]
@@ -168,7 +139,7 @@ class Store:
 
     async def put_repository(self, path: str, problems: Sequence[tuple[str, str]]) -> None:
         """Note that a repository was imported, and its (path, reason) problems."""
-        async with _connected(self._engine) as connection:
+        async with connected(self._engine) as connection:
             await self._take_lease_row(connection)
             await connection.execute(delete(repositories).where(repositories.c.path == path))
             await connection.execute(
@@ -180,7 +151,7 @@ class Store:
         self, holder: str, incarnation: str, ttl_us: int, followers: Followers = None
     ) -> Lease:
         """Take or extend the controller lease, and return it. Raises LeaseHeld."""
-        async with _connected(self._engine) as connection:
+        async with connected(self._engine) as connection:
             known = await self._take_lease_row(connection)
             now = held(known, holder, incarnation, ttl_us, self._now_us(), followers)
             await connection.execute(
@@ -213,25 +184,6 @@ class Store:
         known = Lease(*result.one())
         named = known.followers
         return replace(known, followers=None if named is None else tuple(named))
-
-
-@asynccontextmanager
-async def _connected(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """Connect. Raises NotReady if the database does not answer, or is busy for too long."""
-    async with AsyncExitStack() as stack:
-        try:
-            connection = await stack.enter_async_context(engine.connect())
-        except (OSError, SQLAlchemyError) as error:
-            raise _not_ready(error) from error
-        try:
-            yield connection
-        except (OperationalError, InterfaceError) as error:
-            raise _not_ready(error) from error
-
-
-def _not_ready(error: Exception) -> NotReady:
-    _log.error("the database does not answer", error=repr(error))
-    return NotReady(service="the Registry", cause="its database does not answer", retry_after=1.0)
 
 
 def _learned_with() -> ColumnElement[str]:

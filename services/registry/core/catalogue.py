@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from services.common.errors import NoApprovedVersion, VersionNotFound
+from services.registry.core.provenance import Provenance
 from services.registry.core.residency import Residency
 from shoal import names
 from shoal.names import ModelVersionName
@@ -96,6 +97,9 @@ class Version:
 
     `incomplete` is why a server must complete the config first, or "". A server that could not is
     the `completion_problem`. Once one has, `scanned` is the fingerprint of what it was given.
+
+    `source` is the folder that its files are read from. `provenance` is where they come from, None
+    for a version of a repository that is served in place.
     """
 
     model: str
@@ -118,12 +122,18 @@ class Version:
     incomplete: str = ""
     completion_problem: str = ""
     scanned: str = ""
+    provenance: Provenance | None = None
     created_us: int = 0
     revision: int = 0
 
     @property
     def name(self) -> str:
         return names.version_name(self.model, self.number)
+
+    @property
+    def digest(self) -> str:
+        """Return the digest of its manifest in the store, or "" where it is served in place."""
+        return self.provenance.digest if self.provenance else ""
 
     @property
     def problem(self) -> str:

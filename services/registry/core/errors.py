@@ -91,3 +91,25 @@ class ExtraMissing(ShoalError):
         "sources that begin with {scheme}:// need a package that the Registry's environment does "
         "not have: pip install 'shoal[{extra}]', then start the Registry again."
     )
+
+
+# --- the store ------------------------------------------------------------------------------------
+
+
+class StoreFull(ShoalError):
+    code, reason = Code.RESOURCE_EXHAUSTED, "STORE_FULL"
+    template = (
+        "the Registry's store has no room for {wanted_for}: {needed} are needed, and {cause}. "
+        "Evict, unpin or delete versions, or raise SHOAL_REGISTRY_STORE_BUDGET; `shoal disk` shows "
+        "who takes what."
+    )
+
+
+class ImportNotFound(ShoalError):
+    code, reason = Code.NOT_FOUND, "IMPORT_NOT_FOUND"
+    template = "there is no import {name!r}: imports that have ended are kept for a day"
+
+
+class UploadIncomplete(ShoalError):
+    code, reason = Code.FAILED_PRECONDITION, "UPLOAD_INCOMPLETE"
+    template = "upload {upload} cannot be used: {problem}. Begin it again to see what is missing."

@@ -88,6 +88,7 @@ def adopted(known: Version | None, found: Version) -> Version:
         parts=parts,
         declared_memory=known.declared_memory,
         pinned=known.pinned,
+        provenance=known.provenance,
         created_us=known.created_us,
         revision=known.revision,
     )

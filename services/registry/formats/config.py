@@ -156,6 +156,14 @@ def is_decoupled(config: bytes) -> bool:
 
 
 @lru_cache(maxsize=4096)
+def formats_of(config: bytes) -> tuple[str, ...]:
+    """Return the words for what a serialized config serves, such as "onnxruntime" and "onnx"."""
+    read = ModelConfig.FromString(config)
+    words = (read.backend, read.platform, read.platform.partition("_")[2])
+    return tuple(dict.fromkeys(filter(None, words)))
+
+
+@lru_cache(maxsize=4096)
 def number_of_steps(config: bytes) -> int:
     """Return how many steps a serialized config has, if it is an ensemble's."""
     return len(_steps(ModelConfig.FromString(config)))

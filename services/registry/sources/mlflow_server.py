@@ -226,6 +226,8 @@ class _Served:
 
 def _version(source: Source, server: str) -> tuple["ModelVersion", str]:
     """Return the version that a source means, and where its artifacts are."""
+    # It would have its log lines look otherwise than ours, and silence other libraries'.
+    os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=server)

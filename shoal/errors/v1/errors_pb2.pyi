@@ -185,6 +185,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """DATA_LOSS: a file does not have the size or the digest that was announced."""
     ERROR_REASON_EXTRA_MISSING: _ErrorReason.ValueType  # 109
     """FAILED_PRECONDITION: a package for sources of that scheme is not installed."""
+    ERROR_REASON_STORE_FULL: _ErrorReason.ValueType  # 110
+    """RESOURCE_EXHAUSTED: the Registry's store has no room for the files."""
+    ERROR_REASON_IMPORT_NOT_FOUND: _ErrorReason.ValueType  # 111
+    """NOT_FOUND: there is no import of that name."""
+    ERROR_REASON_UPLOAD_INCOMPLETE: _ErrorReason.ValueType  # 112
+    """FAILED_PRECONDITION: an upload was not begun, or some of its files have not arrived."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper): ...
 
@@ -343,4 +349,10 @@ ERROR_REASON_CONTENT_MISMATCH: ErrorReason.ValueType  # 108
 """DATA_LOSS: a file does not have the size or the digest that was announced."""
 ERROR_REASON_EXTRA_MISSING: ErrorReason.ValueType  # 109
 """FAILED_PRECONDITION: a package for sources of that scheme is not installed."""
+ERROR_REASON_STORE_FULL: ErrorReason.ValueType  # 110
+"""RESOURCE_EXHAUSTED: the Registry's store has no room for the files."""
+ERROR_REASON_IMPORT_NOT_FOUND: ErrorReason.ValueType  # 111
+"""NOT_FOUND: there is no import of that name."""
+ERROR_REASON_UPLOAD_INCOMPLETE: ErrorReason.ValueType  # 112
+"""FAILED_PRECONDITION: an upload was not begun, or some of its files have not arrived."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -154,6 +154,56 @@ class RegistryServiceStub(object):
                 request_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportCompletionRequest.SerializeToString,
                 response_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportCompletionResponse.FromString,
                 _registered_method=True)
+        self.StartImports = channel.unary_unary(
+                '/shoal.registry.v1.RegistryService/StartImports',
+                request_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.StartImportsRequest.SerializeToString,
+                response_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.StartImportsResponse.FromString,
+                _registered_method=True)
+        self.GetImport = channel.unary_unary(
+                '/shoal.registry.v1.RegistryService/GetImport',
+                request_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.GetImportRequest.SerializeToString,
+                response_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.GetImportResponse.FromString,
+                _registered_method=True)
+        self.ListImports = channel.unary_unary(
+                '/shoal.registry.v1.RegistryService/ListImports',
+                request_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ListImportsRequest.SerializeToString,
+                response_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ListImportsResponse.FromString,
+                _registered_method=True)
+        self.WatchImport = channel.unary_stream(
+                '/shoal.registry.v1.RegistryService/WatchImport',
+                request_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.WatchImportRequest.SerializeToString,
+                response_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.WatchImportResponse.FromString,
+                _registered_method=True)
+        self.CancelImport = channel.unary_unary(
+                '/shoal.registry.v1.RegistryService/CancelImport',
+                request_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.CancelImportRequest.SerializeToString,
+                response_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.CancelImportResponse.FromString,
+                _registered_method=True)
+        self.BeginUpload = channel.unary_unary(
+                '/shoal.registry.v1.RegistryService/BeginUpload',
+                request_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.BeginUploadRequest.SerializeToString,
+                response_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.BeginUploadResponse.FromString,
+                _registered_method=True)
+        self.UploadFile = channel.stream_unary(
+                '/shoal.registry.v1.RegistryService/UploadFile',
+                request_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.UploadFileRequest.SerializeToString,
+                response_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.UploadFileResponse.FromString,
+                _registered_method=True)
+        self.GetDiskUsage = channel.unary_unary(
+                '/shoal.registry.v1.RegistryService/GetDiskUsage',
+                request_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.GetDiskUsageRequest.SerializeToString,
+                response_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.GetDiskUsageResponse.FromString,
+                _registered_method=True)
+        self.CollectGarbage = channel.unary_unary(
+                '/shoal.registry.v1.RegistryService/CollectGarbage',
+                request_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.CollectGarbageRequest.SerializeToString,
+                response_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.CollectGarbageResponse.FromString,
+                _registered_method=True)
+        self.ReportResidents = channel.unary_unary(
+                '/shoal.registry.v1.RegistryService/ReportResidents',
+                request_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportResidentsRequest.SerializeToString,
+                response_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportResidentsResponse.FromString,
+                _registered_method=True)
         self.WatchCatalog = channel.unary_stream(
                 '/shoal.registry.v1.RegistryService/WatchCatalog',
                 request_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.WatchCatalogRequest.SerializeToString,
@@ -204,7 +254,7 @@ class RegistryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Returns all models, ordered by name.
+        """Returns models, ordered by name unless `order_by` says otherwise.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -226,8 +276,9 @@ class RegistryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RegisterModelVersion(self, request, context):
-        """Stages the files in `source` and registers them as a version. A new model is created.
-        ALREADY_EXISTS if the version is registered and not INVALID.
+        """Stages the files in `source` and registers them as a version. A new model is created. Files of a
+        source that is not a folder are fetched first; a caller that does not want to wait for that calls
+        StartImports. ALREADY_EXISTS if the version is registered and not INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -241,7 +292,8 @@ class RegistryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListModelVersions(self, request, context):
-        """Returns the versions of one model or of all models, ordered by model and number.
+        """Returns the versions of one model or of all models, ordered by model and number unless `order_by`
+        says otherwise.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -352,6 +404,80 @@ class RegistryServiceServicer(object):
     def ReportCompletion(self, request, context):
         """Takes in what a server has completed, or why it could not. That changes nothing unless the
         version still waits as it was when the server was asked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartImports(self, request, context):
+        """Starts imports: the files of a source are fetched into the Registry's store, and registered as
+        versions. Returns at once, with one import for each version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetImport(self, request, context):
+        """Returns an import.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListImports(self, request, context):
+        """Returns the imports that are under way, and those that ended lately, the newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchImport(self, request, context):
+        """Sends an import whenever it has changed, until it has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelImport(self, request, context):
+        """Ends an import, whose files are removed unless something else needs them. An import that has
+        ended stays as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BeginUpload(self, request, context):
+        """Announces the files of an upload, and returns what the Registry lacks of them. Repeating it tells
+        how far the upload has got.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadFile(self, request_iterator, context):
+        """Takes in the content of one announced file, from where the Registry has got to.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDiskUsage(self, request, context):
+        """Returns what the store's files take on disk, and what has left the disk lately.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CollectGarbage(self, request, context):
+        """Removes what nothing needs from the store, and what exceeds its disk budget.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportResidents(self, request, context):
+        """Tells the Registry what is in the memory of servers, or about to be: those versions' files stay
+        on disk. Each report replaces the one before.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -514,6 +640,56 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.ReportCompletion,
                     request_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportCompletionRequest.FromString,
                     response_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportCompletionResponse.SerializeToString,
+            ),
+            'StartImports': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartImports,
+                    request_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.StartImportsRequest.FromString,
+                    response_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.StartImportsResponse.SerializeToString,
+            ),
+            'GetImport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetImport,
+                    request_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.GetImportRequest.FromString,
+                    response_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.GetImportResponse.SerializeToString,
+            ),
+            'ListImports': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListImports,
+                    request_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ListImportsRequest.FromString,
+                    response_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ListImportsResponse.SerializeToString,
+            ),
+            'WatchImport': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchImport,
+                    request_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.WatchImportRequest.FromString,
+                    response_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.WatchImportResponse.SerializeToString,
+            ),
+            'CancelImport': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelImport,
+                    request_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.CancelImportRequest.FromString,
+                    response_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.CancelImportResponse.SerializeToString,
+            ),
+            'BeginUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.BeginUpload,
+                    request_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.BeginUploadRequest.FromString,
+                    response_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.BeginUploadResponse.SerializeToString,
+            ),
+            'UploadFile': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadFile,
+                    request_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.UploadFileRequest.FromString,
+                    response_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.UploadFileResponse.SerializeToString,
+            ),
+            'GetDiskUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDiskUsage,
+                    request_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.GetDiskUsageRequest.FromString,
+                    response_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.GetDiskUsageResponse.SerializeToString,
+            ),
+            'CollectGarbage': grpc.unary_unary_rpc_method_handler(
+                    servicer.CollectGarbage,
+                    request_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.CollectGarbageRequest.FromString,
+                    response_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.CollectGarbageResponse.SerializeToString,
+            ),
+            'ReportResidents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportResidents,
+                    request_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportResidentsRequest.FromString,
+                    response_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportResidentsResponse.SerializeToString,
             ),
             'WatchCatalog': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchCatalog,
@@ -1167,6 +1343,276 @@ class RegistryService(object):
             '/shoal.registry.v1.RegistryService/ReportCompletion',
             shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportCompletionRequest.SerializeToString,
             shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportCompletionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartImports(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.registry.v1.RegistryService/StartImports',
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.StartImportsRequest.SerializeToString,
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.StartImportsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetImport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.registry.v1.RegistryService/GetImport',
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.GetImportRequest.SerializeToString,
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.GetImportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListImports(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.registry.v1.RegistryService/ListImports',
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.ListImportsRequest.SerializeToString,
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.ListImportsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchImport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/shoal.registry.v1.RegistryService/WatchImport',
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.WatchImportRequest.SerializeToString,
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.WatchImportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelImport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.registry.v1.RegistryService/CancelImport',
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.CancelImportRequest.SerializeToString,
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.CancelImportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BeginUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.registry.v1.RegistryService/BeginUpload',
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.BeginUploadRequest.SerializeToString,
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.BeginUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadFile(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/shoal.registry.v1.RegistryService/UploadFile',
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.UploadFileRequest.SerializeToString,
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.UploadFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDiskUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.registry.v1.RegistryService/GetDiskUsage',
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.GetDiskUsageRequest.SerializeToString,
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.GetDiskUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CollectGarbage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.registry.v1.RegistryService/CollectGarbage',
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.CollectGarbageRequest.SerializeToString,
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.CollectGarbageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportResidents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.registry.v1.RegistryService/ReportResidents',
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportResidentsRequest.SerializeToString,
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.ReportResidentsResponse.FromString,
             options,
             channel_credentials,
             insecure,

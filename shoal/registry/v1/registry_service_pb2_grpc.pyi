@@ -43,7 +43,7 @@ class RegistryServiceStub:
     GetModel: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetModelRequest, _registry_service_pb2.GetModelResponse]
     """Returns a model."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListModelsRequest, _registry_service_pb2.ListModelsResponse]
-    """Returns all models, ordered by name."""
+    """Returns models, ordered by name unless `order_by` says otherwise."""
     UpdateModel: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.UpdateModelRequest, _registry_service_pb2.UpdateModelResponse]
     """Changes fields of a model."""
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteModelRequest, _registry_service_pb2.DeleteModelResponse]
@@ -51,13 +51,16 @@ class RegistryServiceStub:
     traffic policy or an ensemble.
     """
     RegisterModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.RegisterModelVersionRequest, _registry_service_pb2.RegisterModelVersionResponse]
-    """Stages the files in `source` and registers them as a version. A new model is created.
-    ALREADY_EXISTS if the version is registered and not INVALID.
+    """Stages the files in `source` and registers them as a version. A new model is created. Files of a
+    source that is not a folder are fetched first; a caller that does not want to wait for that calls
+    StartImports. ALREADY_EXISTS if the version is registered and not INVALID.
     """
     GetModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetModelVersionRequest, _registry_service_pb2.GetModelVersionResponse]
     """Returns a version."""
     ListModelVersions: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListModelVersionsRequest, _registry_service_pb2.ListModelVersionsResponse]
-    """Returns the versions of one model or of all models, ordered by model and number."""
+    """Returns the versions of one model or of all models, ordered by model and number unless `order_by`
+    says otherwise.
+    """
     UpdateModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.UpdateModelVersionRequest, _registry_service_pb2.UpdateModelVersionResponse]
     """Changes fields of a version."""
     ApproveModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ApproveModelVersionRequest, _registry_service_pb2.ApproveModelVersionResponse]
@@ -98,6 +101,34 @@ class RegistryServiceStub:
     """Takes in what a server has completed, or why it could not. That changes nothing unless the
     version still waits as it was when the server was asked.
     """
+    StartImports: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.StartImportsRequest, _registry_service_pb2.StartImportsResponse]
+    """Starts imports: the files of a source are fetched into the Registry's store, and registered as
+    versions. Returns at once, with one import for each version.
+    """
+    GetImport: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetImportRequest, _registry_service_pb2.GetImportResponse]
+    """Returns an import."""
+    ListImports: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListImportsRequest, _registry_service_pb2.ListImportsResponse]
+    """Returns the imports that are under way, and those that ended lately, the newest first."""
+    WatchImport: _grpc.UnaryStreamMultiCallable[_registry_service_pb2.WatchImportRequest, _registry_service_pb2.WatchImportResponse]
+    """Sends an import whenever it has changed, until it has ended."""
+    CancelImport: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.CancelImportRequest, _registry_service_pb2.CancelImportResponse]
+    """Ends an import, whose files are removed unless something else needs them. An import that has
+    ended stays as it is.
+    """
+    BeginUpload: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.BeginUploadRequest, _registry_service_pb2.BeginUploadResponse]
+    """Announces the files of an upload, and returns what the Registry lacks of them. Repeating it tells
+    how far the upload has got.
+    """
+    UploadFile: _grpc.StreamUnaryMultiCallable[_registry_service_pb2.UploadFileRequest, _registry_service_pb2.UploadFileResponse]
+    """Takes in the content of one announced file, from where the Registry has got to."""
+    GetDiskUsage: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetDiskUsageRequest, _registry_service_pb2.GetDiskUsageResponse]
+    """Returns what the store's files take on disk, and what has left the disk lately."""
+    CollectGarbage: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.CollectGarbageRequest, _registry_service_pb2.CollectGarbageResponse]
+    """Removes what nothing needs from the store, and what exceeds its disk budget."""
+    ReportResidents: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ReportResidentsRequest, _registry_service_pb2.ReportResidentsResponse]
+    """Tells the Registry what is in the memory of servers, or about to be: those versions' files stay
+    on disk. Each report replaces the one before.
+    """
     WatchCatalog: _grpc.UnaryStreamMultiCallable[_registry_service_pb2.WatchCatalogRequest, _registry_service_pb2.WatchCatalogResponse]
     """Sends the changes of the catalogue after `start_revision`, without end. A snapshot comes first
     if the revision is 0 or no longer remembered.
@@ -132,7 +163,7 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     GetModel: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetModelRequest, _registry_service_pb2.GetModelResponse]  # type: ignore[assignment]
     """Returns a model."""
     ListModels: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListModelsRequest, _registry_service_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """Returns all models, ordered by name."""
+    """Returns models, ordered by name unless `order_by` says otherwise."""
     UpdateModel: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.UpdateModelRequest, _registry_service_pb2.UpdateModelResponse]  # type: ignore[assignment]
     """Changes fields of a model."""
     DeleteModel: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteModelRequest, _registry_service_pb2.DeleteModelResponse]  # type: ignore[assignment]
@@ -140,13 +171,16 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     traffic policy or an ensemble.
     """
     RegisterModelVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.RegisterModelVersionRequest, _registry_service_pb2.RegisterModelVersionResponse]  # type: ignore[assignment]
-    """Stages the files in `source` and registers them as a version. A new model is created.
-    ALREADY_EXISTS if the version is registered and not INVALID.
+    """Stages the files in `source` and registers them as a version. A new model is created. Files of a
+    source that is not a folder are fetched first; a caller that does not want to wait for that calls
+    StartImports. ALREADY_EXISTS if the version is registered and not INVALID.
     """
     GetModelVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetModelVersionRequest, _registry_service_pb2.GetModelVersionResponse]  # type: ignore[assignment]
     """Returns a version."""
     ListModelVersions: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListModelVersionsRequest, _registry_service_pb2.ListModelVersionsResponse]  # type: ignore[assignment]
-    """Returns the versions of one model or of all models, ordered by model and number."""
+    """Returns the versions of one model or of all models, ordered by model and number unless `order_by`
+    says otherwise.
+    """
     UpdateModelVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.UpdateModelVersionRequest, _registry_service_pb2.UpdateModelVersionResponse]  # type: ignore[assignment]
     """Changes fields of a version."""
     ApproveModelVersion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ApproveModelVersionRequest, _registry_service_pb2.ApproveModelVersionResponse]  # type: ignore[assignment]
@@ -186,6 +220,34 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     ReportCompletion: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ReportCompletionRequest, _registry_service_pb2.ReportCompletionResponse]  # type: ignore[assignment]
     """Takes in what a server has completed, or why it could not. That changes nothing unless the
     version still waits as it was when the server was asked.
+    """
+    StartImports: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.StartImportsRequest, _registry_service_pb2.StartImportsResponse]  # type: ignore[assignment]
+    """Starts imports: the files of a source are fetched into the Registry's store, and registered as
+    versions. Returns at once, with one import for each version.
+    """
+    GetImport: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetImportRequest, _registry_service_pb2.GetImportResponse]  # type: ignore[assignment]
+    """Returns an import."""
+    ListImports: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListImportsRequest, _registry_service_pb2.ListImportsResponse]  # type: ignore[assignment]
+    """Returns the imports that are under way, and those that ended lately, the newest first."""
+    WatchImport: _aio.UnaryStreamMultiCallable[_registry_service_pb2.WatchImportRequest, _registry_service_pb2.WatchImportResponse]  # type: ignore[assignment]
+    """Sends an import whenever it has changed, until it has ended."""
+    CancelImport: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.CancelImportRequest, _registry_service_pb2.CancelImportResponse]  # type: ignore[assignment]
+    """Ends an import, whose files are removed unless something else needs them. An import that has
+    ended stays as it is.
+    """
+    BeginUpload: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.BeginUploadRequest, _registry_service_pb2.BeginUploadResponse]  # type: ignore[assignment]
+    """Announces the files of an upload, and returns what the Registry lacks of them. Repeating it tells
+    how far the upload has got.
+    """
+    UploadFile: _aio.StreamUnaryMultiCallable[_registry_service_pb2.UploadFileRequest, _registry_service_pb2.UploadFileResponse]  # type: ignore[assignment]
+    """Takes in the content of one announced file, from where the Registry has got to."""
+    GetDiskUsage: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetDiskUsageRequest, _registry_service_pb2.GetDiskUsageResponse]  # type: ignore[assignment]
+    """Returns what the store's files take on disk, and what has left the disk lately."""
+    CollectGarbage: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.CollectGarbageRequest, _registry_service_pb2.CollectGarbageResponse]  # type: ignore[assignment]
+    """Removes what nothing needs from the store, and what exceeds its disk budget."""
+    ReportResidents: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ReportResidentsRequest, _registry_service_pb2.ReportResidentsResponse]  # type: ignore[assignment]
+    """Tells the Registry what is in the memory of servers, or about to be: those versions' files stay
+    on disk. Each report replaces the one before.
     """
     WatchCatalog: _aio.UnaryStreamMultiCallable[_registry_service_pb2.WatchCatalogRequest, _registry_service_pb2.WatchCatalogResponse]  # type: ignore[assignment]
     """Sends the changes of the catalogue after `start_revision`, without end. A snapshot comes first
@@ -236,7 +298,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.ListModelsResponse, _abc.Awaitable[_registry_service_pb2.ListModelsResponse]]:
-        """Returns all models, ordered by name."""
+        """Returns models, ordered by name unless `order_by` says otherwise."""
 
     @_abc_1.abstractmethod
     def UpdateModel(
@@ -262,8 +324,9 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.RegisterModelVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.RegisterModelVersionResponse, _abc.Awaitable[_registry_service_pb2.RegisterModelVersionResponse]]:
-        """Stages the files in `source` and registers them as a version. A new model is created.
-        ALREADY_EXISTS if the version is registered and not INVALID.
+        """Stages the files in `source` and registers them as a version. A new model is created. Files of a
+        source that is not a folder are fetched first; a caller that does not want to wait for that calls
+        StartImports. ALREADY_EXISTS if the version is registered and not INVALID.
         """
 
     @_abc_1.abstractmethod
@@ -280,7 +343,9 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.ListModelVersionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_service_pb2.ListModelVersionsResponse, _abc.Awaitable[_registry_service_pb2.ListModelVersionsResponse]]:
-        """Returns the versions of one model or of all models, ordered by model and number."""
+        """Returns the versions of one model or of all models, ordered by model and number unless `order_by`
+        says otherwise.
+        """
 
     @_abc_1.abstractmethod
     def UpdateModelVersion(
@@ -410,6 +475,94 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_registry_service_pb2.ReportCompletionResponse, _abc.Awaitable[_registry_service_pb2.ReportCompletionResponse]]:
         """Takes in what a server has completed, or why it could not. That changes nothing unless the
         version still waits as it was when the server was asked.
+        """
+
+    @_abc_1.abstractmethod
+    def StartImports(
+        self,
+        request: _registry_service_pb2.StartImportsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.StartImportsResponse, _abc.Awaitable[_registry_service_pb2.StartImportsResponse]]:
+        """Starts imports: the files of a source are fetched into the Registry's store, and registered as
+        versions. Returns at once, with one import for each version.
+        """
+
+    @_abc_1.abstractmethod
+    def GetImport(
+        self,
+        request: _registry_service_pb2.GetImportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.GetImportResponse, _abc.Awaitable[_registry_service_pb2.GetImportResponse]]:
+        """Returns an import."""
+
+    @_abc_1.abstractmethod
+    def ListImports(
+        self,
+        request: _registry_service_pb2.ListImportsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.ListImportsResponse, _abc.Awaitable[_registry_service_pb2.ListImportsResponse]]:
+        """Returns the imports that are under way, and those that ended lately, the newest first."""
+
+    @_abc_1.abstractmethod
+    def WatchImport(
+        self,
+        request: _registry_service_pb2.WatchImportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_registry_service_pb2.WatchImportResponse], _abc.AsyncIterator[_registry_service_pb2.WatchImportResponse]]:
+        """Sends an import whenever it has changed, until it has ended."""
+
+    @_abc_1.abstractmethod
+    def CancelImport(
+        self,
+        request: _registry_service_pb2.CancelImportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.CancelImportResponse, _abc.Awaitable[_registry_service_pb2.CancelImportResponse]]:
+        """Ends an import, whose files are removed unless something else needs them. An import that has
+        ended stays as it is.
+        """
+
+    @_abc_1.abstractmethod
+    def BeginUpload(
+        self,
+        request: _registry_service_pb2.BeginUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.BeginUploadResponse, _abc.Awaitable[_registry_service_pb2.BeginUploadResponse]]:
+        """Announces the files of an upload, and returns what the Registry lacks of them. Repeating it tells
+        how far the upload has got.
+        """
+
+    @_abc_1.abstractmethod
+    def UploadFile(
+        self,
+        request_iterator: _MaybeAsyncIterator[_registry_service_pb2.UploadFileRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.UploadFileResponse, _abc.Awaitable[_registry_service_pb2.UploadFileResponse]]:
+        """Takes in the content of one announced file, from where the Registry has got to."""
+
+    @_abc_1.abstractmethod
+    def GetDiskUsage(
+        self,
+        request: _registry_service_pb2.GetDiskUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.GetDiskUsageResponse, _abc.Awaitable[_registry_service_pb2.GetDiskUsageResponse]]:
+        """Returns what the store's files take on disk, and what has left the disk lately."""
+
+    @_abc_1.abstractmethod
+    def CollectGarbage(
+        self,
+        request: _registry_service_pb2.CollectGarbageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.CollectGarbageResponse, _abc.Awaitable[_registry_service_pb2.CollectGarbageResponse]]:
+        """Removes what nothing needs from the store, and what exceeds its disk budget."""
+
+    @_abc_1.abstractmethod
+    def ReportResidents(
+        self,
+        request: _registry_service_pb2.ReportResidentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.ReportResidentsResponse, _abc.Awaitable[_registry_service_pb2.ReportResidentsResponse]]:
+        """Tells the Registry what is in the memory of servers, or about to be: those versions' files stay
+        on disk. Each report replaces the one before.
         """
 
     @_abc_1.abstractmethod

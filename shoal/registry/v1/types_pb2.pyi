@@ -104,6 +104,39 @@ what. It can be the default while no version answers.
 """
 Global___VersionState: _TypeAlias = VersionState  # noqa: Y015
 
+class _ImportState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ImportStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImportState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    IMPORT_STATE_UNSPECIFIED: _ImportState.ValueType  # 0
+    IMPORT_STATE_IMPORTING: _ImportState.ValueType  # 1
+    """Its files are fetched."""
+    IMPORT_STATE_VALIDATING: _ImportState.ValueType  # 2
+    """Its files have arrived, and are read and staged."""
+    IMPORT_STATE_REGISTERED: _ImportState.ValueType  # 3
+    """The version is in the catalogue, with a state of its own."""
+    IMPORT_STATE_FAILED: _ImportState.ValueType  # 4
+    """Nothing was registered; `reason` says why."""
+    IMPORT_STATE_CANCELLED: _ImportState.ValueType  # 5
+    """It was cancelled, and nothing was registered."""
+
+class ImportState(_ImportState, metaclass=_ImportStateEnumTypeWrapper): ...
+
+IMPORT_STATE_UNSPECIFIED: ImportState.ValueType  # 0
+IMPORT_STATE_IMPORTING: ImportState.ValueType  # 1
+"""Its files are fetched."""
+IMPORT_STATE_VALIDATING: ImportState.ValueType  # 2
+"""Its files have arrived, and are read and staged."""
+IMPORT_STATE_REGISTERED: ImportState.ValueType  # 3
+"""The version is in the catalogue, with a state of its own."""
+IMPORT_STATE_FAILED: ImportState.ValueType  # 4
+"""Nothing was registered; `reason` says why."""
+IMPORT_STATE_CANCELLED: ImportState.ValueType  # 5
+"""It was cancelled, and nothing was registered."""
+Global___ImportState: _TypeAlias = ImportState  # noqa: Y015
+
 @_typing.final
 class Model(_message.Message):
     """A name that clients can request, and what belongs to it."""
@@ -348,13 +381,14 @@ class ModelVersion(_message.Message):
     DECOUPLED_FIELD_NUMBER: _builtins.int
     REQUIREMENTS_FIELD_NUMBER: _builtins.int
     WAITING_REASON_FIELD_NUMBER: _builtins.int
+    PROVENANCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"models/{model}/versions/{version}", where {version} is a whole number from 1 up."""
     state: Global___VersionState.ValueType
     """Output only. Changed by ApproveModelVersion and RejectModelVersion."""
     source: _builtins.str
-    """The folder that the version was registered from: a model's folder in the layout of Triton's
-    repository, or a version folder.
+    """Where the version was registered from: a folder on the Registry's host, which is served in place,
+    or a source whose files the Registry keeps, such as s3://bucket/model. `provenance` says more.
     """
     config: _builtins.bytes
     """A serialized inference.ModelConfig: the user's own, completed. Its version_policy is the user's."""
@@ -409,6 +443,10 @@ class ModelVersion(_message.Message):
     def requirements(self) -> _containers.RepeatedCompositeFieldContainer[Global___Requirement]:
         """Output only. How each of `requires` is known, in the same order."""
 
+    @_builtins.property
+    def provenance(self) -> Global___Provenance:
+        """Output only. Where its files come from, and who registered them."""
+
     def __init__(
         self,
         *,
@@ -431,16 +469,119 @@ class ModelVersion(_message.Message):
         decoupled: _builtins.bool | None = ...,
         requirements: _abc.Iterable[Global___Requirement] | None = ...,
         waiting_reason: _builtins.str = ...,
+        provenance: Global___Provenance | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_decoupled", b"_decoupled", "create_time", b"create_time", "decoupled", b"decoupled"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_decoupled", b"_decoupled", "create_time", b"create_time", "decoupled", b"decoupled", "provenance", b"provenance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decoupled", b"_decoupled", "artifact_bytes", b"artifact_bytes", "config", b"config", "config_digest", b"config_digest", "create_time", b"create_time", "declared_memory", b"declared_memory", "decoupled", b"decoupled", "ensemble", b"ensemble", "etag", b"etag", "fingerprint", b"fingerprint", "invalid_reason", b"invalid_reason", "name", b"name", "pinned", b"pinned", "probe", b"probe", "requirements", b"requirements", "requires", b"requires", "source", b"source", "state", b"state", "stateful", b"stateful", "waiting_reason", b"waiting_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decoupled", b"_decoupled", "artifact_bytes", b"artifact_bytes", "config", b"config", "config_digest", b"config_digest", "create_time", b"create_time", "declared_memory", b"declared_memory", "decoupled", b"decoupled", "ensemble", b"ensemble", "etag", b"etag", "fingerprint", b"fingerprint", "invalid_reason", b"invalid_reason", "name", b"name", "pinned", b"pinned", "probe", b"probe", "provenance", b"provenance", "requirements", b"requirements", "requires", b"requires", "source", b"source", "state", b"state", "stateful", b"stateful", "waiting_reason", b"waiting_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__decoupled: _TypeAlias = _typing.Literal["decoupled"]  # noqa: Y015
     _WhichOneofArgType__decoupled: _TypeAlias = _typing.Literal["_decoupled", b"_decoupled"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__decoupled) -> _WhichOneofReturnType__decoupled | None: ...
 
 Global___ModelVersion: _TypeAlias = ModelVersion  # noqa: Y015
+
+@_typing.final
+class Source(_message.Message):
+    """A place that models come from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEME_FIELD_NUMBER: _builtins.int
+    LOCATOR_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    scheme: _builtins.str
+    """"file", "s3", "https", "hf" and so on, or "upload" for files that a caller has sent."""
+    locator: _builtins.str
+    """What the scheme names, without any credentials."""
+    revision: _builtins.str
+    """The revision that is meant, where the scheme has revisions."""
+    def __init__(
+        self,
+        *,
+        scheme: _builtins.str = ...,
+        locator: _builtins.str = ...,
+        revision: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["locator", b"locator", "revision", b"revision", "scheme", b"scheme"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Source: _TypeAlias = Source  # noqa: Y015
+
+@_typing.final
+class Provenance(_message.Message):
+    """Where a version comes from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class AboutEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    FOLDER_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    REGISTERED_BY_FIELD_NUMBER: _builtins.int
+    REGISTER_TIME_FIELD_NUMBER: _builtins.int
+    ABOUT_FIELD_NUMBER: _builtins.int
+    REFETCHABLE_FIELD_NUMBER: _builtins.int
+    folder: _builtins.str
+    """The folder in the source that holds the model. Empty: the source itself."""
+    digest: _builtins.str
+    """"sha256:" and the digest of the list of its files, each with its own digest. Empty for a folder
+    that is served in place.
+    """
+    registered_by: _builtins.str
+    """The subject of the caller who registered it. Empty: not known."""
+    refetchable: _builtins.bool
+    """Whether the Registry can fetch the files again once they have left its disk."""
+    @_builtins.property
+    def source(self) -> Global___Source:
+        """As it was when the version was registered: a revision that moves is replaced by what it named."""
+
+    @_builtins.property
+    def register_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def about(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What the source says of it, such as a run or a signature's signer."""
+
+    def __init__(
+        self,
+        *,
+        source: Global___Source | None = ...,
+        folder: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        registered_by: _builtins.str = ...,
+        register_time: _timestamp_pb2.Timestamp | None = ...,
+        about: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        refetchable: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["register_time", b"register_time", "source", b"source"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "digest", b"digest", "folder", b"folder", "refetchable", b"refetchable", "register_time", b"register_time", "registered_by", b"registered_by", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Provenance: _TypeAlias = Provenance  # noqa: Y015
 
 @_typing.final
 class Requirement(_message.Message):
@@ -657,6 +798,86 @@ class LoadFailure(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LoadFailure: _TypeAlias = LoadFailure  # noqa: Y015
+
+@_typing.final
+class Import(_message.Message):
+    """One version on its way from a source into the catalogue."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    FOLDER_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    BYTES_DONE_FIELD_NUMBER: _builtins.int
+    FILES_DONE_FIELD_NUMBER: _builtins.int
+    BYTES_TOTAL_FIELD_NUMBER: _builtins.int
+    FILES_TOTAL_FIELD_NUMBER: _builtins.int
+    STARTED_BY_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"imports/{import}"."""
+    model: _builtins.str
+    """"models/{model}"."""
+    folder: _builtins.str
+    """The folder in the source that holds the model. Empty: the source itself."""
+    state: Global___ImportState.ValueType
+    reason: _builtins.str
+    """Why it has failed, or what it waits for, for people."""
+    version: _builtins.str
+    """"models/{model}/versions/{version}", once it is registered."""
+    bytes_done: _builtins.int
+    """The bytes and files that are in the store."""
+    files_done: _builtins.int
+    bytes_total: _builtins.int
+    """All of them. Not set: not known yet."""
+    files_total: _builtins.int
+    started_by: _builtins.str
+    """The subject of the caller who started it."""
+    @_builtins.property
+    def source(self) -> Global___Source: ...
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Not set while it is under way."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        model: _builtins.str = ...,
+        source: Global___Source | None = ...,
+        folder: _builtins.str = ...,
+        state: Global___ImportState.ValueType = ...,
+        reason: _builtins.str = ...,
+        version: _builtins.str = ...,
+        bytes_done: _builtins.int = ...,
+        files_done: _builtins.int = ...,
+        bytes_total: _builtins.int | None = ...,
+        files_total: _builtins.int | None = ...,
+        started_by: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bytes_total", b"_bytes_total", "_files_total", b"_files_total", "bytes_total", b"bytes_total", "end_time", b"end_time", "files_total", b"files_total", "source", b"source", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bytes_total", b"_bytes_total", "_files_total", b"_files_total", "bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "end_time", b"end_time", "files_done", b"files_done", "files_total", b"files_total", "folder", b"folder", "model", b"model", "name", b"name", "reason", b"reason", "source", b"source", "start_time", b"start_time", "started_by", b"started_by", "state", b"state", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bytes_total: _TypeAlias = _typing.Literal["bytes_total"]  # noqa: Y015
+    _WhichOneofArgType__bytes_total: _TypeAlias = _typing.Literal["_bytes_total", b"_bytes_total"]  # noqa: Y015
+    _WhichOneofReturnType__files_total: _TypeAlias = _typing.Literal["files_total"]  # noqa: Y015
+    _WhichOneofArgType__files_total: _TypeAlias = _typing.Literal["_files_total", b"_files_total"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bytes_total) -> _WhichOneofReturnType__bytes_total | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__files_total) -> _WhichOneofReturnType__files_total | None: ...
+
+Global___Import: _TypeAlias = Import  # noqa: Y015
 
 @_typing.final
 class CatalogEntry(_message.Message):
