@@ -13,6 +13,7 @@ from services.registry.core.errors import InvalidSource, UnsafeContent
 
 _MAX_SOURCE: Final = 4096  # characters
 _MAX_PATH: Final = 1024  # bytes of a relative path; a file system's own limit is 4096 in all
+_MAX_DEPTH: Final = 100  # parts of a path
 _MAX_PART: Final = 255  # bytes between two slashes
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -109,6 +110,8 @@ def checked_path(path: str) -> str:
         problem = "it leads out of its folder"
     elif "" in parts or "." in parts:
         problem = "it has an empty part or '.' between its slashes"
+    elif len(parts) > _MAX_DEPTH:
+        problem = f"it has more than {_MAX_DEPTH} parts"
     elif len(path.encode()) > _MAX_PATH:
         problem = f"it has more than {_MAX_PATH} bytes"
     elif any(len(part.encode()) > _MAX_PART for part in parts):

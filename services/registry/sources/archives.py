@@ -6,6 +6,7 @@ elsewhere is refused, as is everything that is not what the archive says of it.
 
 import gzip
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -84,7 +85,11 @@ _DAMAGE: Final = (
     zipfile.BadZipFile,
     gzip.BadGzipFile,
     zlib.error,
+    struct.error,
     EOFError,
+    LookupError,
+    OverflowError,
+    ValueError,  # names that are not UTF-8, numbers that are none
 )
 
 
@@ -96,6 +101,7 @@ class _Target:
     ) -> None:
         self.folder = folder
         self.files: list[str] = []
+        self._folders = {""}
         self._members = 0
         self._bytes = 0
         self._max_bytes = max_bytes
@@ -104,19 +110,22 @@ class _Target:
 
     def path(self, name: str) -> str:
         """Return a member's path without what programs put around it; "" for the folder itself."""
-        self._members += 1
-        if self._members > MAX_FILES:
-            raise UnsafeContent(
-                path=shown(name), problem=f"its archive has more than {MAX_FILES} members"
-            )
+        self._count(name)
         trimmed = name.removesuffix("/")
         while trimmed.startswith("./"):
             trimmed = trimmed[2:]
         return "" if trimmed in ("", ".") and name else checked_path(trimmed)
 
     def make_folder(self, path: str) -> None:
+        """Make a folder and those above it, each of which counts as a member."""
+        if path in self._folders:
+            return
+        if above := path.rpartition("/")[0]:
+            self.make_folder(above)
+        self._count(path)
+        self._folders.add(path)
         try:
-            (self.folder / path).mkdir(parents=True, exist_ok=True)
+            (self.folder / path).mkdir(exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise UnsafeContent(
                 path=shown(path), problem="its archive has a file of that name, too"
@@ -146,6 +155,13 @@ class _Target:
                 path=shown(path), problem=f"its archive says {size} bytes, and it has others"
             )
         self.files.append(path)
+
+    def _count(self, name: str) -> None:
+        self._members += 1
+        if self._members > MAX_FILES:
+            raise UnsafeContent(
+                path=shown(name), problem=f"its archive has more than {MAX_FILES} members"
+            )
 
     def _allow(self, path: str, size: int) -> None:
         if not self._going_on():
@@ -299,6 +315,10 @@ def _unzip(archive: Path, _: Archive, target: _Target) -> None:
                 _refuse_link(path, leads_to, symbolic=True)
             if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise UnsafeContent(path=shown(path), problem="it is a device, a pipe or a socket")
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise UnsafeContent(
+                    path=shown(path), problem="it is packed by another method than deflate"
+                )
             if member.is_dir():
                 target.make_folder(path)
             else:

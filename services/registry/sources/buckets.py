@@ -34,6 +34,7 @@ _RETRIES: Final = 3
 _STATUS: Final = re.compile(r"status(?: code)?: (\d{3})")
 _TELLING: Final = re.compile(
     r"NoSuchBucket|NoSuchKey|AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken"
+    r"|PermanentRedirect|AuthorizationHeaderMalformed|Account must be specified|credential error"
     r"|dns error|[Cc]onnection refused|timed out|certificate|status(?: code)?: \d{3}",
 )
 
@@ -68,7 +69,9 @@ class Buckets:
             raise SourceChanged(source=source, problem="files were added, removed or written")
         return Listing(replace(source, revision=revision), tuple(files))
 
-    def read(self, listing: Listing, file: RemoteFile, start: int = 0) -> AsyncIterator[bytes]:
+    def read(
+        self, listing: Listing, file: RemoteFile, start: int = 0
+    ) -> AsyncGenerator[bytes, None]:
         chunks = self._chunks(listing, file, start)
         return guarded(chunks, listing, file, start, self._settings)
 

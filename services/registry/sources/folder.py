@@ -3,7 +3,8 @@
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +34,9 @@ class Folder:
             raise SourceChanged(source=source, problem="files were added, removed or written")
         return Listing(replace(source, revision=revision), files)
 
-    def read(self, listing: Listing, file: RemoteFile, start: int = 0) -> AsyncIterator[bytes]:
+    def read(
+        self, listing: Listing, file: RemoteFile, start: int = 0
+    ) -> AsyncGenerator[bytes, None]:
         return guarded(_chunks(listing, file, start), listing, file, start, self._settings)
 
 
@@ -59,8 +62,9 @@ def _files(source: Source) -> tuple[RemoteFile, ...]:
 
 async def _chunks(listing: Listing, file: RemoteFile, start: int) -> AsyncGenerator[bytes, None]:
     path = await asyncio.to_thread(_same, listing.source, file)
-    async for chunk in of_file(path, start):
-        yield chunk
+    async with aclosing(of_file(path, start)) as chunks:
+        async for chunk in chunks:
+            yield chunk
 
 
 def _same(source: Source, file: RemoteFile) -> Path:

@@ -1,6 +1,7 @@
 """`https://`: one file, which may be an archive."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import replace
 from urllib.parse import unquote
 
@@ -37,7 +38,9 @@ class Https:
         about = {"media_type": headers["Content-Type"]} if "Content-Type" in headers else {}
         return Listing(replace(source, revision=revision), (file,), about)
 
-    def read(self, listing: Listing, file: RemoteFile, start: int = 0) -> AsyncIterator[bytes]:
+    def read(
+        self, listing: Listing, file: RemoteFile, start: int = 0
+    ) -> AsyncGenerator[bytes, None]:
         chunks = self._chunks(listing, file, start)
         return guarded(chunks, listing, file, start, self._settings)
 
@@ -61,8 +64,9 @@ class Https:
                 size += start
             if listing.source.revision not in ("", _revision(reply.headers, size)):
                 raise SourceChanged(source=listing.source, problem="the file was written since")
-            async for chunk in self._web.body(reply, listing, file, start):
-                yield chunk
+            async with aclosing(self._web.body(reply, listing, file, start)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
 
 
 def _revision(headers: Mapping[str, str], size: int | None) -> str:

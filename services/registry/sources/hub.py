@@ -4,8 +4,10 @@ The library's variables apply: HF_TOKEN, HF_HOME, HF_ENDPOINT, and HF_HUB_OFFLIN
 what the cache holds can be read.
 """
 
+import asyncio
 import threading
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -89,18 +91,26 @@ class Hub:
     async def read(
         self, listing: Listing, file: RemoteFile, start: int = 0
     ) -> AsyncGenerator[bytes, None]:
-        """Yield a file out of the library's cache, into which it is downloaded first."""
+        """Yield a file out of the library's cache, into which it is downloaded first.
+
+        The first chunk comes once the download has ended. What this has downloaded leaves the cache
+        when it has been read: nobody else counts its bytes.
+        """
         place = _Place.of(listing.source)
         wanted = threading.Event()
         wanted.set()
         try:
-            path = await in_thread(
+            path, fresh = await in_thread(
                 lambda: _download(place, file.key, listing.source, wanted.is_set)
             )
         finally:
             wanted.clear()
-        async for chunk in guarded(of_file(path, start), listing, file, start, self._settings):
-            yield chunk
+        content = of_file(path, start)
+        async with aclosing(guarded(content, listing, file, start, self._settings)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+        if fresh:
+            await asyncio.to_thread(_forget, path)
 
 
 def _listed(
@@ -152,8 +162,11 @@ def _about(info: "ModelInfo") -> dict[str, str]:
     return {key: str(value) for key, value in said.items() if value}
 
 
-def _download(place: _Place, name: str, source: Source, going_on: Any) -> Path:
-    from huggingface_hub import hf_hub_download
+def _download(
+    place: _Place, name: str, source: Source, going_on: Callable[[], bool]
+) -> tuple[Path, bool]:
+    """Return a file's path in the cache, and whether it is there since now."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.utils import tqdm
 
     class Bar(tqdm):  # type: ignore[misc]  # its stubs are not read
@@ -168,14 +181,21 @@ def _download(place: _Place, name: str, source: Source, going_on: Any) -> Path:
             return bool(super().update(n))
 
     try:
-        return Path(
-            hf_hub_download(place.repository, name, revision=place.revision, tqdm_class=Bar)
-        )
+        held = try_to_load_from_cache(place.repository, name, revision=place.revision)
+        path = hf_hub_download(place.repository, name, revision=place.revision, tqdm_class=Bar)
+        return Path(path), not isinstance(held, str)
     except Exception as error:
         told = _told(error, source)
         if isinstance(told, SourceNotFound) and source.revision:
             raise SourceChanged(source=source, problem=f"{name} is gone") from None
         raise told from None
+
+
+def _forget(path: Path) -> None:
+    """Remove a file from the cache: the link in its snapshot, and the blob."""
+    blob = path.resolve()
+    path.unlink(missing_ok=True)
+    blob.unlink(missing_ok=True)
 
 
 def _told(error: Exception, source: Source) -> ShoalError:

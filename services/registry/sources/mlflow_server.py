@@ -8,6 +8,7 @@ that they lie in. An artifact's URI may hold credentials, so it is never shown.
 import hashlib
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeGuard, TypeVar
 from urllib.parse import quote, urlsplit
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _DESCRIPTION: Final = "MLmodel"
-_MAX_DESCRIPTION: Final = 2**20  # bytes
+_MAX_DESCRIPTION: Final = 2**18  # bytes
 _MAX_TAG: Final = 5000  # characters
 _RETRIES: Final = 2
 # Schemes of artifacts in buckets, and ours for them.
@@ -66,7 +67,7 @@ class Mlflow:
         if _DESCRIPTION not in found:
             raise SourceNotFound(source=source, problem="its artifacts hold no MLmodel")
         text = await _text(artifacts, found[_DESCRIPTION])
-        description = _description(text)
+        description = await in_thread(lambda: _description(text))
         flavors = description.get("flavors")
         folder, paths = servable(flavors if isinstance(flavors, Mapping) else {}, found)
         revision = _revision(version, found, text)
@@ -78,14 +79,19 @@ class Mlflow:
         )
         return Listing(replace(source, revision=revision), files, _about(version, description))
 
-    async def read(
+    def read(
         self, listing: Listing, file: RemoteFile, start: int = 0
     ) -> AsyncGenerator[bytes, None]:
-        source = listing.source
+        chunks = self._chunks(listing.source, file, start)
+        return guarded(chunks, listing, file, start, self._settings)
+
+    async def _chunks(
+        self, source: Source, file: RemoteFile, start: int
+    ) -> AsyncGenerator[bytes, None]:
         _, uri = await self._asked(source, lambda: _version(source, self._server))
-        chunks = self._artifacts(source, uri).read(file, start)
-        async for chunk in guarded(chunks, listing, file, start, self._settings):
-            yield chunk
+        async with aclosing(self._artifacts(source, uri).read(file, start)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def _asked(self, source: Source, question: Callable[[], T]) -> T:
         try:
@@ -112,7 +118,7 @@ class Mlflow:
             # wasbs://container@account.blob.core.windows.net/path
             bucket = parts.username if parts.scheme == "wasbs" else parts.hostname
             place = f"{bucket}/{parts.path.strip('/')}".removesuffix("/")
-            return _InBucket(source, Source(_BUCKETS[parts.scheme], place), self._settings)
+            return _InBucket(Source(_BUCKETS[parts.scheme], place), self._settings)
         raise SourceForbidden(
             source=source,
             problem="its files lie neither behind the MLflow server nor in a bucket, but at "
@@ -130,17 +136,17 @@ class _Artifacts(Protocol):
 
 
 class _InBucket:
-    def __init__(self, source: Source, place: Source, settings: OriginSettings) -> None:
-        self._source = source
+    """Files in a bucket, read past the MLflow server."""
+
+    def __init__(self, place: Source, settings: OriginSettings) -> None:
         self._place = place
         self._buckets = Buckets(place.scheme, settings)
 
     async def files(self) -> list[RemoteFile]:
         return list((await self._buckets.resolve(self._place)).files)
 
-    async def read(self, file: RemoteFile, start: int) -> AsyncGenerator[bytes, None]:
-        async for chunk in self._buckets.read(Listing(self._place, (file,)), file, start):
-            yield chunk
+    def read(self, file: RemoteFile, start: int) -> AsyncGenerator[bytes, None]:
+        return self._buckets.read(Listing(self._place, (file,)), file, start)
 
 
 class _Served:
@@ -220,6 +226,8 @@ class _Served:
 
 def _version(source: Source, server: str) -> tuple["ModelVersion", str]:
     """Return the version that a source means, and where its artifacts are."""
+    # It would have its log lines look otherwise than ours, and silence other libraries'.
+    os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=server)
@@ -236,12 +244,13 @@ def _version(source: Source, server: str) -> tuple["ModelVersion", str]:
 
 async def _text(artifacts: _Artifacts, file: RemoteFile) -> bytes:
     text = b""
-    async for chunk in artifacts.read(file, 0):
-        text += chunk
-        if len(text) > _MAX_DESCRIPTION:
-            raise UnsafeContent(
-                path=file.path, problem=f"it has more than {_MAX_DESCRIPTION} bytes"
-            )
+    async with aclosing(artifacts.read(file, 0)) as chunks:
+        async for chunk in chunks:
+            text += chunk
+            if len(text) > _MAX_DESCRIPTION:
+                raise UnsafeContent(
+                    path=file.path, problem=f"it has more than {_MAX_DESCRIPTION} bytes"
+                )
     return text
 
 
@@ -249,8 +258,14 @@ def _description(text: bytes) -> Mapping[str, Any]:
     """Read an MLmodel."""
     import yaml
 
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]  # its stubs are not read
+        """YAML without merge keys, which make a few lines as large as memory."""
+
+        def flatten_mapping(self, node: Any) -> None:
+            pass
+
     try:
-        read = yaml.safe_load(text)
+        read = yaml.load(text, Loader)  # noqa: S506  # a safe loader
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
         read = None
     if not isinstance(read, Mapping):
@@ -273,14 +288,14 @@ def _about(version: "ModelVersion", description: Mapping[str, Any]) -> dict[str,
         "name": version.name,
         "version": str(version.version),
         "run_id": version.run_id,
-        "description": version.description,
+        "description": (version.description or "")[:_MAX_TAG],
         "flavors": ",".join(filter(_is_text, flavors)) if isinstance(flavors, Mapping) else "",
         "mlflow_version": description.get("mlflow_version"),
         "inputs": signature.get("inputs"),
         "outputs": signature.get("outputs"),
-        **labels((version.tags or {}).items()),
+        **labels((key, value[:_MAX_TAG]) for key, value in (version.tags or {}).items()),
     }
-    return {key: value[:_MAX_TAG] for key, value in said.items() if value and _is_text(value)}
+    return {key: value for key, value in said.items() if value and _is_text(value)}
 
 
 def _is_text(value: object) -> TypeGuard[str]:

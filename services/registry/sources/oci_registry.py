@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -54,7 +54,7 @@ class Oci:
     def __init__(self, settings: OriginSettings) -> None:
         self._settings = settings
         self._web = Web("oci", settings)
-        self._authorization: dict[str, str] = {}
+        self._authorization: dict[str, dict[str, str]] = {}  # by host and name
 
     async def resolve(self, source: Source) -> Listing:
         host, name, reference = _parts(source)
@@ -85,7 +85,9 @@ class Oci:
             raise SourceNotFound(source=source, problem="the artifact has no layers")
         return Listing(replace(source, revision=digest), files, about)
 
-    def read(self, listing: Listing, file: RemoteFile, start: int = 0) -> AsyncIterator[bytes]:
+    def read(
+        self, listing: Listing, file: RemoteFile, start: int = 0
+    ) -> AsyncGenerator[bytes, None]:
         chunks = self._chunks(listing, file, start)
         return guarded(chunks, listing, file, start, self._settings)
 
@@ -104,8 +106,9 @@ class Oci:
                     path=file.path,
                     problem=f"the manifest says {file.size} bytes, and its registry has {length}",
                 )
-            async for chunk in self._web.body(reply, listing, file, start):
-                yield chunk
+            async with aclosing(self._web.body(reply, listing, file, start)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
 
     async def _manifest(
         self, source: Source, host: str, name: str, reference: str
@@ -135,19 +138,18 @@ class Oci:
     async def _get(
         self, source: Source, host: str, name: str, path: str, headers: Mapping[str, str]
     ) -> AsyncIterator["ClientResponse"]:
-        """Make a request of a registry, with a token if it asks for one."""
+        """Make a request of a registry, with a token if it asks for one, or for a new one."""
         url = self._web.url(_ALIASES.get(host, host), path)
         key = f"{host}/{name}"
-        if key not in self._authorization:
-            async with self._web.get(url, source, headers, (200, 206, 401)) as reply:
+        for expected in ((200, 206, 401), (200, 206)):
+            sent = {**headers, **self._authorization.get(key, {})}
+            async with self._web.get(url, source, sent, expected) as reply:
                 if reply.status != 401:
                     yield reply
                     return
                 challenge = reply.headers.get("WWW-Authenticate", "")
-            self._authorization[key] = await self._answer(source, host, challenge)
-        sent = {**headers, "Authorization": self._authorization[key]}
-        async with self._web.get(url, source, sent) as reply:
-            yield reply
+            answer = await self._answer(source, host, challenge)
+            self._authorization[key] = {"Authorization": answer}
 
     async def _answer(self, source: Source, host: str, challenge: str) -> str:
         """Return the Authorization header that a registry asks for."""

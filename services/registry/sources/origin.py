@@ -46,22 +46,24 @@ class Listing:
 
     def __post_init__(self) -> None:
         """Refuse files that cannot lie in one folder together."""
-        if len(self.files) > MAX_FILES:
-            raise UnsafeContent(
-                path=str(self.source), problem=f"it has more than {MAX_FILES} files"
-            )
         paths: set[str] = set()
+        folders: set[str] = set()
         for file in self.files:
             if file.path in paths:
                 raise UnsafeContent(
                     path=shown(file.path), problem="there are two files of that name"
                 )
             paths.add(file.path)
-        for path in paths:
-            parts = path.split("/")
-            for end in range(1, len(parts)):
-                if (above := "/".join(parts[:end])) in paths:
-                    raise UnsafeContent(path=shown(above), problem="it is both a file and a folder")
+            above = file.path.rpartition("/")[0]
+            while above and above not in folders:
+                folders.add(above)
+                above = above.rpartition("/")[0]
+            if len(paths) + len(folders) > MAX_FILES:
+                raise UnsafeContent(
+                    path=self.source, problem=f"it has more than {MAX_FILES} files and folders"
+                )
+        for path in paths & folders:
+            raise UnsafeContent(path=shown(path), problem="it is both a file and a folder")
 
 
 class Origin(Protocol):
@@ -75,7 +77,7 @@ class Origin(Protocol):
         """List the files at a source, pinned.
 
         A source without a revision means what is there. One with a revision means that content:
-        raises SourceChanged where it is no longer there.
+        raises SourceChanged or SourceNotFound where it is no longer there.
         """
         ...
 

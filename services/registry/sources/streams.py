@@ -11,6 +11,8 @@ from typing import Final, TypeVar
 
 from services.registry.core.errors import (
     ContentMismatch,
+    SourceChanged,
+    SourceNotFound,
     SourceTooLarge,
     SourceUnavailable,
 )
@@ -33,8 +35,9 @@ async def guarded(
     """Yield the chunks of a file from byte `start` on, and close the stream whatever happens.
 
     Raises SourceUnavailable if no chunk comes in time or the stream ends before the file does,
-    SourceTooLarge if it goes on after the file's end, and ContentMismatch if a file that is read
-    from its first byte to its last has not the digest that it is listed with.
+    SourceTooLarge if it goes on after the file's end, SourceChanged if the file is gone, and
+    ContentMismatch if a file that is read from its first byte to its last has not the digest that
+    it is listed with.
     """
     limit = settings.max_bytes if file.size is None else file.size
     if limit > settings.max_bytes:
@@ -48,6 +51,12 @@ async def guarded(
                     chunk = await anext(chunks, b"")
             except TimeoutError:
                 problem = f"it has sent nothing for {settings.idle_timeout:g} s"
+                raise SourceUnavailable(source=listing.source, problem=problem) from None
+            except SourceNotFound:
+                problem = f"{shown(file.path)} is gone"
+                raise SourceChanged(source=listing.source, problem=problem) from None
+            except OSError as error:
+                problem = error.strerror or type(error).__name__
                 raise SourceUnavailable(source=listing.source, problem=problem) from None
             if not chunk:
                 break

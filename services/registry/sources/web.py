@@ -49,6 +49,7 @@ class Web:
         except ImportError:
             raise ExtraMissing(scheme=scheme, extra=scheme) from None
         self._settings = settings
+        self._networks = [ipaddress.ip_network(one) for one in settings.private_hosts if "/" in one]
         self._tls: ssl.SSLContext | None = None
 
     def url(self, authority: str, path: str) -> "URL":
@@ -83,7 +84,10 @@ class Web:
                 try:
                     reply = await stack.enter_async_context(
                         session.get(
-                            url, headers=sent, allow_redirects=False, proxy=_proxy(url, source)
+                            url,
+                            headers=sent,
+                            allow_redirects=False,
+                            proxy=self._proxy(url, source),
                         )
                     )
                 except Exception as error:
@@ -130,16 +134,12 @@ class Web:
         """Return a session that connects to no private address unless it is allowed."""
         import aiohttp
 
-        authority, host = _authority(url), url.host or ""
-        free = authority in self._settings.private_hosts or host in self._settings.private_hosts
-        free = free or _proxy(url, source) is not None
-        networks = [ipaddress.ip_network(one) for one in self._settings.private_hosts if "/" in one]
+        proxied = self._proxy(url, source) is not None
 
         def connect(address: Any) -> socket.socket:
             family, kind, protocol, _, where = address
             target = ipaddress.ip_address(where[0].partition("%")[0])
-            allowed = free or any(target in network for network in networks)
-            if not allowed and not is_public(target):
+            if not proxied and not self._is_allowed(url, target):
                 refused.append(target)
                 raise PermissionError
             return socket.socket(family, kind, protocol)
@@ -158,6 +158,32 @@ class Web:
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
         )
+
+    def _is_allowed(self, url: "URL", address: Address) -> bool:
+        """Return whether a URL may lead to an address."""
+        named = {_authority(url), url.host} & {*self._settings.private_hosts}
+        return (
+            bool(named)
+            or any(address in network for network in self._networks)
+            or is_public(address)
+        )
+
+    def _proxy(self, url: "URL", source: Source) -> str | None:
+        """Return the proxy that the environment names for a URL.
+
+        A proxy looks names up itself, so that only addresses can be checked here. Raises
+        SourceForbidden.
+        """
+        proxy = urllib.request.getproxies().get(url.scheme)
+        if proxy is None or urllib.request.proxy_bypass(url.host or ""):
+            return None
+        try:
+            address = ipaddress.ip_address(url.host or "")
+        except ValueError:
+            return proxy
+        if not self._is_allowed(url, address):
+            raise _private(source, url, address)
+        return proxy
 
     def _token(self, url: "URL") -> dict[str, str]:
         token = self._settings.tokens.get(_authority(url))
@@ -199,24 +225,6 @@ def _authority(url: "URL") -> str:
     """Return host and port as settings and locators write them."""
     host = f"[{url.host}]" if ":" in (url.host or "") else url.host
     return f"{host}" if url.is_default_port() else f"{host}:{url.port}"
-
-
-def _proxy(url: "URL", source: Source) -> str | None:
-    """Return the proxy that the environment names for a URL.
-
-    A proxy looks names up itself, so that only addresses can be checked here. Raises
-    SourceForbidden.
-    """
-    proxy = urllib.request.getproxies().get(url.scheme)
-    if proxy is None or urllib.request.proxy_bypass(url.host or ""):
-        return None
-    try:
-        address = ipaddress.ip_address(url.host or "")
-    except ValueError:
-        return proxy
-    if not is_public(address):
-        raise _private(source, url, address)
-    return proxy
 
 
 def _cut(reply: "ClientResponse") -> None:
