@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 
+from services.registry.formats.tensor import Tensor
 from shoal.protobuf import fields
 
 # Field numbers of onnx.proto.
@@ -38,18 +39,6 @@ DATA_TYPES: Final = {
 
 class NotReadable(Exception):
     """Say what is wrong with a file."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """A model's input or output.
-
-    `data_type` is Triton's name (TYPE_FP32). A -1 in `shape` is a size that the graph leaves open.
-    """
-
-    name: str
-    data_type: str
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
