@@ -7,12 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from services.registry.formats.refusal import Refusal
 
 MAX_FILES: Final = 100_000
 MAX_DEPTH: Final = 50
+MAX_HEADS: Final = 64  # files at the top that are looked into to recognise a format
+
+_USUAL: Final = (
+    *(".onnx", ".plan", ".engine", ".xml", ".pt", ".pth", ".pt2", ".skops", ".pkl", ".pickle"),
+    *(".joblib", ".ubj", ".xgb", ".lgb", ".safetensors"),
+)
 
 # Bytes in memory, or in a mapped file.
 Content = bytes | mmap.mmap
@@ -63,6 +69,35 @@ class Artifact:
                 wanted -= len(part)
         return b"".join(parts)
 
+    def heads(self, size: int) -> Iterator[tuple[str, bytes]]:
+        """Yield the first files at the top, each with its first `size` bytes.
+
+        Names that models usually have come first.
+        """
+        names = sorted(self.named(""), key=lambda name: not name.endswith(_USUAL))
+        for name in names[:MAX_HEADS]:
+            yield name, self.read(name, size)
+
+    def below(self, folder: str) -> "Artifact":
+        """Return the part of the artifact below a folder of it, or one file of it. Raises
+        Refusal."""
+        folder = folder.strip("/")
+        if folder in ("", "."):
+            return self
+        if folder in self.files:
+            last = folder.rpartition("/")[2]
+            files, real = {last: self.files[folder]}, {last: self._real[folder]}
+            return Artifact(self.path / folder, files, _real=real)
+        prefix = f"{folder}/"
+        names = [name for name in self.files if name.startswith(prefix)]
+        if not names:
+            raise Refusal(f"{folder} is missing")
+        return Artifact(
+            self.path / folder,
+            {name.removeprefix(prefix): self.files[name] for name in names},
+            _real={name.removeprefix(prefix): self._real[name] for name in names},
+        )
+
     def text(self, name: str, most: int) -> str:
         """Return a whole file as UTF-8 text. Raises Refusal if it is missing or longer than `most`
         bytes."""
@@ -88,6 +123,14 @@ class Artifact:
                 yield content
 
     @contextmanager
+    def stream(self, name: str) -> Iterator[BinaryIO]:
+        """Open a file for reading. Raises Refusal if it is missing."""
+        if name not in self._real:
+            raise Refusal(f"{name} is missing")
+        with self._opened(name) as descriptor, os.fdopen(descriptor, "rb", closefd=False) as file:
+            yield file
+
+    @contextmanager
     def _opened(self, name: str) -> Iterator[int]:
         """Open a file, unless it became a link or something else since it was listed."""
         try:
@@ -100,7 +143,7 @@ class Artifact:
                 raise Refusal(f"{name} is not a file any more")
             yield descriptor
         except OSError as error:
-            raise Refusal(f"{name} cannot be read: {error.strerror}") from None
+            raise Refusal(f"{name} cannot be read: {error.strerror or error}") from None
         finally:
             os.close(descriptor)
 

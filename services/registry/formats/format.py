@@ -29,6 +29,8 @@ class Described:
     notes: tuple[str, ...] = ()
     file: str = ""
     code: tuple[str, ...] = ()
+    needs: tuple[tuple[str, str], ...] = ()
+    inner: str = ""
 
 
 class Format(Protocol):

@@ -53,10 +53,15 @@ def read_graph(path: Path) -> Graph:
         if not path.stat().st_size:
             raise NotReadable(f"{path.name} is empty")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            try:
-                return _graph(data)
-            except (IndexError, ValueError, DecodeError):
-                raise NotReadable(f"{path.name} is not an ONNX model") from None
+            return graph_of(data, path.name)
+
+
+def graph_of(data: mmap.mmap, name: str) -> Graph:
+    """Read the graph of a mapped ONNX file, called `name`. Raises NotReadable."""
+    try:
+        return _graph(data)
+    except (IndexError, ValueError, DecodeError):
+        raise NotReadable(f"{name} is not an ONNX model") from None
 
 
 def _graph(data: mmap.mmap) -> Graph:
