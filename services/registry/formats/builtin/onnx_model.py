@@ -22,6 +22,7 @@ _HEAD: Final = 4096
 _IR, _PRODUCER, _PRODUCER_VERSION, _GRAPH, _OPSET = 1, 2, 3, 7, 8
 # Fields of a ModelProto that may come before its graph.
 _BEFORE: Final = frozenset({2, 3, 4, 5, 6, 8, 14, 20, 25, 26})
+_SHORT: Final = frozenset({2, 3, 4})  # who made it, and for what
 _MAX_TEXT: Final = 1024
 
 
@@ -77,9 +78,13 @@ def is_onnx(head: bytes) -> bool:
             if tag >> 3 not in _BEFORE or tag & 7 not in (0, 2):
                 return False
             size, position = varint(head, position, 10)
-            position += size if tag & 7 == 2 else 0
+            if tag & 7 == 2:
+                text = head[position : position + size]
+                if tag >> 3 in _SHORT and (size > _MAX_TEXT or not text.decode().isprintable()):
+                    return False
+                position += size
             seen += 1
-    except Malformed:
+    except (Malformed, UnicodeDecodeError):
         pass
     return seen > 0
 

@@ -17,7 +17,7 @@ name = "sklearn-pickle"
 backend = ""
 runs_code = "a pickle is a program, and runs whatever it imports"
 
-_MAX_UNPACKED: Final = 64 * 2**20  # bytes of a compressed pickle that are looked into
+_MAX_UNPACKED: Final = 32 * 2**20  # bytes of a compressed pickle that are looked into
 _HEAD: Final = 1024
 
 
@@ -46,14 +46,17 @@ def _compressed(artifact: Artifact, file: str, unpack: Callable[[bytes, int], by
         content = unpack(artifact.read(file, _MAX_UNPACKED), _MAX_UNPACKED)
     except (zlib.error, lzma.LZMAError, EOFError, ValueError):
         raise Refusal(f"{file} is a compressed pickle that is damaged") from None
-    if len(content) >= _MAX_UNPACKED:
+    if not pickles.is_pickle(content):
+        raise Refusal(f"{file} is compressed, and not a pickle inside")
+    try:
+        return pickles.imports(content, file)
+    except Refusal:
+        if len(content) < _MAX_UNPACKED:
+            raise
         raise Refusal(
             f"{file} is a compressed pickle that unpacks to more than {_MAX_UNPACKED} bytes: save "
             "it without compression"
-        )
-    if not pickles.is_pickle(content):
-        raise Refusal(f"{file} is compressed, and not a pickle inside")
-    return pickles.imports(content, file)
+        ) from None
 
 
 def _found(artifact: Artifact) -> list[str]:

@@ -4,7 +4,7 @@ import re
 from typing import Final
 
 from services.registry.formats.artifact import Artifact
-from services.registry.formats.content import pickles, torch_files, zip_archive
+from services.registry.formats.content import torch_files, zip_archive
 from services.registry.formats.content.zip_archive import Archive
 from services.registry.formats.format import Described
 from services.registry.formats.refusal import Refusal
@@ -17,7 +17,6 @@ runs_code = ""
 MAX_VERSION: Final = 10
 
 _MAX_CODE: Final = 4 * 2**20  # bytes
-_CLASS: Final = re.compile(rb"__torch__\.([\w.]+)")
 _FORWARD: Final = re.compile(r"  def forward\((.*?)\) -> (.*?):\n", re.DOTALL)
 
 
@@ -37,10 +36,9 @@ def validate(artifact: Artifact) -> Described:
                 f"{file} was saved by a newer torch, in version {number} of its form; the servers "
                 f"read at most {MAX_VERSION}: save it with an older torch"
             )
-        # Walked for damage alone. What a server loads it with knows only TorchScript's own types.
-        data = archive.read(f"{root}data.pkl", torch_files.MAX_PICKLE)
-        pickles.imports(data, f"data.pkl in {file}")
-        signature = _signature(archive, root, data)
+        # What a server loads it with knows only TorchScript's own types, and imports nothing else.
+        found = torch_files.pickled(archive, f"{root}data.pkl")
+        signature = _signature(archive, root, found.names)
     return Described(notes=(f"TorchScript version {number}", *signature), file=file)
 
 
@@ -48,12 +46,11 @@ def _found(artifact: Artifact) -> list[str]:
     return torch_files.with_entry(artifact, "constants.pkl", "version", "data.pkl")
 
 
-def _signature(archive: Archive, root: str, data: bytes) -> list[str]:
+def _signature(archive: Archive, root: str, names: tuple[str, ...]) -> list[str]:
     """Return what the module's forward takes and returns, as its code has it."""
-    if not (found := _CLASS.search(data)):
-        return []
-    path, _, cls = found[1].decode().rpartition(".")
-    entry = f"{root}code/__torch__{'/' if path else ''}{path.replace('.', '/')}.py"
+    top = next((one for one in names if one.startswith("__torch__.")), "")
+    path, _, cls = top.rpartition(".")
+    entry = f"{root}code/{path.replace('.', '/')}.py"
     if entry not in archive.sizes:
         return []
     code = archive.read(entry, _MAX_CODE).decode(errors="replace")

@@ -99,6 +99,8 @@ _STRINGS: Final = frozenset(
         "BINUNICODE8",
     ]
 )
+# What pickletools says when there is nothing more to read.
+_CUT_OFF: Final = ("exhausted", "not enough data", "but only", "no newline")
 _MARKS: Final = frozenset({"MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "FRAME", "PROTO"})
 
 
@@ -134,14 +136,8 @@ def imports(content: Content, name: str, start: int = 0) -> Imports:
             if walk.raw:
                 return Imports(tuple(walk.names), walk.computed, whole=False)
     except (ValueError, OverflowError, MemoryError, IndexError, UnicodeError) as error:
-        if (
-            "pickle exhausted" in str(error)
-            or "not enough data" in str(error)
-            or ("expected" in str(error) and "remain" in str(error))
-        ):
-            problem = "is a pickle that is cut off"
-        else:
-            problem = "is a damaged pickle"
+        cut = any(word in str(error) for word in _CUT_OFF)
+        problem = "is a pickle that is cut off" if cut else "is a damaged pickle"
         raise Refusal(f"{name} {problem}") from None
     return Imports(tuple(walk.names), walk.computed)
 
