@@ -27,6 +27,7 @@ from services.registry.contents import Contents
 from services.registry.core.errors import InvalidArtifact
 from services.registry.disk import Disk
 from services.registry.imports import Imports
+from services.registry.inspections import Inspections
 from services.registry.intake import Intake
 from services.registry.locks import KeyedLocks
 from services.registry.registrations import Registrations
@@ -84,7 +85,9 @@ async def running(settings: RegistrySettings) -> AsyncIterator[Running]:
         contents = Contents(partial(origin_of, settings=origins), fetcher, disk, origins.max_bytes)
         kind = settings.default_instance_kind
         registrations = Registrations(catalogue, intake, repositories, models, kind, scope)
-        imports = Imports(store.storage, contents, registrations, disk, scope)
+        servers = {"tensorrt": settings.tensorrt_version}
+        inspections = Inspections(settings.code_sources, servers)
+        imports = Imports(store.storage, contents, registrations, disk, inspections, scope)
         stack.push_async_callback(imports.close)
         returns = Returns(contents, disk, imports.scope)
         versions = Versions(

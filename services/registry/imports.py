@@ -18,6 +18,7 @@ from services.registry.core.errors import ImportNotFound
 from services.registry.core.imports import Import, ImportState, Progress
 from services.registry.core.provenance import Provenance
 from services.registry.disk import Disk
+from services.registry.inspections import Inspections
 from services.registry.registrations import Registration, Registrations
 from services.registry.storage.fetching import Purpose, Work
 
@@ -59,10 +60,12 @@ class Imports:
         contents: Contents,
         registrations: Registrations,
         disk: Disk,
+        inspections: Inspections,
         tasks: TaskScope,
     ) -> None:
         self._tables = tables
         self._contents = contents
+        self._inspections = inspections
         self._registrations = registrations
         self._disk = disk
         self._tasks = tasks
@@ -208,9 +211,11 @@ class Imports:
         running.tell(Progress(size, files, size, files))
         running.known = replace(running.known, bytes=size, files=files)
         await self._move(running, ImportState.VALIDATING)
+        path = self._disk.trees.path(manifest.digest)
+        found = await self._inspections.look(path, known.model, known.number, known.source)
         wanted = Registration(
             model=known.model,
-            path=self._disk.trees.path(manifest.digest),
+            path=path,
             number=known.number,
             declared_memory=known.declared_memory,
             pending=known.pending,
@@ -220,7 +225,7 @@ class Imports:
                 digest=manifest.digest,
                 who=known.who,
                 at_us=self._tables.now_us(),
-                about=listing.about,
+                about={**listing.about, **found},
             ),
             # Whoever dies between two writes finds the version when it goes on.
             request_id=known.name,

@@ -30,6 +30,7 @@ def _words(separator: str) -> BeforeValidator:
 Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 Folders = Annotated[tuple[Folder, ...], NoDecode, _words(os.pathsep)]
 Networks = Annotated[tuple[str, ...], NoDecode, _words(",")]
+Words = Annotated[tuple[str, ...], NoDecode, _words(",")]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -85,6 +86,14 @@ class RegistrySettings(BaseSettings):
     default_instance_kind: Literal["KIND_AUTO", "KIND_CPU", "KIND_GPU", "KIND_MODEL"] = "KIND_AUTO"
     """Where the instances of a model run whose config does not say it, unless its backend may have
     a preference (OpenVINO, custom ones). With `KIND_AUTO`, Triton uses a GPU if there is one."""
+    code_sources: Words = ("file",)
+    """Schemes of sources whose models may run code that comes with them: Python models, pickles,
+    classes for weights. `file` are folders of this host; the others are `upload`, `https`, `s3`,
+    `gs`, `az`, `hf`, `oci` and `mlflow`. Separated by commas, or a JSON list, such as `[]` for
+    none. See [formats](formats.md)."""
+    tensorrt_version: str = Field(default="", pattern=r"(\d+\.\d+)?")
+    """The TensorRT of the servers, such as `10.5`. Plans built with another are refused. Empty: the
+    servers find out."""
     watch_checkpoint_seconds: Seconds = Field(default=5.0, gt=0)
     """How often an idle watch tells its revision."""
     stop_grace_seconds: Seconds = Field(default=2.0, ge=0)

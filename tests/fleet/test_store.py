@@ -41,6 +41,7 @@ def stack() -> Iterator[Fleet]:
             "SHOAL_CONTROLLER_LOAD_BACKOFF": "1",
             "SHOAL_REGISTRY_STORE_BUDGET": str(BUDGET),
             "SHOAL_REGISTRY_STORE_FREE": "0",
+            "SHOAL_REGISTRY_CODE_SOURCES": "file,upload",
         },
     ) as running:
         yield fleet(running)

@@ -87,6 +87,8 @@ async def registry(folder: Path, **settings: Any) -> AsyncIterator[Registry]:
             "metrics_port": None,
             "data_dir": folder,
             "stop_grace_seconds": 0.2,
+            # Many a test's model is a Python file.
+            "code_sources": ("file", "upload", "s3"),
             **settings,
         }
     )

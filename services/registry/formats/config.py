@@ -21,9 +21,10 @@ from services.registry.core import validation
 from services.registry.core.catalogue import Part
 from services.registry.formats.checks import check_config
 from services.registry.formats.ensembles import check_ensemble, is_ensemble
-from services.registry.formats.onnx import NotReadable, Tensor, read_graph
+from services.registry.formats.onnx import NotReadable, read_graph
 from services.registry.formats.refusal import Unservable
 from services.registry.formats.sequences import check_sequences
+from services.registry.formats.tensor import Tensor
 from services.registry.formats.warmup import check_warmup
 from shoal import names
 

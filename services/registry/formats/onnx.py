@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 
+from services.registry.formats.tensor import Tensor
 from shoal.protobuf import fields
 
 # Field numbers of onnx.proto.
@@ -41,18 +42,6 @@ class NotReadable(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
-    """A model's input or output.
-
-    `data_type` is Triton's name (TYPE_FP32). A -1 in `shape` is a size that the graph leaves open.
-    """
-
-    name: str
-    data_type: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Graph:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
@@ -64,10 +53,15 @@ def read_graph(path: Path) -> Graph:
         if not path.stat().st_size:
             raise NotReadable(f"{path.name} is empty")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            try:
-                return _graph(data)
-            except (IndexError, ValueError, DecodeError):
-                raise NotReadable(f"{path.name} is not an ONNX model") from None
+            return graph_of(data, path.name)
+
+
+def graph_of(data: mmap.mmap, name: str) -> Graph:
+    """Read the graph of a mapped ONNX file, called `name`. Raises NotReadable."""
+    try:
+        return _graph(data)
+    except (IndexError, ValueError, DecodeError):
+        raise NotReadable(f"{name} is not an ONNX model") from None
 
 
 def _graph(data: mmap.mmap) -> Graph:

@@ -1,0 +1,1 @@
+"""The formats that come with Shoal, each a module behind an entry point of `shoal.formats`."""
