@@ -288,8 +288,7 @@ Event = (
 # --- instructions ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(NamedTuple):
     """Have exactly `versions` of the unit's model on its server; the unit's own is new."""
 
     key: ReplicaKey
@@ -297,8 +296,7 @@ class Load:
     versions: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Unload:
+class Unload(NamedTuple):
     """Have exactly `versions` of the unit's model on its server; the unit's own is not among
     them."""
 
@@ -317,8 +315,7 @@ class Settle:
     loading: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Phase:
+class Phase(NamedTuple):
     """A stretch of a waiter's wait, for its trace: seconds of the engine's clock."""
 
     name: str
@@ -327,8 +324,7 @@ class Phase:
     attributes: Mapping[str, str | int | float]
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
+class Granted(NamedTuple):
     """Answer a waiter: the unit is READY there from `revision` on, and stays until `use_lease`
     starts or runs out."""
 
@@ -356,8 +352,7 @@ class Evicted:
     keys: tuple[ReplicaKey, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Publish:
+class Publish(NamedTuple):
     """Tell the Routers that from `revision` on the placements of `models`, or `servers`, differ."""
 
     revision: int

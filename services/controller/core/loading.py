@@ -135,7 +135,9 @@ def start_loads(fleet: Fleet, server: Server, now: float) -> None:
     here, account = fleet.replicas[server.id], fleet.accounts[server.id]
     queued = [here[unit] for unit in account.coming if here[unit].state is State.QUEUED]
     full = account.loads >= fleet.limits.loads_per_server
-    for replica in queued if full else sorted(queued, key=lambda replica: turn(fleet, replica)):
+    if len(queued) > 1 and not full:
+        queued.sort(key=lambda replica: turn(fleet, replica))
+    for replica in queued:
         reason = ITS_TURN if full else obstacle(fleet, replica, server)
         if reason is None:
             start(fleet, replica, now)
