@@ -189,7 +189,7 @@ def use_leases_are_of_ready_replicas(fleet: Fleet, now: float) -> Iterator[str]:
         if not leases:
             yield f"{key} is held by no use lease."
         for lease in leases:
-            if lease not in ends or withdrawals.lease_keys.get(lease) != key:
+            if lease not in ends or withdrawals.lease_keys.get(lease, (None,))[0] != key:
                 yield f"The use lease {lease} of {key} never runs out."
 
 

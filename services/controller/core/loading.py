@@ -42,7 +42,9 @@ def loaded(fleet: Fleet, event: ev.Loaded, now: float) -> None:
     fleet.publish((unit.model,))
     fleet.look_at_host(replica.key.server)
     if unit in fleet.known.specs:
-        ready = fleet.amend(ready, reserved=reconcile.reserved_now(fleet, ready))
+        reserved = reconcile.reserved_now(fleet, ready)
+        if reserved != ready.reserved:
+            ready = fleet.amend(ready, reserved=reserved)
         if ready.broken or parts_gone(fleet, ready):
             outdated = "it is outdated, or a part of it is gone"
             draining.withdraw_family(fleet, ready, ev.Why.CATALOGUE, outdated, now)

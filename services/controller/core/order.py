@@ -81,7 +81,7 @@ def curve_of(fleet: Fleet, server: str, need: Memory = NOTHING) -> Curve:
 
 def _free(fleet: Fleet, server: str) -> Memory:
     known, account = fleet.servers[server], fleet.accounts[server]
-    free = {name: limit - account.staying(name) for name, limit in known.budget.items()}
+    free = {name: limit - account.staying.get(name, 0) for name, limit in known.budget.items()}
     if known.max_models:
         free[SLOTS] = known.max_models - account.staying_slots
     return free

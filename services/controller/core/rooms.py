@@ -19,9 +19,9 @@ class Room:
         self._slots = sum(member.slots for member in missing)
         account = fleet.accounts[server]
         self._need = need_of(fleet, server, wanted, missing)
-        planned, leaving, need = account.planned, account.leaving, self._need
+        staying, need = account.staying, self._need
         self._over = {
-            name: planned.get(name, 0) - leaving.get(name, 0) + need.get(name, 0) - limit
+            name: staying.get(name, 0) + need.get(name, 0) - limit
             for name, limit in self._server.budget.items()
         }
         most = self._server.max_models
@@ -59,10 +59,9 @@ class Room:
 def too_full(fleet: Fleet, server: str, least: Memory) -> bool:
     """Return whether a server obviously has no room for a newcomer that takes `least`. Only a quick
     look: where it does not say so, there may be none all the same."""
-    account = fleet.accounts[server]
-    planned, leaving = account.planned, account.leaving
+    staying = fleet.accounts[server].staying
     for name, limit in fleet.servers[server].budget.items():
-        if planned.get(name, 0) - leaving.get(name, 0) + least.get(name, 0) > limit:
+        if staying.get(name, 0) + least.get(name, 0) > limit:
             return True
     return False
 

@@ -50,8 +50,8 @@ class Withdrawals:
         #: When each use lease runs out, in seconds of the engine's clock: a heap. It also has
         #: leases that ended before.
         self.lease_ends: list[tuple[float, str]] = []
-        #: The replica of each use lease in `lease_ends` that has not ended.
-        self.lease_keys: dict[str, ReplicaKey] = {}
+        #: The replica of each use lease in `lease_ends` that has not ended, and when it runs out.
+        self.lease_keys: dict[str, tuple[ReplicaKey, float]] = {}
         #: Use leases lent since the start; each one's number makes its name unique.
         self.leases_lent = 0
 
@@ -166,15 +166,18 @@ class Withdrawals:
         lease = f"{key.server}-{self.leases_lent}"
         ends = now + self._limits.use_lease_seconds
         self.use_leases.setdefault(key, set()).add(lease)
-        self.lease_keys[lease] = key
+        self.lease_keys[lease] = key, ends
         heappush(self.lease_ends, (ends, lease))
         self._agenda.timers.at(ends)
         return lease
 
     def end_use_lease(self, lease: str) -> ReplicaKey | None:
         """The replica that the lease was for, or None where it had ended before."""
-        key = self.lease_keys.pop(lease, None)
-        if key is None or lease not in self.use_leases.get(key, ()):
+        if lease not in self.lease_keys:
+            return None
+        key, ends = self.lease_keys.pop(lease)
+        self._agenda.timers.cancel(ends)
+        if lease not in self.use_leases.get(key, ()):
             return None
         self.use_leases[key].discard(lease)
         if not self.use_leases[key]:  # the replica may be evicted again

@@ -52,7 +52,7 @@ def want_more(fleet: Fleet) -> None:
 
 
 def overbook(fleet: Fleet) -> None:
-    fleet.accounts["t0"].planned["ram"] += 1 << 30
+    fleet.accounts["t0"].staying["ram"] += 1 << 30
 
 
 def overbook_before_a_load(fleet: Fleet) -> None:
