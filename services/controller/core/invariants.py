@@ -15,8 +15,8 @@ from services.controller.core.roster import LOOK_AT_ALL
 from services.controller.core.states import State
 from services.controller.core.timers import STEP_SECONDS
 
-SUMS: Final = ("planned", "leaving", "queued")
-COUNTS: Final = ("planned_slots", "leaving_slots", "queued_slots", "loads", "waiting")
+SUMS: Final = ("staying", "leaving", "queued")
+COUNTS: Final = ("staying_slots", "leaving_slots", "queued_slots", "loads", "waiting")
 
 
 def check(fleet: Fleet, now: float) -> list[str]:
