@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
-
-from rich.table import Table
+from typing import Any, Final
 
 from bench.simulate.compare import BOUND, Row
+from services.simulator.sheets import Sheet
 
 LEGEND: Final = (
     "hits: of requests, and of their bytes; cold: loads begun; waited: seconds, over all requests "
@@ -18,14 +17,6 @@ SPEED_LEGEND: Final = (
     "decisions: requests by CPU seconds of the whole simulator; events, misses: by the engine's "
     "own time; a miss is all that it takes from the want to READY, its evictions included."
 )
-
-
-class Sheet(NamedTuple):
-    """A table that can be drawn and written: the first column holds names, the others figures."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
 
 
 def sheets(rows: Sequence[Row], *, events: bool) -> Iterator[Sheet]:
@@ -92,17 +83,6 @@ def _events(row: Row) -> Sheet:
         for name, of in spent
     ]
     return Sheet(f"{row.trace}, {row.policy}: events", ("event", "count", "µs each", "time"), found)
-
-
-def drawn(sheet: Sheet) -> Table:
-    table = Table(
-        title=sheet.title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False
-    )
-    for number, column in enumerate(sheet.columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
-    for row in sheet.rows:
-        table.add_row(*row)
-    return table
 
 
 def section(title: str, about: Mapping[str, str], found: Sequence[Sheet]) -> str:

@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.simulate import __main__ as simulate
-from bench.simulate import compare, costs, files, journal, peers, report, traces
+from bench.simulate import compare, peers, report, traces
 from bench.simulate.compare import Case
-from bench.simulate.costs import Costs
-from bench.simulate.tally import Tally
 from bench.simulate.traces import GENERATORS, Requests, Shape
-from bench.simulate.world import (
+from services.simulator import costs, files, journal
+from services.simulator.costs import Costs
+from services.simulator.tally import Tally
+from services.simulator.world import (
     ENGINE_POLICIES,
     REQUEST_SECONDS,
     Hardware,

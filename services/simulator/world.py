@@ -17,14 +17,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from bench.simulate.costs import Costs
-from bench.simulate.tally import Tally
-from bench.simulate.traces import Requests
 from services.controller.core import events as ev
 from services.controller.core.entities import ReplicaKey, Server, Unit, UnitSpec
 from services.controller.core.limits import Limits
 from services.controller.core.ranking import POLICIES
 from services.controller.core.residency import Engine
+from services.simulator.costs import Costs
+from services.simulator.requests import Requests
+from services.simulator.tally import Tally
 
 HEARTBEAT_SECONDS: Final = 0.25
 TICK_SECONDS: Final = 0.5
