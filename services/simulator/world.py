@@ -207,7 +207,8 @@ class World:
 
     def _heartbeat(self) -> bool:
         """Tell what was used since the last time. Says whether anything was."""
-        self._uses.subtract(self._missed)  # they count when they are granted
+        for model in self._missed:
+            self._uses[model] -= 1  # they count when they are granted
         usage: dict[ReplicaKey, ev.Usage] = {}
         for model, count in self._uses.items():
             keys = self._where[model]

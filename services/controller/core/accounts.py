@@ -88,7 +88,11 @@ class Account:
         """Return whether `more` bytes and `slots` fit beside what is occupied now."""
         if server.max_models and self.occupied_slots + slots > server.max_models:
             return False
-        return memory.fits(memory.plus(self.occupied, more), server.budget)
+        for name, limit in server.budget.items():
+            occupied = self.staying.get(name, 0) + self.leaving.get(name, 0)
+            if occupied - self.queued.get(name, 0) + more.get(name, 0) > limit:
+                return False
+        return True
 
     def excess(self, server: Server, limit: Memory, slots: int) -> Memory:
         """How far what stays exceeds `limit` bytes by resource and, as "models", `slots` (0 for no

@@ -69,8 +69,7 @@ class IndexSeen:
     began: float
 
 
-@dataclass(frozen=True, slots=True)
-class ResidentWanted:
+class ResidentWanted(NamedTuple):
     """A caller waits for a unit until `deadline`, in seconds of the engine's clock. `router` names
     the Router process that gets a use lease; None takes none. `waited`: the seconds that the caller
     has waited before, for an earlier Controller. What is not `urgent` takes spare room only, and is
@@ -100,8 +99,7 @@ class EvictionWanted:
     units: tuple[Unit, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(NamedTuple):
     """A load has succeeded after `seconds`."""
 
     key: ReplicaKey
@@ -129,8 +127,7 @@ class LoadHung:
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class Unloaded:
+class Unloaded(NamedTuple):
     """An unload has finished."""
 
     key: ReplicaKey
@@ -181,16 +178,14 @@ class RouterJoined:
     in_use: frozenset[ReplicaKey]
 
 
-@dataclass(frozen=True, slots=True)
-class RouterAcked:
+class RouterAcked(NamedTuple):
     """A Router has applied the table of `revision`."""
 
     router: str
     revision: int
 
 
-@dataclass(frozen=True, slots=True)
-class RouterDrained:
+class RouterDrained(NamedTuple):
     """A Router that has applied `revision` has nothing in flight on a replica that it withdrew."""
 
     router: str
@@ -198,8 +193,7 @@ class RouterDrained:
     revision: int
 
 
-@dataclass(frozen=True, slots=True)
-class RouterStarted:
+class RouterStarted(NamedTuple):
     """The request that a use lease was lent for has started."""
 
     router: str

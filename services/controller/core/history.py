@@ -15,8 +15,12 @@ LARGE: Final = 32  # parts; of a larger event only the text is kept
 SHOWN: Final = 4  # parts of a collection, in a text
 UNTOLD: Final = {"phases", "weighed"}  # fields that would make a text long, and are told elsewhere
 
-# Instructions that are tuples, which are quicker to make.
-_TUPLES: Final = (ev.Load, ev.Unload, ev.Granted, ev.Publish, ev.Record)
+# Events and instructions that are tuples, since those are quicker to make.
+_TUPLES: Final = (
+    *(ev.ResidentWanted, ev.Loaded, ev.Unloaded),
+    *(ev.RouterAcked, ev.RouterDrained, ev.RouterStarted),
+    *(ev.Load, ev.Unload, ev.Granted, ev.Publish, ev.Record),
+)
 
 # How many parts the events have that can have any number of them.
 _PARTS: Final[dict[type, Callable[[Any], int]]] = {

@@ -80,18 +80,18 @@ class Opening:
         self.server = server
         #: What is to be loaded there, parts first.
         self.units = missing
-        uses, here = fleet.uses.on[server], fleet.replicas[server]
         #: The rank of the dearest that leaves so far. What takes no room leaves with its parts.
-        self.cost = max(
-            (uses[unit].rank for unit in clashing if here[unit].slots), default=float("-inf")
-        )
+        self.cost = float("-inf")
         self._fleet = fleet
         self._clashing = clashing
         self._gone = set(clashing)
         self._wanted = wanted
         self._room = Room(fleet, server, wanted, missing)
+        uses, here = fleet.uses.on[server], fleet.replicas[server]
         for unit in clashing:
             self._room.free(unit)
+            if here[unit].slots:
+                self.cost = max(self.cost, uses[unit].rank)
         self._families = families(fleet, server, wanted | clashing, terms)
         self._next: tuple[float, frozenset[Unit]] | None = None
 
