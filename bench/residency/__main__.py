@@ -83,7 +83,7 @@ def _loss(given: argparse.Namespace, console: Console) -> Result:
 
 
 def _policies(given: argparse.Namespace, console: Console) -> Result:
-    total = 2 * len(ENGINE_POLICIES)
+    total = (2 + policies.OTHERS) * len(ENGINE_POLICIES)
     found = _shown(console, "policies", total, policies.measure())
     return Result(policies.tables(found), [one._asdict() for one in found])
 

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -31,6 +32,7 @@ SERVERS: Final = 2
 BUDGET_MIB: Final = 512  # of each server: about a third of what all models take
 SHAPE: Final = Shape(models=30, requests=400, rate=2.0, period=200.0, alpha=0.9, seed=5)
 WARM: Final = 0.2  # of the requests are not counted
+OTHERS: Final = 20  # other traces of the same kind, in the simulator: how much is chance
 COLD_SECONDS: Final = 0.15  # an answer that takes longer has waited for a load
 ASKING: Final = 64  # requests in flight, at most
 KNOWN_WITHIN: Final = 120.0  # seconds until every size is known
@@ -53,6 +55,8 @@ class Outcome(NamedTuple):
     loads: int
     waited: float
     longest: float
+    #: Of the trace.
+    seed: int = SHAPE.seed
 
 
 def models(count: int, seed: int) -> list[Model]:
@@ -68,6 +72,7 @@ def models(count: int, seed: int) -> list[Model]:
 def measure(shape: Shape = SHAPE) -> Iterator[Outcome]:
     """Run the trace with each policy, for real and then in the simulator."""
     made, trace = models(shape.models, shape.seed), whole(zipf(shape))
+    measured: dict[str, Costs] = {}
     for policy in ENGINE_POLICIES:
         with tempfile.TemporaryDirectory() as folder:
             write_repository(Path(folder), made)
@@ -77,12 +82,16 @@ def measure(shape: Shape = SHAPE) -> Iterator[Outcome]:
                 _learn(running, made)
                 began, waits = _play(running, made, trace)
                 events = running.happened(0.0, most=10_000)
-                table = _costs(running, made, events)
+                measured[policy] = _costs(running, made, events)
         counted = _warm(trace)
         since = began + float(trace.times[counted])
         loads = sum(event.kind == "LOADING" and event.at >= since for event in events)
         yield _outcome(policy, waits[counted:], loads)
-        yield simulated(policy, trace, table)
+        yield simulated(policy, trace, measured[policy])
+    for seed in range(100, 100 + OTHERS):
+        other = whole(zipf(replace(shape, seed=seed)))
+        for policy, table in measured.items():
+            yield simulated(policy, other, table)._replace(seed=seed)
 
 
 def simulated(policy: str, trace: Requests, table: Costs) -> Outcome:
@@ -190,16 +199,27 @@ def tables(found: Sequence[Outcome]) -> list[Table]:
             f"{one.longest:.1f}",
         ]
         for one in found
+        if one.seed == SHAPE.seed
     ]
     return [Table("One trace with each policy", columns, rows), _ratios(found)]
 
 
 def _ratios(found: Sequence[Outcome]) -> Table:
+    """Each policy's seconds by those of the first, on the same trace."""
+    first, *others = ENGINE_POLICIES
+    waited = {(one.policy, one.real, one.seed): one.waited for one in found}
+    seeds = sorted({one.seed for one in found} - {SHAPE.seed})
     rows = []
-    for real, where in ((True, "two Tritons"), (False, "simulator")):
-        first, *others = [one for one in found if one.real is real]
-        rows += [
-            [f"{one.policy} by {first.policy}", where, f"{one.waited / first.waited:.2f}"]
-            for one in others
-        ]
+    for policy in others:
+
+        def ratio(real: bool, seed: int, policy: str = policy) -> float:
+            return waited[policy, real, seed] / waited[first, real, seed]
+
+        name = f"{policy} by {first}"
+        rows.append([name, "two Tritons", f"{ratio(True, SHAPE.seed):.2f}"])
+        rows.append([name, "simulator", f"{ratio(False, SHAPE.seed):.2f}"])
+        if seeds:
+            spread = [ratio(False, seed) for seed in seeds]
+            where = f"simulator, {len(seeds)} other traces"
+            rows.append([name, where, f"{min(spread):.2f} to {max(spread):.2f}"])
     return Table("Seconds waited", ("ratio", "where", "value"), rows)
