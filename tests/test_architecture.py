@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVICES = ("registry", "controller", "router")
-HOUSES = (*SERVICES, "common", "embedded")
+HOUSES = (*SERVICES, "common", "embedded", "simulator")
 CORE = sorted(ROOT.glob("services/*/core/**/*.py"))
 SOURCES = sorted([*ROOT.glob("services/**/*.py"), *ROOT.glob("shoal/**/*.py")])
 
@@ -76,13 +76,23 @@ def test_who_imports_whom(path: Path) -> None:
             continue
         target = module.split(".")[1]
         if place[0] == "shoal":
-            assert name(path) == "shoal/cli/up.py", f"{name(path)} imports {module}"
+            allowed = {"shoal/cli/up.py": "embedded", "shoal/cli/simulate.py": "simulator"}
+            assert target == allowed.get(name(path)), f"{name(path)} imports {module}"
+        elif place[1] == "simulator":
+            core = module.startswith("services.controller.core")
+            assert target == "simulator" or core, f"{name(path)} imports {module}"
         elif place[1] == "common":
             assert target == "common", f"{name(path)} imports {module}"
         elif place[1] in SERVICES:
             assert target in (place[1], "common"), f"{name(path)} imports {module}"
         else:
             assert target in ("embedded", "common"), f"{name(path)} imports {module}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_what_is_installed_needs_only_what_is_installed(path: Path) -> None:
+    own = {"bench", "tests", "docs", "examples"}  # in a checkout, not in the wheel
+    assert not [module for module in imports(path) if module.split(".")[0] in own]
 
 
 @pytest.mark.parametrize("service", SERVICES)

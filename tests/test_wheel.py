@@ -169,6 +169,16 @@ def test_with_the_client_alone_the_missing_extra_is_named(
         assert done.stderr.endswith(f"pip install 'shoal[{extra}]'\n")
 
 
+def test_it_simulates_a_recorded_trace(
+    installed: Path, elsewhere: Path, variables: dict[str, str]
+) -> None:
+    trace = elsewhere / "trace.csv"
+    trace.write_text("".join(f"{second},m{second % 6}\n" for second in range(60)))
+    done = shoal(installed, "simulate", trace.name, folder=elsewhere, variables=variables)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "gdsf" in done.stdout
+
+
 def test_the_command_that_installs_triton_is_named(
     installed: Path, elsewhere: Path, variables: dict[str, str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""`python -m bench.residency`: cold answers, warm ones beside loads, and no Controller."""
+"""`python -m bench.residency`: cold answers, warm ones beside loads, no Controller, policies."""
 
 import argparse
 import json
@@ -13,15 +13,17 @@ from rich.progress import Progress
 
 from bench import load, machine
 from bench.__main__ import QUIET
-from bench.residency import cold, loss, report, warm
+from bench.residency import cold, loss, policies, report, warm
 from bench.residency.report import Table
 from bench.results import RESULTS, record
+from services.simulator.world import ENGINE_POLICIES
 
-MEASUREMENTS: Final = ("cold", "warm", "loss")
+MEASUREMENTS: Final = ("cold", "warm", "loss", "policies")
 _TITLES: Final = {
     "cold": "what a cold answer costs beyond Triton's own loading",
     "warm": "warm models while others load",
     "loss": "resident models without the Controller",
+    "policies": "eviction policies on real Tritons and in the simulator",
 }
 
 
@@ -81,6 +83,12 @@ def _loss(given: argparse.Namespace, console: Console) -> Result:
     return Result(loss.tables(samples), [one._asdict() for one in samples])
 
 
+def _policies(given: argparse.Namespace, console: Console) -> Result:
+    total = (2 + policies.OTHERS) * len(ENGINE_POLICIES)
+    found = _shown(console, "policies", total, policies.measure())
+    return Result(policies.tables(found), [one._asdict() for one in found])
+
+
 def _earlier(given: argparse.Namespace, name: str, kind: Callable[..., Any]) -> list[Any]:
     """The samples that are to be added to."""
     if not given.add or not given.json.exists():
@@ -95,7 +103,7 @@ def _after(earlier: list[Any], later: list[Any]) -> list[Any]:
     return earlier + [one._replace(round=one.round + last) for one in later]
 
 
-_MEASURE: Final = {"cold": _cold, "warm": _warm, "loss": _loss}
+_MEASURE: Final = {"cold": _cold, "warm": _warm, "loss": _loss, "policies": _policies}
 
 
 def _shown(console: Console, what: str, total: int, steps: Iterable[Any]) -> list[Any]:
@@ -120,7 +128,7 @@ def _about(given: argparse.Namespace, name: str, busy: float) -> dict[str, str]:
         "machine": machine.describe(),
         "versions": machine.versions("2.51.0"),
         "load": f"load average before: {busy:.1f}"
-        if name == "cold"
+        if name in ("cold", "policies")
         else f"{load.described(given.generator)}; {amount}; load average before: {busy:.1f}",
     }
 

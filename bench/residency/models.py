@@ -19,6 +19,8 @@ instance_group [ {{ count: 1 kind: KIND_CPU }} ]
 """
 
 _PROGRAM: Final = """\
+import time
+
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
@@ -28,6 +30,7 @@ ADDEND = np.float32({addend})
 class TritonPythonModel:
     def initialize(self, args):
         self.ballast = np.ones({mib} << 20, np.uint8)
+        time.sleep({pause})
 
     def execute(self, requests):
         return [answer(request) for request in requests]
@@ -40,11 +43,13 @@ def answer(request):
 
 
 class Model(NamedTuple):
-    """`addend`: what version 1 adds to each number. `mib`: held beside what Python takes."""
+    """`addend`: what version 1 adds to each number. `mib`: held beside what Python takes. `pause`:
+    seconds that its load takes beside what Python takes."""
 
     name: str
     addend: int
     mib: int = 0
+    pause: float = 0.0
 
 
 def write_repository(folder: Path, models: Iterable[Model]) -> None:
@@ -53,7 +58,7 @@ def write_repository(folder: Path, models: Iterable[Model]) -> None:
         version = folder / model.name / "1"
         version.mkdir(parents=True)
         (folder / model.name / "config.pbtxt").write_text(_CONFIG.format(name=model.name))
-        program = _PROGRAM.format(addend=model.addend, mib=model.mib)
+        program = _PROGRAM.format(addend=model.addend, mib=model.mib, pause=model.pause)
         (version / "model.py").write_text(program)
 
 

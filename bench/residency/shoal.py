@@ -14,6 +14,9 @@ from services.embedded.background import BackgroundStack
 from shoal.controller.v1 import controller_service_pb2 as wire
 from shoal.controller.v1 import types_pb2
 from shoal.controller.v1.controller_service_pb2_grpc import ControllerServiceStub
+from shoal.registry.v1 import registry_service_pb2 as registry
+from shoal.registry.v1.registry_service_pb2_grpc import RegistryServiceStub
+from shoal.registry.v1.types_pb2 import Footprint
 
 _WITHIN: Final = 60.0  # seconds for any one thing
 # A channel that waits a second before it looks for a Controller that came back measures itself.
@@ -36,10 +39,13 @@ class Shoal:
         self._infer: Any = self._channel.unary_unary(INFER)
         self._control = grpc.insecure_channel(stack.controller, options=_EAGER)
         self.controller = ControllerServiceStub(self._control)
+        self._catalogue = grpc.insecure_channel(stack.registry)
+        self.registry = RegistryServiceStub(self._catalogue)
 
     def close(self) -> None:
         self._channel.close()
         self._control.close()
+        self._catalogue.close()
 
     def infer(self, model: Model) -> None:
         """Raises Failed when the answer is another one, grpc.RpcError."""
@@ -62,10 +68,16 @@ class Shoal:
         failed = types_pb2.REPLICA_STATE_FAILED
         return {one.version.split("/")[1] for one in found if one.state != failed}
 
-    def happened(self, since: float) -> list[Happened]:
-        """Events not older than `since` (seconds of the epoch), in order."""
-        asked = wire.ListEventsRequest(page_size=100)
-        events = self.controller.ListEvents(asked, timeout=_WITHIN).events
+    def happened(self, since: float, most: int = 100) -> list[Happened]:
+        """The last `most` events not older than `since` (seconds of the epoch), in order."""
+        asked = wire.ListEventsRequest(page_size=min(most, 1000))
+        events: list[types_pb2.Event] = []
+        while len(events) < most:
+            page = self.controller.ListEvents(asked, timeout=_WITHIN)
+            events += page.events
+            asked.page_token = page.next_page_token
+            if not page.next_page_token:
+                break
         found = [
             Happened(
                 event.time.ToNanoseconds() / 1e9,
@@ -75,6 +87,16 @@ class Shoal:
             for event in reversed(events)
         ]
         return [one for one in found if one.at >= since]
+
+    def footprints(self) -> dict[str, Footprint]:
+        """What is known of the models whose size and load time have been learned, by name."""
+        asked = registry.ListFootprintsRequest(page_size=1000)
+        found = self.registry.ListFootprints(asked, timeout=_WITHIN).footprints
+        return {
+            one.version.split("/")[1]: one
+            for one in found
+            if one.memory and one.HasField("load_duration")
+        }
 
 
 @contextlib.contextmanager

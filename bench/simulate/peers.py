@@ -23,9 +23,9 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from bench.simulate.costs import Costs
-from bench.simulate.tally import Tally
-from bench.simulate.traces import Numbers, Reals, Requests
+from services.simulator.costs import Costs
+from services.simulator.requests import Numbers, Reals, Requests
+from services.simulator.tally import Tally
 
 NEVER: Final = np.iinfo(np.int64).max
 

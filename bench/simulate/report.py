@@ -1,12 +1,10 @@
 """The figures for people: tables in the terminal, and a section of bench/RESULTS.md."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Final, NamedTuple
-
-from rich.table import Table
+from typing import Any, Final
 
 from bench.simulate.compare import BOUND, Row
+from services.simulator.sheets import Sheet
 
 LEGEND: Final = (
     "hits: of requests, and of their bytes; cold: loads begun; waited: seconds, over all requests "
@@ -18,14 +16,6 @@ SPEED_LEGEND: Final = (
     "decisions: requests by CPU seconds of the whole simulator; events, misses: by the engine's "
     "own time; a miss is all that it takes from the want to READY, its evictions included."
 )
-
-
-class Sheet(NamedTuple):
-    """A table that can be drawn and written: the first column holds names, the others figures."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
 
 
 def sheets(rows: Sequence[Row], *, events: bool) -> Iterator[Sheet]:
@@ -94,17 +84,6 @@ def _events(row: Row) -> Sheet:
     return Sheet(f"{row.trace}, {row.policy}: events", ("event", "count", "µs each", "time"), found)
 
 
-def drawn(sheet: Sheet) -> Table:
-    table = Table(
-        title=sheet.title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False
-    )
-    for number, column in enumerate(sheet.columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
-    for row in sheet.rows:
-        table.add_row(*row)
-    return table
-
-
 def section(title: str, about: Mapping[str, str], found: Sequence[Sheet]) -> str:
     """Markdown. `about`: what was run on what, in the order in which it is told."""
     lines = [f"## {title}", "", *(f"- {name}: {text}" for name, text in about.items())]
@@ -114,21 +93,6 @@ def section(title: str, about: Mapping[str, str], found: Sequence[Sheet]) -> str
         lines.append(_line(["---", *["---:"] * (len(sheet.columns) - 1)]))
         lines += map(_line, sheet.rows)
     return "\n".join([*lines, ""])
-
-
-def record(results: Path, text: str) -> None:
-    """Append a section to `results`, or put it in the place of the one with the same title."""
-    page = results.read_text() if results.exists() else "# Results\n"
-    parts = page.split("\n## ")
-    fresh = text.strip().removeprefix("## ")
-    title = fresh.splitlines()[0]
-    same = [n for n, part in enumerate(parts) if n and part.splitlines()[0] == title]
-    if same:
-        parts[same[0]] = fresh + "\n"
-    else:
-        parts[-1] = parts[-1].rstrip() + "\n"
-        parts.append(fresh + "\n")
-    results.write_text("\n## ".join(parts))
 
 
 def content(about: Mapping[str, str], rows: Sequence[Row]) -> dict[str, Any]:

@@ -7,25 +7,25 @@ decrease. `popularity` is Zipf's law: the k-th of n models is asked for in propo
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-Numbers = npt.NDArray[np.int64]
-Reals = npt.NDArray[np.float64]
+from services.simulator.requests import CHUNK, Numbers, Reals, Requests, Trace, chunks, whole
 
-CHUNK: Final = 1 << 13
-
-
-class Requests(NamedTuple):
-    """A stretch of a trace: seconds, and the model asked for at each."""
-
-    times: Reals
-    models: Numbers
-
-
-Trace = Iterator[Requests]
+__all__ = [
+    "GENERATORS",
+    "Generator",
+    "Requests",
+    "Shape",
+    "Trace",
+    "bursts",
+    "chunks",
+    "diurnal",
+    "scans",
+    "whole",
+    "zipf",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,23 +147,6 @@ GENERATORS: Final[dict[str, Generator]] = {
     "bursts": bursts,
     "scans": scans,
 }
-
-
-def whole(trace: Trace) -> Requests:
-    """All of a trace at once: 16 bytes a request."""
-    chunks = list(trace)
-    if not chunks:
-        return Requests(np.empty(0), np.empty(0, np.int64))
-    return Requests(
-        np.concatenate([chunk.times for chunk in chunks]),
-        np.concatenate([chunk.models for chunk in chunks]),
-    )
-
-
-def chunks(requests: Requests) -> Trace:
-    for begin in range(0, len(requests.times), CHUNK):
-        part = slice(begin, begin + CHUNK)
-        yield Requests(requests.times[part], requests.models[part])
 
 
 class _Draw:

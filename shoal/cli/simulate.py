@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from shoal.cli.failures import EXIT_REFUSED, complain
+
 
 def simulate(
     trace: Annotated[
@@ -45,10 +47,22 @@ def simulate(
     Cold seconds are what requests wait for loads. The trace is played through the Controller's own
     residency engine in virtual time, on servers like yours. It takes no Triton, and seconds.
     """
-    from bench.simulate.__main__ import main
+    from rich.console import Console
 
-    words = ["--csv", str(trace), "--memory", "--servers", str(servers), "--policy", policy]
-    for name, value in (("--costs", costs), ("--budget", budget), ("--plot", plot)):
-        if value is not None:
-            words += [name, str(value)]
-    raise typer.Exit(main(words))
+    from services.simulator import advice, recorded, sheets
+    from services.simulator.files import Unreadable
+    from shoal.sizes import parse_size
+
+    console = Console()
+    try:
+        case = recorded.case(trace, costs, servers, parse_size(budget) if budget else None)
+        for name, text in recorded.about(case).items():
+            console.print(f"{name}: {text}", highlight=False)
+        found = advice.outcomes(case, policy.split(","))
+        if plot is not None:
+            advice.plot(plot, case.name, found)
+    except (Unreadable, OSError, ValueError) as error:
+        complain(str(error))
+        raise typer.Exit(EXIT_REFUSED) from error
+    console.print("", sheets.drawn(advice.sheet(case.name, found)))
+    console.print(f"\n{advice.LEGEND}", highlight=False)

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from tritonclient.grpc import service_pb2
 
-from bench.residency import cold, loss, models, report, warm
+from bench.residency import cold, loss, models, policies, report, warm
 from bench.residency.shoal import Happened
 
 FREE, EVICT, _ = cold.CASES
@@ -114,3 +114,30 @@ def test_models_answer_differently(tmp_path: Path) -> None:
     answer.raw_output_contents[0] = (models.numbers() + 1).astype("<f4").tobytes()
     assert models.is_right(first, answer.SerializeToString())
     assert not models.is_right(second, answer.SerializeToString())
+
+
+def test_the_time_of_loads_is_read_from_events() -> None:
+    events = [
+        Happened(0.0, "READY", "a"),
+        Happened(1.0, "LOADING", "a"),
+        Happened(1.5, "LOADING", "b"),
+        Happened(3.0, "READY", "a"),
+        Happened(4.0, "LOADING", "a"),
+        Happened(4.5, "READY", "a"),
+    ]
+    assert policies.spans(events, "LOADING", "READY") == {"a": [2.0, 0.5]}
+
+
+def test_policies_are_compared_where_they_ran() -> None:
+    found = [
+        policies.Outcome("lru", True, 100, 60, 40, 50.0, 4.0),
+        policies.Outcome("lru", False, 100, 62, 38, 48.0, 4.0),
+        policies.Outcome("gdsf", True, 100, 55, 45, 40.0, 3.0),
+        policies.Outcome("gdsf", False, 100, 56, 44, 36.0, 3.5),
+    ]
+    outcomes, ratios = policies.tables(found)
+    assert outcomes.rows[0] == ["lru", "two Tritons", "100", "60.0%", "40", "50", "4.0"]
+    assert ratios.rows == [
+        ["gdsf by lru", "two Tritons", "0.80"],
+        ["gdsf by lru", "simulator", "0.75"],
+    ]

@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.simulate import __main__ as simulate
-from bench.simulate import compare, costs, files, journal, peers, report, traces
+from bench.simulate import compare, peers, traces
 from bench.simulate.compare import Case
-from bench.simulate.costs import Costs
-from bench.simulate.tally import Tally
 from bench.simulate.traces import GENERATORS, Requests, Shape
-from bench.simulate.world import (
+from services.simulator import costs, files, journal
+from services.simulator.costs import Costs
+from services.simulator.tally import Tally
+from services.simulator.world import (
     ENGINE_POLICIES,
     REQUEST_SECONDS,
     Hardware,
@@ -343,17 +344,6 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
     assert "line 2: 'soon' is neither" in " ".join(capsys.readouterr().out.split())
     assert simulate.main(["--budget", "1MiB", "--models", "5"]) == 1
     assert "raise --budget" in " ".join(capsys.readouterr().out.split())
-
-
-def test_a_section_is_appended_or_replaced(tmp_path: Path) -> None:
-    results = tmp_path / "RESULTS.md"
-    results.write_text("# Results\n\n## One\n\n1\n\n## Two\n\n2\n")
-    report.record(results, "## Three\n\n3\n")
-    report.record(results, "## One\n\n1.5\n\n**a**\n")
-    report.record(results, "## Three\n\n3.5\n")
-    assert results.read_text() == (
-        "# Results\n\n## One\n\n1.5\n\n**a**\n\n## Two\n\n2\n\n## Three\n\n3.5\n"
-    )
 
 
 # --- what would be saved

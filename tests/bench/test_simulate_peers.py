@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.simulate import peers
-from bench.simulate.costs import Costs
 from bench.simulate.peers import NEVER, POLICIES
-from bench.simulate.tally import Tally
-from bench.simulate.traces import Requests
+from services.simulator.costs import Costs
+from services.simulator.requests import Requests
+from services.simulator.tally import Tally
 
 MODELS = 5
 asked = st.lists(st.integers(0, MODELS - 1), min_size=1, max_size=14)

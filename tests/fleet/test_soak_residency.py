@@ -48,6 +48,7 @@ CLIENTS = 16
 SERVERS = ("triton-0", "triton-1")
 PLACES = 5  # of each server: a third of the units have a place
 BUDGET_MIB = 320  # of each server: a third of what all units take
+POLICIES = ("lru", "gdsf")
 LIMITS = (f"--max-models={PLACES}", f"--memory-budget={BUDGET_MIB}MiB")
 PARTS, PART_REQUESTS = 4, 5000
 KILLS_REQUESTS, APART = 5000, 12.0  # seconds between two kills, at least
@@ -79,12 +80,14 @@ def examples() -> list[Example]:
 
 
 @contextlib.contextmanager
-def running(folder: Path, *arguments: str) -> Iterator[Fleet]:
+def running(folder: Path, *arguments: str, policy: str = POLICIES[0]) -> Iterator[Fleet]:
     if not (folder / MADE[0].name).exists():
         write_repository(folder, MADE)
     repositories = (f"--repository={EXAMPLES}", f"--repository={folder}")
     with BackgroundStack(
-        *repositories, "--servers=2", "--trace-ratio=0", *arguments, start_within=120
+        *(*repositories, "--servers=2", "--trace-ratio=0", *arguments),
+        environment={"SHOAL_CONTROLLER_POLICY": policy},
+        start_within=120,
     ) as stack:
         yield Fleet(stack)
 
@@ -222,13 +225,18 @@ def counted(stack: Fleet) -> Iterator[Counter[str]]:
 
 
 def part(
-    repository: Path, limit: str, requests: int, seed: int, say: Callable[[str], None]
+    repository: Path,
+    limit: str,
+    requests: int,
+    seed: int,
+    say: Callable[[str], None],
+    policy: str = POLICIES[0],
 ) -> tuple[Storm, dict[str, Samples], Counter[str]]:
     shown = examples()
-    with running(repository, limit) as stack, contextlib.ExitStack() as around:
+    with running(repository, limit, policy=policy) as stack, contextlib.ExitStack() as around:
         if "memory" in limit:
             learn(stack, shown)
-        say(f"{limit}, {requests} requests")
+        say(f"{policy}, {limit}, {requests} requests")
         samples = {
             server: around.enter_context(
                 sampled(stack.stack, server, lambda: "memory" in limit, ENSEMBLES)
@@ -263,17 +271,19 @@ def test_nobody_is_failed_while_every_model_is_wanted(
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("number", range(PARTS))
 def test_part_of_twenty_thousand(
     repository: Path,
     number: int,
+    policy: str,
     say: Callable[[str], None],
     pytestconfig: pytest.Config,
 ) -> None:
-    """Each by itself, and kept, so that the whole may be run in several goes (`-k "[3]"`)."""
+    """Each by itself, and kept, so that the whole may be run in several goes (`-k "[3-lru]"`)."""
     limit = LIMITS[number % len(LIMITS)]
-    pytestconfig.cache.set(_kept(number), None)
-    found, samples, counts = part(repository, limit, PART_REQUESTS, 100 + number, say)
+    pytestconfig.cache.set(_kept(number, policy), None)
+    found, samples, counts = part(repository, limit, PART_REQUESTS, 100 + number, say, policy)
     seen = {
         "limit": limit,
         "requests": found.answered,
@@ -287,13 +297,14 @@ def test_part_of_twenty_thousand(
     }
     say(str(seen))
     check(limit, found, samples)
-    pytestconfig.cache.set(_kept(number), seen)
+    pytestconfig.cache.set(_kept(number, policy), seen)
 
 
 @pytest.mark.soak
-def test_twenty_thousand_in_all(pytestconfig: pytest.Config) -> None:
-    """Of the parts that were run, here or before."""
-    found = [pytestconfig.cache.get(_kept(number), None) for number in range(PARTS)]
+@pytest.mark.parametrize("policy", POLICIES)
+def test_twenty_thousand_in_all(policy: str, pytestconfig: pytest.Config) -> None:
+    """Add up the parts that were run, here or before."""
+    found = [pytestconfig.cache.get(_kept(number, policy), None) for number in range(PARTS)]
     missing = [number for number, one in enumerate(found) if one is None]
     assert missing == [], "these parts are still to be run"
     for limit in LIMITS:
@@ -305,14 +316,14 @@ def test_twenty_thousand_in_all(pytestconfig: pytest.Config) -> None:
         unit = "units" if "models" in limit else "MiB"
         most = f"most {unit} on a server"
         record(
-            f"Soak: 16 clients, Zipf 1.1 over 30 units and an ensemble, two Tritons with {limit}",
+            f"Soak: {policy}, 16 clients, Zipf 1.1 over 31 units, two Tritons with {limit}",
             {**total, most: max(one[most] for one in own)},
         )
     assert sum(one["requests"] for one in found) >= PARTS * PART_REQUESTS
 
 
-def _kept(number: int) -> str:
-    return f"shoal/soak/{number}"
+def _kept(number: int, policy: str) -> str:
+    return f"shoal/soak/{policy}-{number}"
 
 
 # --- kills ----------------------------------------------------------------------------------------
@@ -374,9 +385,12 @@ class Killer:
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_tritons_are_killed_in_turn(repository: Path, say: Callable[[str], None]) -> None:
+@pytest.mark.parametrize("policy", POLICIES)
+def test_tritons_are_killed_in_turn(
+    repository: Path, policy: str, say: Callable[[str], None]
+) -> None:
     shown = examples()
-    with running(repository, LIMITS[0]) as stack:
+    with running(repository, LIMITS[0], policy=policy) as stack:
         for one in shown:
             assert infer(stack.client, one, client_timeout=60) == []
         draws = drawn(KILLS_REQUESTS, shown, seed=23)
@@ -389,6 +403,7 @@ def test_tritons_are_killed_in_turn(repository: Path, say: Callable[[str], None]
     record(
         "Soak: the same with deadlines of 30 s, each Triton SIGKILLed in turn",
         {
+            "policy": policy,
             "kills": len(killer.kills),
             "seconds between them, at least": APART,
             "requests": found.answered,

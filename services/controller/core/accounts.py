@@ -15,23 +15,23 @@ class Account:
         "leaving_slots",
         "loads",
         "overdue",
-        "planned",
-        "planned_slots",
         "queued",
         "queued_slots",
         "ready_at",
+        "staying",
+        "staying_slots",
         "waiting",
     )
 
     def __init__(self) -> None:
-        #: Bytes by resource that all replicas take, whatever their state.
-        self.planned: dict[str, int] = {}
-        #: Bytes by resource of the replicas that are leaving.
+        #: Bytes by resource of the replicas that are there, or coming, and are not leaving.
+        self.staying: dict[str, int] = {}
+        #: Bytes by resource of those that are leaving.
         self.leaving: dict[str, int] = {}
         #: Bytes by resource of the replicas that the server does not hold yet.
         self.queued: dict[str, int] = {}
         #: The same three, in slots.
-        self.planned_slots = 0
+        self.staying_slots = 0
         self.leaving_slots = 0
         self.queued_slots = 0
         #: The units of the replicas that are QUEUED or LOADING.
@@ -48,13 +48,14 @@ class Account:
     def add(self, replica: Replica, sign: int) -> None:
         """Count `replica` in (`sign` 1) or out (-1)."""
         slots = sign * replica.slots
-        _add(self.planned, replica.reserved, sign)
-        self.planned_slots += slots
         state = replica.state
         if state in LEAVING:
             _add(self.leaving, replica.reserved, sign)
             self.leaving_slots += slots
-        elif state is State.QUEUED:
+            return
+        _add(self.staying, replica.reserved, sign)
+        self.staying_slots += slots
+        if state is State.QUEUED:
             _add(self.queued, replica.reserved, sign)
             self.queued_slots += slots
             self.waiting += sign
@@ -77,19 +78,12 @@ class Account:
     @property
     def occupied(self) -> Memory:
         """Bytes reserved by what the server holds, or may hold at any moment."""
-        return {name: size - self.queued.get(name, 0) for name, size in self.planned.items()}
+        there = memory.plus(self.staying, self.leaving)
+        return {name: size - self.queued.get(name, 0) for name, size in there.items()}
 
     @property
     def occupied_slots(self) -> int:
-        return self.planned_slots - self.queued_slots
-
-    def staying(self, resource: str) -> int:
-        """Bytes reserved by replicas that are there, or coming, and are not leaving."""
-        return self.planned.get(resource, 0) - self.leaving.get(resource, 0)
-
-    @property
-    def staying_slots(self) -> int:
-        return self.planned_slots - self.leaving_slots
+        return self.staying_slots + self.leaving_slots - self.queued_slots
 
     @property
     def busy(self) -> int:
@@ -100,12 +94,16 @@ class Account:
         """Return whether `more` bytes and `slots` fit beside what is occupied now."""
         if server.max_models and self.occupied_slots + slots > server.max_models:
             return False
-        return memory.fits(memory.plus(self.occupied, more), server.budget)
+        for name, limit in server.budget.items():
+            occupied = self.staying.get(name, 0) + self.leaving.get(name, 0)
+            if occupied - self.queued.get(name, 0) + more.get(name, 0) > limit:
+                return False
+        return True
 
     def excess(self, server: Server, limit: Memory, slots: int) -> Memory:
         """How far what stays exceeds `limit` bytes by resource and, as "models", `slots` (0 for no
         limit)."""
-        over = {name: self.staying(name) - most for name, most in limit.items()}
+        over = {name: self.staying.get(name, 0) - most for name, most in limit.items()}
         if slots:
             over["models"] = self.staying_slots - slots
         return {name: amount for name, amount in over.items() if amount > 0}
@@ -115,7 +113,7 @@ class Account:
         free = 1.0
         for name, size in server.budget.items():
             if size:
-                free = min(free, 1 - self.staying(name) / size)
+                free = min(free, 1 - self.staying.get(name, 0) / size)
         if server.max_models:
             free = min(free, 1 - self.staying_slots / server.max_models)
         return max(0.0, free)

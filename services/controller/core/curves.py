@@ -15,37 +15,56 @@ class Curve:
     """The cost of room on one server.
 
     `free`: the bytes of each budgeted resource that are free, and perhaps `SLOTS`. `victims`: the
-    rank of each and what it frees, the lowest first; as many as there are, or `STEPS`.
+    rank of each, and the bytes and slots that it frees, the lowest first. They are taken until
+    there is room for `need`; a curve that is asked for more has to be made anew.
     """
 
-    __slots__ = ("_free", "_freed", "_ranks")
+    __slots__ = ("_ranks", "_rooms", "_whole")
 
-    def __init__(self, free: Memory, victims: Iterable[tuple[float, Memory]]) -> None:
-        self._free = free
-        #: By resource: what is freed once each of the victims, and all before it, has left.
-        self._freed: dict[str, list[int]] = {name: [] for name in free}
+    def __init__(
+        self, free: Memory, victims: Iterable[tuple[float, Memory, int]], need: Memory
+    ) -> None:
+        #: By resource: what is free at first, and once each of the victims has left.
+        self._rooms: dict[str, list[int]] = {name: [amount] for name, amount in free.items()}
         self._ranks: list[float] = []
-        for rank, amounts in victims:
+        #: Whether no more victims could be known than are.
+        self._whole = False
+        for rank, freed, slots in victims:
             self._ranks.append(rank)
-            for name, sums in self._freed.items():
-                sums.append((sums[-1] if sums else 0) + amounts.get(name, 0))
+            for name, rooms in self._rooms.items():
+                rooms.append(rooms[-1] + (slots if name == SLOTS else freed.get(name, 0)))
+            if len(self._ranks) == STEPS:
+                break
+            if self._has_room(need):
+                return
+        self._whole = True
 
     @property
     def lowest(self) -> float:
         """The rank of the first victim; infinity where nothing may leave."""
         return self._ranks[0] if self._ranks else INFINITY
 
+    def reaches(self, need: Memory) -> bool:
+        """Return whether `cost` knows what so much room costs."""
+        return self._whole or self._has_room(need)
+
     def cost(self, need: Memory) -> float:
         """A rank that the dearest victim for so much is not below; infinity where nothing may
         leave."""
-        last = -1
-        for name, free in self._free.items():
-            over = need.get(name, 0) - free
-            if over > 0:
-                last = max(last, bisect_left(self._freed[name], over))
-        if last < 0:
+        victims = 0
+        for name, rooms in self._rooms.items():
+            wanted = need.get(name, 0)
+            if wanted > rooms[0]:
+                victims = max(victims, bisect_left(rooms, wanted))
+        if not victims:
             return -INFINITY
-        return self._ranks[min(last, len(self._ranks) - 1)] if self._ranks else INFINITY
+        return self._ranks[min(victims, len(self._ranks)) - 1] if self._ranks else INFINITY
+
+    def _has_room(self, need: Memory) -> bool:
+        for name, rooms in self._rooms.items():  # noqa: SIM110  all() takes twice as long
+            if need.get(name, 0) > rooms[-1]:
+                return False
+        return True
 
 
 class Curves:

@@ -212,6 +212,8 @@ def answer(fleet: Fleet, ready: list[Replica], want: Want, waiter: Waiter, now: 
 
 
 def finish_evictions(fleet: Fleet, now: float) -> None:
+    if not fleet.wants.evictions:
+        return
     for waiter, keys in list(fleet.wants.evictions.items()):
         left = fleet.wants.leaving[waiter]
         left.difference_update([key for key in left if fleet.replica(key) is None])

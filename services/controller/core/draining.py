@@ -124,7 +124,9 @@ def withdraw(
 
 def finish_drains(fleet: Fleet, now: float) -> None:
     withdrawals = fleet.withdrawals
-    for key in list(withdrawals.drained_by_all) if withdrawals.drained_by_all else ():
+    if not withdrawals.drained_by_all:
+        return
+    for key in list(withdrawals.drained_by_all):
         if (
             withdrawals.over(key, now)
             and not fleet.holders(key.unit, key.server)

@@ -73,8 +73,7 @@ class IndexSeen:
     began: float
 
 
-@dataclass(frozen=True, slots=True)
-class ResidentWanted:
+class ResidentWanted(NamedTuple):
     """A caller waits for a unit until `deadline`, in seconds of the engine's clock. `router` names
     the Router process that gets a use lease; None takes none. `waited`: the seconds that the caller
     has waited before, for an earlier Controller. What is not `urgent` takes spare room only, and is
@@ -104,8 +103,7 @@ class EvictionWanted:
     units: tuple[Unit, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(NamedTuple):
     """A load has succeeded after `seconds`."""
 
     key: ReplicaKey
@@ -133,8 +131,7 @@ class LoadHung:
     cause: str
 
 
-@dataclass(frozen=True, slots=True)
-class Unloaded:
+class Unloaded(NamedTuple):
     """An unload has finished."""
 
     key: ReplicaKey
@@ -185,16 +182,14 @@ class RouterJoined:
     in_use: frozenset[ReplicaKey]
 
 
-@dataclass(frozen=True, slots=True)
-class RouterAcked:
+class RouterAcked(NamedTuple):
     """A Router has applied the table of `revision`."""
 
     router: str
     revision: int
 
 
-@dataclass(frozen=True, slots=True)
-class RouterDrained:
+class RouterDrained(NamedTuple):
     """A Router that has applied `revision` has nothing in flight on a replica that it withdrew."""
 
     router: str
@@ -202,8 +197,7 @@ class RouterDrained:
     revision: int
 
 
-@dataclass(frozen=True, slots=True)
-class RouterStarted:
+class RouterStarted(NamedTuple):
     """The request that a use lease was lent for has started."""
 
     router: str
@@ -301,8 +295,7 @@ Event = (
 # --- instructions ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(NamedTuple):
     """Have exactly `versions` of the unit's model on its server; the unit's own is new."""
 
     key: ReplicaKey
@@ -310,8 +303,7 @@ class Load:
     versions: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Unload:
+class Unload(NamedTuple):
     """Have exactly `versions` of the unit's model on its server; the unit's own is not among
     them."""
 
@@ -330,8 +322,7 @@ class Settle:
     loading: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Phase:
+class Phase(NamedTuple):
     """A stretch of a waiter's wait, for its trace: seconds of the engine's clock."""
 
     name: str
@@ -340,8 +331,7 @@ class Phase:
     attributes: Mapping[str, str | int | float]
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
+class Granted(NamedTuple):
     """Answer a waiter: the unit is READY there from `revision` on, and stays until `use_lease`
     starts or runs out."""
 
@@ -369,8 +359,7 @@ class Evicted:
     keys: tuple[ReplicaKey, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Publish:
+class Publish(NamedTuple):
     """Tell the Routers that from `revision` on the placements of `models`, or `servers`, differ."""
 
     revision: int

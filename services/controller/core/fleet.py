@@ -150,6 +150,8 @@ class Fleet:
 
     def ready(self, unit: Unit) -> list[Replica]:
         """The replicas of `unit` that answer."""
+        if unit not in self.where:
+            return []
         return [replica for replica in self.everywhere(unit) if replica.state is State.READY]
 
     def of_model_on(self, model: str, server: str) -> Iterator[Replica]:
@@ -159,7 +161,10 @@ class Fleet:
     def changing(self, key: ReplicaKey) -> bool:
         """Return whether the server is busy with the same model: it takes one call about it at a
         time."""
-        return any(r.state in CHANGING for r in self.of_model_on(key.unit.model, key.server))
+        for replica in self.of_model_on(key.unit.model, key.server):
+            if replica.state in CHANGING:
+                return True
+        return False
 
     def applied(self, key: ReplicaKey) -> tuple[int, ...]:
         """The other versions of the unit's model that the server holds and is to go on holding."""

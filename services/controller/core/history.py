@@ -15,6 +15,13 @@ LARGE: Final = 32  # parts; of a larger event only the text is kept
 SHOWN: Final = 4  # parts of a collection, in a text
 UNTOLD: Final = {"phases", "weighed"}  # fields that would make a text long, and are told elsewhere
 
+# Events and instructions that are tuples, since those are quicker to make.
+_TUPLES: Final = (
+    *(ev.ResidentWanted, ev.Loaded, ev.Unloaded),
+    *(ev.RouterAcked, ev.RouterDrained, ev.RouterStarted),
+    *(ev.Load, ev.Unload, ev.Granted, ev.Publish, ev.Record),
+)
+
 # How many parts the events have that can have any number of them.
 _PARTS: Final[dict[type, Callable[[Any], int]]] = {
     ev.CatalogueChanged: lambda event: len(event.models) + len(event.specs),
@@ -98,12 +105,13 @@ def text(value: object) -> str:
         return _listed(map(text, sorted(value)), len(value))
     if type(value) in (tuple, list):
         return _listed(map(text, value), len(value))  # type: ignore[call-overload, arg-type]
-    if is_dataclass(value):
-        said = {field.name: getattr(value, field.name) for field in fields(value)}
+    if is_dataclass(value) or isinstance(value, _TUPLES):
+        names = [each.name for each in fields(value)] if is_dataclass(value) else value._fields
         shown = (
             f"{name}={text(part)}"
-            for name, part in said.items()
-            if name not in UNTOLD and part not in (None, "", (), {}, frozenset())
+            for name in names
+            if name not in UNTOLD
+            and (part := getattr(value, name)) not in (None, "", (), {}, frozenset())
         )
         return f"{type(value).__name__}({', '.join(shown)})"
     return str(value)

@@ -15,8 +15,8 @@ from services.controller.core.roster import LOOK_AT_ALL
 from services.controller.core.states import COMING, State
 from services.controller.core.timers import STEP_SECONDS
 
-SUMS: Final = ("planned", "leaving", "queued")
-COUNTS: Final = ("planned_slots", "leaving_slots", "queued_slots", "loads", "overdue", "waiting")
+SUMS: Final = ("staying", "leaving", "queued")
+COUNTS: Final = ("staying_slots", "leaving_slots", "queued_slots", "loads", "overdue", "waiting")
 
 
 def check(fleet: Fleet, now: float) -> list[str]:
@@ -189,7 +189,7 @@ def use_leases_are_of_ready_replicas(fleet: Fleet, now: float) -> Iterator[str]:
         if not leases:
             yield f"{key} is held by no use lease."
         for lease in leases:
-            if lease not in ends or withdrawals.lease_keys.get(lease) != key:
+            if lease not in ends or withdrawals.lease_keys.get(lease, (None,))[0] != key:
                 yield f"The use lease {lease} of {key} never runs out."
 
 

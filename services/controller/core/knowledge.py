@@ -96,6 +96,8 @@ class Knowledge:
     def with_users(self, unit: Unit) -> set[Unit]:
         """The unit and every unit that requires it, directly or through others."""
         found = {unit}
+        if unit not in self.users:
+            return found
         open_ = [unit]
         while open_:
             for user in self.users.get(open_.pop(), ()):

@@ -47,7 +47,9 @@ def loaded(fleet: Fleet, event: ev.Loaded, now: float) -> None:
     fleet.publish((unit.model,))
     fleet.look_at_host(replica.key.server)
     if unit in fleet.known.specs:
-        ready = fleet.amend(ready, reserved=reconcile.reserved_now(fleet, ready))
+        reserved = reconcile.reserved_now(fleet, ready)
+        if reserved != ready.reserved:
+            ready = fleet.amend(ready, reserved=reserved)
         if ready.broken or parts_gone(fleet, ready):
             outdated = "it is outdated, or a part of it is gone"
             draining.withdraw_family(fleet, ready, ev.Why.CATALOGUE, outdated, now)
@@ -149,7 +151,9 @@ def start_loads(fleet: Fleet, server: Server, now: float) -> None:
     here, account = fleet.replicas[server.id], fleet.accounts[server.id]
     queued = [here[unit] for unit in account.coming if here[unit].state is State.QUEUED]
     full = account.loads >= fleet.limits.loads_per_server
-    for replica in queued if full else sorted(queued, key=lambda replica: turn(fleet, replica)):
+    if len(queued) > 1 and not full:
+        queued.sort(key=lambda replica: turn(fleet, replica))
+    for replica in queued:
         reason = ITS_TURN if full else obstacle(fleet, replica, server)
         if reason is None:
             start(fleet, replica, now)

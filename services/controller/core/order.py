@@ -6,15 +6,17 @@ of the fleet.
 
 import heapq
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import Final
 
 from services.controller.core import memory, slots
-from services.controller.core.curves import INFINITY, SLOTS, STEPS, Curve
+from services.controller.core.curves import INFINITY, SLOTS, Curve
+from services.controller.core.entities import Unit
 from services.controller.core.fleet import Fleet
-from services.controller.core.memory import Memory
+from services.controller.core.memory import NOTHING, Memory
 from services.controller.core.victims import Opening, Terms, families
 
+NOBODY: Final[frozenset[Unit]] = frozenset()
+ANY_TERMS: Final = Terms()
 TIE: Final = 0.01  # victims whose worth differs by no more are as good as each other
 
 
@@ -59,32 +61,42 @@ def cheapest(fleet: Fleet, openings: Iterable[tuple[float, Opening]], now: float
 
 def by_cost(fleet: Fleet, servers: Iterable[str], need: Memory) -> list[tuple[float, str]]:
     """The servers in the order of what so much room costs there at least, with that."""
-    return sorted((curve_of(fleet, server).cost(need), server) for server in servers)
+    return sorted([(curve_of(fleet, server, need).cost(need), server) for server in servers])
 
 
-def curve_of(fleet: Fleet, server: str) -> Curve:
-    """What room costs on a server; worked out anew only when something there has changed."""
+def curve_of(fleet: Fleet, server: str, need: Memory = NOTHING) -> Curve:
+    """What room costs on a server, up to `need`; worked out anew only when something there has
+    changed, or when more is needed."""
     agenda, curve = fleet.agenda, fleet.curves.by_server.get(server)
-    if curve is None or server in agenda.changed or server in agenda.touched:
-        curve = Curve(_free(fleet, server), _leaving(fleet, server))
+    if (
+        curve is None
+        or server in agenda.changed
+        or server in agenda.touched
+        or not curve.reaches(need)
+    ):
+        curve = Curve(_free(fleet, server), _leaving(fleet, server), need)
         fleet.curves.put(server, curve)
     return curve
 
 
 def _free(fleet: Fleet, server: str) -> Memory:
     known, account = fleet.servers[server], fleet.accounts[server]
-    free = {name: limit - account.staying(name) for name, limit in known.budget.items()}
+    free = {name: limit - account.staying.get(name, 0) for name, limit in known.budget.items()}
     if known.max_models:
         free[SLOTS] = known.max_models - account.staying_slots
     return free
 
 
-def _leaving(fleet: Fleet, server: str) -> Iterator[tuple[float, Memory]]:
+def _leaving(fleet: Fleet, server: str) -> Iterator[tuple[float, Memory, int]]:
     here = fleet.replicas[server]
-    for rank, family in islice(families(fleet, server, set(), Terms()), STEPS):
-        replicas = [here[unit] for unit in family]
-        slots = sum(replica.slots for replica in replicas)
-        yield rank, {**memory.total([each.reserved for each in replicas]), SLOTS: slots}
+    for rank, family in families(fleet, server, NOBODY, ANY_TERMS):
+        if len(family) == 1:
+            (unit,) = family
+            yield rank, here[unit].reserved, here[unit].slots
+        else:
+            replicas = [here[unit] for unit in family]
+            slots = sum(replica.slots for replica in replicas)
+            yield rank, memory.total([each.reserved for each in replicas]), slots
 
 
 def _as_good_as(fleet: Fleet, rank: float, now: float) -> float:

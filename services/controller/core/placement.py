@@ -102,12 +102,12 @@ def _best(
     fleet: Fleet, members: tuple[UnitSpec, ...], servers: Iterable[str], terms: Terms, now: float
 ) -> Place | None:
     """The best place on any of `servers`."""
-    named = [fleet.servers[name] for name in servers]
-    roomy = [server.id for server in named if not rooms.too_full(fleet, server, members)]
-    best = _roomiest(fleet, members, roomy, terms)
+    least = rooms.least(fleet, members)
+    roomy = [server for server in servers if not rooms.too_full(fleet, server, least)]
+    best = _roomiest(fleet, members, roomy, terms) if roomy else None
     if best is not None or not terms.evict:
         return best
-    return _at_cost(fleet, members, [server.id for server in named], terms, now)
+    return _at_cost(fleet, members, servers, terms, now)
 
 
 def _among_few(

@@ -2,7 +2,6 @@
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from services.controller.core.entities import Unit
@@ -57,8 +56,7 @@ class Weighed(NamedTuple):
     numbers: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """An entry in the journal. Of an eviction, `weighed` has what could have left, the first to
     leave first, and `why` says what it is for."""
 

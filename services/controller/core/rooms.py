@@ -2,7 +2,7 @@
 
 from services.controller.core import memory
 from services.controller.core.curves import SLOTS
-from services.controller.core.entities import Replica, Server, Unit, UnitSpec
+from services.controller.core.entities import Replica, Unit, UnitSpec
 from services.controller.core.fleet import Fleet
 from services.controller.core.memory import NOTHING, Memory
 from services.controller.core.sizing import reservation
@@ -19,9 +19,9 @@ class Room:
         self._slots = sum(member.slots for member in missing)
         account = fleet.accounts[server]
         self._need = need_of(fleet, server, wanted, missing)
-        planned, leaving, need = account.planned, account.leaving, self._need
+        staying, need = account.staying, self._need
         self._over = {
-            name: planned.get(name, 0) - leaving.get(name, 0) + need.get(name, 0) - limit
+            name: staying.get(name, 0) + need.get(name, 0) - limit
             for name, limit in self._server.budget.items()
         }
         most = self._server.max_models
@@ -56,16 +56,12 @@ class Room:
         return memory.fits(taken, self._server.budget) and not 0 < most < slots
 
 
-def too_full(fleet: Fleet, server: Server, members: tuple[UnitSpec, ...]) -> bool:
-    """Return whether a server obviously has no room for `members`. Only a quick look: where it does
-    not say so, there may be none all the same."""
-    if len(members) > 1 or not members[0].size_known:
-        return False
-    account = fleet.accounts[server.id]
-    planned, leaving = account.planned, account.leaving
-    need = reservation(members[0], server.budget, fleet.limits)
-    for name, limit in server.budget.items():
-        if planned.get(name, 0) - leaving.get(name, 0) + need.get(name, 0) > limit:
+def too_full(fleet: Fleet, server: str, least: Memory) -> bool:
+    """Return whether a server obviously has no room for a newcomer that takes `least`. Only a quick
+    look: where it does not say so, there may be none all the same."""
+    staying = fleet.accounts[server].staying
+    for name, limit in fleet.servers[server].budget.items():
+        if staying.get(name, 0) + least.get(name, 0) > limit:
             return True
     return False
 

@@ -1,15 +1,15 @@
 """A Router as the engine knows it, and a drain that waits for Routers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
 from services.controller.core.entities import ReplicaKey
 
-NOT_ACKED = -1
+NOT_ACKED: Final = -1
+NOT_USED: Final[Mapping[ReplicaKey, tuple[int, int]]] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class RouterView:
+class RouterView(NamedTuple):
     """A Router process, as far as it is known."""
 
     #: When it was last heard from, in seconds of the engine's clock.
@@ -17,11 +17,10 @@ class RouterView:
     #: The newest revision that it has applied.
     acked: int = NOT_ACKED
     #: Requests and sequences that it has in flight, by replica, as of its last heartbeat.
-    in_use: Mapping[ReplicaKey, tuple[int, int]] = field(default_factory=dict)
+    in_use: Mapping[ReplicaKey, tuple[int, int]] = NOT_USED
 
 
-@dataclass(frozen=True, slots=True)
-class Drain:
+class Drain(NamedTuple):
     """A withdrawal that waits until no Router can send to the replica."""
 
     #: The revision that withdrew the replica.

@@ -15,6 +15,8 @@ from typing import Final
 
 
 class State(enum.Enum):
+    __hash__ = object.__hash__  # that of an enum is computed in Python, and states are hashed a lot
+
     ABSENT = "absent"
     QUEUED = "queued"
     LOADING = "loading"
@@ -24,6 +26,8 @@ class State(enum.Enum):
 
 
 class Cause(enum.Enum):
+    __hash__ = object.__hash__
+
     PLACED = "placed"
     STARTED = "load started"
     LOADED = "load succeeded"

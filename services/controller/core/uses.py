@@ -90,7 +90,7 @@ class Uses:
         if requests:
             self.untold[unit] = None
         rank = last if self.by_age else self._rank_of(replica, last, uses)
-        here[unit] = before._replace(last_used=last, uses=uses, rank=rank)
+        here[unit] = Use(last, uses, rank, before.in_flight, before.sequences)
         if rank < before.rank and replica.state is State.READY:
             self.orders[server].push(rank, unit)
 

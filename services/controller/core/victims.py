@@ -4,7 +4,7 @@ The victims are chosen before any of them is touched: those that the policy rank
 than it takes, and none at all if the newcomer would not fit even then.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -80,18 +80,18 @@ class Opening:
         self.server = server
         #: What is to be loaded there, parts first.
         self.units = missing
-        uses, here = fleet.uses.on[server], fleet.replicas[server]
         #: The rank of the dearest that leaves so far. What takes no room leaves with its parts.
-        self.cost = max(
-            (uses[unit].rank for unit in clashing if here[unit].slots), default=float("-inf")
-        )
+        self.cost = float("-inf")
         self._fleet = fleet
         self._clashing = clashing
         self._gone = set(clashing)
         self._wanted = wanted
         self._room = Room(fleet, server, wanted, missing)
+        uses, here = fleet.uses.on[server], fleet.replicas[server]
         for unit in clashing:
             self._room.free(unit)
+            if here[unit].slots:
+                self.cost = max(self.cost, uses[unit].rank)
         self._families = families(fleet, server, wanted | clashing, terms)
         self._next: tuple[float, frozenset[Unit]] | None = None
 
@@ -185,7 +185,7 @@ def opening(
 
 
 def families(
-    fleet: Fleet, server: str, excluded: set[Unit], terms: Terms
+    fleet: Fleet, server: str, excluded: Set[Unit], terms: Terms
 ) -> Iterator[tuple[float, frozenset[Unit]]]:
     """The families that can leave, with their ranks, the lowest first: a unit and all that need it
     there."""
@@ -193,16 +193,15 @@ def families(
     for rank, unit in in_order(fleet, server):
         if unit in excluded or uses[unit].last_used > terms.idle_since:
             continue
-        if unit not in known.users:
-            family = frozenset((unit,))
-        else:
-            family = frozenset(fleet.family(unit, server))
-            if family & excluded:
-                continue
         spec = known.specs.get(unit)
         if spec is not None and spec.ensemble:
             continue  # on its own it frees nothing
-        if all(may_leave(fleet, here[member]) for member in family):
+        if unit not in known.users:
+            if fleet.protection(here[unit]) is None:
+                yield rank, frozenset((unit,))
+            continue
+        family = frozenset(fleet.family(unit, server))
+        if not family & excluded and all(may_leave(fleet, here[member]) for member in family):
             yield rank, family
 
 

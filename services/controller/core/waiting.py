@@ -1,7 +1,6 @@
 """A want and its waiters: since when they wait, and what has become of it so far."""
 
 import enum
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from services.controller.core.entities import Unit
@@ -34,8 +33,7 @@ _TEXTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Waiter:
+class Waiter(NamedTuple):
     """A caller that waits for a unit. Times are in seconds of the engine's clock."""
 
     id: int

@@ -200,7 +200,7 @@ class Wants:
         if self.by_unit[unit].too_late:  # perhaps not for this one
             self._agenda.look_at_want(unit)
         self.asked[waiter.id] = unit
-        last = waiter.deadline - self._limits.answer_margin_seconds
+        last = self._last_moment(waiter)
         heappush(self.deadlines, (last, waiter.id))
         self._agenda.timers.at(last)
 
@@ -209,6 +209,7 @@ class Wants:
         taken = list(self.waiting.pop(unit, {}).values())
         for waiter in taken:
             del self.asked[waiter.id]
+            self._agenda.timers.cancel(self._last_moment(waiter))
         return taken
 
     def take_overdue(self, now: float) -> Iterator[tuple[Unit, Waiter]]:
@@ -228,12 +229,16 @@ class Wants:
         if unit is None:
             return
         waiting = self.waiting[unit]
-        del waiting[id_]
+        self._agenda.timers.cancel(self._last_moment(waiting.pop(id_)))
         if waiting:
             self._requeue(unit)
         else:
             del self.waiting[unit]
             self._agenda.look_at_want(unit)  # is it still wanted?
+
+    def _last_moment(self, waiter: Waiter) -> float:
+        """The time at which a waiter has to be answered, so that it hears why."""
+        return waiter.deadline - self._limits.answer_margin_seconds
 
     def wait_for_eviction(self, waiter: int, keys: tuple[ReplicaKey, ...]) -> None:
         self.evictions[waiter], self.leaving[waiter] = keys, set(keys)

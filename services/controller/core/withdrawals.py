@@ -1,7 +1,6 @@
 """The Routers, what they may still send to, and what is being withdrawn from them."""
 
 from collections.abc import Mapping, Set
-from dataclasses import replace
 from heapq import heappop, heappush
 
 from services.controller.core.agenda import Agenda
@@ -51,8 +50,8 @@ class Withdrawals:
         #: When each use lease runs out, in seconds of the engine's clock: a heap. It also has
         #: leases that ended before.
         self.lease_ends: list[tuple[float, str]] = []
-        #: The replica of each use lease in `lease_ends` that has not ended.
-        self.lease_keys: dict[str, ReplicaKey] = {}
+        #: The replica of each use lease in `lease_ends` that has not ended, and when it runs out.
+        self.lease_keys: dict[str, tuple[ReplicaKey, float]] = {}
         #: Use leases lent since the start; each one's number makes its name unique.
         self.leases_lent = 0
 
@@ -65,12 +64,12 @@ class Withdrawals:
             self.awaited.discard(router)
         self._watch_routers(now)
         for key, drain in self.drains.items():
-            self._put(key, replace(drain, routers=drain.routers | {router}))
+            self._put(key, drain._replace(routers=drain.routers | {router}))
 
     def leave(self, router: str) -> RouterView:
         """Forget a Router: no withdrawal waits for it any longer. Returns what was known of it."""
         for key, drain in self.drains.items():
-            self._put(key, replace(drain, routers=drain.routers - {router}))
+            self._put(key, drain._replace(routers=drain.routers - {router}))
         return self.routers.pop(router)
 
     def heard(self, router: str, now: float) -> bool:
@@ -82,14 +81,14 @@ class Withdrawals:
         return True
 
     def acked(self, router: str, revision: int) -> None:
-        self.routers[router] = replace(self.routers[router], acked=revision)
+        self.routers[router] = self.routers[router]._replace(acked=revision)
 
     def used(self, router: str, in_use: Mapping[ReplicaKey, tuple[int, int]]) -> None:
         """Replace what a Router has in flight, by replica: requests and sequences."""
-        view = self.routers[router] = replace(self.routers[router], in_use=in_use)
+        view = self.routers[router] = self.routers[router]._replace(in_use=in_use)
         for key, drain in list(self.drains.items()):
             if router in drain.routers and has_drained(view, key, drain.revision):
-                self._put(key, replace(drain, routers=drain.routers - {router}))
+                self._put(key, drain._replace(routers=drain.routers - {router}))
 
     def all_back(self, now: float) -> bool:
         """Return whether no Router can send by an earlier Controller's table without having joined
@@ -132,7 +131,7 @@ class Withdrawals:
         """A Router that has applied `revision` has nothing in flight on the replica."""
         drain = self.drains.get(key)
         if drain is not None and revision >= drain.revision:
-            self._put(key, replace(drain, routers=drain.routers - {router}))
+            self._put(key, drain._replace(routers=drain.routers - {router}))
 
     def _put(self, key: ReplicaKey, drain: Drain) -> None:
         self.drains[key] = drain
@@ -157,7 +156,7 @@ class Withdrawals:
         for name, view in self.routers.items():
             if key in view.in_use:
                 in_use = {other: counts for other, counts in view.in_use.items() if other != key}
-                self.routers[name] = replace(view, in_use=in_use)
+                self.routers[name] = view._replace(in_use=in_use)
 
     # --- use leases -------------------------------------------------------------------------------
 
@@ -167,15 +166,18 @@ class Withdrawals:
         lease = f"{key.server}-{self.leases_lent}"
         ends = now + self._limits.use_lease_seconds
         self.use_leases.setdefault(key, set()).add(lease)
-        self.lease_keys[lease] = key
+        self.lease_keys[lease] = key, ends
         heappush(self.lease_ends, (ends, lease))
         self._agenda.timers.at(ends)
         return lease
 
     def end_use_lease(self, lease: str) -> ReplicaKey | None:
         """The replica that the lease was for, or None where it had ended before."""
-        key = self.lease_keys.pop(lease, None)
-        if key is None or lease not in self.use_leases.get(key, ()):
+        if lease not in self.lease_keys:
+            return None
+        key, ends = self.lease_keys.pop(lease)
+        self._agenda.timers.cancel(ends)
+        if lease not in self.use_leases.get(key, ()):
             return None
         self.use_leases[key].discard(lease)
         if not self.use_leases[key]:  # the replica may be evicted again

@@ -53,7 +53,7 @@ def test_sums_are_those_of_what_is_there(history: list[Replica], gone: set[str])
     staying = [r for r in there.values() if r.state not in LEAVING]
     for name in ("ram", "gpu:0"):
         assert account.occupied.get(name, 0) == total(occupying, name)
-        assert account.staying(name) == total(staying, name)
+        assert account.staying.get(name, 0) == total(staying, name)
     assert account.occupied_slots == sum(r.slots for r in occupying)
     assert account.staying_slots == sum(r.slots for r in staying)
     assert account.loads == sum(r.state is State.LOADING for r in there.values())

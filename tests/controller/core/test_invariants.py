@@ -52,7 +52,7 @@ def want_more(fleet: Fleet) -> None:
 
 
 def overbook(fleet: Fleet) -> None:
-    fleet.accounts["t0"].planned["ram"] += 1 << 30
+    fleet.accounts["t0"].staying["ram"] += 1 << 30
 
 
 def overbook_before_a_load(fleet: Fleet) -> None:
@@ -67,7 +67,7 @@ def drain_for_a_stranger(fleet: Fleet) -> None:
 BROKEN: list[tuple[Callable[[Fleet], object], str]] = [
     (lambda f: f.agenda.look_at_want(unit("a")), "Wants, arrivals or departures are left to look"),
     (lambda f: f.out.append(ev.Evicted(1, ())), "1 instructions were not given."),
-    (overbook, "The account of t0 says planned"),
+    (overbook, "The account of t0 says staying"),
     (overbook_before_a_load, "t0 is over its limit by"),
     (lambda f: f.where.pop(unit("a")), "The index of servers by unit does not match"),
     (lambda f: f.of_model.clear(), "The index of replicas by model does not match"),

@@ -71,7 +71,7 @@ def crowds(draw: st.DrawFn) -> tuple[Fleet, list[UnitSpec]]:
     for i in range(40):
         for each in random.sample(listed, random.randint(least, most)):
             key = ReplicaKey(f"t{i:02}", each.unit)
-            taken = fleet.accounts[key.server].planned.get("ram", 0)
+            taken = fleet.accounts[key.server].staying.get("ram", 0)
             if taken + each.declared["ram"] <= 100:
                 there = There(each, NOW - random.randint(1, 500))
                 put(fleet, key, there, {})

@@ -28,3 +28,21 @@ def test_what_never_comes_is_not_waited_for() -> None:
     timers.at(float("inf"))
     assert timers.next() is None
     assert not timers.due(1e9)
+
+
+def test_what_is_over_wakes_nobody() -> None:
+    timers = Timers()
+    timers.at(1.0)
+    timers.at(1.0)
+    timers.at(2.0)
+    timers.cancel(1.0)
+    assert timers.next() == 1.0, "something else is due then"
+    timers.cancel(1.0)
+    assert timers.next() == 2.0
+    timers.cancel(2.0)
+    assert timers.next() is None
+    timers.at(2.0)
+    assert timers.next() == 2.0
+    assert timers.due(2.0)
+    timers.cancel(2.0)
+    assert timers.next() is None

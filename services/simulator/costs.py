@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from bench.simulate.traces import Numbers, Reals
+from services.simulator.requests import Numbers, Reals
 
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30

@@ -13,9 +13,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from bench.simulate.costs import GIB, MIB, Costs, unloading
-from bench.simulate.files import NamedTrace, Unreadable
-from bench.simulate.traces import Requests
+from services.simulator.costs import GIB, MIB, Costs, unloading
+from services.simulator.files import NamedTrace, Unreadable
+from services.simulator.requests import Requests
 
 UNITS: Final = {"MiB": MIB, "GiB": GIB}
 

@@ -17,14 +17,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from bench.simulate.costs import Costs
-from bench.simulate.tally import Tally
-from bench.simulate.traces import Requests
 from services.controller.core import events as ev
 from services.controller.core.entities import ReplicaKey, Server, Unit, UnitSpec
 from services.controller.core.limits import Limits
 from services.controller.core.ranking import POLICIES
 from services.controller.core.residency import Engine
+from services.simulator.costs import Costs
+from services.simulator.requests import Requests
+from services.simulator.tally import Tally
 
 HEARTBEAT_SECONDS: Final = 0.25
 TICK_SECONDS: Final = 0.5
@@ -207,7 +207,8 @@ class World:
 
     def _heartbeat(self) -> bool:
         """Tell what was used since the last time. Says whether anything was."""
-        self._uses.subtract(self._missed)  # they count when they are granted
+        for model in self._missed:
+            self._uses[model] -= 1  # they count when they are granted
         usage: dict[ReplicaKey, ev.Usage] = {}
         for model, count in self._uses.items():
             keys = self._where[model]

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench.simulate.costs import Costs, unloading
-from bench.simulate.traces import Requests
+from services.simulator.costs import Costs, unloading
+from services.simulator.requests import Requests
 
 
 class Unreadable(Exception):

@@ -5,12 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from bench.simulate import compare
-from bench.simulate.compare import Case, Step
-from bench.simulate.report import Sheet
-from bench.simulate.tally import Tally
+from services.simulator.runs import Case, engine
+from services.simulator.sheets import Sheet
+from services.simulator.tally import Tally
 
 FACTORS: Final = (1.0, 1.1, 1.2, 1.3, 1.4, 1.5)  # of the memory that there is
+
+LEGEND: Final = (
+    "cold s: seconds, over all requests that waited for a load; saved: of those of the first row; "
+    "p99.9, max: the wait that one in a thousand exceeded, and the longest, in seconds."
+)
 
 WIDTH: Final = 640
 HEIGHT: Final = 400
@@ -34,14 +38,14 @@ class Outcome(NamedTuple):
         return self.tally.waited_seconds
 
 
-def outcomes(case: Case, policies: Sequence[str], step: Step) -> list[Outcome]:
+def outcomes(case: Case, policies: Sequence[str]) -> list[Outcome]:
     """Run a trace under each policy with each amount of memory."""
     found = []
     for policy in policies:
         for factor in FACTORS:
             budget = round(case.hardware.budget * factor)
             larger = replace(case, hardware=replace(case.hardware, budget=budget))
-            found.append(Outcome(policy, factor, compare.engine(larger, policy, step).tally))
+            found.append(Outcome(policy, factor, engine(larger, policy).tally))
     return found
 
 

@@ -1,0 +1,1 @@
+"""The residency engine over recorded requests, in virtual time."""
