@@ -138,9 +138,8 @@ class Imports:
         running = self._running[id_]
         await _ended(running)
         if running.version is None:
-            raise running.error or NotReady(
-                service="the Registry", cause="it is stopping", retry_after=1.0
-            )
+            cause = running.known.reason or "it is stopping"
+            raise running.error or NotReady(service="the Registry", cause=cause, retry_after=1.0)
         return running.version
 
     async def cancel(self, id_: str) -> Import:
@@ -160,30 +159,38 @@ class Imports:
         running.task = self.scope.start(self._run(running))
 
     async def _run(self, running: _Running) -> None:
-        """Carry out an import, whatever comes."""
+        """Carry out an import, whatever comes. Its end is told once nothing is left of it."""
         try:
             with self._disk.working() as work:
-                try:
-                    await self._import(running, work)
-                except asyncio.CancelledError:
-                    if not running.cancelled:
-                        raise
-                    await self._move(running, ImportState.CANCELLED, "somebody has cancelled it")
-                except ShoalError as error:
-                    running.error = error
-                    await self._move(running, ImportState.FAILED, error.message)
-                except Exception as error:
-                    _log.exception("an import failed unexpectedly", name=running.known.name)
-                    # The error's own text is not Shoal's, and could name a credential.
-                    reason = f"an unexpected {type(error).__name__}: see the Registry's log"
-                    await self._move(running, ImportState.FAILED, reason)
-            if running.version is None and not running.known.is_upload:
+                failed = await self._failure(running, work)
+            if failed is None:
+                if work.temporary:
+                    await self._tasks.complete(self._disk.collect())
+                return
+            if not running.known.is_upload:  # which can be registered again
                 await self._tasks.complete(self._disk.abandon(work))
-            elif work.temporary:
-                await self._tasks.complete(self._disk.collect())
+            await self._move(running, *failed)
         finally:
             running.wake()
             self._running.pop(running.known.id, None)
+
+    async def _failure(self, running: _Running, work: Work) -> tuple[ImportState, str] | None:
+        """Import, and return how that has failed and why, or None."""
+        try:
+            await self._import(running, work)
+        except asyncio.CancelledError:
+            if not running.cancelled:
+                raise
+            return ImportState.CANCELLED, "somebody has cancelled it"
+        except ShoalError as error:
+            running.error = error
+            return ImportState.FAILED, error.message
+        except Exception as error:
+            _log.exception("an import failed unexpectedly", name=running.known.name)
+            # The error's own text is not Shoal's, and could name a credential.
+            reason = f"an unexpected {type(error).__name__}: see the Registry's log"
+            return ImportState.FAILED, reason
+        return None
 
     async def _import(self, running: _Running, work: Work) -> None:
         async with self._turns:

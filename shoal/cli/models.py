@@ -1,7 +1,7 @@
 """`shoal models`: which models are registered, and which versions are in memory."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -22,7 +22,25 @@ _HEADINGS: Final = ("model", "version", "state", "resident", "memory", "notes")
 _PROBLEMS: Final = ("not imported", "because")
 
 
-def models(context: typer.Context, json: JsonFlag = False) -> None:
+def models(
+    context: typer.Context,
+    filter: Annotated[  # noqa: A002
+        str,
+        typer.Option(
+            help="Show only models that match, such as 'labels.team = search AND format = onnx'. "
+            "There are name, labels.KEY, state, format and source.",
+            show_default=False,
+        ),
+    ] = "",
+    order_by: Annotated[
+        str,
+        typer.Option(
+            help="name, create_time or update_time, and ' desc' for the opposite order.",
+            show_default=False,
+        ),
+    ] = "",
+    json: JsonFlag = False,
+) -> None:
     """List the registered models and versions, and the servers that hold them in memory.
 
     The version marked * is the default: it answers when none is requested. Memory is what was
@@ -32,7 +50,7 @@ def models(context: typer.Context, json: JsonFlag = False) -> None:
     from shoal.client import CallFailed
 
     with connected(context) as shoal:
-        document = read(shoal)
+        document = read(shoal, filter, order_by)
         try:
             _place(document, read_replicas(shoal, "")["replicas"])
         except CallFailed as error:
@@ -40,7 +58,7 @@ def models(context: typer.Context, json: JsonFlag = False) -> None:
     give(document, model_table, json)
 
 
-def read(shoal: "Client") -> Document:
+def read(shoal: "Client", filter: str = "", order_by: str = "") -> Document:  # noqa: A002
     """Return `{"models": […], "problems": […]}`, each model with its `versions`.
 
     Each version has `memory`, `memory_source` (learned, declared or unknown), `has_probe` and
@@ -62,10 +80,9 @@ def read(shoal: "Client") -> Document:
         )
         for one in page.versions
     ]
+    asked = registry.ListModelsRequest(filter=filter, order_by=order_by)
     found = [
-        message_json(one)
-        for page in shoal.pages(stub.ListModels, registry.ListModelsRequest())
-        for one in page.models
+        message_json(one) for page in shoal.pages(stub.ListModels, asked) for one in page.models
     ]
     for model in found:
         prefix = f"{model['name']}/versions/"

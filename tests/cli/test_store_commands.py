@@ -39,6 +39,18 @@ async def test_a_source_is_registered_followed_and_shown(run: Shell, tmp_path: P
     assert (await run("gc", "--dry-run")).out == "would free 0 B of 0 items\n"
 
 
+async def test_models_are_filtered(run: Shell, tmp_path: Path) -> None:
+    source = python_model(tmp_path / "more", "n")
+    await run("register", source, "--pending")
+    done = await run("models", "--filter", "state = PENDING", "--json")
+    assert [one["name"] for one in done.json["models"]] == ["models/n"]
+    done = await run("models", "--order-by", "create_time desc", "--json")
+    assert [one["name"] for one in done.json["models"]] == ["models/n", "models/m"]
+    done = await run("models", "--filter", "size = 3")
+    assert (done.status, done.out) == (1, "")
+    assert "'size' is not a field" in done.err
+
+
 async def test_files_of_this_machine_are_sent(run: Shell, tmp_path: Path) -> None:
     folder = python_model(tmp_path / "mine", "sent")
     done = await run("register", folder, "--upload", "--json")

@@ -9,6 +9,7 @@ from shoal.registry.v1 import registry_service_pb2 as pb
 from shoal.registry.v1 import types_pb2 as types
 from tests.support.registry import (
     PYTHON_CODE,
+    PYTHON_CONFIG,
     Registry,
     python_model,
     refusal,
@@ -125,3 +126,36 @@ async def test_a_repository_is_imported_model_by_model(tmp_path: Path) -> None:
         assert made == wanted
         again = await known.stub.StartImports(request)
         assert (list(again.imports), set(again.unchanged)) == ([], wanted)
+
+
+async def test_many_imports_of_one_model_get_a_number_each(tmp_path: Path) -> None:
+    bare = python_model(tmp_path / "models", "adder") / "1"
+    (bare / "config.pbtxt").write_text(PYTHON_CONFIG)
+    async with registry(tmp_path / "data") as known:
+        started = [await start(known, f"file://{bare}") for _ in range(12)]
+        versions = {(await ended(known, one)).version for one in started}
+        assert versions == {version_name(f"m:{number}") for number in range(1, 13)}
+        started = [await start(known, f"file://{bare}", version=20) for _ in range(4)]
+        states = sorted([(await ended(known, one)).state for one in started])
+        assert states == [types.IMPORT_STATE_REGISTERED, *3 * [types.IMPORT_STATE_FAILED]]
+        assert (await known.check("m:20")).problem == ""
+
+
+async def test_a_repeated_request_starts_nothing_again(tmp_path: Path) -> None:
+    source = python_model(tmp_path / "models", "adder")
+    async with registry(tmp_path / "data") as known:
+        one = await start(known, f"file://{source}", request_id="once")
+        await ended(known, one)
+        again = await start(known, f"file://{source}", request_id="once")
+        assert (again.name, again.version) == (one.name, version_name("m:1"))
+
+
+async def test_a_store_may_be_moved(tmp_path: Path) -> None:
+    source = python_model(tmp_path / "models", "adder")
+    async with registry(tmp_path / "data") as known:
+        await ended(known, await start(known, f"file://{source}"))
+    (tmp_path / "data").rename(tmp_path / "moved")
+    async with registry(tmp_path / "moved") as known:
+        version = await known.version("m:1")
+        assert version.state == types.VERSION_STATE_APPROVED, version.invalid_reason
+        assert (await known.check("m:1")).problem == ""

@@ -35,8 +35,13 @@ class Residents:
         try:
             await self._stub.ReportResidents(request, timeout=CALL_SECONDS)
         except grpc.aio.AioRpcError as error:
-            self._told = None
-            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+            # One that is away is told later. One that refuses it would refuse it again.
+            away = error.code() in (
+                grpc.StatusCode.UNAVAILABLE,
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+            )
+            self._told = None if away else now
+            if not away:
                 _log.warning("residents not reported", cause=error.details())
         else:
             self._told = now
