@@ -51,9 +51,15 @@ class Contents:
             work.contents.update(manifest.contents)
         else:
             manifest = await self._fetched(listing, folder, number, purpose, work)
-        work.digests.add(manifest.digest)
-        await self._fetcher.tasks.complete(asyncio.to_thread(self._disk.trees.make, manifest))
+        await self._make(manifest, work)
         return manifest
+
+    async def _make(self, manifest: TreeManifest, work: Work) -> None:
+        """Have the folder of a manifest on disk, all of whose contents are."""
+        work.digests.add(manifest.digest)
+        async with self._disk.folders.hold((manifest.digest,)):
+            made = asyncio.to_thread(self._disk.trees.make, manifest)
+            await self._fetcher.tasks.complete(made)
 
     async def _fetched(
         self, listing: Listing, folder: str, number: int, purpose: Purpose, work: Work
@@ -119,7 +125,7 @@ class Contents:
             again = await self._fetched(listing, provenance.folder, number, purpose, work)
             if again.digest != digest:
                 raise SourceChanged(source=source, problem="its archive holds other files")
-            await self._fetcher.tasks.complete(asyncio.to_thread(self._disk.trees.make, again))
+            await self._make(again, work)
             return
         wanted: list[Wanted] = []
         for item in manifest.items:
@@ -129,4 +135,4 @@ class Contents:
             wanted.append(Wanted(files[remote], item.path, item.sha256))
         origin = self._origin_of(source)
         await self._fetcher.fetch(origin, listing, wanted, purpose, work)
-        await self._fetcher.tasks.complete(asyncio.to_thread(self._disk.trees.make, manifest))
+        await self._make(manifest, work)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -54,6 +55,8 @@ class Disk:
         self._staging = staging
         self._models = models
         self._tasks = tasks
+        #: The locks of manifests' folders, which are held while one is made or removed.
+        self.folders = KeyedLocks()
         self._works: set[Work] = set()
         self._checked: dict[str, tuple[int, float]] = {}  # time of day in us, monotonic seconds
         self._residents: frozenset[ModelVersionName] | None = None
@@ -182,31 +185,38 @@ class Disk:
 
     async def _leave(self, leaving: Leaving) -> None:
         """Have files leave the disk, unless they are in use by now."""
-        found = filter(None, map(names.parse_version_name, leaving.versions))
-        models = {version.model for version in found}
-        async with self._models.hold(models):
+        versions = [*filter(None, map(names.parse_version_name, leaving.versions))]
+        models = {version.model for version in versions}
+        async with self._models.hold(models), self.folders.hold((leaving.digest,)):
+            sources = await self._tables.sources(models)
             holdings = {one.digest: one for one in await self.holdings()}
             one = holdings.pop(leaving.digest, None)
             if one is None or one.kept or not one.present:
                 return
-            sources = await self._tables.sources(models)
             freed = await self._tasks.complete(
-                asyncio.to_thread(self._remove, one, list(holdings.values()), sources)
+                self._remove(one, list(holdings.values()), versions, sources)
             )
         self._checked.pop(leaving.digest, None)
         await self._note(Leaving(leaving.digest, leaving.versions, freed, leaving.reason))
 
-    def _remove(
-        self, one: Holding, others: Collection[Holding], sources: Mapping[str, Mapping[int, str]]
+    async def _remove(
+        self,
+        one: Holding,
+        others: Collection[Holding],
+        versions: Collection[ModelVersionName],
+        sources: Mapping[str, Mapping[int, str]],
     ) -> int:
-        for name in one.versions:
-            version = names.parse_version_name(name)
-            assert version is not None, name
-            model, number = version
-            beside = {source for other, source in sources[model].items() if other != number}
-            self._staging.leave(model, number, beside)
-        self.trees.remove(one.digest)
-        return sum(map(self.blobs.remove, self._unneeded(others).keys() & one.contents.keys()))
+        """Remove the folder of a manifest, and the contents that this sets free."""
+
+        def unlink() -> None:
+            for model, number in versions:
+                beside = {source for other, source in sources[model].items() if other != number}
+                self._staging.leave(model, number, beside)
+            self.trees.remove(one.digest)
+
+        await asyncio.to_thread(unlink)
+        retired = self.blobs.retire(self._unneeded(others).keys() & one.contents.keys())
+        return await asyncio.to_thread(self.blobs.remove, retired)
 
     async def _note(self, left: Leaving) -> None:
         _log.info(
@@ -228,8 +238,11 @@ class Disk:
             for one in (await self.holdings() if any(digests) else ())
             if one.digest in digests and not one.versions and one.digest not in working
         ]
+        for digest in unused:
+            async with self.folders.hold((digest,)):
+                if digest not in self._digests_in_work():
+                    await self._tasks.complete(asyncio.to_thread(self.trees.forget, digest))
         if unused:
-            await self._tasks.complete(asyncio.to_thread(self._forget, unused, (), ()))
             await self.collect()
 
     async def abandon(self, work: Work) -> None:
@@ -259,9 +272,10 @@ class Disk:
             if age > _ABANDONED_SECONDS and key not in self.room.arriving
         }
         if not dry_run:
-            await self._tasks.complete(asyncio.to_thread(self._forget, gone, contents, idle))
+            retired = self.blobs.retire(contents)
             for key in idle:
                 self.room.forget(key)
+            await self._tasks.complete(asyncio.to_thread(self._forget, gone, retired, idle))
         return [
             *(
                 Leaving(one, (), size, "no version has this content")
@@ -270,11 +284,10 @@ class Disk:
             *(Leaving(key, (), size, "nobody has gone on with it") for key, size in idle.items()),
         ]
 
-    def _forget(self, digests: Iterable[str], contents: Iterable[str], keys: Iterable[str]) -> None:
+    def _forget(self, digests: Iterable[str], retired: Iterable[Path], keys: Iterable[str]) -> None:
         for digest in digests:
             self.trees.forget(digest)
-        for content in contents:
-            self.blobs.remove(content)
+        self.blobs.remove(retired)
         for key in keys:
             self.blobs.drop_partial(key)
 

@@ -179,19 +179,24 @@ class Versions:
 
     async def _check_stored(self, known: Version, seconds: float | None) -> str:
         """Have the files of a version in the store on disk and staged. Return why not, or ""."""
-        with self._disk.working(known.digest):
-            if problem := await self._returns.bring_back(known, seconds):
-                return problem
-            self._disk.touch(known.digest)
-            if self._staging.is_staged(known.model, known.number):
-                return ""
-            async with self._models.hold((known.model,)):
-                entry = await self._catalogue.store.entry(known.model)
-                found = await asyncio.to_thread(self._look, entry, entry.version(known.number))
-                if not (problem := unloadable(found)):
-                    await self._intake.adopt([found])
-                    await asyncio.to_thread(self._staging.write_configs, [entry])
-                return problem
+        with self._disk.working(known.digest):  # from here on, they stay
+            while not (problem := await self._returns.bring_back(known, seconds)):
+                async with self._models.hold((known.model,)):
+                    if self._disk.is_present(known):
+                        self._disk.touch(known.digest)
+                        return await self._stage_again(known)
+        return problem
+
+    async def _stage_again(self, known: Version) -> str:
+        """Stage a version whose files are on disk, if it is not. Return why not, or ""."""
+        if self._staging.is_staged(known.model, known.number):
+            return ""
+        entry = await self._catalogue.store.entry(known.model)
+        found = await asyncio.to_thread(self._look, entry, entry.version(known.number))
+        if not (problem := unloadable(found)):
+            await self._intake.adopt([found])
+            await asyncio.to_thread(self._staging.write_configs, [entry])
+        return problem
 
     async def complete(self, model: str, number: int, fingerprint: str, config: bytes) -> Version:
         """Take in the config that a server has completed for a version that was `fingerprint`.

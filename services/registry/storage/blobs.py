@@ -11,9 +11,11 @@ place and the revision that it comes from. All methods block.
 
 import contextlib
 import hashlib
+import itertools
 import os
+import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -35,17 +37,24 @@ class Blobs:
         self._known = root / "known"
         self._sizes: dict[str, int] = {}
         self._size = 0
+        self._placing = threading.Lock()
+        self._serial = itertools.count()
 
     def prepare(self) -> None:
         """Make the folders, and look at what is there."""
         for folder in (self.folder, self._partial, self._known):
             folder.mkdir(parents=True, exist_ok=True)
+        for retired in self._partial.glob("gone-*"):
+            retired.unlink()
         self._sizes = {
             path.name: path.stat().st_size
             for path in self.folder.glob("??/*")
             if is_sha256(path.name)
         }
         self._size = sum(self._sizes.values())
+        for path in self._known.iterdir():
+            if path.read_text() not in self._sizes:
+                path.unlink()
 
     @property
     def size(self) -> int:
@@ -86,6 +95,8 @@ class Blobs:
         found: dict[str, tuple[int, float]] = {}
         for path in self._partial.iterdir():
             with contextlib.suppress(OSError):
+                if path.name.startswith("gone-"):
+                    continue
                 status = path.stat()
                 found[path.name] = (status.st_size, time.time() - status.st_mtime)
         return found
@@ -127,28 +138,42 @@ class Blobs:
     def _place(self, file: Path, sha256: str, size: int) -> None:
         target = self.path(sha256)
         target.parent.mkdir(exist_ok=True)
-        if sha256 in self._sizes:  # links lead to the file that is there
-            file.unlink()
-            return
-        file.replace(target)
+        with self._placing:
+            if sha256 in self._sizes:  # links lead to the file that is there
+                file.unlink()
+                return
+            file.replace(target)
+            self._sizes[sha256] = size
+            self._size += size
         _sync(target.parent)
-        self._sizes[sha256] = size
-        self._size += size
 
-    def remove(self, sha256: str) -> int:
-        """Remove a content, and return the bytes that this frees."""
-        self.path(sha256).unlink(missing_ok=True)
-        size = self._sizes.pop(sha256, 0)
-        self._size -= size
-        return size
+    def retire(self, contents: Iterable[str]) -> list[Path]:
+        """Take contents out of the store at once, and return the files that are left to remove."""
+        retired: list[Path] = []
+        with self._placing:
+            for sha256 in contents:
+                size = self._sizes.pop(sha256, None)
+                if size is None:
+                    continue
+                path = self._partial / f"gone-{next(self._serial)}"
+                try:
+                    self.path(sha256).replace(path)
+                except FileNotFoundError:
+                    self._size -= size
+                else:
+                    retired.append(path)
+        return retired
 
-    def forget_gone(self, live: Collection[str]) -> None:
-        """Forget the keys of contents that are not here, except for the `live` digests."""
-        for path in self._known.iterdir():
-            with contextlib.suppress(OSError):
-                sha256 = path.read_text()
-                if sha256 not in self._sizes and sha256 not in live:
-                    path.unlink()
+    def remove(self, retired: Iterable[Path]) -> int:
+        """Remove the files of retired contents, and return the bytes that this frees."""
+        freed = 0
+        for path in retired:
+            with contextlib.suppress(FileNotFoundError):
+                freed += path.stat().st_size
+                path.unlink()
+        with self._placing:
+            self._size -= freed
+        return freed
 
 
 class Arriving:
