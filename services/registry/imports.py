@@ -38,6 +38,7 @@ class _Running:
     news: asyncio.Event = field(default_factory=asyncio.Event)
     task: "asyncio.Task[None] | None" = None
     cancelled: bool = False
+    ending: bool = False
     error: ShoalError | None = None
     version: Version | None = None
 
@@ -119,9 +120,9 @@ class Imports:
         Raises ImportNotFound, and NotReady if it is broken off.
         """
         while (running := self._running.get(id_)) is not None:
-            news = running.news
-            yield running.known, running.progress
-            if running.known.has_ended:
+            news, known = running.news, running.known
+            yield known, running.progress
+            if known.has_ended:  # not what it has become while this was told
                 return
             await news.wait()
             await _ended(running, _TOLD_EVERY)
@@ -146,7 +147,7 @@ class Imports:
         """End an import whose files are still arriving. Raises ImportNotFound."""
         running = self._running.get(id_)
         if running is not None and running.task is not None:
-            if running.known.state is ImportState.IMPORTING:
+            if running.known.state is ImportState.IMPORTING and not running.ending:
                 running.cancelled = True
                 running.task.cancel()
             await _ended(running)
@@ -159,23 +160,23 @@ class Imports:
         running.task = self.scope.start(self._run(running))
 
     async def _run(self, running: _Running) -> None:
-        """Carry out an import, whatever comes. Its end is told once nothing is left of it."""
+        """Carry out an import, whatever comes. Its end is told after everything was tidied up."""
         try:
             with self._disk.working() as work:
-                failed = await self._failure(running, work)
-            if failed is None:
-                if work.temporary:
-                    await self._tasks.complete(self._disk.collect())
-                return
-            if not running.known.is_upload:  # which can be registered again
-                await self._tasks.complete(self._disk.abandon(work))
-            await self._move(running, *failed)
+                state, reason = await self._outcome(running, work)
+                running.ending = True
+            if state is not ImportState.REGISTERED:
+                if not running.known.is_upload:  # which can be registered again
+                    await self._tasks.complete(self._disk.abandon(work))
+            elif work.temporary:
+                await self._tasks.complete(self._disk.collect())
+            await self._move(running, state, reason)
         finally:
             running.wake()
             self._running.pop(running.known.id, None)
 
-    async def _failure(self, running: _Running, work: Work) -> tuple[ImportState, str] | None:
-        """Import, and return how that has failed and why, or None."""
+    async def _outcome(self, running: _Running, work: Work) -> tuple[ImportState, str]:
+        """Import, and return how that has ended and why."""
         try:
             await self._import(running, work)
         except asyncio.CancelledError:
@@ -190,7 +191,7 @@ class Imports:
             # The error's own text is not Shoal's, and could name a credential.
             reason = f"an unexpected {type(error).__name__}: see the Registry's log"
             return ImportState.FAILED, reason
-        return None
+        return ImportState.REGISTERED, ""
 
     async def _import(self, running: _Running, work: Work) -> None:
         async with self._turns:
@@ -228,7 +229,6 @@ class Imports:
         )
         running.version = await self._registrations.register(wanted)
         running.known = replace(running.known, registered=running.version.number)
-        await self._move(running, ImportState.REGISTERED)
 
     async def _move(self, running: _Running, state: ImportState, reason: str = "") -> None:
         known = running.known.moved(state, self._tables.now_us(), reason)
