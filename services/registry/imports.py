@@ -17,8 +17,11 @@ from services.registry.core.catalogue import Version
 from services.registry.core.errors import ImportNotFound
 from services.registry.core.imports import Import, ImportState, Progress
 from services.registry.core.provenance import Provenance
+from services.registry.core.source_watch import SourceWatch
 from services.registry.disk import Disk
 from services.registry.registrations import Registration, Registrations
+from services.registry.signatures import Signatures
+from services.registry.sources.origin import Listing
 from services.registry.storage.fetching import Purpose, Work
 
 # The shortest time between two messages to somebody who watches an import.
@@ -60,8 +63,10 @@ class Imports:
         contents: Contents,
         registrations: Registrations,
         disk: Disk,
+        signatures: Signatures,
         tasks: TaskScope,
     ) -> None:
+        self._signatures = signatures
         self._tables = tables
         self._contents = contents
         self._registrations = registrations
@@ -70,6 +75,10 @@ class Imports:
         self.scope = TaskScope("imports")
         self._running: dict[str, _Running] = {}
         self._turns = asyncio.Semaphore(_AT_ONCE)
+
+    def now_us(self) -> int:
+        """Return the time in microseconds since 1970."""
+        return self._tables.now_us()
 
     async def resume(self) -> None:
         """Go on with the imports that were under way when the last Registry ended."""
@@ -84,13 +93,19 @@ class Imports:
         """Break off the imports, which the next Registry goes on with."""
         await self.scope.close()
 
-    async def start(self, wanted: Iterable[Import]) -> list[Import]:
-        """Start imports, which are given their IDs here."""
+    async def start(
+        self, wanted: Iterable[Import], watch: SourceWatch | None = None
+    ) -> list[Import]:
+        """Start imports, which are given their IDs here.
+
+        The one import of a watched source is noted with its `watch` in one transaction.
+        """
         started = [
             replace(one, id=uuid.uuid4().hex, started_us=self._tables.now_us()) for one in wanted
         ]
         for one in started:
-            await self._tables.put_import(one)
+            watched = watch and replace(watch, source=one.source, last_import=one.id)
+            await self._tables.put_import(one, watched)
         for one in started:
             self._begin(one)
         return started
@@ -209,6 +224,7 @@ class Imports:
         running.tell(Progress(size, files, size, files))
         running.known = replace(running.known, bytes=size, files=files)
         await self._move(running, ImportState.VALIDATING)
+        signature = await self._signatures.check(manifest)
         wanted = Registration(
             model=known.model,
             path=self._disk.trees.path(manifest.digest),
@@ -221,7 +237,7 @@ class Imports:
                 digest=manifest.digest,
                 who=known.who,
                 at_us=self._tables.now_us(),
-                about=listing.about,
+                about=_about(listing, signature),
             ),
             # Whoever dies between two writes finds the version when it goes on.
             request_id=known.name,
@@ -243,6 +259,12 @@ class Imports:
             version=known.version or None,
             reason=reason or None,
         )
+
+
+def _about(listing: Listing, signature: dict[str, str]) -> dict[str, str]:
+    """Return what a source says of itself, which is nothing of a signature that it may claim."""
+    said = {key: value for key, value in listing.about.items() if not key.startswith("signature")}
+    return said | signature
 
 
 async def _ended(running: _Running, seconds: float | None = None) -> None:

@@ -95,7 +95,7 @@ async def test_strangers_may_look_and_nothing_else(tmp_path: Path) -> None:
                 "ADMIN_REQUIRED",
             )
             refused.append(method.name)
-        assert len(refused) == 26
+        assert len(refused) == 27
         administrator = ((SUBJECT_HEADER, "ann"), (ROLES_HEADER, "admin"))
         request = pb.DeleteModelRequest(name="models/m")
         await known.stub.DeleteModel(request, metadata=administrator)
@@ -113,6 +113,7 @@ def test_who_may_look_at_what() -> None:
         "ListImportProblems",
         "GetImport",
         "ListImports",
+        "ListSourceWatches",
         "WatchImport",
         "GetDiskUsage",
     }
