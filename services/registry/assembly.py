@@ -34,6 +34,8 @@ from services.registry.registrations import Registrations
 from services.registry.repositories import Repositories
 from services.registry.returning import Returns
 from services.registry.settings import RegistrySettings
+from services.registry.signatures import Signatures
+from services.registry.source_watches import SourceWatches
 from services.registry.sources.origins import origin_of
 from services.registry.storage.blobs import Blobs
 from services.registry.storage.fetching import Fetcher
@@ -85,10 +87,19 @@ async def running(settings: RegistrySettings) -> AsyncIterator[Running]:
         contents = Contents(partial(origin_of, settings=origins), fetcher, disk, origins.max_bytes)
         kind = settings.default_instance_kind
         registrations = Registrations(catalogue, intake, repositories, models, kind, scope)
+        signatures = Signatures(
+            settings.signature_keys,
+            settings.repositories,
+            trees.blobs,
+            required=settings.signature_required,
+        )
         servers = {"tensorrt": settings.tensorrt_version}
         inspections = Inspections(settings.code_sources, servers)
-        imports = Imports(store.storage, contents, registrations, disk, inspections, scope)
+        imports = Imports(
+            store.storage, contents, registrations, disk, signatures, inspections, scope
+        )
         stack.push_async_callback(imports.close)
+        watches = SourceWatches(store.storage, contents, imports, settings.source_watch_seconds)
         returns = Returns(contents, disk, imports.scope)
         versions = Versions(
             catalogue, staging, repositories, intake, disk, returns, models, kind, scope
@@ -101,7 +112,14 @@ async def running(settings: RegistrySettings) -> AsyncIterator[Running]:
             registrations,
             repositories,
             completions,
-            Storage(imports, contents, Uploads(disk, fetcher.locks, scope), disk),
+            Storage(
+                imports,
+                watches,
+                signatures,
+                contents,
+                Uploads(disk, fetcher.locks, scope),
+                disk,
+            ),
             scope,
             settings.watch_checkpoint_seconds,
         )
@@ -121,6 +139,7 @@ async def running(settings: RegistrySettings) -> AsyncIterator[Running]:
             background = [
                 tasks.create_task(_prepare(versions, repositories, imports, settings, server)),
                 tasks.create_task(completions.follow()),
+                tasks.create_task(watches.follow()),
             ]
             yield Running(port, metrics_port)
             for task in background:

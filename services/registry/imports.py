@@ -17,9 +17,12 @@ from services.registry.core.catalogue import Version
 from services.registry.core.errors import ImportNotFound
 from services.registry.core.imports import Import, ImportState, Progress
 from services.registry.core.provenance import Provenance
+from services.registry.core.source_watch import SourceWatch
 from services.registry.disk import Disk
 from services.registry.inspections import Inspections
 from services.registry.registrations import Registration, Registrations
+from services.registry.signatures import Signatures
+from services.registry.sources.origin import Listing
 from services.registry.storage.fetching import Purpose, Work
 
 # The shortest time between two messages to somebody who watches an import.
@@ -39,6 +42,7 @@ class _Running:
     news: asyncio.Event = field(default_factory=asyncio.Event)
     task: "asyncio.Task[None] | None" = None
     cancelled: bool = False
+    ending: bool = False
     error: ShoalError | None = None
     version: Version | None = None
 
@@ -60,9 +64,11 @@ class Imports:
         contents: Contents,
         registrations: Registrations,
         disk: Disk,
+        signatures: Signatures,
         inspections: Inspections,
         tasks: TaskScope,
     ) -> None:
+        self._signatures = signatures
         self._tables = tables
         self._contents = contents
         self._inspections = inspections
@@ -72,6 +78,10 @@ class Imports:
         self.scope = TaskScope("imports")
         self._running: dict[str, _Running] = {}
         self._turns = asyncio.Semaphore(_AT_ONCE)
+
+    def now_us(self) -> int:
+        """Return the time in microseconds since 1970."""
+        return self._tables.now_us()
 
     async def resume(self) -> None:
         """Go on with the imports that were under way when the last Registry ended."""
@@ -86,13 +96,19 @@ class Imports:
         """Break off the imports, which the next Registry goes on with."""
         await self.scope.close()
 
-    async def start(self, wanted: Iterable[Import]) -> list[Import]:
-        """Start imports, which are given their IDs here."""
+    async def start(
+        self, wanted: Iterable[Import], watch: SourceWatch | None = None
+    ) -> list[Import]:
+        """Start imports, which are given their IDs here.
+
+        The one import of a watched source is noted with its `watch` in one transaction.
+        """
         started = [
             replace(one, id=uuid.uuid4().hex, started_us=self._tables.now_us()) for one in wanted
         ]
         for one in started:
-            await self._tables.put_import(one)
+            watched = watch and replace(watch, source=one.source, last_import=one.id)
+            await self._tables.put_import(one, watched)
         for one in started:
             self._begin(one)
         return started
@@ -122,9 +138,9 @@ class Imports:
         Raises ImportNotFound, and NotReady if it is broken off.
         """
         while (running := self._running.get(id_)) is not None:
-            news = running.news
-            yield running.known, running.progress
-            if running.known.has_ended:
+            news, known = running.news, running.known
+            yield known, running.progress
+            if known.has_ended:  # not what it has become while this was told
                 return
             await news.wait()
             await _ended(running, _TOLD_EVERY)
@@ -149,7 +165,7 @@ class Imports:
         """End an import whose files are still arriving. Raises ImportNotFound."""
         running = self._running.get(id_)
         if running is not None and running.task is not None:
-            if running.known.state is ImportState.IMPORTING:
+            if running.known.state is ImportState.IMPORTING and not running.ending:
                 running.cancelled = True
                 running.task.cancel()
             await _ended(running)
@@ -162,23 +178,23 @@ class Imports:
         running.task = self.scope.start(self._run(running))
 
     async def _run(self, running: _Running) -> None:
-        """Carry out an import, whatever comes. Its end is told once nothing is left of it."""
+        """Carry out an import, whatever comes. Its end is told after everything was tidied up."""
         try:
             with self._disk.working() as work:
-                failed = await self._failure(running, work)
-            if failed is None:
-                if work.temporary:
-                    await self._tasks.complete(self._disk.collect())
-                return
-            if not running.known.is_upload:  # which can be registered again
-                await self._tasks.complete(self._disk.abandon(work))
-            await self._move(running, *failed)
+                state, reason = await self._outcome(running, work)
+                running.ending = True
+            if state is not ImportState.REGISTERED:
+                if not running.known.is_upload:  # which can be registered again
+                    await self._tasks.complete(self._disk.abandon(work))
+            elif work.temporary:
+                await self._tasks.complete(self._disk.collect())
+            await self._move(running, state, reason)
         finally:
             running.wake()
             self._running.pop(running.known.id, None)
 
-    async def _failure(self, running: _Running, work: Work) -> tuple[ImportState, str] | None:
-        """Import, and return how that has failed and why, or None."""
+    async def _outcome(self, running: _Running, work: Work) -> tuple[ImportState, str]:
+        """Import, and return how that has ended and why."""
         try:
             await self._import(running, work)
         except asyncio.CancelledError:
@@ -193,7 +209,7 @@ class Imports:
             # The error's own text is not Shoal's, and could name a credential.
             reason = f"an unexpected {type(error).__name__}: see the Registry's log"
             return ImportState.FAILED, reason
-        return None
+        return ImportState.REGISTERED, ""
 
     async def _import(self, running: _Running, work: Work) -> None:
         async with self._turns:
@@ -211,6 +227,7 @@ class Imports:
         running.tell(Progress(size, files, size, files))
         running.known = replace(running.known, bytes=size, files=files)
         await self._move(running, ImportState.VALIDATING)
+        signature = await self._signatures.check(manifest)
         path = self._disk.trees.path(manifest.digest)
         found = await self._inspections.look(path, known.model, known.number, known.source)
         wanted = Registration(
@@ -225,7 +242,7 @@ class Imports:
                 digest=manifest.digest,
                 who=known.who,
                 at_us=self._tables.now_us(),
-                about={**listing.about, **found},
+                about={**_about(listing, signature), **found},
             ),
             # Whoever dies between two writes finds the version when it goes on.
             request_id=known.name,
@@ -233,7 +250,6 @@ class Imports:
         )
         running.version = await self._registrations.register(wanted)
         running.known = replace(running.known, registered=running.version.number)
-        await self._move(running, ImportState.REGISTERED)
 
     async def _move(self, running: _Running, state: ImportState, reason: str = "") -> None:
         known = running.known.moved(state, self._tables.now_us(), reason)
@@ -248,6 +264,12 @@ class Imports:
             version=known.version or None,
             reason=reason or None,
         )
+
+
+def _about(listing: Listing, signature: dict[str, str]) -> dict[str, str]:
+    """Return what a source says of itself, which is nothing of a signature that it may claim."""
+    said = {key: value for key, value in listing.about.items() if not key.startswith("signature")}
+    return said | signature
 
 
 async def _ended(running: _Running, seconds: float | None = None) -> None:

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import URL
 
@@ -78,6 +78,13 @@ class RegistrySettings(BaseSettings):
     """The number of files that are fetched at a time."""
     origins: OriginSettings = Field(default_factory=OriginSettings)
     """Addresses and limits of the places that models come from: a JSON object, see below."""
+    source_watch_seconds: Seconds = Field(default=60.0, gt=0)
+    """How often sources that are watched are looked at."""
+    signature_keys: Folders = ()
+    """Files with the public keys (PEM, elliptic curves) of those whose signatures of models count:
+    paths separated by `:`, or a JSON list. Without any, signatures are not checked."""
+    signature_required: bool = False
+    """Whether only signed models are taken in, besides those in `repositories`."""
     poll_seconds: Seconds = Field(default=0.0, ge=0)
     """How often `repositories` are imported again, to find what has changed in them. 0: never."""
     trusted_proxies: Networks = ()
@@ -98,6 +105,12 @@ class RegistrySettings(BaseSettings):
     """How often an idle watch tells its revision."""
     stop_grace_seconds: Seconds = Field(default=2.0, ge=0)
     """How long a stopping Registry finishes the calls it has begun."""
+
+    @model_validator(mode="after")
+    def _signatures_have_keys(self) -> "RegistrySettings":
+        if self.signature_required and not self.signature_keys:
+            raise ValueError("signature_required needs a key in signature_keys")
+        return self
 
     @property
     def database(self) -> str:

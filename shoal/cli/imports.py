@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 START_TIMEOUT: Final = 300.0  # seconds: a source is listed
 _HEADINGS: Final = ("import", "model", "state", ">arrived", ">of", "started", "by", "source", "")
+_WATCHES: Final = "sourceWatches/"
 _ARCHIVE: Final = re.compile(r"\.(?:zip|tar|tgz|tar\.(?:gz|zst))$")
 
 
@@ -34,9 +35,15 @@ def imports(
         str,
         typer.Option(metavar="IMPORT", help="End this import instead.", show_default=False),
     ] = "",
+    unwatch: Annotated[
+        str,
+        typer.Option(
+            metavar="WATCH", help="End this watch of a source instead.", show_default=False
+        ),
+    ] = "",
     json: JsonFlag = False,
 ) -> None:
-    """List the imports that are under way, or that ended within a day."""
+    """List the imports that are under way or ended within a day, and what is watched."""
     from shoal.registry.v1 import registry_service_pb2 as registry
 
     with connected(context) as shoal:
@@ -45,8 +52,48 @@ def imports(
             reply = shoal.call(shoal.registry.CancelImport, request)
             found = [message_json(getattr(reply, "import"))]
         else:
+            if unwatch:
+                ended = registry.DeleteSourceWatchRequest(name=f"{_WATCHES}{unwatch}")
+                shoal.call(shoal.registry.DeleteSourceWatch, ended)
             found = of_model(shoal, model)
-    give({"imports": found}, import_table, json)
+        watches = [one for one in _watches(shoal) if not model or short(one["model"]) == model]
+    give({"imports": found, "source_watches": watches}, _shown, json)
+
+
+def _watches(shoal: "Client") -> list[Document]:
+    from shoal.registry.v1 import registry_service_pb2 as registry
+
+    request = registry.ListSourceWatchesRequest()
+    return [
+        message_json(one)
+        for page in shoal.pages(shoal.registry.ListSourceWatches, request)
+        for one in page.source_watches
+    ]
+
+
+def _shown(document: Document) -> "RenderableType":
+    from rich.console import Group
+
+    shown = import_table(document)
+    return Group(shown, _watch_table(document)) if document["source_watches"] else shown
+
+
+def _watch_table(document: Document) -> "RenderableType":
+    return table(
+        ("watch", "model", "since", "by", "source", "at", ""),
+        [
+            (
+                one["name"].removeprefix(_WATCHES),
+                short(one["model"]),
+                clock(one["start_time"]),
+                one["started_by"],
+                f"{one['source']['scheme']}://{one['source']['locator']}",
+                one["source"]["revision"],
+                one["problem"],
+            )
+            for one in document["source_watches"]
+        ],
+    )
 
 
 def of_model(shoal: "Client", model: str) -> list[Document]:
@@ -110,12 +157,18 @@ def start(
     version: int = 0,
     pending: bool = False,
     memory: Mapping[str, int] | None = None,
+    watch: bool = False,
 ) -> Document:
     """Start imports, and return what came of that. Raises CallFailed."""
     from shoal.registry.v1.registry_service_pb2 import StartImportsRequest
 
     request = StartImportsRequest(
-        parent=parent, source=source, version=version, pending=pending, declared_memory=memory
+        parent=parent,
+        source=source,
+        version=version,
+        pending=pending,
+        declared_memory=memory,
+        watch=watch,
     )
     return message_json(shoal.call(shoal.registry.StartImports, request, timeout=START_TIMEOUT))
 

@@ -81,6 +81,14 @@ def register(
             help="Wait until what is fetched is registered, or return once that is under way.",
         ),
     ] = True,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            help="Look at SOURCE again and again, and import the next version whenever it means "
+            "something else, such as an MLflow alias that has moved. `shoal imports` lists it.",
+        ),
+    ] = False,
     json: JsonFlag = False,
 ) -> None:
     """Register files as a version of a model, so that it can answer requests.
@@ -88,6 +96,8 @@ def register(
     Exit status 1 where the version is registered, but cannot be served, or an import has failed.
     """
     declared = dict(map(parse_memory, memory or ()))
+    if watch and (upload or "://" not in source):
+        raise typer.BadParameter("only a source that is fetched can be watched")
     model = name or model_in(source)
     with connected(context) as shoal:
         if upload:
@@ -106,7 +116,9 @@ def register(
                     raise typer.BadParameter(str(error)) from error
             made = fetched_version(shoal, names.version_name(sent.model, sent.version))
         elif "://" in source:
-            started = start(shoal, names.model_name(model), source, version, pending, declared)
+            started = start(
+                shoal, names.model_name(model), source, version, pending, declared, watch
+            )
             if not wait:
                 say_started(started, json)
                 return

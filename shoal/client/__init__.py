@@ -54,7 +54,7 @@ from shoal.client.resources import (
 )
 from shoal.client.retries import DEFAULT_RETRIES, DEFAULT_TIMEOUT
 from shoal.client.sequences import AsyncSequence, Sequence
-from shoal.client.stored import Departure, DiskHolding, DiskUsage, Import, Provenance
+from shoal.client.stored import Departure, DiskHolding, DiskUsage, Import, Provenance, SourceWatch
 from shoal.client.sync import Client, connect
 
 __all__ = [
@@ -101,6 +101,7 @@ __all__ = [
     "Server",
     "ServerMetadata",
     "ServerVerdict",
+    "SourceWatch",
     "Stay",
     "TensorMetadata",
     "Unavailable",

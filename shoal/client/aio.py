@@ -175,6 +175,8 @@ class AsyncClient:
 
     upload = _method(storage.upload)
     start_imports = _method(storage.start_imports)
+    source_watches = _method(storage.source_watches)
+    delete_source_watch = _method(storage.delete_source_watch)
     imports = _method(storage.imports)
     cancel_import = _method(storage.cancel_import)
     disk_usage = _method(storage.disk_usage)

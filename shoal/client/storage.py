@@ -31,6 +31,7 @@ def start_imports(
     pending: bool = False,
     declared_memory: Mapping[str, int] | None = None,
     request_id: str = "",
+    watch: bool = False,
     timeout: float | None = STAGING,
 ) -> Operation[list[stored.Import]]:
     """Start to fetch files into the Registry's store, to be registered as versions.
@@ -43,6 +44,7 @@ def start_imports(
         pending: Whether the versions must be approved before they can be the default.
         declared_memory: Bytes that each version takes, by resource ("ram", "gpu:0").
         request_id: A repeated call with the same ID returns what the first one started.
+        watch: Whether to import the next version whenever the source means something else.
         timeout: Seconds for the call. None means the client's own.
 
     Returns:
@@ -58,9 +60,42 @@ def start_imports(
         pending=pending,
         declared_memory=declared_memory,
         request_id=request_id,
+        watch=watch,
     )
     reply = yield Call("registry", "StartImports", request, timeout)
     return [stored.import_(one) for one in reply.imports]
+
+
+def source_watches(*, timeout: float | None = None) -> Operation[list[stored.SourceWatch]]:
+    """Return the sources that are watched.
+
+    Args:
+        timeout: Seconds for each call. None means the client's own.
+
+    Raises:
+        CallFailed: The call was refused, or nobody answered.
+    """
+    request = registry.ListSourceWatchesRequest()
+    found = yield from all_pages("registry", "ListSourceWatches", request, timeout)
+    return [stored.source_watch(one) for page in found for one in page.source_watches]
+
+
+def delete_source_watch(
+    id: str,  # noqa: A002
+    *,
+    timeout: float | None = None,
+) -> Operation[None]:
+    """End the watch of a source. What was registered from it stays.
+
+    Args:
+        id: The ID of the watch.
+        timeout: Seconds for the call. None means the client's own.
+
+    Raises:
+        CallFailed: The call was refused, or nobody answered.
+    """
+    request = registry.DeleteSourceWatchRequest(name=f"sourceWatches/{id}")
+    yield Call("registry", "DeleteSourceWatch", request, timeout)
 
 
 def imports(model: str = "", *, timeout: float | None = None) -> Operation[list[stored.Import]]:

@@ -74,6 +74,31 @@ class Import:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceWatch:
+    """A source whose next version is imported whenever it means something else.
+
+    Attributes:
+        id: The ID of the watch.
+        model: The model's name.
+        source: What is watched, such as "mlflow://name@champion".
+        revision: The revision that was imported last.
+        last_import: The ID of the last import.
+        problem: Why the source could not be looked at the last time; "" if it could.
+        started_by: Who started it.
+        start_time: When it was started.
+    """
+
+    id: str
+    model: str
+    source: str
+    revision: str
+    last_import: str
+    problem: str
+    started_by: str
+    start_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Departure:
     """Files that have left the store's disk, or would.
 
@@ -166,6 +191,19 @@ def import_(message: catalogue.Import) -> Import:
         started_by=message.started_by,
         start_time=moment(message.start_time),
         end_time=moment(message.end_time) if message.HasField("end_time") else None,
+    )
+
+
+def source_watch(message: catalogue.SourceWatch) -> SourceWatch:
+    return SourceWatch(
+        id=last(message.name),
+        model=last(message.model),
+        source=source(message.source),
+        revision=message.source.revision,
+        last_import=last(message.last_import),
+        problem=message.problem,
+        started_by=message.started_by,
+        start_time=moment(message.start_time),
     )
 
 

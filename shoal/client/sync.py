@@ -40,11 +40,10 @@ def _method(operation: Callable[_P, Operation[_T]]) -> Callable[Concatenate["Cli
 class Client:
     """A client of Shoal's services, made by `connect`. Threads can share it.
 
-    A method raises ValueError where it needs a service whose address was not given.
-
-    A call is repeated only where its error names a time after which that may help
-    (`google.rpc.RetryInfo`): not before that time, at most `retries` times, and only if the timeout
-    allows. Every `timeout` is in seconds and covers the retries.
+    A method raises ValueError where it needs a service whose address was not given. A call is
+    repeated only where its error names a time after which that may help (`google.rpc.RetryInfo`):
+    not before that time, at most `retries` times, and only if the timeout allows. Every `timeout`
+    is in seconds and covers the retries.
 
     Attributes:
         timeout: Seconds for each call that sets no timeout of its own.
@@ -212,6 +211,8 @@ class Client:
 
     upload = _method(storage.upload)
     start_imports = _method(storage.start_imports)
+    source_watches = _method(storage.source_watches)
+    delete_source_watch = _method(storage.delete_source_watch)
     imports = _method(storage.imports)
     cancel_import = _method(storage.cancel_import)
     disk_usage = _method(storage.disk_usage)

@@ -8,6 +8,8 @@ from shoal.registry.v1 import registry_service_pb2 as pb
 from shoal.registry.v1 import types_pb2 as types
 from tests.support.registry import PYTHON_CONFIG, python_model, refusal, registry, version_name
 
+pytestmark = pytest.mark.usefixtures("database")
+
 CODE, CALL = types.REQUIREMENT_SOURCE_CODE, types.REQUIREMENT_SOURCE_CALL
 CONFIG = types.REQUIREMENT_SOURCE_CONFIG
 CALLER = 'import x\nx.InferenceRequest(model_name="callee")\n'

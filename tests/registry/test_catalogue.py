@@ -20,6 +20,8 @@ from tests.support.registry import (
     version_name,
 )
 
+pytestmark = pytest.mark.usefixtures("database")
+
 NOT_FOUND, INVALID = StatusCode.NOT_FOUND, StatusCode.INVALID_ARGUMENT
 PRECONDITION, ABORTED = StatusCode.FAILED_PRECONDITION, StatusCode.ABORTED
 

@@ -18,6 +18,8 @@ from tests.registry.test_imports import disk, ended, files_below, start
 from tests.support.registry import PYTHON_CODE, PYTHON_CONFIG, Registry, registry, version_name
 from tests.support.sources import CHUNK, MemorySource
 
+pytestmark = pytest.mark.usefixtures("database")
+
 SIZE = 16 * CHUNK  # of each model's weights
 MODELS = ("a", "b", "c", "d", "e", "f")
 

@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from shoal.registry.v1 import registry_service_pb2 as pb
 from shoal.registry.v1 import types_pb2 as types
 from tests.support.registry import (
@@ -16,6 +18,8 @@ from tests.support.registry import (
     registry,
     version_name,
 )
+
+pytestmark = pytest.mark.usefixtures("database")
 
 
 async def start(known: Registry, source: object, model: str = "m", **fields: Any) -> types.Import:

@@ -16,6 +16,8 @@ from tests.registry.test_imports import files_below
 from tests.registry.test_service import process
 from tests.support.registry import python_model, serving
 
+pytestmark = pytest.mark.usefixtures("database")
+
 FILES = 6
 SIZE = 24 << 20  # bytes of each file; all but its first are zeros
 

@@ -32,6 +32,8 @@ from tests.support.registry import (
 )
 from tests.support.triton_direct import ROOT, triton_direct
 
+on_both = pytest.mark.usefixtures("database")
+
 Probe = dict[str, Any]
 
 
@@ -282,6 +284,7 @@ def asked(version: types.ModelVersion) -> float | None:
     return float(np.frombuffer(content, np.float32)[0])
 
 
+@on_both
 async def test_the_version_s_own_wins_over_the_model_s(tmp_path: Path) -> None:
     model = python_model(tmp_path / "repo", "m", (1, 2))
     put(model, 10)
@@ -299,6 +302,7 @@ async def test_the_version_s_own_wins_over_the_model_s(tmp_path: Path) -> None:
         assert asked(await known.register("n", tmp_path / "bare")) == 2
 
 
+@on_both
 async def test_an_ensemble_has_one_too(tmp_path: Path) -> None:
     python_model(tmp_path / "repo", "part")
     put(ensemble(tmp_path / "repo", "e", ["part"]), 3)
@@ -308,6 +312,7 @@ async def test_an_ensemble_has_one_too(tmp_path: Path) -> None:
         assert (asked(version), version.state) == (3, types.VERSION_STATE_APPROVED)
 
 
+@on_both
 async def test_it_is_no_file_of_the_model(tmp_path: Path) -> None:
     model = python_model(tmp_path / "repo", "m", (1, 2))
     async with registry(tmp_path / "data", repositories=(tmp_path / "repo",)) as known:
@@ -330,6 +335,7 @@ async def test_it_is_no_file_of_the_model(tmp_path: Path) -> None:
         assert not list(known.staging.rglob(PROBE_FILE))
 
 
+@on_both
 async def test_a_changed_probe_is_another_fingerprint(tmp_path: Path) -> None:
     model = python_model(tmp_path / "repo", "m")
     async with registry(tmp_path / "data", repositories=(tmp_path / "repo",)) as known:
@@ -347,6 +353,7 @@ async def test_a_changed_probe_is_another_fingerprint(tmp_path: Path) -> None:
         assert await known.revision() == revision
 
 
+@on_both
 async def test_a_bad_one_makes_the_version_invalid_until_it_is_mended(tmp_path: Path) -> None:
     model = python_model(tmp_path / "repo", "m", (1, 2))
     (model / "2" / PROBE_FILE).write_text(json.dumps(body(tensor("X"))))
@@ -360,6 +367,7 @@ async def test_a_bad_one_makes_the_version_invalid_until_it_is_mended(tmp_path: 
         assert (await known.model("m")).default_version == 2
 
 
+@on_both
 async def test_one_that_is_no_file_or_too_large(tmp_path: Path) -> None:
     model = python_model(tmp_path, "m")
     path = model / PROBE_FILE

@@ -26,6 +26,8 @@ from tests.support.registry import (
     version_name,
 )
 
+pytestmark = pytest.mark.usefixtures("database")
+
 APPROVED, IS_INVALID = types.VERSION_STATE_APPROVED, types.VERSION_STATE_INVALID
 NOBODY = 65534
 

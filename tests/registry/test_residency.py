@@ -16,6 +16,8 @@ from shoal.registry.v1 import registry_service_pb2 as pb
 from shoal.registry.v1 import types_pb2 as types
 from tests.support.registry import Registry, python_model, refusal, registry
 
+pytestmark = pytest.mark.usefixtures("database")
+
 FULL = types.Residency(
     min_copies=1,
     max_copies=3,

@@ -28,6 +28,8 @@ from tests.support.registry import (
     version_name,
 )
 
+pytestmark = pytest.mark.usefixtures("database")
+
 CACHE = f"__pycache__/model.{sys.implementation.cache_tag}.pyc"
 
 

@@ -1,10 +1,9 @@
 """One contract for every database: the catalogue, footprints and the lease."""
 
 import asyncio
-import itertools
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,28 +42,10 @@ from services.registry.core.residency import Residency
 from shoal.names import ModelVersionName
 from shoal.registry.v1 import registry_service_pb2 as pb
 from shoal.registry.v1 import types_pb2 as types
-from tests.support import postgres as registry_postgres
+from tests.support import postgres
 from tests.support.registry import python_model, refusal, registry, version_name
 
 SECOND = 1_000_000
-_serial = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Path]:
-    pytest.importorskip("asyncpg")
-    if registry_postgres.programs() is None:
-        pytest.skip("PostgreSQL is not installed")
-    with registry_postgres.server() as folder:
-        yield folder
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'registry.db'}"
-    folder = request.getfixturevalue("postgres")
-    return await registry_postgres.database(folder, f"shoal{next(_serial)}")
 
 
 class Clock:
@@ -82,8 +63,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-async def store(url: str, clock: Clock) -> AsyncIterator[Store]:
-    store = await Store.open(url, clock)
+async def store(database: str, clock: Clock) -> AsyncIterator[Store]:
+    store = await Store.open(database, clock)
     yield store
     await store.close()
 
@@ -386,9 +367,9 @@ async def test_the_failure_of_a_load_is_kept_until_it_has_loaded_or_its_files_ch
     assert await store.list_footprints(Page(9, START)) == []
 
 
-async def test_the_lease_outlives_the_process(store: Store, url: str, clock: Clock) -> None:
+async def test_the_lease_outlives_the_process(store: Store, database: str, clock: Clock) -> None:
     assert (await store.hold_lease("a", "1", 10 * SECOND)).epoch == 1
-    other = await Store.open(url, clock)
+    other = await Store.open(database, clock)
     with pytest.raises(LeaseHeld):
         await other.hold_lease("b", "1", 10 * SECOND)
     assert (await other.hold_lease("a", "1", 10 * SECOND)).epoch == 1
@@ -422,10 +403,10 @@ async def test_one_of_many_gets_the_lease(store: Store) -> None:
     assert [answer for answer in answers if isinstance(answer, int)] == [1]
 
 
-async def test_migrations_make_the_tables_that_the_code_knows(store: Store, url: str) -> None:
-    again = await Store.open(url)
+async def test_migrations_make_the_tables_that_the_code_knows(store: Store, database: str) -> None:
+    again = await Store.open(database)
     await again.close()
-    engine, _ = open_engine(url)
+    engine, _ = open_engine(database)
     async with engine.connect() as connection:
         difference = await connection.run_sync(
             lambda sync: compare_metadata(MigrationContext.configure(sync), metadata)
@@ -466,7 +447,7 @@ async def test_a_name_may_be_as_long_as_a_file_name(store: Store) -> None:
     assert await store.entry(name) is not None
 
 
-async def test_what_older_tables_held_is_kept(url: str) -> None:
+async def test_what_older_tables_held_is_kept(database: str) -> None:
     one = version("m", 1, pinned=True)
     model = rows.model_row(Model(name="m", description="ä"))
     del model["residency"]
@@ -474,20 +455,20 @@ async def test_what_older_tables_held_is_kept(url: str) -> None:
     later = ("probe", "parts_waiting", "incomplete", "completion_problem", "scanned")
     for name in (*later, "digest", "provenance"):
         del old[name]
-    engine, _ = open_engine(url)
+    engine, _ = open_engine(database)
     async with engine.begin() as connection:
         await connection.run_sync(migrate.upgrade, "0001")
         await connection.execute(insert(models).values(model))
         await connection.execute(insert(versions).values(old))
     await engine.dispose()
-    store = await Store.open(url)
+    store = await Store.open(database)
     assert await store.entry("m") == Entry(Model(name="m", description="ä"), {1: one})
     await store.close()
 
 
-async def test_a_registry_on_each_database(url: str, tmp_path: Path) -> None:
+async def test_a_registry_on_each_database(database: str, tmp_path: Path) -> None:
     python_model(tmp_path / "repo", "m", (1, 2))
-    settings = {"database_url": url, "repositories": (tmp_path / "repo",)}
+    settings = {"database_url": database, "repositories": (tmp_path / "repo",)}
     source = python_model(tmp_path / "other", "fetched")
     async with registry(tmp_path / "data", **settings) as known:
         assert await known.revision() == 1
@@ -503,9 +484,10 @@ async def test_a_registry_on_each_database(url: str, tmp_path: Path) -> None:
         assert (await known.stub.GetDiskUsage(pb.GetDiskUsageRequest())).used_bytes > 0
 
 
-async def test_a_database_that_is_gone_is_told_as_such(postgres: Path) -> None:
-    with registry_postgres.server() as folder:
-        store = await Store.open(await registry_postgres.database(folder, "shoal"))
+@pytest.mark.usefixtures("postgres_server")
+async def test_a_database_that_is_gone_is_told_as_such() -> None:
+    with postgres.server() as folder:
+        store = await Store.open(postgres.url(folder, "postgres"))
     for call in (store.revision(), store.hold_lease("a", "1", SECOND), put(store, full_entry())):
         with pytest.raises(NotReady, match="database"):
             await call

@@ -22,6 +22,8 @@ from tests.support.registry import (
 )
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.usefixtures("database")
+
 CONTENT = b"weights " * 300_000
 
 

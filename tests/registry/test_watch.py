@@ -22,6 +22,8 @@ from shoal.registry.v1 import registry_service_pb2_grpc as pb_grpc
 from shoal.registry.v1 import types_pb2 as types
 from tests.support.registry import Registry, python_model, refusal, registry
 
+pytestmark = pytest.mark.usefixtures("database")
+
 Picture = dict[str, Any]
 
 

@@ -59,7 +59,12 @@ class Shell:
 async def registry_alone(folder: Path, **settings: Any) -> AsyncIterator[Shell]:
     """Start a Registry with its data in `folder`, and yield a shell once it is SERVING."""
     chosen = RegistrySettings(
-        port=0, metrics_port=None, data_dir=folder, stop_grace_seconds=0.2, **settings
+        port=0,
+        metrics_port=None,
+        data_dir=folder,
+        stop_grace_seconds=0.2,
+        code_sources=("file", "upload"),
+        **settings,
     )
     # Its log lines would stand between what the command prints.
     with capture_logs():

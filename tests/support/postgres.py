@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 USER = "shoal"
@@ -36,14 +36,29 @@ def server() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-async def database(folder: Path, name: str) -> str:
-    """Make an empty database, and return its URL."""
+def url(folder: Path, name: str) -> str:
+    """Return the URL of a database."""
+    return f"postgresql://{USER}@/{name}?host={folder}"
+
+
+@contextlib.asynccontextmanager
+async def database(folder: Path, name: str) -> AsyncIterator[str]:
+    """Make an empty database, give its URL, and drop it in the end."""
+    await _execute(folder, f'CREATE DATABASE "{name}"')
+    try:
+        yield url(folder, name)
+    finally:
+        await _execute(folder, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+async def _execute(folder: Path, statement: str) -> None:
     import asyncpg
 
     connection = await asyncpg.connect(host=str(folder), user=USER, database="postgres")
-    await connection.execute(f'CREATE DATABASE "{name}"')
-    await connection.close()
-    return f"postgresql://{USER}@/{name}?host={folder}"
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
 
 
 def _unprivileged() -> str | None:

@@ -141,6 +141,7 @@ class RegistryServicer(ControllerMethods, StorageMethods):
     ) -> pb.DeleteModelResponse:
         name = validation.model_name("name", request.name)
         await self._versions.delete_model(name, request.etag)
+        await self._storage.watches.forget(name)
         return pb.DeleteModelResponse()
 
     # --- versions -----------------------------------------------------------------------------
@@ -155,6 +156,7 @@ class RegistryServicer(ControllerMethods, StorageMethods):
             version = await self._import(request)
             return pb.RegisterModelVersionResponse(version=messages.version(version))
         path = Path(validation.folder("source", request.source))
+        self._storage.signatures.check_in_place(path)
         wanted = Registration(
             model=model,
             path=path,
@@ -306,6 +308,7 @@ class RegistryServicer(ControllerMethods, StorageMethods):
         self, request: pb.ImportRepositoryRequest, context: Context
     ) -> pb.ImportRepositoryResponse:
         path = Path(validation.folder("path", request.path))
+        self._storage.signatures.check_in_place(path)
         imported = await self._versions.import_repository(path)
         return pb.ImportRepositoryResponse(
             versions=map(messages.version, imported.versions),

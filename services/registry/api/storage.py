@@ -1,5 +1,6 @@
 """Imports, uploads and the store's disk: requests become work, and work becomes messages."""
 
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -17,9 +18,12 @@ from services.registry.core.imports import Import
 from services.registry.core.manifest import Item, is_sha256, models_of
 from services.registry.core.provenance import UPLOAD
 from services.registry.core.source import Source, parse
+from services.registry.core.source_watch import SourceWatch
 from services.registry.disk import Disk
 from services.registry.formats.config import BACKENDS, CONFIG_FILE
 from services.registry.imports import Imports
+from services.registry.signatures import Signatures
+from services.registry.source_watches import SourceWatches
 from services.registry.uploads import Uploads
 from shoal import names
 from shoal.registry.v1 import registry_service_pb2 as pb
@@ -35,6 +39,8 @@ class Storage:
     """The parts of the store that the API needs."""
 
     imports: Imports
+    watches: SourceWatches
+    signatures: Signatures
     contents: Contents
     uploads: Uploads
     disk: Disk
@@ -64,7 +70,8 @@ class StorageMethods(pb_grpc.RegistryServiceServicer):
             return pb.StartImportsResponse(imports=[messages.import_(*one) for one in found])
         response = pb.StartImportsResponse()
         wanted = await self._wanted(request, response)
-        started = await self._storage.imports.start(wanted)
+        watch = self._watch(wanted) if request.watch else None
+        started = await self._storage.imports.start(wanted, watch)
         async with self._catalogue.change() as change:
             await change.remember(request_id, digest, " ".join(one.id for one in started))
         for one in started:
@@ -90,6 +97,14 @@ class StorageMethods(pb_grpc.RegistryServiceServicer):
                 who=current_caller.get().subject,
             )
 
+        if request.watch:
+            if request.parent == names.model_name("-") or request.version:
+                raise InvalidField(field="watch", problem="name one model, and no version of it")
+            if source.scheme in (UPLOAD, "file"):
+                raise InvalidField(
+                    field="watch", problem="files on the Registry's host and uploads do not move"
+                )
+            source = (await self._storage.contents.listing(source)).source
         if request.parent != names.model_name("-"):
             model = validation.model_name("parent", request.parent)
             number = validation.version_number(model, request.version) if request.version else 0
@@ -121,6 +136,40 @@ class StorageMethods(pb_grpc.RegistryServiceServicer):
                 else:
                     wanted.append(one(folder, listing.source, folder, number or 1))
         return wanted
+
+    def _watch(self, wanted: list[Import]) -> SourceWatch:
+        """Return a new watch of the source of one import."""
+        (one,) = wanted
+        return SourceWatch(
+            id=uuid.uuid4().hex,
+            model=one.model,
+            source=one.source,
+            last_import="",
+            declared_memory=one.declared_memory,
+            pending=one.pending,
+            who=one.who,
+            started_us=self._storage.imports.now_us(),
+        )
+
+    async def ListSourceWatches(
+        self, request: pb.ListSourceWatchesRequest, context: Context
+    ) -> pb.ListSourceWatchesResponse:
+        page = paging.page("source watches", request.page_size, request.page_token)
+        found = [one for one in await self._storage.watches.list() if (one.id, 0) > page.after]
+        shown, more = found[: page.size], len(found) > page.size
+        return pb.ListSourceWatchesResponse(
+            source_watches=map(messages.source_watch, shown),
+            next_page_token=paging.token("source watches", (shown[-1].id, 0)) if more else "",
+        )
+
+    async def DeleteSourceWatch(
+        self, request: pb.DeleteSourceWatchRequest, context: Context
+    ) -> pb.DeleteSourceWatchResponse:
+        match request.name.split("/"):
+            case ["sourceWatches", id_] if id_ and len(id_) <= 32:
+                await self.tasks.complete(self._storage.watches.delete(id_))
+                return pb.DeleteSourceWatchResponse()
+        raise InvalidName("name", request.name)
 
     async def GetImport(
         self, request: pb.GetImportRequest, context: Context

@@ -10,6 +10,7 @@ from services.registry.core.catalogue import Version
 from services.registry.core.disk import Holding, Leaving, own_bytes
 from services.registry.core.imports import Import, ImportState, Progress
 from services.registry.core.source import Source
+from services.registry.core.source_watch import SourceWatch
 from shoal import names
 from shoal.registry.v1 import registry_service_pb2 as service
 from shoal.registry.v1 import types_pb2 as types
@@ -61,6 +62,18 @@ def provenance(version: Version) -> types.Provenance:
 def source_text(version: Version) -> str:
     """Return where a version comes from, for people."""
     return str(version.provenance) if version.digest else version.source
+
+
+def source_watch(known: SourceWatch) -> types.SourceWatch:
+    return types.SourceWatch(
+        name=known.name,
+        model=names.model_name(known.model),
+        source=source(known.source),
+        last_import=f"imports/{known.last_import}",
+        problem=known.problem,
+        started_by=known.who,
+        start_time=timestamp(known.started_us),
+    )
 
 
 def import_(known: Import, progress: Progress) -> types.Import:

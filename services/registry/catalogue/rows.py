@@ -23,6 +23,7 @@ from services.registry.core.imports import Import, ImportState
 from services.registry.core.provenance import Provenance
 from services.registry.core.residency import Residency
 from services.registry.core.source import Source
+from services.registry.core.source_watch import SourceWatch
 from services.registry.core.traffic import parse_target
 from shoal.names import ModelVersionName
 
@@ -147,6 +148,25 @@ def import_of(row: Row) -> Import:
     fields["source"] = Source(*row["source"])
     fields["state"] = ImportState(row["state"])
     return Import(**fields)
+
+
+def source_watch_row(watch: SourceWatch) -> dict[str, Any]:
+    source = watch.source
+    return {
+        "id": watch.id,
+        "model": watch.model,
+        "source": [source.scheme, source.locator, source.revision],
+        "last_import": watch.last_import,
+        "declared_memory": dict(watch.declared_memory),
+        "pending": watch.pending,
+        "who": watch.who,
+        "problem": watch.problem,
+        "started_us": watch.started_us,
+    }
+
+
+def source_watch_of(row: Row) -> SourceWatch:
+    return SourceWatch(**{**row, "source": Source(*row["source"])})
 
 
 def entries_of(models: Iterable[Row], versions: Iterable[Row]) -> dict[str, Entry]:

@@ -139,6 +139,21 @@ imports = Table(
     Column("ended_us", BigInteger, nullable=False),
 )
 
+# Sources that are looked at again and again.
+source_watches = Table(
+    "source_watches",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("model", _NAME, nullable=False),
+    Column("source", JSON, nullable=False),  # [scheme, locator, revision]
+    Column("last_import", String(32), nullable=False),
+    Column("declared_memory", JSON, nullable=False),
+    Column("pending", Boolean, nullable=False),
+    Column("who", Text, nullable=False),
+    Column("problem", Text, nullable=False),
+    Column("started_us", BigInteger, nullable=False),
+)
+
 # Files that have left the store's disk, and why.
 departures = Table(
     "departures",

@@ -6,16 +6,24 @@ These tables change without a new revision of the catalogue.
 from collections.abc import Callable, Collection
 from typing import Final
 
-from sqlalchemy import delete, func, insert, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import ColumnElement, delete, func, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.common.paging import Key
 from services.registry.catalogue import rows
 from services.registry.catalogue.connections import connected
-from services.registry.catalogue.schema import departures, footprints, imports, lease, versions
+from services.registry.catalogue.schema import (
+    departures,
+    footprints,
+    imports,
+    lease,
+    source_watches,
+    versions,
+)
 from services.registry.core.catalogue import Version
 from services.registry.core.disk import Leaving
 from services.registry.core.imports import ENDED, Import
+from services.registry.core.source_watch import SourceWatch
 
 _KEPT_DEPARTURES: Final = 1000
 _KEPT_US: Final = 24 * 3600 * 1_000_000  # how long an import that has ended is kept
@@ -64,8 +72,8 @@ class StorageTables:
             expires_us = (await connection.execute(select(lease.c.expires_us))).scalar_one()
             return bool(expires_us > self.now_us())
 
-    async def put_import(self, known: Import) -> None:
-        """Write an import, and forget those that ended long ago."""
+    async def put_import(self, known: Import, watch: SourceWatch | None = None) -> None:
+        """Write an import, with its `watch`, and forget those that ended long ago."""
         row = rows.import_row(known)
         async with connected(self._engine) as connection:
             found = await connection.execute(
@@ -73,6 +81,8 @@ class StorageTables:
             )
             if not found.rowcount:
                 await connection.execute(insert(imports).values(row))
+            if watch is not None:
+                await _put_source_watch(connection, watch)
             long_ago = self.now_us() - _KEPT_US
             await connection.execute(
                 delete(imports).where(imports.c.ended_us > 0, imports.c.ended_us < long_ago)
@@ -108,6 +118,37 @@ class StorageTables:
             result = await connection.execute(query)
             return [rows.import_of(row) for row in result.mappings()]
 
+    async def put_source_watch(self, watch: SourceWatch) -> None:
+        async with connected(self._engine) as connection:
+            await _put_source_watch(connection, watch)
+            await connection.commit()
+
+    async def source_watches(self) -> list[SourceWatch]:
+        """Return the watched sources, by their ID."""
+        async with connected(self._reader) as connection:
+            result = await connection.execute(select(source_watches).order_by(source_watches.c.id))
+            return [rows.source_watch_of(row) for row in result.mappings()]
+
+    async def find_source_watch(self, id_: str) -> SourceWatch | None:
+        query = select(source_watches).where(source_watches.c.id == id_)
+        async with connected(self._reader) as connection:
+            row = (await connection.execute(query)).mappings().first()
+            return rows.source_watch_of(row) if row else None
+
+    async def delete_source_watch(self, id_: str) -> bool:
+        """Delete a watch, and return whether there was one."""
+        return await self._delete_source_watches(source_watches.c.id == id_)
+
+    async def forget_source_watches(self, model: str) -> None:
+        """Delete the watches for a model."""
+        await self._delete_source_watches(source_watches.c.model == model)
+
+    async def _delete_source_watches(self, condition: ColumnElement[bool]) -> bool:
+        async with connected(self._engine) as connection:
+            found = await connection.execute(delete(source_watches).where(condition))
+            await connection.commit()
+            return bool(found.rowcount)
+
     async def note_departure(self, left: Leaving) -> None:
         """Note what has left the disk. Of those long ago, only the newest are kept."""
         async with connected(self._engine) as connection:
@@ -137,3 +178,11 @@ class StorageTables:
                 )
                 for row in result.mappings()
             ]
+
+
+async def _put_source_watch(connection: AsyncConnection, watch: SourceWatch) -> None:
+    row = rows.source_watch_row(watch)
+    same = source_watches.c.id == watch.id
+    found = await connection.execute(update(source_watches).where(same).values(row))
+    if not found.rowcount:
+        await connection.execute(insert(source_watches).values(row))

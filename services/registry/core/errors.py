@@ -110,6 +110,16 @@ class ImportNotFound(ShoalError):
     template = "there is no import {name!r}: imports that have ended are kept for a day"
 
 
+class SignatureRefused(ShoalError):
+    code, reason = Code.FAILED_PRECONDITION, "SIGNATURE_REFUSED"
+    template = "{path} is refused: {problem}."
+
+
+class SourceWatchNotFound(ShoalError):
+    code, reason = Code.NOT_FOUND, "SOURCE_WATCH_NOT_FOUND"
+    template = "there is no watch {name!r} of a source: `shoal imports` lists those that there are"
+
+
 class UploadIncomplete(ShoalError):
     code, reason = Code.FAILED_PRECONDITION, "UPLOAD_INCOMPLETE"
     template = "upload {upload} cannot be used: {problem}. Begin it again to see what is missing."

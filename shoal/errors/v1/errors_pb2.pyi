@@ -191,6 +191,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND: there is no import of that name."""
     ERROR_REASON_UPLOAD_INCOMPLETE: _ErrorReason.ValueType  # 112
     """FAILED_PRECONDITION: an upload was not begun, or some of its files have not arrived."""
+    ERROR_REASON_SIGNATURE_REFUSED: _ErrorReason.ValueType  # 113
+    """FAILED_PRECONDITION: a model's signature is missing, or is not one of its files by a known key."""
+    ERROR_REASON_SOURCE_WATCH_NOT_FOUND: _ErrorReason.ValueType  # 114
+    """NOT_FOUND: there is no watch of a source of that name."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper): ...
 
@@ -355,4 +359,8 @@ ERROR_REASON_IMPORT_NOT_FOUND: ErrorReason.ValueType  # 111
 """NOT_FOUND: there is no import of that name."""
 ERROR_REASON_UPLOAD_INCOMPLETE: ErrorReason.ValueType  # 112
 """FAILED_PRECONDITION: an upload was not begun, or some of its files have not arrived."""
+ERROR_REASON_SIGNATURE_REFUSED: ErrorReason.ValueType  # 113
+"""FAILED_PRECONDITION: a model's signature is missing, or is not one of its files by a known key."""
+ERROR_REASON_SOURCE_WATCH_NOT_FOUND: ErrorReason.ValueType  # 114
+"""NOT_FOUND: there is no watch of a source of that name."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -1194,6 +1194,7 @@ class StartImportsRequest(_message.Message):
     PENDING_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     UPLOAD_FIELD_NUMBER: _builtins.int
+    WATCH_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """"models/{model}", or "models/-" for every version of every model in a source that is a Triton
     model repository.
@@ -1214,6 +1215,10 @@ class StartImportsRequest(_message.Message):
     """
     upload: _builtins.str
     """The digest of an upload, all of whose files have arrived, in place of a source."""
+    watch: _builtins.bool
+    """Whether to look at the source again and again, and import the next version whenever it means
+    something else. Only for one model, without a version.
+    """
     @_builtins.property
     def declared_memory(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Memory that the version takes: resource ("ram", "gpu:0") to bytes. Empty: it is learned."""
@@ -1228,10 +1233,11 @@ class StartImportsRequest(_message.Message):
         pending: _builtins.bool = ...,
         request_id: _builtins.str = ...,
         upload: _builtins.str = ...,
+        watch: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["declared_memory", b"declared_memory", "parent", b"parent", "pending", b"pending", "request_id", b"request_id", "source", b"source", "upload", b"upload", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["declared_memory", b"declared_memory", "parent", b"parent", "pending", b"pending", "request_id", b"request_id", "source", b"source", "upload", b"upload", "version", b"version", "watch", b"watch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1428,6 +1434,89 @@ class CancelImportResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelImportResponse: _TypeAlias = CancelImportResponse  # noqa: Y015
+
+@_typing.final
+class ListSourceWatchesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most 1000; 0 means 100."""
+    page_token: _builtins.str
+    """The next_page_token of the previous page; empty for the first page."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSourceWatchesRequest: _TypeAlias = ListSourceWatchesRequest  # noqa: Y015
+
+@_typing.final
+class ListSourceWatchesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_WATCHES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def source_watches(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.SourceWatch]: ...
+    def __init__(
+        self,
+        *,
+        source_watches: _abc.Iterable[_types_pb2.SourceWatch] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "source_watches", b"source_watches"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSourceWatchesResponse: _TypeAlias = ListSourceWatchesResponse  # noqa: Y015
+
+@_typing.final
+class DeleteSourceWatchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"sourceWatches/{source_watch}"."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteSourceWatchRequest: _TypeAlias = DeleteSourceWatchRequest  # noqa: Y015
+
+@_typing.final
+class DeleteSourceWatchResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteSourceWatchResponse: _TypeAlias = DeleteSourceWatchResponse  # noqa: Y015
 
 @_typing.final
 class BeginUploadRequest(_message.Message):

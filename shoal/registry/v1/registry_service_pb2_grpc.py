@@ -179,6 +179,16 @@ class RegistryServiceStub(object):
                 request_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.CancelImportRequest.SerializeToString,
                 response_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.CancelImportResponse.FromString,
                 _registered_method=True)
+        self.ListSourceWatches = channel.unary_unary(
+                '/shoal.registry.v1.RegistryService/ListSourceWatches',
+                request_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ListSourceWatchesRequest.SerializeToString,
+                response_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ListSourceWatchesResponse.FromString,
+                _registered_method=True)
+        self.DeleteSourceWatch = channel.unary_unary(
+                '/shoal.registry.v1.RegistryService/DeleteSourceWatch',
+                request_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.DeleteSourceWatchRequest.SerializeToString,
+                response_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.DeleteSourceWatchResponse.FromString,
+                _registered_method=True)
         self.BeginUpload = channel.unary_unary(
                 '/shoal.registry.v1.RegistryService/BeginUpload',
                 request_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.BeginUploadRequest.SerializeToString,
@@ -446,6 +456,20 @@ class RegistryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSourceWatches(self, request, context):
+        """Returns the sources that are watched, each of which was started by StartImports.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSourceWatch(self, request, context):
+        """Ends the watch of a source. What was registered from it stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def BeginUpload(self, request, context):
         """Announces the files of an upload, and returns what the Registry lacks of them. Repeating it tells
         how far the upload has got.
@@ -665,6 +689,16 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.CancelImport,
                     request_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.CancelImportRequest.FromString,
                     response_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.CancelImportResponse.SerializeToString,
+            ),
+            'ListSourceWatches': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSourceWatches,
+                    request_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ListSourceWatchesRequest.FromString,
+                    response_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.ListSourceWatchesResponse.SerializeToString,
+            ),
+            'DeleteSourceWatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSourceWatch,
+                    request_deserializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.DeleteSourceWatchRequest.FromString,
+                    response_serializer=shoal_dot_registry_dot_v1_dot_registry__service__pb2.DeleteSourceWatchResponse.SerializeToString,
             ),
             'BeginUpload': grpc.unary_unary_rpc_method_handler(
                     servicer.BeginUpload,
@@ -1478,6 +1512,60 @@ class RegistryService(object):
             '/shoal.registry.v1.RegistryService/CancelImport',
             shoal_dot_registry_dot_v1_dot_registry__service__pb2.CancelImportRequest.SerializeToString,
             shoal_dot_registry_dot_v1_dot_registry__service__pb2.CancelImportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSourceWatches(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.registry.v1.RegistryService/ListSourceWatches',
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.ListSourceWatchesRequest.SerializeToString,
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.ListSourceWatchesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSourceWatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shoal.registry.v1.RegistryService/DeleteSourceWatch',
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.DeleteSourceWatchRequest.SerializeToString,
+            shoal_dot_registry_dot_v1_dot_registry__service__pb2.DeleteSourceWatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -115,6 +115,10 @@ class RegistryServiceStub:
     """Ends an import, whose files are removed unless something else needs them. An import that has
     ended stays as it is.
     """
+    ListSourceWatches: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.ListSourceWatchesRequest, _registry_service_pb2.ListSourceWatchesResponse]
+    """Returns the sources that are watched, each of which was started by StartImports."""
+    DeleteSourceWatch: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteSourceWatchRequest, _registry_service_pb2.DeleteSourceWatchResponse]
+    """Ends the watch of a source. What was registered from it stays."""
     BeginUpload: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.BeginUploadRequest, _registry_service_pb2.BeginUploadResponse]
     """Announces the files of an upload, and returns what the Registry lacks of them. Repeating it tells
     how far the upload has got.
@@ -235,6 +239,10 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """Ends an import, whose files are removed unless something else needs them. An import that has
     ended stays as it is.
     """
+    ListSourceWatches: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListSourceWatchesRequest, _registry_service_pb2.ListSourceWatchesResponse]  # type: ignore[assignment]
+    """Returns the sources that are watched, each of which was started by StartImports."""
+    DeleteSourceWatch: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.DeleteSourceWatchRequest, _registry_service_pb2.DeleteSourceWatchResponse]  # type: ignore[assignment]
+    """Ends the watch of a source. What was registered from it stays."""
     BeginUpload: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.BeginUploadRequest, _registry_service_pb2.BeginUploadResponse]  # type: ignore[assignment]
     """Announces the files of an upload, and returns what the Registry lacks of them. Repeating it tells
     how far the upload has got.
@@ -520,6 +528,22 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Ends an import, whose files are removed unless something else needs them. An import that has
         ended stays as it is.
         """
+
+    @_abc_1.abstractmethod
+    def ListSourceWatches(
+        self,
+        request: _registry_service_pb2.ListSourceWatchesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.ListSourceWatchesResponse, _abc.Awaitable[_registry_service_pb2.ListSourceWatchesResponse]]:
+        """Returns the sources that are watched, each of which was started by StartImports."""
+
+    @_abc_1.abstractmethod
+    def DeleteSourceWatch(
+        self,
+        request: _registry_service_pb2.DeleteSourceWatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_service_pb2.DeleteSourceWatchResponse, _abc.Awaitable[_registry_service_pb2.DeleteSourceWatchResponse]]:
+        """Ends the watch of a source. What was registered from it stays."""
 
     @_abc_1.abstractmethod
     def BeginUpload(

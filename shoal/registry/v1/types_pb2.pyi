@@ -880,6 +880,56 @@ class Import(_message.Message):
 Global___Import: _TypeAlias = Import  # noqa: Y015
 
 @_typing.final
+class SourceWatch(_message.Message):
+    """A source that the Registry looks at again and again. Whenever it means something else, such as an
+    alias that has moved, the next version is imported from it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    LAST_IMPORT_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    STARTED_BY_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"sourceWatches/{source_watch}"."""
+    model: _builtins.str
+    """"models/{model}"."""
+    last_import: _builtins.str
+    """"imports/{import}", the last one that it has started."""
+    problem: _builtins.str
+    """Why the source could not be looked at the last time, for people. Empty: it could."""
+    started_by: _builtins.str
+    """The subject of the caller who started it."""
+    @_builtins.property
+    def source(self) -> Global___Source:
+        """With the revision that was imported last."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        model: _builtins.str = ...,
+        source: Global___Source | None = ...,
+        last_import: _builtins.str = ...,
+        problem: _builtins.str = ...,
+        started_by: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_import", b"last_import", "model", b"model", "name", b"name", "problem", b"problem", "source", b"source", "start_time", b"start_time", "started_by", b"started_by"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SourceWatch: _TypeAlias = SourceWatch  # noqa: Y015
+
+@_typing.final
 class CatalogEntry(_message.Message):
     """A model with all its versions, as the watch sends it."""
 

@@ -1,9 +1,11 @@
 """Registered models of a real MLflow server."""
 
+import asyncio
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -19,8 +21,11 @@ from services.registry.sources import mlflow_server as mlflow_server_module
 from services.registry.sources.origin import Listing
 from services.registry.sources.origins import origin_of
 from services.registry.sources.settings import OriginSettings
+from shoal.registry.v1 import registry_service_pb2 as pb
+from tests.registry.test_imports import ended, start
 from tests.support.mlflow_server import mlflow_server
 from tests.support.onnx_models import rows
+from tests.support.registry import registry, version_name
 from tests.support.storage import free_ports, put, s3_server
 from tests.support.storage import variables as storage_variables
 
@@ -167,3 +172,25 @@ async def test_a_server_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(SourceUnavailable) as caught:
         await listed("mlflow://fraud/1")
     assert "secret" not in str(caught.value)
+
+
+async def test_a_watched_alias_registers_the_next_version_when_it_moves(
+    server: str, tmp_path: Path
+) -> None:
+    client = MlflowClient(server)
+    client.set_registered_model_alias("fraud", "served", "1")
+    async with registry(tmp_path / "data", source_watch_seconds=0.2) as known:
+        first = await start(known, "mlflow://fraud@served", "fraud", watch=True)
+        assert (await ended(known, first)).version == version_name("fraud:1")
+        client.set_registered_model_alias("fraud", "served", "2")
+        async with asyncio.timeout(60):
+            updates = known.stub.WatchCatalog(pb.WatchCatalogRequest())
+            async for update in updates:
+                entries = [*update.snapshot.entries, *update.delta.entries]
+                made = [one.name for entry in entries for one in entry.versions]
+                if version_name("fraud:2") in made:
+                    break
+            updates.cancel()
+        origin = (await known.version("fraud:2")).provenance
+        assert origin.source.revision.startswith("2:")
+        assert origin.about["version"] == "2"

@@ -8,7 +8,7 @@ from typing import Final
 
 from services.registry.formats.artifact import Artifact
 from services.registry.formats.content import pickles
-from services.registry.formats.content.pickles import Imported
+from services.registry.formats.content.pickles import PickleImports
 from services.registry.formats.content.torch_files import LEGACY, one_of
 from services.registry.formats.format import Described
 from services.registry.formats.refusal import Refusal
@@ -40,7 +40,9 @@ def validate(artifact: Artifact) -> Described:
     return Described(notes=tuple(notes), file=file)
 
 
-def _compressed(artifact: Artifact, file: str, unpack: Callable[[bytes, int], bytes]) -> Imported:
+def _compressed(
+    artifact: Artifact, file: str, unpack: Callable[[bytes, int], bytes]
+) -> PickleImports:
     """Unpack the beginning of a pickle, within bounds, and walk it. Raises Refusal."""
     try:
         content = unpack(artifact.read(file, _MAX_UNPACKED), _MAX_UNPACKED)

@@ -105,7 +105,7 @@ _MARKS: Final = frozenset({"MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "FRAME", "
 
 
 @dataclass(frozen=True, slots=True)
-class Imported:
+class PickleImports:
     """What a pickle imports: dotted names, in order. `computed`: it makes up a name as it runs.
 
     `whole` is false if it holds raw arrays between its instructions, as joblib's do, after which it
@@ -122,7 +122,7 @@ def is_pickle(head: bytes) -> bool:
     return len(head) >= 2 and head[0] == 0x80 and 2 <= head[1] <= 5
 
 
-def imports(content: Content, name: str, start: int = 0) -> Imported:
+def imports(content: Content, name: str, start: int = 0) -> PickleImports:
     """Walk a pickle called `name`. Raises Refusal if it is cut off, or no pickle."""
     walk = _Walk()
     reader = cast(IO[bytes], _Reader(content, start))
@@ -134,15 +134,15 @@ def imports(content: Content, name: str, start: int = 0) -> Imported:
             if len(walk.names) > _MAX_GLOBALS:
                 raise Refusal(f"{name} is a pickle that imports more than {_MAX_GLOBALS} names")
             if walk.raw:
-                return Imported(tuple(walk.names), walk.computed, whole=False)
+                return PickleImports(tuple(walk.names), walk.computed, whole=False)
     except (ValueError, OverflowError, MemoryError, IndexError, UnicodeError) as error:
         cut = any(word in str(error) for word in _CUT_OFF)
         problem = "is a pickle that is cut off" if cut else "is a damaged pickle"
         raise Refusal(f"{name} {problem}") from None
-    return Imported(tuple(walk.names), walk.computed)
+    return PickleImports(tuple(walk.names), walk.computed)
 
 
-def check_harmless(found: Imported, name: str) -> None:
+def check_harmless(found: PickleImports, name: str) -> None:
     """Check that a pickle imports nothing that only an attack needs. Raises Refusal."""
     if found.computed:
         raise Refusal(f"{name} is a pickle that hides what it imports")

@@ -7,7 +7,7 @@ from typing import Final
 
 from services.registry.formats.artifact import Artifact
 from services.registry.formats.content import pickles, zip_archive
-from services.registry.formats.content.pickles import Imported
+from services.registry.formats.content.pickles import PickleImports
 from services.registry.formats.content.zip_archive import Archive
 from services.registry.formats.refusal import Refusal
 
@@ -44,23 +44,23 @@ def with_entry(artifact: Artifact, *entries: str, without: str = "\0") -> list[s
     ]
 
 
-def tensors_only(found: Imported) -> bool:
+def tensors_only(found: PickleImports) -> bool:
     """Return whether a pickle imports nothing but what rebuilds tensors."""
     return not found.computed and all(map(_TENSORS.fullmatch, found.names))
 
 
-def others(found: Imported) -> list[str]:
+def others(found: PickleImports) -> list[str]:
     return [name for name in found.names if not _TENSORS.fullmatch(name)]
 
 
-def pickled(archive: Archive, entry: str) -> Imported:
+def pickled(archive: Archive, entry: str) -> PickleImports:
     """Walk the pickle in an archive. Raises Refusal if it is hostile, too."""
     found = pickles.imports(archive.read(entry, MAX_PICKLE), f"{entry} in {archive.name}")
     pickles.check_harmless(found, f"{entry} in {archive.name}")
     return found
 
 
-def nested(archive: Archive, entry: str) -> Imported:
+def nested(archive: Archive, entry: str) -> PickleImports:
     """Walk the pickle in an archive within an archive. Raises Refusal."""
     name = f"{entry} in {archive.name}"
     raw = archive.read(entry, MAX_PICKLE)
