@@ -219,8 +219,7 @@ def test_what_must_be_converted_keeps_the_users_config(tmp_path: Path) -> None:
 
 def test_mlflow_takes_onnx_before_pickles(tmp_path: Path) -> None:
     found = inspected(tmp_path, mlflow, scheme="mlflow")
-    assert found.format is not None
-    assert (found.format.name, found.described.file) == ("onnx", "model.onnx")
+    assert (found.format, found.described.file) == ("onnx", "model.onnx")
     assert found.also == ("onnx", "sklearn-pickle")
     assert "it also looks like onnx, sklearn-pickle" in found.notes
 
@@ -242,7 +241,7 @@ def test_a_config_that_names_another_backend(tmp_path: Path) -> None:
 
 def test_a_backend_that_knows_its_own_files(tmp_path: Path) -> None:
     found = inspected(tmp_path, BUILT["xgboost"][0], given=ModelConfig(backend="fil"))
-    assert (found.format, found.config.backend) == (None, "fil")
+    assert (found.format, found.config.backend) == ("", "fil")
     (tmp_path / "libtriton_fil.so").write_bytes(b"\x7fELF")
     with pytest.raises(Refusal, match=r"libtriton_fil\.so is code"):
         inspect(tmp_path, given=ModelConfig(backend="fil"), scheme="https")

@@ -38,6 +38,8 @@ class Artifact:
     outside: tuple[str, ...] = ()
     special: tuple[str, ...] = ()
     _real: dict[str, str] = field(default_factory=dict, repr=False)
+    #: What archives list, by the file's name, so that each is opened once for all formats.
+    listed: dict[str, frozenset[str]] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
