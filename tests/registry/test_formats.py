@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from onnx import helper
+from pydantic import ValidationError
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from services.registry.formats import known
@@ -20,6 +21,7 @@ from services.registry.formats.inspection import Inspected, inspect
 from services.registry.formats.refusal import Refusal, Unservable
 from services.registry.formats.tensor import Tensor
 from services.registry.formats.written import write_config
+from services.registry.settings import RegistrySettings
 from tests.support import artifacts as made
 
 X, Y = Tensor("x", "TYPE_FP32", (-1, 4)), Tensor("y", "TYPE_FP32", (-1, 4))
@@ -247,6 +249,10 @@ def test_a_backend_that_knows_its_own_files(tmp_path: Path) -> None:
         inspect(tmp_path, given=ModelConfig(backend="fil"), scheme="https")
 
 
+def test_an_ensemble_whose_config_lies_elsewhere(tmp_path: Path) -> None:
+    assert inspect(tmp_path, given=parse_config(ENSEMBLE)).format == "ensemble"
+
+
 # --- permission -----------------------------------------------------------------------------------
 
 
@@ -300,6 +306,15 @@ def test_code_needs_permission(build: Callable[[Path], Any], words: str, tmp_pat
     assert "SHOAL_REGISTRY_CODE_SOURCES" in str(refused.value)
     assert inspect(tmp_path, scheme="https", code_sources=("https",)).format
     assert inspect(tmp_path).format
+
+
+def test_sources_whose_code_may_run_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert RegistrySettings().code_sources == ("file",)
+    monkeypatch.setenv("SHOAL_REGISTRY_CODE_SOURCES", "file,hf")
+    assert RegistrySettings().code_sources == ("file", "hf")
+    monkeypatch.setenv("SHOAL_REGISTRY_CODE_SOURCES", "anywhere")
+    with pytest.raises(ValidationError):
+        RegistrySettings()
 
 
 @pytest.mark.parametrize("name", ["onnx", "transformers", "sklearn-skops", "xgboost", "lightgbm"])

@@ -7,6 +7,7 @@ memory, nor end it: a file that shrinks while it is mapped ends whoever reads it
 import asyncio
 import base64
 import json
+import signal
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -44,6 +45,8 @@ async def inspect_apart(path: Path, *, seconds: float = SECONDS, **options: Any)
         with suppress(ProcessLookupError):
             process.kill()
         await process.wait()
+    if process.returncode == -signal.SIGXCPU:
+        raise Refusal(f"looking into it took more than {SECONDS:g} s of a processor")
     if process.returncode:
         last = err.decode(errors="replace").strip().rpartition("\n")[2]
         why = "it needs more memory than is allowed" if "MemoryError" in last else last[:500]

@@ -12,6 +12,7 @@ from services.registry.formats import known, unknown_content
 from services.registry.formats.artifact import Artifact, open_artifact
 from services.registry.formats.builtin.savedmodel import FOLDER
 from services.registry.formats.config import BACKENDS, CONFIG_FILE, parse_config, runs_own_code
+from services.registry.formats.ensembles import check_ensemble
 from services.registry.formats.format import Described, Format
 from services.registry.formats.refusal import Refusal
 from services.registry.formats.written import LABELS_FILE, config_pbtxt, write_config
@@ -127,10 +128,13 @@ def _by_backend(
     artifact: Artifact, given: ModelConfig, scheme: str, code_sources: Collection[str]
 ) -> Inspected:
     """Take what nothing recognises if the user's config names a backend that may. Raises
-    Refusal."""
+    Unservable."""
     backend = _backend(given)
     if not backend:
         raise unknown_content.refusal(artifact)
+    if backend == "ensemble":
+        check_ensemble(given)
+        return Inspected(backend, Described(), given)
     if any(backend == one for one, _, _ in BACKENDS):
         reason = unknown_content.refusal(artifact)
         raise Refusal(
