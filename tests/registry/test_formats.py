@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from onnx import helper
 from pydantic import ValidationError
@@ -179,7 +180,22 @@ def test_tensors_that_differ_from_the_config(text: str, words: str, tmp_path: Pa
     assert words in str(refused.value)
 
 
-def test_an_input_that_the_config_leaves_out(tmp_path: Path) -> None:
+def test_an_input_with_a_default_may_be_listed_or_left_out(tmp_path: Path) -> None:
+    weight = helper.make_tensor("w", 1, [4], [1.0] * 4)
+    model = onnx.ModelProto.FromString(made.with_weight(weight))
+    model.graph.input.append(helper.make_tensor_value_info("w", 1, [4]))
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    assert [one.name for one in inspect(tmp_path).config.input] == ["x"]
+    given = ModelConfig()
+    given.input.add(name="x", data_type=11, dims=[-1, 4])
+    given.input.add(name="w", data_type=11, dims=[4])
+    assert [one.name for one in inspect(tmp_path, given=given).config.input] == ["x", "w"]
+    del given.input[0]
+    with pytest.raises(Refusal, match="leaves out the model's input 'x'"):
+        inspect(tmp_path, given=given)
+
+
+def test_an_input_that_the_model_does_not_have(tmp_path: Path) -> None:
     content = made.onnx_model([helper.make_node("Add", ["x", "x"], ["y"])])
     given = ModelConfig(max_batch_size=8)
     given.input.add(name="y", data_type=11, dims=[4])

@@ -95,7 +95,7 @@ def _inspected(said: dict[str, Any]) -> Inspected:
     if "refused" in said:
         raise Refusal(said["refused"])
     described = said.pop("described")
-    for side in ("inputs", "outputs"):
+    for side in ("inputs", "outputs", "defaults"):
         described[side] = tuple(
             Tensor(one["name"], one["data_type"], tuple(one["shape"])) for one in described[side]
         )
