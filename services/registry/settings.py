@@ -30,7 +30,8 @@ def _words(separator: str) -> BeforeValidator:
 Folder = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 Folders = Annotated[tuple[Folder, ...], NoDecode, _words(os.pathsep)]
 Networks = Annotated[tuple[str, ...], NoDecode, _words(",")]
-Words = Annotated[tuple[str, ...], NoDecode, _words(",")]
+Scheme = Literal["file", "upload", "https", "s3", "gs", "az", "hf", "oci", "mlflow"]
+Schemes = Annotated[tuple[Scheme, ...], NoDecode, _words(",")]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -93,7 +94,7 @@ class RegistrySettings(BaseSettings):
     default_instance_kind: Literal["KIND_AUTO", "KIND_CPU", "KIND_GPU", "KIND_MODEL"] = "KIND_AUTO"
     """Where the instances of a model run whose config does not say it, unless its backend may have
     a preference (OpenVINO, custom ones). With `KIND_AUTO`, Triton uses a GPU if there is one."""
-    code_sources: Words = ("file",)
+    code_sources: Schemes = ("file",)
     """Schemes of sources whose models may run code that comes with them: Python models, pickles,
     classes for weights. `file` are folders of this host; the others are `upload`, `https`, `s3`,
     `gs`, `az`, `hf`, `oci` and `mlflow`. Separated by commas, or a JSON list, such as `[]` for

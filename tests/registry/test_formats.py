@@ -8,8 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from onnx import helper
+from pydantic import ValidationError
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from services.registry.formats import known
@@ -20,6 +22,7 @@ from services.registry.formats.inspection import Inspected, inspect
 from services.registry.formats.refusal import Refusal, Unservable
 from services.registry.formats.tensor import Tensor
 from services.registry.formats.written import write_config
+from services.registry.settings import RegistrySettings
 from tests.support import artifacts as made
 
 X, Y = Tensor("x", "TYPE_FP32", (-1, 4)), Tensor("y", "TYPE_FP32", (-1, 4))
@@ -177,7 +180,22 @@ def test_tensors_that_differ_from_the_config(text: str, words: str, tmp_path: Pa
     assert words in str(refused.value)
 
 
-def test_an_input_that_the_config_leaves_out(tmp_path: Path) -> None:
+def test_an_input_with_a_default_may_be_listed_or_left_out(tmp_path: Path) -> None:
+    weight = helper.make_tensor("w", 1, [4], [1.0] * 4)
+    model = onnx.ModelProto.FromString(made.with_weight(weight))
+    model.graph.input.append(helper.make_tensor_value_info("w", 1, [4]))
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    assert [one.name for one in inspect(tmp_path).config.input] == ["x"]
+    given = ModelConfig()
+    given.input.add(name="x", data_type=11, dims=[-1, 4])
+    given.input.add(name="w", data_type=11, dims=[4])
+    assert [one.name for one in inspect(tmp_path, given=given).config.input] == ["x", "w"]
+    del given.input[0]
+    with pytest.raises(Refusal, match="leaves out the model's input 'x'"):
+        inspect(tmp_path, given=given)
+
+
+def test_an_input_that_the_model_does_not_have(tmp_path: Path) -> None:
     content = made.onnx_model([helper.make_node("Add", ["x", "x"], ["y"])])
     given = ModelConfig(max_batch_size=8)
     given.input.add(name="y", data_type=11, dims=[4])
@@ -219,8 +237,7 @@ def test_what_must_be_converted_keeps_the_users_config(tmp_path: Path) -> None:
 
 def test_mlflow_takes_onnx_before_pickles(tmp_path: Path) -> None:
     found = inspected(tmp_path, mlflow, scheme="mlflow")
-    assert found.format is not None
-    assert (found.format.name, found.described.file) == ("onnx", "model.onnx")
+    assert (found.format, found.described.file) == ("onnx", "model.onnx")
     assert found.also == ("onnx", "sklearn-pickle")
     assert "it also looks like onnx, sklearn-pickle" in found.notes
 
@@ -242,10 +259,14 @@ def test_a_config_that_names_another_backend(tmp_path: Path) -> None:
 
 def test_a_backend_that_knows_its_own_files(tmp_path: Path) -> None:
     found = inspected(tmp_path, BUILT["xgboost"][0], given=ModelConfig(backend="fil"))
-    assert (found.format, found.config.backend) == (None, "fil")
+    assert (found.format, found.config.backend) == ("", "fil")
     (tmp_path / "libtriton_fil.so").write_bytes(b"\x7fELF")
     with pytest.raises(Refusal, match=r"libtriton_fil\.so is code"):
         inspect(tmp_path, given=ModelConfig(backend="fil"), scheme="https")
+
+
+def test_an_ensemble_whose_config_lies_elsewhere(tmp_path: Path) -> None:
+    assert inspect(tmp_path, given=parse_config(ENSEMBLE)).format == "ensemble"
 
 
 # --- permission -----------------------------------------------------------------------------------
@@ -301,6 +322,15 @@ def test_code_needs_permission(build: Callable[[Path], Any], words: str, tmp_pat
     assert "SHOAL_REGISTRY_CODE_SOURCES" in str(refused.value)
     assert inspect(tmp_path, scheme="https", code_sources=("https",)).format
     assert inspect(tmp_path).format
+
+
+def test_sources_whose_code_may_run_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert RegistrySettings().code_sources == ("file",)
+    monkeypatch.setenv("SHOAL_REGISTRY_CODE_SOURCES", "file,hf")
+    assert RegistrySettings().code_sources == ("file", "hf")
+    monkeypatch.setenv("SHOAL_REGISTRY_CODE_SOURCES", "anywhere")
+    with pytest.raises(ValidationError):
+        RegistrySettings()
 
 
 @pytest.mark.parametrize("name", ["onnx", "transformers", "sklearn-skops", "xgboost", "lightgbm"])

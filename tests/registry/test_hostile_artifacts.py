@@ -342,6 +342,11 @@ def pickle_endless(folder: Path, canary: Path) -> None:
     (folder / "model.pkl").write_bytes(b"\x80\x04" + b"N0" * 1_100_000 + b"N.")
 
 
+@case("imports __main__.Mine, which only the program has that saved it")
+def pickle_of_a_script(folder: Path, canary: Path) -> None:
+    (folder / "model.pkl").write_bytes(b"\x80\x02c__main__\nMine\n)\x81.")
+
+
 # --- safetensors and Hugging Face -----------------------------------------------------------------
 
 
@@ -522,9 +527,9 @@ def skops_bad_schema(folder: Path, canary: Path) -> None:
     made.zipped(folder / "m.skops", {"schema.json": "{"})
 
 
-@case("schema.json in m.skops has 9000000 bytes")
+@case("schema.json in m.skops has 68000000 bytes")
 def skops_enormous_schema(folder: Path, canary: Path) -> None:
-    made.zipped(folder / "m.skops", {"schema.json": " " * 9_000_000})
+    made.zipped(folder / "m.skops", {"schema.json": " " * 68_000_000})
 
 
 # --- MLflow, Python, ensembles, and what is no model ----------------------------------------------

@@ -170,8 +170,9 @@ def openvino(
 <net name="m" version="{version}"><layers>
 <layer id="0" name="x" type="Parameter"><output>{port.format("x")}</output></layer>
 <layer id="1" name="w" type="Const"><data offset="0" size="{size}"/></layer>
-<layer id="2" name="add" type="Add"><input>{port.format("")}</input></layer>
-<layer id="3" name="y" type="Result"><input>{port.format("y")}</input></layer>
+<layer id="2" name="add" type="Add"><input>{port.format("")}</input>
+<output>{port.format("y,add:0").replace('id="0"', 'id="1"')}</output></layer>
+<layer id="3" name="add/sink_port_0" type="Result"><input>{port.format("")}</input></layer>
 </layers><edges>
 <edge from-layer="0" from-port="0" to-layer="2" to-port="0"/>
 <edge from-layer="2" from-port="1" to-layer="3" to-port="0"/>{edges}

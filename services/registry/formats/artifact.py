@@ -38,24 +38,16 @@ class Artifact:
     outside: tuple[str, ...] = ()
     special: tuple[str, ...] = ()
     _real: dict[str, str] = field(default_factory=dict, repr=False)
+    #: What archives list, by the file's name, so that each is opened once for all formats.
+    listed: dict[str, frozenset[str]] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
         return self.path.name
 
-    @property
-    def size(self) -> int:
-        """Return the total size in bytes."""
-        return sum(self.files.values())
-
-    def only(self, *endings: str) -> str:
-        """Return the one file at the top whose name ends so, or "" if there is none or several."""
-        found = self.named(*endings)
-        return found[0] if len(found) == 1 else ""
-
-    def named(self, *endings: str) -> list[str]:
-        """Return the files at the top whose names end so, in order."""
-        return [name for name in self.files if "/" not in name and name.endswith(endings)]
+    def top(self) -> list[str]:
+        """Return the files at the top, in order."""
+        return [name for name in self.files if "/" not in name]
 
     def read(self, name: str, most: int, start: int = 0) -> bytes:
         """Return at most `most` bytes of a file from `start`, or b"" if there is no such file."""
@@ -74,7 +66,7 @@ class Artifact:
 
         Names that models usually have come first.
         """
-        names = sorted(self.named(""), key=lambda name: not name.endswith(_USUAL))
+        names = sorted(self.top(), key=lambda name: not name.endswith(_USUAL))
         for name in names[:MAX_HEADS]:
             yield name, self.read(name, size)
 

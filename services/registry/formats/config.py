@@ -72,6 +72,8 @@ def parse_config(text: str | bytes) -> ModelConfig:
         text_format.Parse(text, config)
     except text_format.ParseError as error:
         raise Unservable(f"{CONFIG_FILE}: {_located(error)}") from None
+    except (ValueError, SystemError):  # the parser's own, for some numbers and names
+        raise Unservable(f"{CONFIG_FILE}: a number or a name in it is impossible") from None
     return config
 
 

@@ -15,7 +15,8 @@ from services.registry.formats.tensor import Tensor
 class Described:
     """What validation found out about an artifact, without running any of it.
 
-    Formats that do not record tensors leave `inputs` and `outputs` empty. `batched` says whether
+    Formats that do not record tensors leave `inputs` and `outputs` empty. `defaults` are inputs
+    that may be left out. `batched` says whether
     the first dimension of every tensor is a batch; shapes include it. `notes` are facts for people,
     such as the opset. `file` is the file that a server opens, relative to the artifact; "" is the
     artifact itself. `code` are sentences about what would run when this very artifact is opened,
@@ -31,6 +32,7 @@ class Described:
     code: tuple[str, ...] = ()
     needs: tuple[tuple[str, str], ...] = ()
     inner: str = ""
+    defaults: tuple[Tensor, ...] = ()
 
 
 class Format(Protocol):

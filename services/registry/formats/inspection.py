@@ -12,8 +12,9 @@ from services.registry.formats import known, unknown_content
 from services.registry.formats.artifact import Artifact, open_artifact
 from services.registry.formats.builtin.savedmodel import FOLDER
 from services.registry.formats.config import BACKENDS, CONFIG_FILE, parse_config, runs_own_code
+from services.registry.formats.ensembles import check_ensemble
 from services.registry.formats.format import Described, Format
-from services.registry.formats.refusal import Refusal, Unservable
+from services.registry.formats.refusal import Refusal
 from services.registry.formats.written import LABELS_FILE, config_pbtxt, write_config
 
 _MAX_CONFIG: Final = 4 * 2**20  # bytes
@@ -24,24 +25,20 @@ _USUAL: Final = {filename for backend, _, filename in BACKENDS if backend != "py
 class Inspected:
     """What an artifact is, and what is to be registered.
 
-    `format` is None for a backend that knows its own files. If `must_convert`, no server opens it
-    as it is, and the config holds only what its user wrote. Otherwise the config is complete, and
-    `folder` is where in a version's folder the artifact belongs ("" is the version's folder
-    itself). `files` are to be written beside config.pbtxt. `also` are other formats that it looks
-    like.
+    `format` is the format's name, or "" for a backend that knows its own files. If `must_convert`,
+    no server opens it as it is, and the config holds only what its user wrote. Otherwise the config
+    is complete, and `folder` is where in a version's folder the artifact belongs ("" is the
+    version's folder itself). `files` are to be written beside config.pbtxt. `also` are other
+    formats that it looks like.
     """
 
-    artifact: Artifact
-    format: Format | None
+    format: str
     described: Described
     config: ModelConfig
+    must_convert: bool = False
     folder: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
     also: tuple[str, ...] = ()
-
-    @property
-    def must_convert(self) -> bool:
-        return self.format is not None and not self.format.backend
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -89,11 +86,11 @@ def inspect(
     _check_versions(described, server_versions or {})
     also = tuple(one.name for one in others)
     if not form.backend:
-        return Inspected(artifact, form, described, given, also=also)
+        return Inspected(form.name, described, given, must_convert=True, also=also)
     config, labels = write_config(given, form.backend, described, kind)
     folder = FOLDER if form.name == "savedmodel" and not described.file else ""
     files = {LABELS_FILE: labels} if labels else {}
-    return Inspected(artifact, form, described, config, folder, files, also)
+    return Inspected(form.name, described, config, folder=folder, files=files, also=also)
 
 
 def _check_files(artifact: Artifact) -> None:
@@ -131,10 +128,13 @@ def _by_backend(
     artifact: Artifact, given: ModelConfig, scheme: str, code_sources: Collection[str]
 ) -> Inspected:
     """Take what nothing recognises if the user's config names a backend that may. Raises
-    Refusal."""
+    Unservable."""
     backend = _backend(given)
     if not backend:
         raise unknown_content.refusal(artifact)
+    if backend == "ensemble":
+        check_ensemble(given)
+        return Inspected(backend, Described(), given)
     if any(backend == one for one, _, _ in BACKENDS):
         reason = unknown_content.refusal(artifact)
         raise Refusal(
@@ -145,7 +145,7 @@ def _by_backend(
     if refused := permission.refusal(backend, runs, scheme, code_sources):
         raise Refusal(refused)
     note = f"the backend {backend} knows its own files, and nothing else has looked into them"
-    return Inspected(artifact, None, Described(notes=(note,)), given)
+    return Inspected("", Described(notes=(note,)), given)
 
 
 def _check_versions(described: Described, servers: Mapping[str, str]) -> None:
@@ -157,6 +157,3 @@ def _check_versions(described: Described, servers: Mapping[str, str]) -> None:
                 f"{described.file} was made with {name} {version}, and the servers have {have}: "
                 f"build it with {name} {have}, or register the model that it was built from"
             )
-
-
-__all__ = ["Inspected", "Unservable", "inspect"]

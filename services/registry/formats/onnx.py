@@ -43,8 +43,11 @@ class NotReadable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Graph:
+    """What a graph takes and returns. `defaults` are inputs that have a value of their own."""
+
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    defaults: tuple[Tensor, ...] = ()
 
 
 def read_graph(path: Path) -> Graph:
@@ -81,10 +84,11 @@ def _graph(data: mmap.mmap) -> Graph:
             elif number == _GRAPH_INITIALIZER:
                 weights.add(_name(data, content))
     # Up to IR version 3, every weight is also listed as an input.
-    tensors = (_tensor(raw) for raw in inputs)
+    tensors = [_tensor(raw) for raw in inputs]
     return Graph(
         tuple(tensor for tensor in tensors if tensor.name not in weights),
         tuple(_tensor(raw) for raw in outputs),
+        tuple(tensor for tensor in tensors if tensor.name in weights),
     )
 
 

@@ -36,7 +36,7 @@ def refusal(artifact: Artifact) -> Refusal:
     if not artifact.files:
         return Refusal("it has no files")
     for file, head in artifact.heads(32):
-        if not head:
+        if not head and (len(artifact.files) == 1 or any(file.endswith(e) for e, _ in _ENDINGS)):
             return Refusal(f"{file} is empty")
         if head[:4] == zip_archive.MAGIC:
             return _archive(artifact, file)

@@ -25,7 +25,8 @@ def write_config(
     """
     config = ModelConfig()
     config.CopyFrom(given)
-    _check_tensors(config, described)
+    if backend != "openvino":  # its tensors have several names each
+        _check_tensors(config, described)
     _set_backend(config, backend, described.file)
     said_nothing = not (config.input or config.output or config.max_batch_size)
     if said_nothing and described.batched:
@@ -98,8 +99,9 @@ def _set_labels(config: ModelConfig, labels: tuple[str, ...]) -> str:
 
 def _check_tensors(config: ModelConfig, described: Described) -> None:
     """Check what the user wrote against what the model says, if it says anything."""
+    scattered = {name for one in config.batch_output for name in one.target_name}
     for kind, entries, tensors in (
-        ("input", config.input, described.inputs),
+        ("input", config.input, (*described.inputs, *described.defaults)),
         ("output", config.output, described.outputs),
     ):
         if not tensors:
@@ -111,7 +113,14 @@ def _check_tensors(config: ModelConfig, described: Described) -> None:
                 raise Refusal(
                     f"config.pbtxt lists the {kind} {entry.name!r}, and the model has only {there}"
                 )
-            _check_tensor(entry, known[entry.name], kind, batched=config.max_batch_size > 0)
+            ragged = kind == "input" and entry.allow_ragged_batch
+            _check_tensor(
+                entry,
+                known[entry.name],
+                kind,
+                batched=config.max_batch_size > 0,
+                unlike=ragged or entry.name in scattered,
+            )
     if config.input and not config.HasField("sequence_batching"):
         listed = {entry.name for entry in config.input} | {
             name for batch_input in config.batch_input for name in batch_input.target_name
@@ -121,20 +130,21 @@ def _check_tensors(config: ModelConfig, described: Described) -> None:
             raise Refusal(f"config.pbtxt leaves out the model's input {left[0]!r}")
 
 
-def _check_tensor(entry: Any, tensor: Tensor, kind: str, *, batched: bool) -> None:
+def _check_tensor(entry: Any, tensor: Tensor, kind: str, *, batched: bool, unlike: bool) -> None:
+    """Check one tensor; `unlike` means that the config does not tell the shape in the model."""
     what = f"the {kind} {entry.name!r}"
     wanted = model_config_pb2.DataType.Value(tensor.data_type)
     if entry.data_type not in (wanted, model_config_pb2.TYPE_INVALID):
         said = model_config_pb2.DataType.Name(entry.data_type)
         raise Refusal(f"config.pbtxt says that {what} is {said}, the model {tensor.data_type}")
-    if not entry.dims:
+    if not entry.dims or unlike:
         return
     if batched and tensor.shape[:1] != (-1,):
         raise Refusal(f"max_batch_size is not 0, but the first dimension of {what} is fixed")
     shape = tensor.shape[1:] if batched else tensor.shape
     dims = tuple(entry.reshape.shape if entry.HasField("reshape") else entry.dims)
     fits = len(dims) == len(shape) and all(
-        size in (-1, dim) for dim, size in zip(dims, shape, strict=True)
+        dim == size or -1 in (dim, size) for dim, size in zip(dims, shape, strict=True)
     )
     if not fits:
         raise Refusal(

@@ -80,6 +80,7 @@ def _wrapped(inner: Described, path: str, form: str, flavor: str, is_file: bool)
         code=inner.code,
         needs=inner.needs,
         inner=inner.inner or form,
+        defaults=inner.defaults,
     )
 
 

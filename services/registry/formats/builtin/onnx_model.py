@@ -57,6 +57,7 @@ def validate(artifact: Artifact) -> Described:
         batched=all(tensor.shape[:1] == (-1,) for tensor in tensors),
         notes=(*notes, *(f"weights in {one}" for one in sorted(weights.external))),
         file=file,
+        defaults=graph.defaults,
     )
 
 

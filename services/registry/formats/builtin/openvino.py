@@ -93,6 +93,7 @@ class _Layer:
     label: str
     precision: str = ""
     tensor: str = ""
+    ports: dict[str, str] = field(default_factory=dict)  # outputs' first names
     dims: list[int] = field(default_factory=list)
 
 
@@ -104,6 +105,16 @@ class _Net:
     weights: int = 0
     layers: list[_Layer] = field(default_factory=list)
     edges: dict[str, list[str]] = field(default_factory=dict)
+    sources: dict[str, tuple[str, str]] = field(default_factory=dict)  # layer and port
+
+    def name_results(self) -> None:
+        """Name each result as the tensor that it is, by its producer's port."""
+        layers = {layer.key: layer for layer in self.layers}
+        for layer in self.layers:
+            if layer.kind == "Result" and layer.key in self.sources:
+                producer, port = self.sources[layer.key]
+                if producer in layers:
+                    layer.tensor = layers[producer].ports.get(port, "") or layer.tensor
 
 
 def _read(artifact: Artifact, file: str) -> _Net:
@@ -124,6 +135,7 @@ def _read(artifact: Artifact, file: str) -> _Net:
         raise Refusal(f"{file} {problem}, at line {error.lineno}") from None
     except (ValueError, OverflowError):
         raise Refusal(f"{file} has a number that is none") from None
+    builder.net.name_results()
     return builder.net
 
 
@@ -153,11 +165,12 @@ class _Builder:
             case ["net", "layers", "layer", "input" | "output", "port"] if self._layer:
                 self._layer.precision = said.get("precision", self._layer.precision)
                 self._layer.tensor = said.get("names", "").split(",")[0] or self._layer.tensor
+                self._layer.ports[said.get("id", "")] = self._layer.tensor
                 self._layer.dims = []
             case ["net", "edges", "edge"]:
-                self.net.edges.setdefault(said.get("to-layer", ""), []).append(
-                    said.get("from-layer", "")
-                )
+                source, target = said.get("from-layer", ""), said.get("to-layer", "")
+                self.net.edges.setdefault(target, []).append(source)
+                self.net.sources[target] = source, said.get("from-port", "")
             case [*_, "data"] if "offset" in said and "size" in said:
                 start, size = int(said["offset"]), int(said["size"])
                 if start < 0 or size < 0:

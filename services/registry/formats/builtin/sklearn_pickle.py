@@ -34,6 +34,12 @@ def validate(artifact: Artifact) -> Described:
     else:
         found = _compressed(artifact, file, unpack)
     pickles.check_harmless(found, file)
+    own = [one for one in found.names if one.startswith("__main__.")]
+    if own:
+        raise Refusal(
+            f"{file} is a pickle that imports {pickles.shown(own)}, which only the program has that"
+            " saved it: move what it names into a package, or convert the model to ONNX"
+        )
     notes = [f"imports {pickles.shown(found.names)}"]
     if not found.whole:
         notes.append("seen as far as its first array")

@@ -15,7 +15,7 @@ backend = ""
 runs_code = ""
 
 _SCHEMA: Final = "schema.json"
-_MAX_SCHEMA: Final = 8 * 2**20  # bytes; more than skops writes for a thousand trees
+_MAX_SCHEMA: Final = 64 * 2**20  # bytes; skops writes about 30,000 for each tree of a forest
 _MAX_DEPTH: Final = 200
 # The libraries whose objects only hold numbers and settings.
 _LIBRARIES: Final = frozenset({"sklearn", "numpy", "scipy"})

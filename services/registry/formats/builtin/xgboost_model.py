@@ -17,7 +17,7 @@ name = "xgboost"
 backend = ""
 runs_code = ""
 
-_MAX_JSON: Final = 32 * 2**20  # bytes
+_MAX_JSON: Final = 200 * 2**20  # bytes
 _MAX_BINARY: Final = 512 * 2**20  # bytes
 _MAX_FEATURES: Final = 10_000_000
 _JSON: Final = re.compile(rb'\s*\{\s*"(?:learner"|version"\s*:\s*\[[\d,\s]*\]\s*,\s*"learner")')
@@ -69,6 +69,11 @@ def _parsed(artifact: Artifact, file: str) -> Any:
             raise Refusal(f"{file} has {artifact.files[file]} bytes, more than {_MAX_BINARY}")
         with artifact.mapped(file) as content:
             return ubjson.parse(content, file)
+    if artifact.files[file] > _MAX_JSON:
+        raise Refusal(
+            f"{file} has {artifact.files[file]} bytes of JSON, more than {_MAX_JSON}: save it as "
+            ".ubj"
+        )
     try:
         return orjson.loads(artifact.text(file, _MAX_JSON))
     except orjson.JSONDecodeError as error:

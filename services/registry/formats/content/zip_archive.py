@@ -12,8 +12,8 @@ from services.registry.formats.refusal import Refusal
 
 MAGIC: Final = b"PK\x03\x04"
 
-_MAX_ENTRIES: Final = 200_000
-_MAX_DIRECTORY: Final = 32 * 2**20  # bytes
+_MAX_ENTRIES: Final = 50_000
+_MAX_DIRECTORY: Final = 16 * 2**20  # bytes
 # More than any model's data compresses to.
 _MAX_RATIO: Final = 200
 _RATIO_COUNTS_FROM: Final = 64 * 2**20  # bytes, unpacked
@@ -106,6 +106,12 @@ def _checked(name: str, size: int, entries: list[zipfile.ZipInfo]) -> dict[str, 
 
 def listed(artifact: Artifact, name: str) -> frozenset[str]:
     """Return the files of an archive below its one folder, or nothing if it is none."""
+    if name not in artifact.listed:
+        artifact.listed[name] = _listed(artifact, name)
+    return artifact.listed[name]
+
+
+def _listed(artifact: Artifact, name: str) -> frozenset[str]:
     if artifact.read(name, 4) != MAGIC:
         return frozenset()
     try:
