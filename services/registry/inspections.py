@@ -8,8 +8,8 @@ from pathlib import Path
 from services.registry.artifacts.scan import open_registered
 from services.registry.core.errors import InvalidArtifact
 from services.registry.core.source import Source
+from services.registry.formats.apart import inspect_apart
 from services.registry.formats.ensembles import is_ensemble
-from services.registry.formats.inspection import inspect
 from services.registry.formats.refusal import Unservable
 
 
@@ -26,14 +26,13 @@ class Inspections:
 
         Raises InvalidArtifact for what is broken or not allowed, or what no server opens.
         """
-        return await asyncio.to_thread(self._look, folder, model, number, source)
-
-    def _look(self, folder: Path, model: str, number: int, source: Source) -> dict[str, str]:
-        opened = open_registered(folder, model, number, lambda path: (path,))
+        opened = await asyncio.to_thread(
+            open_registered, folder, model, number, lambda path: (path,)
+        )
         if isinstance(opened.config, Unservable) or is_ensemble(opened.config):
             return {}  # which registering says
         try:
-            found = inspect(
+            found = await inspect_apart(
                 opened.folder(number or opened.newest),
                 scheme=source.scheme,
                 code_sources=self.code_sources,
@@ -42,13 +41,13 @@ class Inspections:
             )
         except Unservable as error:
             raise InvalidArtifact(path=source, problem=str(error)) from None
-        if found.format is None:
+        if not found.format:
             return {}
         if found.must_convert:
             raise InvalidArtifact(
                 path=source,
-                problem=f"it is a model of the format {found.format.name}, which no server opens: "
+                problem=f"it is a model of the format {found.format}, which no server opens: "
                 "export it to ONNX, and register that",
             )
         notes = {"notes": "; ".join(found.notes)} if found.notes else {}
-        return {"format": found.format.name, **notes}
+        return {"format": found.format, **notes}
