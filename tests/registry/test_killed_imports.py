@@ -1,5 +1,6 @@
 """A Registry that is killed in the middle of an import goes on with it, and leaves no orphans."""
 
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from shoal.registry.v1 import registry_service_pb2_grpc as pb_grpc
 from shoal.registry.v1 import types_pb2 as types
 from tests.registry.test_imports import files_below
 from tests.registry.test_service import process
+from tests.support.every_source import every_source, files_of
 from tests.support.registry import python_model, serving
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -71,6 +73,48 @@ async def test_an_import_goes_on_after_each_kill(tmp_path: Path, source: Path) -
         assert part.stat().st_ino in blobs
         with part.open("rb") as file:
             assert (part.stat().st_size, file.read(1)[0]) == (SIZE, index)
+
+
+@pytest.mark.timeout(300)  # it starts servers of several kinds
+async def test_an_import_from_each_source_goes_on_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = python_model(tmp_path / "models", "small")
+    (model / "1" / "weights.bin").write_bytes(random.Random(1).randbytes(4 << 20))
+    with every_source(model, tmp_path) as (environment, sources):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        (port,) = pick(1)
+        settings = {
+            "port": str(port),
+            "metrics_port": "none",
+            "data_dir": str(tmp_path / "data"),
+            "fetches": "1",
+        }
+        started: dict[str, str] = {}
+        for _ in range(2):
+            async with process(**settings) as killed, connected(port) as stub:
+                for scheme, text in sources.items():
+                    if scheme not in started:
+                        request = pb.StartImportsRequest(parent=f"models/{scheme}", source=text)
+                        started[scheme] = (await stub.StartImports(request)).imports[0].name
+                await follow(stub, started["s3"], 1)
+                killed.kill()
+                await killed.wait()
+        async with process(**settings), connected(port) as stub:
+            for scheme, name in started.items():
+                last = await follow(stub, name)
+                assert last.state == types.IMPORT_STATE_REGISTERED, (scheme, last.reason)
+                checked = pb.CheckModelVersionRequest(name=last.version)
+                answer = await stub.CheckModelVersion(checked)
+                assert (answer.problem, answer.version.state) == (
+                    "",
+                    types.VERSION_STATE_APPROVED,
+                ), scheme
+            garbage = await stub.CollectGarbage(pb.CollectGarbageRequest(dry_run=True))
+            assert (garbage.freed_bytes, list(garbage.departures)) == (0, [])
+            usage = await stub.GetDiskUsage(pb.GetDiskUsageRequest())
+            assert usage.used_bytes == sum(map(len, files_of(model).values()))
 
 
 @asynccontextmanager
