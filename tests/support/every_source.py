@@ -47,6 +47,7 @@ def every_source(model: Path, folder: Path) -> Iterator[tuple[dict[str, str], di
             "HF_HUB_OFFLINE": "1",
             "SSL_CERT_FILE": str(folder / "ca.pem"),
             "SHOAL_REGISTRY_ORIGINS": json.dumps(origins),
+            "SHOAL_REGISTRY_CODE_SOURCES": "file,upload,s3,https,hf,oci,mlflow",
         }
         yield (
             environment,

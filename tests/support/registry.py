@@ -88,7 +88,7 @@ async def registry(folder: Path, **settings: Any) -> AsyncIterator[Registry]:
             "data_dir": folder,
             "stop_grace_seconds": 0.2,
             # Many a test's model is a Python file.
-            "code_sources": ("file", "upload", "s3"),
+            "code_sources": ("file", "upload", "s3", "https", "hf", "oci", "mlflow"),
             **settings,
         }
     )
