@@ -209,7 +209,7 @@ async def test_a_fetch_goes_on_where_it_broke_off(tmp_path: Path, source: Memory
         assert staged.read_bytes() == source.models["a"]["1/weights.bin"]
         assert files_below(known.settings.store / "partial") == []
         origin = (await known.version("a:1")).provenance
-        assert (origin.source.revision, dict(origin.about)) == ("1", {"run": "7"})
+        assert (origin.source.revision, origin.about["run"]) == ("1", "7")
 
 
 async def test_a_cancelled_import_leaves_nothing(tmp_path: Path, source: MemorySource) -> None:

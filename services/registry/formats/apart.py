@@ -7,8 +7,8 @@ memory, nor end it: a file that shrinks while it is mapped ends whoever reads it
 import asyncio
 import base64
 import json
+import os
 import signal
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from services.common import programs
 from services.registry.formats.config import serialize
 from services.registry.formats.format import Described
 from services.registry.formats.inspection import Inspected, inspect
@@ -31,10 +32,11 @@ _MODULE: Final = "services.registry.formats"
 async def inspect_apart(path: Path, *, seconds: float = SECONDS, **options: Any) -> Inspected:
     """Inspect an artifact; `options` are those of `inspect`. Raises Unservable."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", _MODULE),
+        *programs.module(_MODULE),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        env=programs.environment(os.environ),
     )
     try:
         async with asyncio.timeout(seconds):
