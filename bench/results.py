@@ -18,7 +18,8 @@ def record(section: str, page: Path = RESULTS) -> None:
 def with_newest(page: str, section: str) -> str:
     """Return the page with the section at its end, and without an older one of its kind."""
     head, *parts = re.split(r"^## ", page, flags=re.MULTILINE)
-    kept = [part for part in parts if _kind(part) != _kind(section.strip().removeprefix("## "))]
+    kind = _kind(section.strip().removeprefix("## "))
+    kept = [part for part in parts if _kind(part) != kind]
     sections = [f"## {part.strip()}" for part in kept]
     return "\n\n".join([head.strip(), *sections, section.strip()]) + "\n"
 

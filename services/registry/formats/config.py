@@ -22,7 +22,7 @@ from services.registry.core.catalogue import Part
 from services.registry.formats.checks import check_config
 from services.registry.formats.ensembles import check_ensemble, is_ensemble
 from services.registry.formats.onnx import NotReadable, read_graph
-from services.registry.formats.refusal import Unservable
+from services.registry.formats.refusal import Refusal, Unservable
 from services.registry.formats.sequences import check_sequences
 from services.registry.formats.tensor import Tensor
 from services.registry.formats.warmup import check_warmup
@@ -356,15 +356,16 @@ def _complete_tensors(config: ModelConfig, path: Path) -> None:
         if config.WhichOneof("scheduling_choice") is None:
             config.dynamic_batching.SetInParent()
     if not config.input:
-        _fill(config.input, graph.inputs, batched=config.max_batch_size > 0)
+        fill_tensors(config.input, graph.inputs, batched=config.max_batch_size > 0)
     if not config.output:
-        _fill(config.output, graph.outputs, batched=config.max_batch_size > 0)
+        fill_tensors(config.output, graph.outputs, batched=config.max_batch_size > 0)
 
 
-def _fill(entries: Any, tensors: Iterable[Tensor], *, batched: bool) -> None:
+def fill_tensors(entries: Any, tensors: Iterable[Tensor], *, batched: bool) -> None:
+    """Add a model's tensors to a config's. Raises Refusal where a batch does not fit them."""
     for tensor in tensors:
         if batched and tensor.shape[:1] != (-1,):
-            raise Unservable(
+            raise Refusal(
                 f"max_batch_size is not 0, but the first dimension of {tensor.name!r} is fixed"
             )
         shape = tensor.shape[1:] if batched else tensor.shape

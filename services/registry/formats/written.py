@@ -1,13 +1,12 @@
 """A complete config.pbtxt from what validation found out; what its user wrote is kept."""
 
-from collections.abc import Iterable
 from typing import Any, Final
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from services.registry.formats.config import BACKENDS, DEFAULT_MAX_BATCH_SIZE
+from services.registry.formats.config import BACKENDS, DEFAULT_MAX_BATCH_SIZE, fill_tensors
 from services.registry.formats.format import Described
 from services.registry.formats.refusal import Refusal
 from services.registry.formats.tensor import Tensor
@@ -35,9 +34,9 @@ def write_config(
             config.dynamic_batching.SetInParent()
     batched = config.max_batch_size > 0
     if not config.input:
-        _fill(config.input, described.inputs, batched=batched)
+        fill_tensors(config.input, described.inputs, batched=batched)
     if not config.output:
-        _fill(config.output, described.outputs, batched=batched)
+        fill_tensors(config.output, described.outputs, batched=batched)
     if not config.output and backend in _WITHOUT_TENSORS:
         raise Refusal(
             f"{described.file or 'the model'} does not record the names and types of its tensors: "
@@ -69,20 +68,6 @@ def _set_backend(config: ModelConfig, backend: str, file: str) -> None:
         config.backend, config.platform = backend, platform
     if file and file != usual and not config.default_model_filename:
         config.default_model_filename = file
-
-
-def _fill(entries: Any, tensors: Iterable[Tensor], *, batched: bool) -> None:
-    for tensor in tensors:
-        if batched and tensor.shape[:1] != (-1,):
-            raise Refusal(
-                f"max_batch_size is not 0, but the first dimension of {tensor.name!r} is fixed"
-            )
-        shape = tensor.shape[1:] if batched else tensor.shape
-        data_type = model_config_pb2.DataType.Value(tensor.data_type)
-        # Triton has no tensors without dimensions: it removes one of size 1 for the model.
-        entry = entries.add(name=tensor.name, data_type=data_type, dims=shape or (1,))
-        if not shape:
-            entry.reshape.SetInParent()
 
 
 def _set_labels(config: ModelConfig, labels: tuple[str, ...]) -> str:
